@@ -1,0 +1,1 @@
+"""The networks: plain PyTorch modules that need nothing but torch and torchvision."""

@@ -1,0 +1,56 @@
+"""Building blocks shared by the pyramid and the matching: feed-forward part, and multi-head plumbing.
+
+Dimension letters: B batch, C channels, h w map size, N = h·w positions.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-6  # of the release; torch's own default is 1e-5
+
+
+class FeedForward(nn.Module):
+    """1×1 convolution, depthwise 3×3, GELU, 1×1, with dropout after the GELU and at the end.
+
+    Args:
+        channels: C.
+        expansion: Hidden channels are ``expansion * C``.
+        dropout: Of single values.
+    """
+
+    def __init__(self, channels: int, *, expansion: int = 4, dropout: float = 0.1) -> None:
+        super().__init__()
+        hidden = channels * expansion
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1),
+            nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Conv2d(hidden, channels, 1),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Run on tokens (B, N, C) of a map of `size` (h, w); returns (B, N, C)."""
+        return to_tokens(self.layers(to_map(x, size)))
+
+
+def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, N, C) → (B, C, h, w)."""
+    return tokens.transpose(1, 2).unflatten(2, size)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """(B, C, h, w) → (B, N, C)."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
+    """(B, N, C) → (B, heads, N, C / heads)."""
+    return tokens.unflatten(2, (num_heads, -1)).transpose(1, 2)
+
+
+def merge_heads(tokens: Tensor) -> Tensor:
+    """(B, heads, N, d) → (B, N, heads · d)."""
+    return tokens.transpose(1, 2).flatten(2)

@@ -1,0 +1,101 @@
+"""The ensemble of meta learner and base learner (paper Sec. 4.3 "Ens.", following BAM).
+
+It works on probabilities at feature resolution: where the base learner sees a base class, foreground is unlikely. How far the
+meta learner is trusted depends on how alike query and support are, measured by the Gram matrices of layer 2.
+
+Dimension letters: B batch, K shots, C channels, h w feature size, N base classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+EPS = 1e-7
+
+
+def gram_matrix(features: Tensor) -> Tensor:
+    """Channel-by-channel cosine over the positions: (B, C, h, w) → (B, C, C)."""
+    flat = features.flatten(2)
+    norms = flat.norm(dim=2, keepdim=True)
+    return (flat @ flat.transpose(1, 2)) / (norms @ norms.transpose(1, 2) + EPS)
+
+
+def gram_distance(query: Tensor, supports: Tensor) -> Tensor:
+    """How unlike each support is to the query: query (B, C, h, w), supports (B, K, C, h, w) → (B, K)."""
+    batch, shots, channels = supports.shape[:3]
+    difference = gram_matrix(query)[:, None] - gram_matrix(supports.flatten(0, 1)).view(batch, shots, channels, channels)
+    return difference.flatten(2).norm(dim=2) / channels
+
+
+class Ensemble(nn.Module):
+    """Fuse the meta learner's prediction with the base learner's.
+
+    Args:
+        num_shots: K the shot weights are made for; with another number of supports at run time the distances are averaged.
+        shot_weighting: "intended": the weights meet the distances they were computed for. "official": as the release does it,
+            weights in sorted order meet unsorted distances (its checkpoints were trained so).
+
+    Raises:
+        ValueError: Unknown `shot_weighting`.
+    """
+
+    def __init__(self, *, num_shots: int = 1, shot_weighting: str = "intended") -> None:
+        super().__init__()
+        if shot_weighting not in ("intended", "official"):
+            raise ValueError(f"model.shot_weighting={shot_weighting!r}: expected 'intended' or 'official'")
+        self.num_shots = num_shots
+        self.shot_weighting = shot_weighting
+        self.gram_merge = nn.Conv2d(2, 1, 1, bias=False)
+        self.base_merge = nn.Conv2d(2, 1, 1, bias=False)
+        for merge in (self.gram_merge, self.base_merge):
+            merge.weight.data = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
+        if num_shots > 1:
+            self.shot_weights = nn.Sequential(nn.Conv2d(num_shots, 2, 1), nn.ReLU(inplace=True), nn.Conv2d(2, num_shots, 1))
+
+    def pool_distances(self, distances: Tensor) -> Tensor:
+        """Pool the Gram distances of the shots: (B, K) → (B,)."""
+        if distances.shape[1] != self.num_shots or self.num_shots == 1:
+            return distances.mean(1)
+        ascending = distances.sort(dim=1).values
+        weights = self.shot_weights(ascending[..., None, None])[..., 0, 0].softmax(dim=1)
+        values = ascending if self.shot_weighting == "intended" else distances
+        return (weights * values).sum(1)
+
+    def forward(self, meta_logits: Tensor, base_logits: Tensor, distances: Tensor, class_index: Tensor | None = None) -> Tensor:
+        """Fuse.
+
+        Args:
+            meta_logits: (B, 2, h, w) float.
+            base_logits: (B, 1 + N, h, w) float.
+            distances: (B, K) float, from `gram_distance`.
+            class_index: (B,) int64 in [0, N), in training: the episode's own base class, which must not be suppressed.
+
+        Returns:
+            (B, 2, h, w) float: fused background and foreground *probabilities*, used as logits (as in the release).
+        """
+        meta = meta_logits.softmax(1)
+        base_map = base_foreground(base_logits, class_index)
+        estimate = self.pool_distances(distances)[:, None, None, None].expand_as(meta[:, :1])
+        background = self.gram_merge(torch.cat([meta[:, :1], estimate], dim=1))
+        foreground = self.gram_merge(torch.cat([meta[:, 1:], estimate], dim=1))
+        background = self.base_merge(torch.cat([background, base_map], dim=1))
+        return torch.cat([background, foreground], dim=1)
+
+
+def base_foreground(base_logits: Tensor, class_index: Tensor | None = None) -> Tensor:
+    """Summed probability of the base classes, background left out.
+
+    Args:
+        base_logits: (B, 1 + N, h, w) float.
+        class_index: (B,) int64 in [0, N): a base class to leave out of each item; None = none.
+
+    Returns:
+        (B, 1, h, w) float in [0, 1].
+    """
+    probabilities = base_logits.softmax(1)
+    total = probabilities[:, 1:].sum(1, keepdim=True)
+    if class_index is None:
+        return total
+    own = (class_index + 1).view(-1, 1, 1, 1).expand(-1, 1, *base_logits.shape[-2:])
+    return total - probabilities.gather(1, own)
