@@ -5,7 +5,9 @@ Dimension letters: B batch, K shots, H W input pixels, C channels, h_1 w_1 featu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,7 @@ from hdmnet.models.pyramid import Pyramid
 
 PRIOR_WEIGHT = 10.0  # of the prior masks where they join the query's features; the release uses it only there
 PROTOTYPE_EPS = 5e-4
+NORMS = ("fixed", "bn", "syncbn")
 
 
 @dataclass
@@ -83,8 +86,7 @@ class MetaLearner(nn.Module):
         reduced_channels: Width of the reduced mid-level features.
         dropout: In pyramid and matching.
         mid_dropout: Of whole channels of the reduced mid-level features.
-        temperature: t of Eq. 4.
-        merge_kernel: Kernel of the projection that merges the prior in (3 in the release, 1 in Eq. 6).
+        matching: Keyword arguments of `CorrelationMatching` (heads, t of Eq. 4, kernel of the merge).
     """
 
     def __init__(
@@ -96,8 +98,7 @@ class MetaLearner(nn.Module):
         reduced_channels: int = 256,
         dropout: float = 0.1,
         mid_dropout: float = 0.5,
-        temperature: float = 0.1,
-        merge_kernel: int = 3,
+        matching: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         num_priors = 2
@@ -107,9 +108,7 @@ class MetaLearner(nn.Module):
         self.support_merge = _reduce(2 * reduced_channels, channels)
         self.pyramid = Pyramid(channels, num_stages=num_stages, dropout=dropout)
         self.matching = nn.ModuleList(
-            CorrelationMatching(
-                channels, temperature=temperature, num_priors=num_priors, dropout=dropout, merge_kernel=merge_kernel
-            )
+            CorrelationMatching(channels, num_priors=num_priors, dropout=dropout, **(matching or {}))
             for _ in range(num_stages)
         )
         self.decoder = Decoder(channels, num_stages=num_stages)
@@ -162,9 +161,9 @@ class HDMNet(nn.Module):
         base_learner: The trained base learner; it is frozen here.
         meta_learner: HDMNet proper.
         ensemble: Fusion with the base learner; None = the meta learner's prediction is final.
-        norm: "fixed": batch normalisation of the new modules stays in evaluation mode, as in the release (`fix_bn`); "batch":
-            it learns its statistics (the paper's text; the tasks turn it into SyncBN on several GPUs).
-        normalise_prior: Stretch the priors to [0, 1] (PFENet; the release does not).
+        norm: "fixed": batch normalisation of the new modules stays in evaluation mode, as in the release (`fix_bn`); "bn" or
+            "syncbn": it learns its statistics (the paper's text), on each GPU apart or over all.
+        prior_norm: Stretch the priors to [0, 1] (PFENet; the release does not).
 
     Raises:
         ValueError: Unknown `norm`.
@@ -177,16 +176,18 @@ class HDMNet(nn.Module):
         meta_learner: MetaLearner,
         ensemble: Ensemble | None,
         norm: str = "fixed",
-        normalise_prior: bool = False,
+        prior_norm: bool = False,
     ) -> None:
         super().__init__()
-        if norm not in ("fixed", "batch"):
-            raise ValueError(f"model.norm={norm!r}: expected 'fixed' or 'batch'")
+        if norm not in NORMS:
+            raise ValueError(f"model.norm={norm!r}: expected one of {', '.join(NORMS)}")
         self.norm = norm
-        self.normalise_prior = normalise_prior
+        self.prior_norm = prior_norm
         self.trunk = FrozenTrunk(base_learner)
         self.meta_learner = meta_learner
         self.ensemble = ensemble
+        if norm == "syncbn":
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.meta_learner)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> HDMNet:
@@ -232,7 +233,7 @@ class HDMNet(nn.Module):
         with torch.no_grad():
             layer2 = supports.layer2.unflatten(0, shots)
             pairs = ((query.base_feature, supports.base_feature), (query.layer4, supports.layer4))
-            priors = [prior_mask(q, s.unflatten(0, shots), support_mask, normalise=self.normalise_prior) for q, s in pairs]
+            priors = [prior_mask(q, s.unflatten(0, shots), support_mask, normalise=self.prior_norm) for q, s in pairs]
             prior = torch.cat(priors, dim=1)  # (B, 2, h, w)
             base_scores = self.trunk.classify(query.base_feature)
         query_mid = torch.cat([query.layer3, query.layer2], dim=1)
@@ -280,12 +281,11 @@ def build_hdmnet(
     num_stages: int = 3,
     ensemble: bool = True,
     norm: str = "fixed",
-    normalise_prior: bool = False,
+    prior_norm: bool = False,
     shot_weighting: str = "intended",
     dropout: float = 0.1,
     mid_dropout: float = 0.5,
-    matching_temperature: float = 0.1,
-    merge_kernel: int = 3,
+    matching: Mapping[str, Any] | None = None,
 ) -> HDMNet:
     """Put an HDMNet together on a base learner (the `model=hdmnet` config).
 
@@ -295,12 +295,11 @@ def build_hdmnet(
         num_stages: L, matching stages (1 to 4).
         ensemble: Fuse with the base learner.
         norm: See `HDMNet`.
-        normalise_prior: See `HDMNet`.
+        prior_norm: See `HDMNet`.
         shot_weighting: See `Ensemble`.
         dropout: In pyramid and matching.
         mid_dropout: Of the reduced mid-level features.
-        matching_temperature: t of Eq. 4.
-        merge_kernel: 3 (release) or 1 (Eq. 6).
+        matching: See `CorrelationMatching`.
 
     Returns:
         The network.
@@ -314,13 +313,12 @@ def build_hdmnet(
         num_stages=num_stages,
         dropout=dropout,
         mid_dropout=mid_dropout,
-        temperature=matching_temperature,
-        merge_kernel=merge_kernel,
+        matching=matching,
     )
     return HDMNet(
         base_learner=base_learner,
         meta_learner=meta_learner,
         ensemble=Ensemble(num_shots=num_shots, shot_weighting=shot_weighting) if ensemble else None,
         norm=norm,
-        normalise_prior=normalise_prior,
+        prior_norm=prior_norm,
     )

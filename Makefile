@@ -1,0 +1,61 @@
+# Everything works in a fresh clone: each target makes the environment it needs first.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+ARGS ?=
+
+# Each test process computes on one thread: more would fight for the same cores and make the tests slower.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+
+.PHONY: help setup train test test-full lint format type check clean clean-all
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed ## make .venv with the package and its tools (again only when pyproject.toml changed)
+
+# `pip install` alone is the fallback where there is no (working) uv.
+$(VENV)/.installed: pyproject.toml
+	@if uv --version >/dev/null 2>&1; then \
+		uv venv --quiet --allow-existing --python '>=3.11' $(VENV); \
+		uv pip install --quiet --python $(BIN)/python --editable '.[dev]'; \
+	else \
+		$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, found " + sys.version.split()[0] + ": set PYTHON=...") if sys.version_info < (3, 11) else None'; \
+		$(PYTHON) -m venv $(VENV); \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'; \
+	fi
+	@touch $@
+
+train: setup ## train and test on the embedded shapes, on a CPU, in minutes (ARGS="fold=1 shot=5" passes overrides)
+	$(BIN)/python -m hdmnet.train $(ARGS)
+
+test: setup ## the tests, without the slow ones
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+test-full: setup ## all tests, the slow ones too
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) -m "slow or not slow" $(ARGS)
+
+lint: setup ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: setup ## mypy --strict
+	$(BIN)/mypy
+
+check: lint type test ## all that a change has to pass
+
+clean: ## remove caches and build output (not .venv, data or runs)
+	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+clean-all: clean ## remove .venv too
+	rm -rf $(VENV)

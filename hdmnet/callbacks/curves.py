@@ -1,0 +1,159 @@
+"""``curves.png``: the training losses by term and the validation IoUs, drawn from the run's ``metrics.csv``."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's palette: told apart with any of the common colour-vision deficiencies.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_STYLES = ("-", "--", ":", "-.")
+_SMOOTH_FROM = 200  # points from which a running mean is drawn over the raw curve
+_NO_LOSS = ("lr", "iou", "accuracy", "norm")  # what else may be logged under train/
+
+Series = dict[str, tuple[list[float], list[float]]]
+
+
+def read_metrics(path: str | Path) -> Series:
+    """Reads Lightning's CSV log, in which each row fills only some columns.
+
+    Args:
+        path: the ``metrics.csv``.
+
+    Returns:
+        Per column the steps and the values, in the order of the file; cells empty or not finite are left out.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it has no ``step`` column.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no metrics at {path}; the CSV logger writes them: give the folder of a run that trained"
+        )
+    series: Series = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if "step" not in (reader.fieldnames or ()):
+            raise ValueError(f"{path} has columns {reader.fieldnames}; expected Lightning's CSV log with a step column")
+        for row in reader:
+            for name, cell in row.items():
+                if name in ("step", "epoch") or not cell or not row["step"]:
+                    continue
+                value = float(cell)
+                if math.isfinite(value):
+                    steps, values = series.setdefault(name, ([], []))
+                    steps.append(float(row["step"]))
+                    values.append(value)
+    return series
+
+
+def _label(name: str) -> str:
+    """Shortens a column's name: ``train/loss_final_step`` to ``loss_final``."""
+    return name.replace("train/", "", 1).removesuffix("_step").removesuffix("_epoch")
+
+
+def _choose(series: Series) -> tuple[Series, Series]:
+    """Splits the columns into training losses and validation IoUs.
+
+    A loss logged both per step and per epoch is drawn per step, unless there are fewer than two steps.
+    """
+    losses: Series = {}
+    for name in sorted(series, key=lambda name: (name.endswith("_epoch"), name)):
+        if name.startswith("train/") and not any(word in name for word in _NO_LOSS):
+            label = _label(name)
+            if label not in losses or len(losses[label][0]) < 2:
+                losses[label] = series[name]
+    scores = {name: series[name] for name in sorted(series) if name.startswith("val/") and "iou" in name.lower()}
+    return losses, scores
+
+
+def _running_mean(values: list[float], window: int) -> list[float]:
+    """Mean of the last ``window`` values at each position (of fewer at the start)."""
+    means, total = [], 0.0
+    for index, value in enumerate(values):
+        total += value - (values[index - window] if index >= window else 0.0)
+        means.append(total / min(index + 1, window))
+    return means
+
+
+def _draw(axes: Axes, series: Series, title: str, marker: str) -> None:
+    """Draws one panel: a line for each series, named in a legend."""
+    for number, (name, (steps, values)) in enumerate(series.items()):
+        colour, style = _COLOURS[number % len(_COLOURS)], _STYLES[number // len(_COLOURS) % len(_STYLES)]
+        if len(values) >= _SMOOTH_FROM:
+            axes.plot(steps, values, color=colour, alpha=0.18, linewidth=0.6)
+            values = _running_mean(values, len(values) // 50)
+        axes.plot(steps, values, style, color=colour, label=name, linewidth=1.6, marker=marker, markersize=3.5)
+    axes.set(title=title, xlabel="optimiser step")
+    axes.grid(alpha=0.3)
+    if series:
+        axes.legend(fontsize=8)
+    else:
+        axes.text(0.5, 0.5, "nothing logged", transform=axes.transAxes, ha="center", va="center", color="#666666")
+
+
+def plot_curves(metrics_csv: str | Path, output: str | Path) -> Path:
+    """Draws the curves of one run.
+
+    Args:
+        metrics_csv: Lightning's CSV log; the losses under ``train/`` and the ``val/*iou*`` columns are drawn.
+        output: the PNG to write; its folder is made if needed.
+
+    Returns:
+        The path written.
+
+    Raises:
+        FileNotFoundError: if there is no log.
+        ValueError: if the log has no ``step`` column.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # not pyplot: no window system, no global state
+    from matplotlib.figure import Figure
+
+    losses, scores = _choose(read_metrics(metrics_csv))
+    figure = Figure(figsize=(11, 4.2), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    _draw(left, losses, "training loss by term", marker="")
+    if losses and all(min(values) > 0 for _, values in losses.values()):
+        left.set_yscale("log")
+    _draw(right, scores, "validation IoU", marker="o")
+    if scores:
+        top = max(max(values) for _, values in scores.values())
+        right.set_ylim(0, min(1.0, 1.15 * top) if top > 0 else 1.0)
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output)
+    return output
+
+
+class TrainingCurves(Callback):
+    """Draws ``curves.png`` beside the CSV log when fitting ends.
+
+    Args:
+        filename: name of the picture in the folder of ``metrics.csv``.
+    """
+
+    def __init__(self, filename: str = "curves.png") -> None:
+        """Stores the name."""
+        self.filename = filename
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Flushes the CSV logger and draws; does nothing when no CSV log was kept."""
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger):
+                logger.save()
+                metrics = Path(logger.log_dir) / "metrics.csv"
+                if metrics.is_file():
+                    plot_curves(metrics, metrics.with_name(self.filename))

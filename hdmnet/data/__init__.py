@@ -1,0 +1,1 @@
+"""Data sets, folds, catalogues, episodes and the DataModules that feed them to the tasks."""

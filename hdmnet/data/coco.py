@@ -1,0 +1,163 @@
+"""COCO-20i: COCO 2014, four folds of twenty classes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from hdmnet.data.masks import read_image, read_mask, read_size
+from hdmnet.data.pascal import find_list, read_ids, refuse_shared_ids, require_ids
+from hdmnet.data.source import Source, Split, SplitRule, UInt8Array, fingerprint_files
+
+FOLDERS: dict[Split, str] = {"train": "train2014", "val": "val2014"}
+
+#: COCO's 80 categories in ascending category id.
+CLASS_NAMES = (
+    *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
+    *("fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow"),
+    *("elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee"),
+    *("skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard"),
+    *("tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple"),
+    *("sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch"),
+    *("potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone"),
+    *("microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear"),
+    *("hair drier", "toothbrush"),
+)
+
+
+class CocoSource(Source):
+    """A COCO tree: `train2014/ val2014/` and the masks `masks/{train2014,val2014}/*.png` of scripts/prepare_coco.py.
+
+    Masks are 8-bit PNGs (palette or grey): 0, class = position 1..80 in ascending category id, 255. Those of other
+    codebases are taken as they are. A split's images are all that have a mask, so the annotations' JSON is not read.
+    Ids are such as "train2014/COCO_train2014_000000000009".
+
+    Args:
+        root: The tree.
+        split_rule: "interleaved" (fold i novel = classes i+1, i+5, ..., COCO-20i of all recent papers) or "contiguous".
+        train_list: Path of a list that restricts the training images: relative to the root or the working directory, or
+            absolute. Its lines hold an id with or without the folder, or a picture's path with the mask's after it.
+        val_list: The same for validation.
+        min_area: Fewest pixels, at original size, for a class to count in an image.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split_rule: SplitRule = "interleaved",
+        train_list: str | None = None,
+        val_list: str | None = None,
+        *,
+        min_area: int = 2 * 32 * 32,
+    ) -> None:
+        self.name = "coco"
+        self.class_names = CLASS_NAMES
+        self.split_rule = split_rule
+        self.min_area = min_area
+        self.root = Path(root)
+        self.lists: dict[str, str | None] = {"train": train_list, "val": val_list}
+
+    def ids(self, split: Split) -> list[str]:
+        """Image ids of a split: in the list's order, without a list ascending.
+
+        Args:
+            split: "train" or "val".
+
+        Returns:
+            Ids such as "val2014/COCO_val2014_000000000042", each once.
+
+        Raises:
+            FileNotFoundError: If the folder of masks or the list is missing.
+            ValueError: If the list is empty or holds an id twice.
+        """
+        listed = self.lists[split]
+        if listed is None:
+            return sorted(self._list_folder(self.root / "masks", FOLDERS[split], ".png"))
+        return read_ids(find_list(listed, self.root, names="null"), partial(parse_line, folder=FOLDERS[split]))
+
+    def _list_folder(self, parent: Path, folder: str, suffix: str) -> set[str]:
+        """Ids of a folder's files; one listing without a stat a file, as there are 82,783."""
+        try:
+            names = os.listdir(parent / folder)
+        except (FileNotFoundError, NotADirectoryError):
+            remedy = "unpack the COCO 2014 images zip there"
+            if parent != self.root:
+                remedy = f"make the masks once with scripts/prepare_coco.py --root {self.root}"
+            raise FileNotFoundError(f"COCO folder {parent / folder} is missing: {remedy}") from None
+        return {f"{folder}/{name.removesuffix(suffix)}" for name in names if name.endswith(suffix) and name[0] != "."}
+
+    def image_path(self, image_id: str) -> Path:
+        """Path of a picture; need not exist."""
+        return self.root / f"{image_id}.jpg"
+
+    def mask_path(self, image_id: str) -> Path:
+        """Path of a mask; need not exist."""
+        return self.root / "masks" / f"{image_id}.png"
+
+    def read_image(self, image_id: str) -> UInt8Array:
+        """Picture as (H, W, 3) uint8 RGB at original size; COCO's grey pictures too."""
+        return read_image(self.image_path(image_id))
+
+    def read_mask(self, image_id: str) -> UInt8Array:
+        """Mask as (H, W) uint8 at original size: 0 background, 1..80 class, 255 ignore."""
+        return read_mask(self.mask_path(image_id))
+
+    def image_size(self, image_id: str) -> tuple[int, int]:
+        """Size (H, W) of the picture, from its header."""
+        return read_size(self.image_path(image_id))
+
+    def mask_location(self, image_id: str) -> str:
+        """Path of the mask, for error messages."""
+        return str(self.mask_path(image_id))
+
+    def fingerprint(self, split: Split) -> str:
+        """Hex sha256 over the split's ids, in order, and its masks' names, sizes and times."""
+        ids = self.ids(split)
+        parts = []
+        for folder in sorted({image_id.split("/")[0] for image_id in ids}):
+            names = [f"{image_id.split('/')[1]}.png" for image_id in ids if image_id.startswith(f"{folder}/")]
+            parts.append(fingerprint_files(self.root / "masks" / folder, names=names, extra=[folder]))
+        return hashlib.sha256("\n".join([*parts, *ids]).encode()).hexdigest()
+
+    def check(self) -> None:
+        """Checks that the tree is whole, before any training.
+
+        Raises:
+            FileNotFoundError: If a folder, a list, a picture or a mask is missing; one line.
+            ValueError: If a list is malformed, or the two lists share images.
+        """
+        if not self.root.is_dir():
+            raise FileNotFoundError(
+                f"COCO folder {self.root} is missing: put train2014/, val2014/, annotations/ of the COCO site there, "
+                "run scripts/prepare_coco.py, or set paths.data_dir (HDMNET_DATA) to the folder that holds coco/"
+            )
+        train, val = self.ids("train"), self.ids("val")
+        for split, ids in (("train", train), ("val", val)):
+            origin = f"{split} images of {self.root}" + (f" by list {self.lists[split]!r}" if self.lists[split] else "")
+            if not ids:
+                raise FileNotFoundError(f"{origin}: there is no mask in masks/{split}2014: run scripts/prepare_coco.py")
+            folders = sorted({image_id.split("/")[0] for image_id in ids})
+            masks = set().union(*(self._list_folder(self.root / "masks", folder, ".png") for folder in folders))
+            pictures = set().union(*(self._list_folder(self.root, folder, ".jpg") for folder in folders))
+            require_ids(ids, masks, origin, "mask", "run scripts/prepare_coco.py, or take them off the list")
+            require_ids(ids, pictures, origin, "picture", "unpack the COCO 2014 images zips of the COCO site again")
+        refuse_shared_ids(train, val)
+
+
+def parse_line(line: str, folder: str) -> str:
+    """Makes an id of a list's line.
+
+    Args:
+        line: An id or the path of a picture, with or without "train2014" or "val2014" in it; the mask's path
+            that may follow it is dropped.
+        folder: The folder where the line names none.
+
+    Returns:
+        "FOLDER/STEM".
+    """
+    path = PurePosixPath(line.split()[0])
+    named = [part for part in path.parts[:-1] if part in FOLDERS.values()]
+    stem = path.stem if path.suffix.lower() in (".jpg", ".jpeg", ".png") else path.name
+    return f"{named[-1] if named else folder}/{stem}"

@@ -1,0 +1,305 @@
+"""The DataModules of both stages: which images, in which order and with which masks.
+
+Validation and test episodes have seeds of their own, independent of the run's: so runs are compared on equal episodes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hdmnet.data.datasets import EvalEpisodes, EvalSegmentation, TrainEpisodes, TrainSegmentation, permutation
+from hdmnet.data.episodes import EpisodeManifest
+from hdmnet.data.fold_datamodule import FoldDataModule
+from hdmnet.data.types import Episode, SegmentationSample, collate_episodes, collate_segmentation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch.utils.data import DataLoader
+
+    from hdmnet.data.catalog import CatalogView
+    from hdmnet.data.episodes import Protocol
+    from hdmnet.data.source import Source, Split
+    from hdmnet.data.transforms import Augment
+
+VAL_SEED = 0
+FIRST_TEST_SEED = 1
+SUPPORT_MASKS = ("given", "ones")
+
+
+class FewShotDataModule(FoldDataModule):
+    """Episodes of one fold: training on the base classes, validation and test on the novel ones.
+
+    Attributes:
+        fold_classes: Base and novel class values; known before `setup`, as are the names.
+        train_manifest: Unbounded; set by ``setup("fit")``.
+        val_manifest: Fixed, whatever ``seed`` is; set by ``setup("fit")`` and ``setup("validate")``.
+        test_manifests: One a test seed, fixed too; set by ``setup("test")``.
+
+    Args:
+        source: The data set.
+        fold: Number of the fold.
+        shot: Supports an episode (K).
+        image_size: (H, W) of the network's input.
+        augment: Makes training pairs of ``image_size``.
+        batch_size: Training episodes a batch and process.
+        eval_batch_size: The same in evaluation; None: ``batch_size``.
+        num_workers: Loader workers a process; None: by the number of cores.
+        seed: Seed of the training episodes and their augmentation.
+        episodes_per_epoch: Over all processes; None: the number of the fold's training images.
+        num_val_episodes: Length of the validation manifest.
+        num_test_episodes: Length of each test manifest.
+        num_test_seeds: Number of test manifests.
+        protocol: ``uniform``, or ``official`` for the release's in-order walk in evaluation.
+        filter_novel: Whether training images with any novel pixel are left out.
+        support_mask: ``given``, or ``ones`` for all-ones support masks in evaluation (the control of Table 8).
+        mean: RGB mean in [0, 1].
+        std: RGB standard deviation.
+        cache_dir: Folder of the catalogue cache; None: none.
+        allow_repeats: Repeat supports where a class has too few images, in place of an error.
+
+    Raises:
+        ValueError: If an argument is out of range; in ``setup`` also where a class has too few images for the shot.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        fold: int,
+        shot: int,
+        image_size: tuple[int, int],
+        augment: Augment,
+        batch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        cache_dir: str | Path | None,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        seed: int = 0,
+        episodes_per_epoch: int | None = None,
+        num_val_episodes: int = 1000,
+        num_test_episodes: int = 1000,
+        num_test_seeds: int = 1,
+        protocol: Protocol = "uniform",
+        filter_novel: bool = True,
+        support_mask: str = "given",
+        allow_repeats: bool = False,
+    ) -> None:
+        self.shot = shot
+        self.episodes_per_epoch = episodes_per_epoch
+        self.num_val_episodes = num_val_episodes
+        self.num_test_episodes = num_test_episodes
+        self.num_test_seeds = num_test_seeds
+        self.protocol: Protocol = protocol
+        self.support_mask = support_mask
+        self.allow_repeats = allow_repeats
+        super().__init__(
+            source,
+            fold=fold,
+            image_size=image_size,
+            augment=augment,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            filter_novel=filter_novel,
+            mean=mean,
+            std=std,
+            cache_dir=cache_dir,
+        )
+        self.train_manifest: EpisodeManifest | None = None
+        self.val_manifest: EpisodeManifest | None = None
+        self.test_manifests: tuple[EpisodeManifest, ...] = ()
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        for name in ("shot", "num_val_episodes", "num_test_episodes", "num_test_seeds", "episodes_per_epoch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}; expected at least 1")
+        if self.support_mask not in SUPPORT_MASKS:
+            raise ValueError(f"support_mask={self.support_mask!r}; expected one of {', '.join(SUPPORT_MASKS)}")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Makes the manifests that a stage needs.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test``, or None for all.
+        """
+        if stage in (None, "fit") and self.train_manifest is None:
+            view = self._train_view()
+            # The in-order walk is a habit of the evaluation; the release shuffles in training.
+            self.train_manifest = self._manifest(view, "train", self.seed, num_episodes=None, protocol="uniform")
+            if self.episodes_per_epoch is None:
+                self.episodes_per_epoch = len(view)
+        if stage in (None, "fit", "validate") and self.val_manifest is None:
+            self.val_manifest = self._eval_manifest(VAL_SEED, self.num_val_episodes)
+        if stage in (None, "test") and not self.test_manifests:
+            seeds = range(FIRST_TEST_SEED, FIRST_TEST_SEED + self.num_test_seeds)
+            self.test_manifests = tuple(self._eval_manifest(seed, self.num_test_episodes) for seed in seeds)
+
+    def _eval_manifest(self, seed: int, num_episodes: int) -> EpisodeManifest:
+        """Makes a manifest on the novel classes, without the filter of training."""
+        view = self._catalog("val").view(self.fold_classes.novel, min_area=self.source.min_area)
+        return self._manifest(view, "val", seed, num_episodes=num_episodes, protocol=self.protocol)
+
+    def _manifest(
+        self, view: CatalogView, split: Split, seed: int, *, num_episodes: int | None, protocol: Protocol
+    ) -> EpisodeManifest:
+        return EpisodeManifest(
+            view,
+            dataset=self.source.name,
+            fold=self.fold_classes.index,
+            split=split,
+            shot=self.shot,
+            seed=seed,
+            num_episodes=num_episodes,
+            protocol=protocol,
+            allow_repeats=self.allow_repeats,
+        )
+
+    def train_dataloader(self) -> DataLoader[Episode]:
+        """Loader of this rank's training episodes; raises ValueError if an epoch fills no batch."""
+        assert self.train_manifest is not None, "setup('fit') comes first"
+        dataset = TrainEpisodes(
+            self.source, self.train_manifest, fold=self.fold_classes, augment=self.augment, seed=self.seed
+        )
+        return self._loader(dataset, collate_episodes, num_train=self.episodes_per_epoch)
+
+    def val_dataloader(self) -> DataLoader[Episode]:
+        """Loader of this rank's share of the validation episodes."""
+        assert self.val_manifest is not None, "setup('validate') comes first"
+        return self._eval_loader([self.val_manifest])
+
+    def test_dataloader(self) -> DataLoader[Episode]:
+        """Loader of this rank's share of the test episodes of all seeds."""
+        assert self.test_manifests, "setup('test') comes first"
+        return self._eval_loader(self.test_manifests)
+
+    def _eval_loader(self, manifests: Sequence[EpisodeManifest]) -> DataLoader[Episode]:
+        dataset = EvalEpisodes(
+            self.source,
+            manifests,
+            fold=self.fold_classes,
+            image_size=self.image_size,
+            support_mask=self.support_mask,
+        )
+        return self._loader(dataset, collate_episodes, num_eval=len(dataset))
+
+
+class BaseLearnerDataModule(FoldDataModule):
+    """Stage 1: ordinary segmentation of the base classes, on the fold's training images.
+
+    Novel pixels are background. Validation takes all validation images (base IoU is pooled over pixels), resized to the
+    square and compared there.
+
+    Attributes:
+        fold_classes: Base and novel class values; known before `setup`, as are the names.
+        train_ids: The fold's training images, in list order; set by ``setup("fit")``.
+        val_ids: Validation images; set by ``setup``.
+
+    Args:
+        source: The data set.
+        fold: Number of the fold.
+        image_size: (H, W) of the network's input.
+        augment: Makes training pairs of ``image_size``; usually a `BaseLearnerAugment`.
+        batch_size: Training images a batch and process.
+        mean: RGB mean in [0, 1].
+        std: RGB standard deviation.
+        cache_dir: Folder of the catalogue cache; None: none.
+        eval_batch_size: Images a batch in evaluation; None: ``batch_size``.
+        num_workers: Loader workers a process; None: by the number of cores.
+        seed: Seed of the order and the augmentation.
+        base_samples_per_epoch: Over all processes; None: all images. Fewer or more walk on through shuffled passes.
+        num_val_samples: A fixed random choice of the validation images, for quick runs; None: all.
+        filter_novel: Whether training images with any novel pixel are left out.
+
+    Raises:
+        ValueError: If an argument is out of range, or, in ``setup``, the fold has no training image.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        fold: int,
+        image_size: tuple[int, int],
+        augment: Augment,
+        batch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        cache_dir: str | Path | None,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        seed: int = 0,
+        base_samples_per_epoch: int | None = None,
+        num_val_samples: int | None = None,
+        filter_novel: bool = True,
+    ) -> None:
+        self.base_samples_per_epoch = base_samples_per_epoch
+        self.num_val_samples = num_val_samples
+        super().__init__(
+            source,
+            fold=fold,
+            image_size=image_size,
+            augment=augment,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            filter_novel=filter_novel,
+            mean=mean,
+            std=std,
+            cache_dir=cache_dir,
+        )
+        self.train_ids: list[str] = []
+        self.val_ids: list[str] = []
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        for name in ("base_samples_per_epoch", "num_val_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}; expected at least 1, or null for all")
+
+    def _splits(self, stage: str | None) -> tuple[Split, ...]:
+        return ("train",) if stage in (None, "fit") else ()  # all validation images are used: no areas are asked for
+
+    def setup(self, stage: str | None = None) -> None:
+        """Makes the lists of images that a stage needs.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test``, or None for all.
+        """
+        if stage in (None, "fit") and not self.train_ids:
+            self.train_ids = [str(image_id) for image_id in self._train_view().ids]
+            if not self.train_ids:
+                raise ValueError(
+                    f"no training image of {self.source.name} is left for fold {self.fold_classes.index}; "
+                    "check the lists, or set filter_novel=false"
+                )
+        if not self.val_ids:
+            ids = self.source.ids("val")
+            chosen = sorted(permutation(VAL_SEED, 0, len(ids))[: self.num_val_samples].tolist())
+            self.val_ids = [ids[position] for position in chosen]
+
+    def train_dataloader(self) -> DataLoader[SegmentationSample]:
+        """Loader of this rank's training images; raises ValueError if an epoch fills no batch."""
+        assert self.train_ids, "setup('fit') comes first"
+        dataset = TrainSegmentation(
+            self.source, self.train_ids, fold=self.fold_classes, augment=self.augment, seed=self.seed
+        )
+        samples = len(self.train_ids) if self.base_samples_per_epoch is None else self.base_samples_per_epoch
+        return self._loader(dataset, collate_segmentation, num_train=samples)
+
+    def val_dataloader(self) -> DataLoader[SegmentationSample]:
+        """Loader of this rank's share of the validation images."""
+        assert self.val_ids, "setup comes first"
+        dataset = EvalSegmentation(self.source, self.val_ids, fold=self.fold_classes, image_size=self.image_size)
+        return self._loader(dataset, collate_segmentation, num_eval=len(dataset))
+
+    def test_dataloader(self) -> DataLoader[SegmentationSample]:
+        """The validation images: the base classes have no test set of their own."""
+        return self.val_dataloader()

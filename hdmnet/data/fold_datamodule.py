@@ -1,0 +1,219 @@
+"""What the DataModules of both stages share: fold, catalogues, loaders, ranks and normalisation.
+
+All that reaches the network is a pure function of (seed, epoch, position): the number of workers, processes and a
+resume change nothing. Batches travel as uint8 and become normalised float32 on the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from hdmnet.data.catalog import load_catalog
+from hdmnet.data.folds import Fold, make_fold
+from hdmnet.data.samplers import EpochSampler, EvalSampler
+from hdmnet.data.types import Episode, SegmentationSample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+    from torch.utils.data import Dataset
+
+    from hdmnet.data.catalog import Catalog, CatalogView
+    from hdmnet.data.source import Source, Split
+    from hdmnet.data.transforms import Augment
+
+MAX_WORKERS = 8
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Turns uint8 colours to the float32 values that the backbones were trained on.
+
+    Args:
+        images: (..., 3, H, W) uint8 RGB.
+        mean: RGB mean in [0, 1].
+        std: RGB standard deviation.
+
+    Returns:
+        (..., 3, H, W) float32 on the same device: (images / 255 - mean) / std.
+    """
+    # Built on the CPU and sent without waiting, so that a GPU's queue is not stalled.
+    statistics = torch.tensor([list(mean), list(std)]).to(images.device, non_blocking=True)
+    shift, scale = statistics.view(2, 3, 1, 1)
+    # In place, on the copy that `to` makes of integers (and must make of floats).
+    return images.to(torch.float32, copy=True).div_(255).sub_(shift).div_(scale)
+
+
+def default_num_workers(num_processes: int = 1) -> int:
+    """Number of loader workers: one core is left to each training process, and more than 8 workers rarely help.
+
+    Args:
+        num_processes: Training processes on this machine, which share its cores.
+
+    Returns:
+        0 to 8; 0 loads in the training process.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores // num_processes - 1, 0), MAX_WORKERS)
+
+
+def init_worker(worker_id: int) -> None:
+    """Keeps a worker to one thread: OpenCV's own threads times the workers would oversubscribe the cores."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+class FoldDataModule(L.LightningDataModule):
+    """Base class of the two; its keyword arguments are explained there.
+
+    Attributes:
+        fold_classes: Base and novel class values; known before `setup`, as are the names.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        fold: int,
+        image_size: tuple[int, int],
+        augment: Augment,
+        batch_size: int,
+        eval_batch_size: int | None,
+        num_workers: int | None,
+        seed: int,
+        filter_novel: bool,
+        mean: Sequence[float],
+        std: Sequence[float],
+        cache_dir: str | Path | None,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.fold_classes: Fold = make_fold(len(source.class_names), source.num_folds, fold, source.split_rule)
+        self.image_size = (int(image_size[0]), int(image_size[1]))
+        self.augment = augment
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.filter_novel = filter_novel
+        self.mean = tuple(float(value) for value in mean)
+        self.std = tuple(float(value) for value in std)
+        self.cache_dir = cache_dir
+        self._catalogs: dict[Split, Catalog] = {}
+        self._check_arguments()
+
+    def _check_arguments(self) -> None:
+        """Raises ValueError for what would otherwise fail late or silently."""
+        for name in ("batch_size", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}; expected at least 1")
+        if self.num_workers is not None and self.num_workers < 0:
+            raise ValueError(f"num_workers={self.num_workers}; expected 0 or more, or null to choose by the cores")
+        if self.augment.image_size != self.image_size:
+            raise ValueError(
+                f"the augmentation makes {self.augment.image_size} but image_size is {self.image_size}; "
+                "expected the same (H, W)"
+            )
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"mean={self.mean}, std={self.std}; expected three values each, std above 0")
+
+    @property
+    def base_names(self) -> tuple[str, ...]:
+        """Names of the base classes, in the order of the base masks 1..num_base."""
+        return tuple(self.source.class_names[value - 1] for value in self.fold_classes.base)
+
+    @property
+    def novel_names(self) -> tuple[str, ...]:
+        """Names of the novel classes, in the order of `Episode.class_index` in evaluation."""
+        return tuple(self.source.class_names[value - 1] for value in self.fold_classes.novel)
+
+    @property
+    def num_base(self) -> int:
+        """Number of base classes, background not counted."""
+        return len(self.fold_classes.base)
+
+    @property
+    def rank(self) -> int:
+        """Number of this process over all machines; 0 without a trainer."""
+        return self.trainer.global_rank if self.trainer is not None else 0
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes over all machines; 1 without a trainer."""
+        return self.trainer.world_size if self.trainer is not None else 1
+
+    def prepare_data(self) -> None:
+        """Checks the files and builds the catalogues that will be needed, on one process a machine."""
+        self.source.check()
+        for split in self._splits(None if self.trainer is None else self.trainer.state.fn):
+            self._catalog(split)
+
+    def _splits(self, stage: str | None) -> tuple[Split, ...]:
+        """Splits whose catalogue a stage needs; the training masks need not be scanned for a test."""
+        return ("train", "val") if stage in (None, "fit") else ("val",)
+
+    def _catalog(self, split: Split) -> Catalog:
+        """Loads a catalogue once."""
+        if split not in self._catalogs:
+            self._catalogs[split] = load_catalog(self.source, split, self.cache_dir, progress=self.rank == 0)
+        return self._catalogs[split]
+
+    def _train_view(self) -> CatalogView:
+        """Training images of the fold: a base class with enough area and, if filtered, no pixel of a novel class."""
+        fold = self.fold_classes
+        exclude = fold.novel if self.filter_novel else ()
+        return self._catalog("train").view(fold.base, min_area=self.source.min_area, exclude=exclude)
+
+    def _loader(
+        self, dataset: Dataset[Any], collate: Callable[..., Any], *, num_train: int | None = None, num_eval: int = 0
+    ) -> DataLoader[Any]:
+        """Makes the loader of this rank: for training with ``num_train`` samples an epoch, else for evaluation."""
+        training = num_train is not None
+        rank, world_size = self.rank, self.world_size
+        if num_train is not None and num_train // world_size < self.batch_size:
+            raise ValueError(
+                f"{num_train} training samples an epoch on {world_size} process(es) fill no batch of {self.batch_size}"
+                "; lower batch_size or raise the samples an epoch"
+            )
+        sampler = (
+            EpochSampler(num_train, rank=rank, world_size=world_size)
+            if num_train is not None
+            else EvalSampler(num_eval, rank=rank, world_size=world_size)
+        )
+        num_workers = self.num_workers
+        if num_workers is None:
+            num_workers = default_num_workers(1 if self.trainer is None else max(self.trainer.num_devices, 1))
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size if training else self.eval_batch_size,
+            sampler=sampler,
+            collate_fn=collate,
+            num_workers=num_workers,
+            worker_init_fn=init_worker,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            drop_last=training,  # the last batch would be smaller, of size 1 at worst, at which batch norm fails
+            # With a generator of its own the loader leaves torch's global one alone, from which it would draw once an
+            # epoch without workers and only once in all with persistent ones: dropout would depend on num_workers.
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def on_after_batch_transfer(
+        self, batch: Episode | SegmentationSample, dataloader_idx: int
+    ) -> Episode | SegmentationSample:
+        """Normalises the images, uint8 to float32, on the device."""
+        if isinstance(batch, SegmentationSample):
+            return dataclasses.replace(batch, image=normalise(batch.image, self.mean, self.std))
+        return dataclasses.replace(
+            batch,
+            query_image=normalise(batch.query_image, self.mean, self.std),
+            support_images=normalise(batch.support_images, self.mean, self.std),
+        )

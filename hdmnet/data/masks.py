@@ -1,0 +1,284 @@
+"""Pictures and masks as files: reading, writing, and painting masks from the annotations of COCO and SBD.
+
+A mask is (H, W) uint8 in the frame of the stored pixels of its picture: 0 background, 1..C the class, 255 ignore. On
+disk it is a palette or grey PNG whose *index* is the class; colours (RGB) are refused, as reading them as grey would
+give wrong labels silently.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import uuid
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from hdmnet.data.source import IGNORE_VALUE as IGNORE  # not from `types`: workers need no torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import BinaryIO
+
+    import numpy.typing as npt
+
+    from hdmnet.data.source import UInt8Array
+
+MAX_CLASS = IGNORE - 1
+#: The values of `--crowd`, and what each paints; None = the annotation's own class.
+CROWD_VALUES: dict[str, int | None] = {"ignore": IGNORE, "zero": 0, "class": None}
+
+_PNG_END = b"\x00\x00\x00\x00IEND\xaeB\x60\x82"
+# What Pillow raises on damaged files, beside OSError, depends on the byte that is damaged.
+_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def read_image(path: str | Path) -> UInt8Array:
+    """Reads a picture as RGB, whatever its mode; transparency is dropped.
+
+    The EXIF rotation is not applied: the masks of VOC and COCO are drawn on the stored pixels. Pillow rather than
+    OpenCV, which makes the missing part of a truncated JPEG grey and raises nothing; their pixels are equal otherwise.
+
+    Args:
+        path: The picture.
+
+    Returns:
+        (H, W, 3) uint8 RGB at stored size.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no readable 8-bit picture; one line that names the path.
+    """
+    picture = _decode(path, "picture")
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(f"picture {path} has mode {picture.mode} (over 8 bits a channel): convert it to 8-bit RGB")
+    if "transparency" in picture.info:
+        picture = picture.convert("RGBA")  # Pillow warns when a palette with transparency goes to RGB in one step
+    return np.array(picture.convert("RGB"), dtype=np.uint8)
+
+
+def read_mask(path: str | Path) -> UInt8Array:
+    """Reads a mask as class indices: of a palette PNG the indices and not the colours, of a grey PNG its values.
+
+    Args:
+        path: The mask, a PNG of mode P, L or 1.
+
+    Returns:
+        (H, W) uint8, values as stored.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read or holds colours instead of indices; one line that names the path.
+    """
+    mask = _decode(path, "mask")
+    if mask.mode not in ("P", "L", "1"):
+        raise ValueError(
+            f"mask {path} is a picture of mode {mask.mode}, expected class indices (mode P or L): "
+            "save it as a palette or 8-bit grey PNG whose pixel values are the class indices"
+        )
+    if mask.format == "JPEG":
+        raise ValueError(f"mask {path} is a JPEG, whose compression changes indices: save it as a PNG")
+    return np.array(mask, dtype=np.uint8)
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Reads the stored size of a picture from its header alone.
+
+    Args:
+        path: The picture.
+
+    Returns:
+        (H, W) in pixels, EXIF rotation not applied.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the header cannot be read; one line that names the path.
+    """
+    width, height = _decode(path, "picture", header_only=True).size
+    return height, width
+
+
+def _decode(path: str | Path, what: str, *, header_only: bool = False) -> Image.Image:
+    """Opens a picture, and decodes it unless only the header is wanted; all failures become one line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large photographs are no attack here
+            with Image.open(path) as picture:
+                if not header_only:
+                    picture.load()
+                return picture
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{what} {path} is missing: restore it, or take its id off the list") from None
+    except _DECODING_ERRORS as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{what} {path} cannot be read ({reason}): replace the file by a whole one") from None
+
+
+def voc_palette() -> list[int]:
+    """The colour map of PASCAL VOC, which shows a mask's classes in any viewer.
+
+    Returns:
+        768 integers in 0..255: red, green, blue of each of the 256 indices.
+    """
+    palette = []
+    for index in range(256):
+        # Bits 0, 3, 6 of the index are red's highest bits, and so on: so VOC's development kit defines it.
+        palette += [sum(((index >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)]
+    return palette
+
+
+def write_mask(path: Path, mask: UInt8Array) -> None:
+    """Writes a mask as a palette PNG, whole or not at all: a stopped run leaves no half-written mask under its name.
+
+    Args:
+        path: Where to; the folder exists.
+        mask: (H, W) uint8 class indices.
+    """
+    picture = Image.fromarray(mask)
+    picture.putpalette(voc_palette())  # mode L becomes P, the values stay
+    temporary = temporary_path(path)
+    try:
+        picture.save(temporary, format="PNG")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_path(path: Path) -> Path:
+    """A name beside `path` for writing it: hidden, unique, never taken for a finished file."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def is_complete_png(path: Path) -> bool:
+    """Whether a file exists and ends as a PNG does, so that a truncated one counts as unfinished.
+
+    Args:
+        path: The file.
+
+    Returns:
+        True if its last 12 bytes are the PNG's end mark.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(_PNG_END), os.SEEK_END)
+            return file.read() == _PNG_END
+    except OSError:  # missing, or shorter than the mark
+        return False
+
+
+def category_values(categories: Iterable[Mapping[str, Any]]) -> dict[int, int]:
+    """Numbers the categories of an instances file: class = position, from 1, in ascending category id.
+
+    Args:
+        categories: The `categories` of a COCO instances file.
+
+    Returns:
+        Class value of every category id.
+
+    Raises:
+        ValueError: If there is none, or there are more than fit in 8 bits.
+    """
+    ids = sorted({int(category["id"]) for category in categories})
+    if not 1 <= len(ids) <= MAX_CLASS:
+        raise ValueError(f"found {len(ids)} categories, expected 1 to {MAX_CLASS}, as class {IGNORE} means ignore")
+    return {category: value for value, category in enumerate(ids, start=1)}
+
+
+def decode_segmentation(segmentation: Any, height: int, width: int) -> npt.NDArray[np.bool_]:
+    """Decodes a COCO segmentation exactly as pycocotools' `annToMask` does.
+
+    Args:
+        segmentation: A list of polygons [x1, y1, x2, y2, ...], whose union it is, in pixels of the original picture; or
+            a run-length encoding {"size": [H, W], "counts": list of int (uncompressed) | str (compressed)}.
+        height: H of the picture.
+        width: W of the picture.
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        ValueError: If it is malformed or has another size than the picture.
+    """
+    from pycocotools import mask as coco_mask
+
+    if isinstance(segmentation, list):
+        if not segmentation:
+            return np.zeros((height, width), dtype=bool)  # an annotation without a part: pycocotools would fail
+        if any(not isinstance(part, list) or len(part) < 4 or len(part) % 2 for part in segmentation):
+            raise ValueError("a polygon is no list of x, y pairs")
+        code = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation, dict) and {"size", "counts"} <= segmentation.keys():
+        if list(segmentation["size"]) != [height, width]:
+            raise ValueError(f"its run-length code has size {segmentation['size']}, its picture [{height}, {width}]")
+        code = segmentation
+        if isinstance(segmentation["counts"], list):
+            if sum(segmentation["counts"]) != height * width:
+                raise ValueError(f"its run lengths add up to {sum(segmentation['counts'])}, expected {height * width}")
+            code = coco_mask.frPyObjects(segmentation, height, width)
+    else:
+        raise ValueError("its segmentation is neither polygons nor a run-length code")
+    with warnings.catch_warnings():
+        # pycocotools lacks the `copy` keyword that NumPy 2 asks of `__array__`; the result is right all the same.
+        warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
+        decoded: npt.NDArray[np.bool_] = coco_mask.decode(code).astype(bool)
+    return decoded
+
+
+def paint_annotations(
+    annotations: Sequence[Mapping[str, Any]], size: tuple[int, int], values: Mapping[int, int], crowd: str = "ignore"
+) -> UInt8Array:
+    """Paints a picture's annotations to one mask, in the order given, later ones over earlier ones.
+
+    Args:
+        annotations: COCO annotations: `segmentation`, `category_id`, and if any `iscrowd`, `id`.
+        size: (H, W) of the picture.
+        values: Class value of every category id, see `category_values`.
+        crowd: What a crowd region paints: "ignore" 255, "zero" background, "class" its class.
+
+    Returns:
+        (H, W) uint8: 0, 1..C, 255.
+
+    Raises:
+        ValueError: If a category is unknown or a segmentation malformed; the line names the annotation.
+    """
+    mask = np.zeros(size, dtype=np.uint8)
+    for annotation in annotations:
+        name = f"annotation {annotation.get('id', '?')}"
+        category = annotation.get("category_id")
+        if not isinstance(category, int) or category not in values:
+            raise ValueError(f"{name} has category {category!r}, not among the file's {len(values)} categories")
+        crowd_value = CROWD_VALUES[crowd] if annotation.get("iscrowd") else None
+        try:
+            region = decode_segmentation(annotation.get("segmentation"), *size)
+        except Exception as error:  # pycocotools raises bare Exception, TypeError and more on malformed input
+            raise ValueError(f"{name} cannot be decoded: {' '.join(str(error).split())}") from None
+        mask[region] = values[category] if crowd_value is None else crowd_value
+    return mask
+
+
+def read_sbd(file: str | Path | BinaryIO, name: str) -> UInt8Array:
+    """Reads a class segmentation of SBD, the Semantic Boundaries Dataset.
+
+    Args:
+        file: A `dataset/cls/*.mat`: its path or its bytes as a stream.
+        name: What to call it in an error.
+
+    Returns:
+        (H, W) uint8: 0 background, 1..20 the VOC class.
+
+    Raises:
+        ValueError: If it is no such file; one line that names it.
+    """
+    from scipy.io import loadmat
+
+    try:
+        mask = np.asarray(loadmat(file, variable_names=["GTcls"])["GTcls"][0, 0]["Segmentation"])
+    except Exception as error:  # scipy raises a dozen types on damaged files
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name} holds no readable GTcls.Segmentation ({reason}): unpack SBD again") from None
+    if mask.ndim != 2 or mask.size == 0 or mask.min() < 0 or mask.max() > 20:
+        raise ValueError(f"{name}: GTcls.Segmentation has shape {mask.shape}, expected (H, W) with values 0..20")
+    return mask.astype(np.uint8)

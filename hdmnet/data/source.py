@@ -1,0 +1,220 @@
+"""What every data set offers to the rest: lists of ids, pictures, masks and a fingerprint.
+
+A `Source` is the only thing that knows where a data set's files lie. The catalogue, the episodes and the DataModules
+work on any of them. The functions below it read the usual file formats, each with errors that name the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Split = Literal["train", "val"]
+SplitRule = Literal["contiguous", "interleaved"]
+UInt8Array = npt.NDArray[np.uint8]
+
+IGNORE_VALUE = 255
+
+
+class Source(ABC):
+    """One data set's pictures and masks; must be picklable, as it travels to worker processes.
+
+    Attributes:
+        name: Short name of the data set; part of the keys of catalogues and episodes.
+        class_names: Names of the C classes; class value c in 1..C is `class_names[c - 1]`.
+        num_folds: Number of folds that the classes are split into.
+        split_rule: How the classes are dealt out to the folds (see `folds.make_fold`).
+        min_area: Fewest pixels, at original size, for a class to count in an image.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    num_folds: int = 4
+    split_rule: SplitRule = "contiguous"
+    min_area: int = 2 * 32 * 32
+
+    @abstractmethod
+    def ids(self, split: Split) -> list[str]:
+        """Image ids of a split, in list order, without duplicates."""
+
+    @abstractmethod
+    def read_image(self, image_id: str) -> UInt8Array:
+        """Picture as (H, W, 3) uint8 RGB at original size."""
+
+    @abstractmethod
+    def read_mask(self, image_id: str) -> UInt8Array:
+        """Mask as (H, W) uint8 at original size: 0 background, 1..C class value, 255 ignore."""
+
+    @abstractmethod
+    def fingerprint(self, split: Split) -> str:
+        """Hex sha256 over all that the split's masks depend on (see `fingerprint_files`)."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise one clear line when a folder, list or file is missing; called before any training.
+
+        Raises:
+            FileNotFoundError: Something is missing; the message says what and where it is to be had.
+        """
+
+    def image_size(self, image_id: str) -> tuple[int, int] | None:
+        """Size (H, W) of the picture where it can be told without decoding; None skips the check against the mask."""
+        return None
+
+    def mask_location(self, image_id: str) -> str:
+        """Where the mask comes from, for error messages; sources with files return the path."""
+        return f"{self.name} mask {image_id!r}"
+
+
+def read_rgb_image(path: str | Path) -> UInt8Array:
+    """Read a picture.
+
+    The EXIF orientation is ignored: masks and annotations are drawn on the stored pixels.
+
+    Args:
+        path: Picture file in any format that OpenCV reads.
+
+    Returns:
+        (H, W, 3) uint8 RGB at original size.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not a readable picture.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"picture {path} is missing: restore it or take its id off the list")
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise ValueError(f"picture {path} cannot be decoded: the file is damaged or not a picture, replace it")
+    rgb: UInt8Array = cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+    return rgb
+
+
+def read_index_mask(path: str | Path) -> UInt8Array:
+    """Read a mask whose pixel values are class indices: an 8-bit palette or grey PNG.
+
+    Palette PNGs are read as their indices, never as the palette's colours.
+
+    Args:
+        path: Mask file.
+
+    Returns:
+        (H, W) uint8 at original size, values as stored.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file cannot be decoded, or holds colours instead of indices.
+    """
+    try:
+        with Image.open(path) as mask:
+            if mask.mode not in ("P", "L"):
+                raise ValueError(
+                    f"mask {path} is a picture of mode {mask.mode}, expected 8-bit class indices (palette or grey PNG):"
+                    " convert the colours to indices first"
+                )
+            return np.array(mask, dtype=np.uint8)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"mask {path} is missing: restore it or take its id off the list") from None
+    except (OSError, SyntaxError, EOFError) as error:  # what PIL raises for damaged files
+        reason = " ".join(str(error).split())
+        raise ValueError(f"mask {path} cannot be decoded ({reason}): the file is damaged, replace it") from None
+
+
+def read_image_size(path: str | Path) -> tuple[int, int]:
+    """Size (H, W) of a picture from its header alone.
+
+    Args:
+        path: Picture file.
+
+    Returns:
+        Height and width in pixels as stored (EXIF orientation ignored).
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The header cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except FileNotFoundError:
+        raise FileNotFoundError(f"picture {path} is missing: restore it or take its id off the list") from None
+    except (OSError, SyntaxError, EOFError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"picture {path} cannot be read ({reason}): the file is damaged, replace it") from None
+
+
+def read_id_list(path: str | Path) -> list[str]:
+    """Read a list of ids, one a line; empty lines are skipped, order is kept.
+
+    Args:
+        path: Text file.
+
+    Returns:
+        The ids.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file holds no id or one id twice.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"list of image ids {path} is missing")
+    ids = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not ids:
+        raise ValueError(f"list of image ids {path} is empty, expected one id a line")
+    check_unique(ids, str(path))
+    return ids
+
+
+def check_unique(ids: list[str], origin: str) -> None:
+    """Refuse a list that holds an id twice.
+
+    Args:
+        ids: Image ids.
+        origin: Where they come from, for the message.
+
+    Raises:
+        ValueError: An id occurs more than once.
+    """
+    seen: set[str] = set()
+    for image_id in ids:
+        if image_id in seen:
+            raise ValueError(f"{origin} holds id {image_id!r} more than once, expected each once: remove duplicates")
+        seen.add(image_id)
+
+
+def fingerprint_files(folder: str | Path, *, names: Iterable[str] | None = None, extra: Iterable[str] = ()) -> str:
+    """Hash names, sizes and modification times of a folder's files, without opening them.
+
+    Args:
+        folder: Folder to scan (not its subfolders).
+        names: Only these file names count; None = all files. Names without a file are left out, so that a file that
+            appears later changes the fingerprint.
+        extra: More texts that the masks depend on, e.g. a crowd rule or a format version.
+
+    Returns:
+        Hex sha256.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+    """
+    wanted = None if names is None else set(names)
+    try:
+        with os.scandir(folder) as entries:  # one pass; os.listdir + os.stat per file is several times slower
+            rows = []
+            for entry in entries:
+                if (wanted is None or entry.name in wanted) and entry.is_file():
+                    stat = entry.stat()
+                    rows.append(f"{entry.name}\0{stat.st_size}\0{stat.st_mtime_ns}")
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"folder of masks {folder} is missing") from None
+    rows.sort()
+    return hashlib.sha256("\n".join([*extra, "", *rows]).encode()).hexdigest()

@@ -1,0 +1,31 @@
+"""`python -m hdmnet.evaluate ckpt=PATH`: the test protocol on a checkpoint of ours or of the official release."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hdmnet.launch import door
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+@door("evaluate")
+def main(cfg: DictConfig) -> None:
+    """Evaluate as the config says; what the checkpoint was trained with is taken from it."""
+    if cfg.ckpt is None:
+        raise ValueError("ckpt is not given; expected the checkpoint to evaluate, e.g. ckpt=RUN/checkpoints/best.ckpt")
+    from hydra.core.hydra_config import HydraConfig
+
+    from hdmnet.checkpoints import RUN_KEY, read_checkpoint
+    from hdmnet.config import merge_with_checkpoint
+    from hdmnet.experiment import evaluate
+
+    about = read_checkpoint(cfg.ckpt).get(RUN_KEY)
+    if about is not None and HydraConfig.initialized():  # another rank gets the merged config of the first
+        cfg = merge_with_checkpoint(cfg, about["config"], list(HydraConfig.get().overrides.task))
+    evaluate(cfg, official=about is None)
+
+
+if __name__ == "__main__":
+    main()

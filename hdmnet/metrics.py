@@ -1,0 +1,259 @@
+"""Metrics of few-shot segmentation: pooled per-class IoU, mIoU, FB-IoU, and the base learner's mIoU.
+
+Legend: B batch, C classes of the split, N classes of a segmentation head (background included), H/W pixels.
+
+The protocol of the field (PFENet, BAM, HDMNet): intersection and union are pooled per class over all
+episodes and divided **once**; mIoU is the mean over the classes, FB-IoU the mean of the pooled foreground IoU and the
+pooled background IoU. This is not ``torchmetrics.segmentation.MeanIoU``, which averages per image.
+
+Deviation from the official release, on purpose: it credits a whole batch to the class of the batch's first item, so
+its figures hold for batches of one only. Here each item is credited to its own class: any batch size gives the same.
+
+All states are int64 sums, so the result depends neither on the order of the episodes nor on the number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+IGNORE = 255
+
+
+def _hard_prediction(prediction: Tensor, num_labels: int) -> Tensor:
+    """Turns logits or label maps into label maps.
+
+    Args:
+        prediction: (B, num_labels, H, W) float logits or probabilities, or (B, H, W) bool or integer labels.
+        num_labels: number of labels that the channel dimension must have.
+
+    Returns:
+        (B, H, W) int64 labels.
+
+    Raises:
+        ValueError: if the shape and dtype are neither of the two.
+    """
+    if prediction.ndim == 4 and prediction.is_floating_point() and prediction.shape[1] == num_labels:
+        return prediction.argmax(dim=1)
+    if prediction.ndim == 3 and not prediction.is_floating_point() and not prediction.is_complex():
+        return prediction.long()
+    raise ValueError(
+        f"prediction is {prediction.dtype} of shape {tuple(prediction.shape)}; expected float logits "
+        f"(B, {num_labels}, H, W) or integer labels (B, H, W)"
+    )
+
+
+def _check_same_shape(labels: Tensor, target: Tensor) -> None:
+    """Raises when prediction and target do not cover the same pixels.
+
+    Args:
+        labels: (B, H, W) int64 predicted labels.
+        target: expected (B, H, W) integer labels.
+
+    Raises:
+        ValueError: on another shape, or on a floating-point target.
+    """
+    if target.is_floating_point() or target.is_complex():
+        raise ValueError(f"target is {target.dtype}; expected integer labels: pass the mask without normalising it")
+    if labels.shape != target.shape:
+        raise ValueError(
+            f"prediction covers (B, H, W) = {tuple(labels.shape)} but target is {tuple(target.shape)}; "
+            "resize the logits to the target first, and call update once per item when sizes differ"
+        )
+
+
+def _check_labels(values: Tensor, num_labels: int, what: str) -> None:
+    """Raises when a label lies outside 0 .. num_labels - 1.
+
+    Args:
+        values: int64 labels of any shape, ignored pixels already removed.
+        num_labels: number of allowed labels.
+        what: what the labels are, for the message.
+
+    Raises:
+        ValueError: naming the offending values.
+    """
+    wrong = (values < 0) | (values >= num_labels)
+    if bool(wrong.any()):
+        found = torch.unique(values[wrong])[:5].tolist()
+        raise ValueError(f"{what} holds {found}; expected 0..{num_labels - 1}")
+
+
+def _ratio(intersection: Tensor, union: Tensor) -> Tensor:
+    """Divides in float64; 0 / 0 gives NaN.
+
+    Args:
+        intersection: int64 pixel counts.
+        union: int64 pixel counts of the same shape.
+
+    Returns:
+        float64 of the same shape, in [0, 1] or NaN.
+    """
+    return intersection.double() / union.double()
+
+
+class FewShotIoU(Metric):
+    """mIoU and FB-IoU over episodes, pooled per class.
+
+    Args:
+        num_classes: number of classes C of the split (5 on PASCAL-5i, 20 on COCO-20i).
+        class_names: their names, in the order of ``class_index``, for whoever prints them (default "0", "1", …).
+        ignore_index: target value of pixels that count nowhere.
+
+    Raises:
+        ValueError: if ``num_classes`` < 1, ``class_names`` has another length, or ``ignore_index`` is 0 or 1.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    confusion: Tensor  # (C, 2, 2) int64 pixels: [class, truth, prediction]
+    counts: Tensor  # (C,) int64 episodes
+
+    def __init__(self, num_classes: int, class_names: Sequence[str] | None = None, ignore_index: int = IGNORE) -> None:
+        """Starts with no episode; see the class for the arguments."""
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes}; expected at least 1")
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(
+                f"class_names has {len(class_names)} names for num_classes={num_classes}; give one a class"
+            )
+        if ignore_index in (0, 1):
+            raise ValueError(
+                f"ignore_index is {ignore_index}, which is a mask value; expected another, usually {IGNORE}"
+            )
+        self.num_classes = num_classes
+        self.class_names = tuple(class_names) if class_names is not None else tuple(map(str, range(num_classes)))
+        self.ignore_index = ignore_index
+        self.add_state("confusion", torch.zeros(num_classes, 2, 2, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, prediction: Tensor, target: Tensor, class_index: Tensor) -> None:
+        """Adds a batch of episodes; every item is credited to its own class.
+
+        Args:
+            prediction: (B, 2, H, W) float logits of [background, foreground], or (B, H, W) bool or integer 0/1,
+                in the target's frame (at test time: the query's original pixels; then one call per item).
+            target: (B, H, W) integer 0/1/``ignore_index``.
+            class_index: (B,) int64, position of each episode's class in the split, 0 .. C - 1.
+
+        Raises:
+            ValueError: if shapes disagree or a value lies outside its range.
+        """
+        labels = _hard_prediction(prediction, 2)
+        _check_same_shape(labels, target)
+        if class_index.shape != labels.shape[:1] or class_index.is_floating_point():
+            raise ValueError(
+                f"class_index is {class_index.dtype} of shape {tuple(class_index.shape)}; "
+                f"expected integers ({labels.shape[0]},), one per item of the batch"
+            )
+        class_index = class_index.to(labels.device).long()
+        _check_labels(class_index, self.num_classes, "class_index")
+        target = target.to(labels.device).long()
+        valid = target != self.ignore_index
+        truth, predicted = target[valid], labels[valid]  # (P,) each: the pixels that count
+        _check_labels(truth, 2, f"target (besides ignore_index {self.ignore_index})")
+        _check_labels(predicted, 2, "prediction")
+
+        owner = class_index[:, None, None].expand_as(labels)[valid]  # (P,)
+        cells = torch.bincount(owner * 4 + truth * 2 + predicted, minlength=4 * self.num_classes)
+        self.confusion += cells.view(self.num_classes, 2, 2).to(self.confusion.device)
+        self.counts += torch.bincount(class_index, minlength=self.num_classes).to(self.counts.device)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Divides the pooled counts.
+
+        Returns:
+            ``miou``: () float64, mean over the classes whose IoU is defined; NaN if none is.
+            ``fb_iou``: () float64, mean of the foreground and the background IoU pooled over all classes and episodes.
+            ``iou_per_class``: (C,) float64; NaN for a class without an episode (or without a pixel to count).
+            ``intersection``, ``union``: (C,) int64 foreground pixels.
+            ``counts``: (C,) int64 episodes.
+            (torchmetrics squeezes vectors of one element: with C = 1 they come as 0-dim tensors.)
+        """
+        intersection = self.confusion.diagonal(dim1=1, dim2=2)  # (C, 2): background, foreground
+        union = self.confusion.sum(dim=1) + self.confusion.sum(dim=2) - intersection  # (C, 2)
+        iou = _ratio(intersection[:, 1], union[:, 1])
+        return {
+            "miou": iou.nanmean(),
+            "fb_iou": _ratio(intersection.sum(dim=0), union.sum(dim=0)).mean(),
+            "iou_per_class": iou,
+            "intersection": intersection[:, 1].clone(),
+            "union": union[:, 1].clone(),
+            "counts": self.counts.clone(),
+        }
+
+
+class SegmentationIoU(Metric):
+    """Pooled IoU of an ordinary segmentation head; the base learner's base-class mIoU.
+
+    Args:
+        num_classes: number of labels N, background (label 0) included.
+        include_background: whether label 0 counts in ``miou``.
+        ignore_index: target value of pixels that count nowhere.
+
+    Raises:
+        ValueError: if ``num_classes`` < 2 or ``ignore_index`` is one of the labels.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    confusion: Tensor  # (N, N) int64 pixels: [truth, prediction]
+
+    def __init__(self, num_classes: int, include_background: bool = False, ignore_index: int = IGNORE) -> None:
+        """Starts with no image; see the class for the arguments."""
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes is {num_classes}; expected at least 2, background included")
+        if 0 <= ignore_index < num_classes:
+            raise ValueError(f"ignore_index {ignore_index} is one of the labels 0..{num_classes - 1}; choose another")
+        self.num_classes = num_classes
+        self.include_background = include_background
+        self.ignore_index = ignore_index
+        self.add_state("confusion", torch.zeros(num_classes, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Adds a batch of images.
+
+        Args:
+            prediction: (B, N, H, W) float logits, or (B, H, W) integer labels 0 .. N - 1.
+            target: (B, H, W) integer labels 0 .. N - 1 or ``ignore_index``, in the same frame.
+
+        Raises:
+            ValueError: if shapes disagree or a label lies outside its range.
+        """
+        labels = _hard_prediction(prediction, self.num_classes)
+        _check_same_shape(labels, target)
+        target = target.to(labels.device).long()
+        valid = target != self.ignore_index
+        truth, predicted = target[valid], labels[valid]  # (P,) each
+        _check_labels(truth, self.num_classes, f"target (besides ignore_index {self.ignore_index})")
+        _check_labels(predicted, self.num_classes, "prediction")
+        cells = torch.bincount(truth * self.num_classes + predicted, minlength=self.num_classes**2)
+        self.confusion += cells.view(self.num_classes, self.num_classes).to(self.confusion.device)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Divides the pooled counts.
+
+        Returns:
+            ``miou``: () float64, mean over the labels present in truth or prediction (label 0 only if asked for).
+            ``iou_per_class``: (N,) float64; NaN for a label present in neither. ``pixel_accuracy``: () float64.
+            ``intersection``, ``union``: (N,) int64 pixels.
+        """
+        intersection = self.confusion.diagonal()
+        union = self.confusion.sum(dim=0) + self.confusion.sum(dim=1) - intersection
+        iou = _ratio(intersection, union)
+        return {
+            "miou": (iou if self.include_background else iou[1:]).nanmean(),
+            "iou_per_class": iou,
+            "pixel_accuracy": _ratio(intersection.sum(), self.confusion.sum()),
+            "intersection": intersection.clone(),
+            "union": union,
+        }

@@ -1,0 +1,90 @@
+"""What a result was made with: versions of the libraries, commit of the code, and the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_DISTRIBUTIONS = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "lightning": "lightning",
+    "torchmetrics": "torchmetrics",
+    "numpy": "numpy",
+    "albumentations": "albumentations",
+    "hydra": "hydra-core",
+    "hdmnet": "hdmnet",
+}
+_PACKAGE_ROOT = Path(__file__).resolve().parent.parent
+
+
+def library_versions() -> dict[str, str | None]:
+    """Returns the versions of Python and of the libraries that results depend on; ``None`` for one not installed."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name, distribution in _DISTRIBUTIONS.items():
+        # What is loaded knows more than what was installed: torch's own version names its build (+cpu, +cu126).
+        loaded = getattr(sys.modules.get(name), "__version__", None)
+        try:
+            versions[name] = str(loaded) if loaded is not None else metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """Runs git quietly; ``None`` when there is no git, no repository, or it says no."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def git_state(root: Path = _PACKAGE_ROOT) -> dict[str, str | bool | None]:
+    """Returns ``git_commit`` and ``git_dirty`` of the code that runs.
+
+    Args:
+        root: folder that holds the ``hdmnet`` package.
+
+    Returns:
+        Both ``None`` where the package is not tracked by git (an installed wheel inside somebody else's repository
+        must not report that repository's commit). Dirty: ``hdmnet``, ``conf`` or ``scripts`` differ from the commit.
+    """
+    if _git(root, "ls-files", "--error-unmatch", "hdmnet/results.py") is None:
+        return {"git_commit": None, "git_dirty": None}
+    changes = _git(root, "status", "--porcelain", "--", "hdmnet", "conf", "scripts")
+    return {"git_commit": _git(root, "rev-parse", "HEAD"), "git_dirty": None if changes is None else bool(changes)}
+
+
+def _processor() -> str:
+    """Names the CPU; Linux hides the name from :func:`platform.processor`."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def hardware() -> dict[str, Any]:
+    """Describes the machine: system, CPU, usable cores, torch threads, GPUs by name."""
+    import torch  # here, so that reading results (reports) needs no torch
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cuda = torch.cuda.is_available()
+    return {
+        "system": platform.platform(),
+        "cpu": _processor(),
+        "cpu_cores": usable,
+        "torch_threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if cuda else [],
+        "cuda": torch.version.cuda if cuda else None,
+    }

@@ -1,0 +1,89 @@
+"""Stage 1: train the base learner, an ordinary segmenter of the fold's base classes (following BAM)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+
+from hdmnet.losses import segmentation_loss
+from hdmnet.metrics import SegmentationIoU
+from hdmnet.tasks.schedule import poly_schedule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hdmnet.data.types import SegmentationSample
+    from hdmnet.models.base_learner import BaseLearner
+
+
+@dataclass(frozen=True)
+class BaseOptimiserSettings:
+    """SGD (release) or AdamW (for training from nothing), with poly decay.
+
+    `head_lr_factor` multiplies the rate of pyramid pooling and head.
+    """
+
+    optimizer: str = "sgd"
+    lr: float = 2.5e-4
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    power: float = 0.9
+    head_lr_factor: float = 1.0
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown optimiser."""
+        if self.optimizer not in ("sgd", "adamw"):
+            raise ValueError(f"optim.base.optimizer={self.optimizer!r}: expected 'sgd' or 'adamw'")
+
+
+class BaseLearnerTask(L.LightningModule):
+    """Loss, optimiser and metric of stage 1.
+
+    Args:
+        model: The base learner; all of it trains.
+        optimiser: Learning rates and schedule.
+    """
+
+    def __init__(self, *, model: BaseLearner, optimiser: BaseOptimiserSettings) -> None:
+        super().__init__()
+        self.model = model
+        self.optimiser_settings = optimiser
+        self.val_metric = SegmentationIoU(1 + model.num_base)
+
+    def training_step(self, batch: SegmentationSample, batch_idx: int) -> Tensor:
+        """Cross entropy over background and base classes, 255 ignored; a scalar."""
+        loss = segmentation_loss(self.model(batch.image), batch.mask)
+        self.log("base/loss", loss.detach(), prog_bar=True, batch_size=len(batch.image))
+        return loss
+
+    def validation_step(self, batch: SegmentationSample, batch_idx: int) -> None:
+        """Pool one batch of validation pictures at network size."""
+        self.val_metric.update(self.model(batch.image).argmax(1), batch.mask)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the base classes' mIoU, background left out."""
+        self.log("base/miou", float(self.val_metric.compute()["miou"]), prog_bar=True)
+        self.val_metric.reset()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Backbone at `lr`, pyramid pooling and head at `head_lr_factor` times it; poly decay every iteration."""
+        settings, model = self.optimiser_settings, self.model
+        head = [p for m in (model.pyramid_pooling, model.reduce, model.classifier) for p in m.parameters()]
+        groups = [
+            {"params": list(model.backbone.parameters()), "lr": settings.lr, "name": "backbone"},
+            {"params": head, "lr": settings.lr * settings.head_lr_factor, "name": "head"},
+        ]
+        optimizer: torch.optim.Optimizer
+        if settings.optimizer == "sgd":
+            optimizer = torch.optim.SGD(
+                groups, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+            )
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = poly_schedule(optimizer, steps, settings.power, settings.warmup_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,203 @@
+"""Stage 2: train and test a few-shot segmenter on episodes.
+
+The task knows that an episode goes in and logits come out (with optional correlation maps, which are distilled if there are
+any), and nothing else of HDMNet: other methods run on the same task.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hdmnet.losses import distillation_per_stage, segmentation_loss
+from hdmnet.metrics import FewShotIoU
+from hdmnet.tasks.schedule import poly_schedule
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hdmnet.data.types import Episode
+
+
+class Output(Protocol):
+    """What a few-shot segmenter returns: full-resolution (B, 2, H, W) logits, and maps (B, h, w) that may be none."""
+
+    @property
+    def final_logits(self) -> Tensor: ...  # noqa: D102
+    @property
+    def meta_logits(self) -> Tensor: ...  # noqa: D102
+    @property
+    def correlation_maps(self) -> list[Tensor]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the loss terms and the distillation's temperature T (paper Eq. 8)."""
+
+    final: float = 1.0
+    meta: float = 1.0
+    distillation: float = 1.0
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class OptimiserSettings:
+    """AdamW with poly decay (reference: Sec. 4.1; the release's factor of ten on the layers outside the transformer)."""
+
+    lr: float = 1e-4
+    weight_decay: float = 0.01
+    head_lr_factor: float = 10.0
+    power: float = 0.9
+    warmup_steps: int = 0
+
+
+class FewShotTask(L.LightningModule):
+    """Losses, optimiser and metrics of stage 2.
+
+    Args:
+        model: Called as ``model(query_image, support_images, support_masks, class_index)``; gives its own optimiser groups
+            by ``parameter_groups(lr=…, head_lr_factor=…)``.
+        class_names: Of the fold's novel classes, in the order of ``class_index``.
+        num_test_seeds: Test seeds whose episodes the test loader mixes.
+        loss: Weights of the terms.
+        optimiser: Learning rates and schedule.
+        image_mean: RGB in 0..1, to draw pictures.
+        image_std: RGB.
+        checkpoint_extra: Plain containers written into every checkpoint.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        class_names: Sequence[str],
+        num_test_seeds: int = 1,
+        loss: LossWeights | None = None,
+        optimiser: OptimiserSettings | None = None,
+        image_mean: Sequence[float] = (0.485, 0.456, 0.406),
+        image_std: Sequence[float] = (0.229, 0.224, 0.225),
+        checkpoint_extra: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.class_names = tuple(class_names)
+        self.loss_weights = loss or LossWeights()
+        self.optimiser_settings = optimiser or OptimiserSettings()
+        self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+        self.checkpoint_extra = checkpoint_extra or {}
+        self.num_test_seeds = num_test_seeds
+        num_classes = len(self.class_names)
+        # One metric a prediction ("final", "meta") and seed; validation has one seed.
+        self.val_metrics = _metrics(num_classes, self.class_names, 1)
+        self.test_metrics = _metrics(num_classes, self.class_names, num_test_seeds)
+        self.test_results: dict[str, list[dict[str, Any]]] = {}
+
+    def forward(self, episode: Episode, *, class_index: Tensor | None = None) -> Output:
+        """Segment a batch of episodes; see the model for the shapes."""
+        output: Output = self.model(episode.query_image, episode.support_images, episode.support_masks, class_index)
+        return output
+
+    def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
+        """Weighted sum of the loss terms (Sec. 3.4 and 4.1), a scalar."""
+        output = self(batch, class_index=batch.class_index)
+        terms = self.losses(output, batch.query_mask)
+        size = len(batch.query_image)
+        for name, value in terms.items():
+            self.log(f"train/{name}", value.detach(), batch_size=size, prog_bar=name == "loss")
+        return terms["loss"]
+
+    def losses(self, output: Output, query_mask: Tensor) -> dict[str, Tensor]:
+        """Loss terms by name.
+
+        Args:
+            output: The model's answer.
+            query_mask: (B, H, W) integer, 0/1/255.
+
+        Returns:
+            Scalars: ``loss`` (the weighted sum), ``final``, ``meta``, ``distillation`` and one a stage.
+        """
+        weights = self.loss_weights
+        terms = {
+            "final": segmentation_loss(output.final_logits, query_mask),
+            "meta": segmentation_loss(output.meta_logits, query_mask),
+        }
+        total = weights.final * terms["final"] + weights.meta * terms["meta"]
+        if output.correlation_maps:
+            stages = distillation_per_stage(output.correlation_maps, query_mask, weights.temperature)
+            terms["distillation"] = torch.stack(stages).mean()
+            terms |= {f"distillation_stage{i}": value for i, value in enumerate(stages, start=1)}
+            if weights.distillation:
+                total = total + weights.distillation * terms["distillation"]
+        return {"loss": total, **terms}
+
+    def validation_step(self, batch: Episode, batch_idx: int) -> dict[str, Any]:
+        """Pool one batch of validation episodes; returns what the pictures are drawn from."""
+        return self._evaluate(batch, self.val_metrics)
+
+    def test_step(self, batch: Episode, batch_idx: int) -> dict[str, Any]:
+        """Pool one batch of test episodes; returns what the pictures are drawn from."""
+        return self._evaluate(batch, self.test_metrics)
+
+    def _evaluate(self, batch: Episode, metrics: nn.ModuleDict) -> dict[str, Any]:
+        output = self(batch)
+        originals = batch.query_mask_original
+        targets = batch.query_mask[:, None] if originals is None else originals
+        for name, logits in (("final", output.final_logits), ("meta", output.meta_logits)):
+            for i, target in enumerate(targets):
+                # The release compares at the query's original size; episodes differ in it, so one at a time.
+                prediction = _resize(logits[i : i + 1], target.shape[-2:]).argmax(1)
+                metric = metrics[name][int(batch.seed_index[i])]
+                metric.update(prediction, target.view(1, *target.shape[-2:]), batch.class_index[i : i + 1])
+        return {"episode": batch, "output": output, "class_names": self.class_names}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log validation mIoU and FB-IoU, of the final and of the meta learner's own prediction."""
+        for name, suffix in (("final", ""), ("meta", "_meta")):
+            metric = self.val_metrics[name][0]
+            values = metric.compute()
+            metric.reset()
+            miou = float(values["miou"])
+            # NaN would end the choice of the best checkpoint silently; no episode at all is 0.
+            self.log(f"val/miou{suffix}", 0.0 if math.isnan(miou) else miou, prog_bar=not suffix)
+            self.log(f"val/fb_iou{suffix}", float(values["fb_iou"]))
+
+    def on_test_epoch_end(self) -> None:
+        """Keep each seed's figures in `test_results`, by prediction."""
+        self.test_results = {}
+        for name in self.test_metrics:
+            self.test_results[name] = [metric.compute() for metric in self.test_metrics[name]]
+            for metric in self.test_metrics[name]:
+                metric.reset()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW over the model's groups, poly decay every iteration."""
+        settings = self.optimiser_settings
+        groups = self.model.parameter_groups(lr=settings.lr, head_lr_factor=settings.head_lr_factor)
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.999), weight_decay=settings.weight_decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = poly_schedule(optimizer, steps, settings.power, settings.warmup_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is needed to build the model again: plain containers only, so that loading runs nothing."""
+        checkpoint["hdmnet"] = self.checkpoint_extra
+
+
+def _metrics(num_classes: int, names: tuple[str, ...], num_seeds: int) -> nn.ModuleDict:
+    def seeds() -> nn.ModuleList:
+        return nn.ModuleList(FewShotIoU(num_classes, class_names=names) for _ in range(num_seeds))
+
+    return nn.ModuleDict({"final": seeds(), "meta": seeds()})
+
+
+def _resize(logits: Tensor, size: torch.Size) -> Tensor:
+    """(1, 2, H, W) → (1, 2, *size), the release's interpolation."""
+    if logits.shape[-2:] == size:
+        return logits
+    return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=True)

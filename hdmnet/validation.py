@@ -1,0 +1,124 @@
+"""Refuse wrong values of a config before anything is loaded. Unknown keys and wrong types are Hydra's to refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import DictConfig
+
+from hdmnet.config import ABSENT, did_you_mean, look_up, to_plain
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _at_least(least: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_size(value: Any) -> bool:
+    sides = value if isinstance(value, list) and len(value) == 2 else [value]
+    return all(_at_least(1)(side) for side in sides)
+
+
+def _optional(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or check(value)
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+def _is_not_negative(value: Any) -> bool:
+    return _is_number(value) and value >= 0
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < 1
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_limit(value: Any) -> bool:
+    return value == -1 or _at_least(1)(value)
+
+
+_CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("dataset.num_folds", _at_least(1), "an integer of at least 1"),
+    ("dataset.image_size", _is_size, "an integer of at least 1, or two of them: [H,W]"),
+    ("dataset.base_image_size", _is_size, "an integer of at least 1, or two of them: [H,W]"),
+    ("dataset.min_area", _optional(_at_least(0)), "null or an integer of at least 0"),
+    ("dataset.filter_novel", _is_bool, "true or false"),
+    ("dataset.episodes_per_epoch", _optional(_at_least(1)), "null or an integer of at least 1"),
+    ("dataset.num_val_episodes", _at_least(1), "an integer of at least 1"),
+    ("dataset.num_test_episodes", _at_least(1), "an integer of at least 1"),
+    ("dataset.num_test_seeds", _at_least(1), "an integer of at least 1"),
+    ("shot", _at_least(1), "an integer of at least 1"),
+    ("seed", _at_least(0), "an integer of at least 0"),
+    ("batch_size", _at_least(1), "an integer of at least 1"),
+    ("num_workers", _at_least(0), "an integer of at least 0"),
+    ("episodes", _optional(_at_least(1)), "null or an integer of at least 1"),
+    ("seeds", _optional(_at_least(1)), "null or an integer of at least 1"),
+    ("model.num_stages", lambda value: _at_least(1)(value) and value <= 4, "1, 2, 3 or 4"),
+    ("model.dropout", _is_share, "a number in [0, 1)"),
+    ("model.mid_dropout", _is_share, "a number in [0, 1)"),
+    ("model.matching.temperature", _is_positive, "a number above 0"),
+    ("model.ensemble", _is_bool, "true or false"),
+    ("model.prior_norm", _is_bool, "true or false"),
+    ("loss.temperature", _is_positive, "a number above 0"),
+    ("loss.final", _is_not_negative, "a number of at least 0"),
+    ("loss.meta", _is_not_negative, "a number of at least 0"),
+    ("loss.distillation", _is_not_negative, "a number of at least 0"),
+    ("optim.lr", _is_positive, "a number above 0"),
+    ("optim.weight_decay", _is_not_negative, "a number of at least 0"),
+    ("optim.max_steps", _is_limit, "-1 (no limit) or an integer of at least 1"),
+    ("optim.max_epochs", _is_limit, "-1 (no limit) or an integer of at least 1"),
+    ("optim.base.lr", _is_positive, "a number above 0"),
+    ("optim.base.batch_size", _at_least(1), "an integer of at least 1"),
+    ("optim.base.max_steps", _is_limit, "-1 (no limit) or an integer of at least 1"),
+    ("optim.base.max_epochs", _is_limit, "-1 (no limit) or an integer of at least 1"),
+)
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "selection": ("best", "last"),
+    "protocol": ("uniform", "official"),
+    "support_mask": ("given", "ones"),
+    "dataset.split_rule": ("contiguous", "interleaved"),
+    "augment.name": ("official", "paper", "none"),
+    "model.norm": ("fixed", "bn", "syncbn"),
+    "model.shot_weighting": ("intended", "official"),
+}
+
+
+def validate(cfg: DictConfig) -> None:
+    """Refuse wrong values before anything is loaded.
+
+    Args:
+        cfg: A door's composed config. Keys that it does not have (another model's, another door's) are not checked.
+
+    Raises:
+        ValueError: A value is wrong; one line with the key, what was found and what is expected.
+    """
+    plain = to_plain(cfg)
+    for key, check, expected in _CHECKS:
+        value = look_up(plain, key)
+        if value is not ABSENT and not check(value):
+            raise ValueError(f"{key}={_show(value)}: expected {expected}")
+    for key, choices in _CHOICES.items():
+        value = look_up(plain, key)
+        if value is not ABSENT and value not in choices:
+            hint = did_you_mean(str(value), choices)
+            raise ValueError(f"{key}={_show(value)}: expected {' or '.join(choices)}{hint}")
+    num_folds = look_up(plain, "dataset.num_folds")
+    fold = look_up(plain, "fold")
+    if ABSENT not in (num_folds, fold) and not 0 <= fold < num_folds:
+        name = look_up(plain, "dataset.name")
+        raise ValueError(f"fold={fold}: expected 0 to {num_folds - 1}, {name} has {num_folds} folds")
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else str(value)

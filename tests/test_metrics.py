@@ -1,0 +1,219 @@
+"""FewShotIoU and SegmentationIoU against hand-computed masks, numpy loops, and two processes."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from hdmnet.metrics import FewShotIoU, SegmentationIoU
+
+
+def _random_episodes(seed: int, num: int, num_classes: int, size: int = 9) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns logits (num, 2, size, size), targets with 0/1/255 and class indices."""
+    rng = np.random.default_rng(seed)
+    logits = torch.from_numpy(rng.normal(size=(num, 2, size, size)).astype(np.float32))
+    target = torch.from_numpy(rng.choice([0, 1, 255], p=[0.5, 0.4, 0.1], size=(num, size, size)).astype(np.uint8))
+    return logits, target, torch.from_numpy(rng.integers(0, num_classes, num))
+
+
+def _reference(logits: Tensor, target: Tensor, classes: Tensor, num_classes: int) -> dict[str, np.ndarray]:
+    """An independent reference: boolean sets, one episode after the other, no confusion matrix."""
+    inter, union = np.zeros((num_classes, 2)), np.zeros((num_classes, 2))
+    for scores, truth, owner in zip(logits.numpy(), target.numpy(), classes.tolist(), strict=True):
+        foreground = scores[1] > scores[0]
+        for label in (0, 1):
+            said, is_true = foreground == bool(label), truth == label
+            inter[owner, label] += np.logical_and(said, is_true).sum()
+            union[owner, label] += np.logical_and(np.logical_or(said, is_true), truth != 255).sum()
+    per_class = np.array([i / u if u else np.nan for i, u in zip(inter[:, 1], union[:, 1], strict=True)])
+    pooled = [sum(inter[:, label]) / sum(union[:, label]) for label in (0, 1)]
+    return {"miou": np.nanmean(per_class), "fb_iou": np.mean(pooled), "iou_per_class": per_class}
+
+
+def test_hand_computed_masks_with_mixed_classes_and_ignored_pixels() -> None:
+    metric = FewShotIoU(3, ("cat", "dog", "cow"))
+    prediction = torch.tensor([[[1, 1], [0, 0]], [[1, 0], [1, 1]], [[1, 0], [0, 0]]])
+    target = torch.tensor([[[1, 0], [1, 0]], [[1, 255], [255, 0]], [[1, 0], [0, 0]]], dtype=torch.uint8)
+    metric.update(prediction, target, torch.tensor([0, 2, 0]))
+    values = metric.compute()
+    # class 0: episode 1 has 1 of 3, episode 3 has 1 of 1: pooled 2/4; 1: none; class 2: 1 of 2, two ignored
+    assert values["intersection"].tolist() == [2, 0, 1]
+    assert values["union"].tolist() == [4, 0, 2]
+    assert values["counts"].tolist() == [2, 0, 1]
+    assert values["iou_per_class"][[0, 2]].tolist() == [0.5, 0.5]
+    assert math.isnan(values["iou_per_class"][1])
+    assert values["miou"].item() == 0.5
+    # background: class 0 has 1/3 and 3/3, class 2 has 0/1: pooled 4/7; foreground: 3/6
+    assert values["fb_iou"].item() == pytest.approx((4 / 7 + 3 / 6) / 2, abs=1e-12)
+
+
+def test_pooled_is_not_the_mean_over_images() -> None:
+    metric = FewShotIoU(1)
+    target = torch.ones(2, 4, 4, dtype=torch.long)
+    target[1] = 0
+    target[1, 0, 0] = 1
+    prediction = torch.ones(2, 4, 4, dtype=torch.long)
+    metric.update(prediction, target, torch.zeros(2, dtype=torch.long))
+    assert metric.compute()["miou"].item() == pytest.approx(17 / 32)  # the mean over images would be (1 + 1/16) / 2
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_equals_independent_reference_for_every_batch_size(seed: int) -> None:
+    logits, target, classes = _random_episodes(seed, 24, 5)
+    expected = _reference(logits, target, classes, 5)
+    for batch_size in (1, 5, 24):
+        metric = FewShotIoU(5)
+        for start in range(0, 24, batch_size):
+            part = slice(start, start + batch_size)
+            metric.update(logits[part], target[part], classes[part])
+        values = metric.compute()
+        for key, value in expected.items():
+            np.testing.assert_allclose(values[key].numpy(), value, rtol=1e-12)
+
+
+def test_items_of_different_sizes_pool_when_updated_one_by_one() -> None:
+    metric = FewShotIoU(2)
+    metric.update(torch.ones(1, 2, 3, dtype=torch.bool), torch.ones(1, 2, 3, dtype=torch.uint8), torch.tensor([1]))
+    metric.update(torch.ones(1, 5, 2, dtype=torch.bool), torch.zeros(1, 5, 2, dtype=torch.uint8), torch.tensor([1]))
+    assert metric.compute()["iou_per_class"][1].item() == pytest.approx(6 / 16)
+
+
+def test_states_are_exact_integers_that_reset_and_survive_pickling() -> None:
+    metric = FewShotIoU(2)
+    metric.update(torch.ones(1, 2, 2, dtype=torch.long), torch.ones(1, 2, 2, dtype=torch.long), torch.tensor([0]))
+    metric = pickle.loads(pickle.dumps(metric.half()))
+    assert metric.confusion.dtype == torch.int64
+    assert metric.confusion[0].tolist() == [[0, 0], [0, 4]]
+    assert metric._reductions["confusion"] is metric._reductions["counts"]  # both summed over processes
+    metric.reset()
+    assert metric.confusion.sum() == 0
+    assert metric.counts.tolist() == [0, 0]
+
+
+def test_all_pixels_ignored_counts_the_episode_but_leaves_the_iou_undefined() -> None:
+    metric = FewShotIoU(2)
+    metric.update(torch.ones(1, 2, 2, dtype=torch.long), torch.full((1, 2, 2), 255), torch.tensor([1]))
+    values = metric.compute()
+    assert values["counts"].tolist() == [0, 1]
+    assert math.isnan(values["miou"])
+    assert math.isnan(values["fb_iou"])
+
+
+@pytest.mark.parametrize(
+    ("prediction", "target", "class_index", "match"),
+    [
+        (torch.zeros(1, 2, 4, 4), torch.full((1, 4, 4), 3), torch.tensor([0]), r"target .*holds \[3\]; expected 0..1"),
+        (
+            torch.zeros(1, 2, 4, 4),
+            torch.zeros(1, 4, 5).long(),
+            torch.tensor([0]),
+            r"\(1, 4, 4\) but target is \(1, 4, 5\)",
+        ),
+        (torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4), torch.tensor([0]), "target is torch.float32; expected integer"),
+        (
+            torch.zeros(1, 2, 4, 4),
+            torch.zeros(1, 4, 4).long(),
+            torch.tensor([2]),
+            r"class_index holds \[2\]; expected 0..1",
+        ),
+        (torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4).long(), torch.tensor([-1]), r"class_index holds \[-1\]"),
+        (
+            torch.zeros(2, 2, 4, 4),
+            torch.zeros(2, 4, 4).long(),
+            torch.tensor([1]),
+            r"shape \(1,\); expected integers \(2,\)",
+        ),
+        (
+            torch.zeros(1, 3, 4, 4),
+            torch.zeros(1, 4, 4).long(),
+            torch.tensor([0]),
+            r"expected float logits \(B, 2, H, W\)",
+        ),
+        (torch.full((1, 4, 4), 2), torch.zeros(1, 4, 4).long(), torch.tensor([0]), r"prediction holds \[2\]"),
+    ],
+)
+def test_wrong_input_is_refused_in_one_line(
+    prediction: Tensor, target: Tensor, class_index: Tensor, match: str
+) -> None:
+    metric = FewShotIoU(2)
+    with pytest.raises(ValueError, match=match) as error:
+        metric.update(prediction, target, class_index)
+    assert "\n" not in str(error.value)
+    assert metric.counts.sum() == 0  # nothing half-added
+
+
+def test_wrong_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_classes is 0"):
+        FewShotIoU(0)
+    with pytest.raises(ValueError, match="class_names has 1 names for num_classes=2"):
+        FewShotIoU(2, ("one",))
+    with pytest.raises(ValueError, match="ignore_index is 1"):
+        FewShotIoU(2, ignore_index=1)
+    with pytest.raises(ValueError, match="num_classes is 1"):
+        SegmentationIoU(1)
+    with pytest.raises(ValueError, match="ignore_index 3 is one of the labels"):
+        SegmentationIoU(4, ignore_index=3)
+
+
+def test_segmentation_iou_hand_computed_leaves_background_and_absent_labels_out() -> None:
+    target = torch.tensor([[[0, 1, 1], [2, 2, 255]]])
+    prediction = torch.tensor([[[0, 1, 0], [2, 1, 2]]])
+    metric = SegmentationIoU(4)
+    metric.update(prediction, target)
+    values = metric.compute()
+    # background 1/2, label 1: 1/3, label 2: 1/2 (the ignored pixel counts nowhere), label 3: in neither
+    np.testing.assert_allclose(values["iou_per_class"].numpy(), [1 / 2, 1 / 3, 1 / 2, np.nan])
+    assert values["miou"].item() == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert values["pixel_accuracy"].item() == pytest.approx(3 / 5)
+    with_background = SegmentationIoU(4, include_background=True)
+    with_background.update(prediction, target)
+    assert with_background.compute()["miou"].item() == pytest.approx((1 / 2 + 1 / 3 + 1 / 2) / 3)
+
+
+def test_segmentation_iou_equals_sets_and_checks_labels() -> None:
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(size=(3, 5, 7, 6)))
+    target = torch.from_numpy(rng.choice([0, 1, 2, 3, 4, 255], size=(3, 7, 6)))
+    metric = SegmentationIoU(5)
+    metric.update(logits[:1], target[:1])
+    metric.update(logits[1:], target[1:])
+    best = logits.numpy().argmax(axis=1)
+    known = target.numpy() != 255
+    for label in range(5):
+        said, is_true = set(np.flatnonzero((best == label) & known)), set(np.flatnonzero(target.numpy() == label))
+        expected = len(said & is_true) / len(said | is_true)
+        assert metric.compute()["iou_per_class"][label].item() == pytest.approx(expected, abs=1e-12)
+    with pytest.raises(ValueError, match=r"target .*holds \[7\]; expected 0..4"):
+        metric.update(logits, torch.full((3, 7, 6), 7))
+
+
+def _worker(rank: int, folder: str) -> None:
+    """One of two processes: sees every second episode, computes the synchronised value, saves it."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    logits, target, classes = _random_episodes(3, 11, 4)
+    few_shot, base = FewShotIoU(4), SegmentationIoU(2)
+    few_shot.update(logits[rank::2], target[rank::2], classes[rank::2])
+    base.update(logits[rank::2], target[rank::2])
+    torch.save({"few_shot": few_shot.compute(), "base": base.compute()}, f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_compute_the_one_process_value(tmp_path: Path) -> None:
+    mp.spawn(_worker, args=(str(tmp_path),), nprocs=2)
+    logits, target, classes = _random_episodes(3, 11, 4)
+    few_shot, base = FewShotIoU(4), SegmentationIoU(2)
+    few_shot.update(logits, target, classes)
+    base.update(logits, target)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+        torch.testing.assert_close(found["few_shot"], few_shot.compute(), rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(found["base"], base.compute(), rtol=0, atol=0, equal_nan=True)
