@@ -1,7 +1,7 @@
 """Reading and writing checkpoints: plain containers and tensors only, so that loading one never runs anything.
 
-Three kinds are told apart: a run of ours (Lightning's file with our ``hdmnet`` entry), a base learner of ours, and files of
-the official release (`hdmnet.models.official`).
+Three kinds are told apart: a run of ours (Lightning's file with our ``hdmnet`` entry), a base learner of ours, and
+files of the official release (`hdmnet.models.official`).
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from hdmnet.models.official import OFFICIAL_BACKBONES, load_official_base_learner
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from hdmnet.models.base_learner import BaseLearner
 
 BASE_LEARNER_KEY = "hdmnet_base_learner"
@@ -43,8 +42,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds here; a user sees one line
         raise ValueError(
-            f"checkpoint {str(path)!r} cannot be read: damaged, or more than tensors and plain containers (nothing in it "
-            "was run); expected a file written by hdmnet or by the official release"
+            f"checkpoint {str(path)!r} cannot be read: damaged, or more than tensors and plain containers (nothing in "
+            "it was run); expected a file written by hdmnet or by the official release"
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"checkpoint {str(path)!r} holds a {type(content).__name__}; expected a mapping")
@@ -64,9 +63,44 @@ def write_atomically(content: dict[str, Any], path: str | Path) -> None:
 
 
 def run_state_dict(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The network's state dict out of a run's checkpoint (Lightning prefixes it with ``model.``)."""
-    state: dict[str, Tensor] = checkpoint["state_dict"]
+    """The network's state dict out of a run's checkpoint (Lightning prefixes it with ``model.``).
+
+    Raises:
+        ValueError: The checkpoint has none.
+    """
+    state = _state_dict(checkpoint, "the checkpoint")
     return {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
+
+
+def _state_dict(checkpoint: dict[str, Any], what: str) -> dict[str, Tensor]:
+    state = checkpoint.get("state_dict")
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise ValueError(f"{what} has no state_dict of tensors by name; expected a file written by hdmnet")
+    return state
+
+
+# Where a misfit is found → what it tells of.
+_CAUSES = (
+    ("ensemble.shot_weights", "trained with another number of shots (shot)"),
+    ("ensemble.", "trained with another model.ensemble"),
+    ("classifier.", "trained on another data set, with another number of base classes (dataset)"),
+    ("matching.", "trained with another model.num_stages or model.matching.merge_kernel"),
+    ("pyramid.stages.", "trained with another model.num_stages"),
+    ("meta_learner.", "trained with another backbone"),
+    ("backbone.", "trained with another backbone"),
+)
+
+
+def _likely_cause(found: dict[str, list[str]], own: set[str]) -> str:
+    odd = [key for keys in found.values() for key in keys]
+    if own <= set(found["missing"]):
+        return "another model's checkpoint?"
+    # The backbone changes nearly everything else too, so it is looked for first.
+    if any("backbone." in key for key in odd):
+        return "trained with another backbone?"
+    causes = [next((cause for part, cause in _CAUSES if part in key), "") for key in odd]
+    likely = next((cause for _, cause in _CAUSES if cause in causes), "")
+    return f"{likely}?" if likely else "check dataset, backbone, model and shot"
 
 
 def load_strictly(model: torch.nn.Module, state: dict[str, Tensor], what: str) -> None:
@@ -88,7 +122,7 @@ def load_strictly(model: torch.nn.Module, state: dict[str, Tensor], what: str) -
     }
     problems = [f"{len(keys)} {kind} ({', '.join(keys[:2])} …)" for kind, keys in found.items() if keys]
     if problems:
-        raise ValueError(f"{what} does not fit this model: {'; '.join(problems)}; check dataset, backbone, model and shot")
+        raise ValueError(f"{what} does not fit this model: {'; '.join(problems)}; {_likely_cause(found, set(own))}")
     model.load_state_dict(state)
 
 
@@ -97,14 +131,18 @@ def save_base_learner(model: BaseLearner, path: str | Path, about: dict[str, Any
     write_atomically({BASE_LEARNER_KEY: about, "state_dict": model.state_dict()}, path)
 
 
-def load_base_learner(model: BaseLearner, path: str | Path, *, dataset: str, backbone: str) -> BaseLearner:
+def load_base_learner(
+    model: BaseLearner, path: str | Path, *, dataset: str, backbone: str, fold: int | None = None
+) -> BaseLearner:
     """Read a trained base learner, ours or the official release's.
 
     Args:
         model: An untrained base learner of the right kind; filled (ours) or left alone (official).
         path: The file.
-        dataset: "pascal" or "coco" for official files.
+        dataset: Name of the data set; "pascal" or "coco" for official files.
         backbone: Name of the backbone.
+        fold: The fold whose base classes it must have been trained on; another's has seen the novel classes. None =
+            any. An official file does not tell its fold.
 
     Returns:
         The filled base learner.
@@ -115,13 +153,23 @@ def load_base_learner(model: BaseLearner, path: str | Path, *, dataset: str, bac
     """
     content = read_checkpoint(path)
     if BASE_LEARNER_KEY in content:
-        load_strictly(model, content["state_dict"], f"base learner {str(path)!r}")
+        about = content[BASE_LEARNER_KEY]
+        for key, wanted in (("dataset", dataset), ("backbone", backbone), ("fold", fold)):
+            found = about.get(key) if isinstance(about, dict) else None
+            if wanted is not None and found is not None and found != wanted:
+                raise ValueError(
+                    f"base learner {str(path)!r} was trained with {key}={found}, this run has {key}={wanted}; give the "
+                    "one that fits, or none to train it"
+                )
+        load_strictly(model, _state_dict(content, f"base learner {str(path)!r}"), f"base learner {str(path)!r}")
         return model
     if RUN_KEY in content:
-        raise ValueError(f"base_ckpt={str(path)!r} is a whole run; expected a base learner (base_learner.pt in a run's folder)")
+        raise ValueError(
+            f"base_ckpt={str(path)!r} is a whole run; expected a base learner (base_learner.pt in a run's folder)"
+        )
     if backbone not in OFFICIAL_BACKBONES:
         raise ValueError(
-            f"base_ckpt={str(path)!r} is no base learner of ours, and the official release has none for backbone={backbone}; "
-            f"expected base_learner.pt of a run, or an official file with backbone={'|'.join(OFFICIAL_BACKBONES)}"
+            f"base_ckpt={str(path)!r} is no base learner of ours, and the official release has none for "
+            f"backbone={backbone}; expected base_learner.pt of a run, or an official file with backbone={'|'.join(OFFICIAL_BACKBONES)}"
         )
     return load_official_base_learner(path, dataset, backbone)

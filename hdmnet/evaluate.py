@@ -20,10 +20,14 @@ def main(cfg: DictConfig) -> None:
     from hdmnet.checkpoints import RUN_KEY, read_checkpoint
     from hdmnet.config import merge_with_checkpoint
     from hdmnet.experiment import evaluate
+    from hdmnet.launch import hand_over
+    from hdmnet.validation import validate
 
     about = read_checkpoint(cfg.ckpt).get(RUN_KEY)
     if about is not None and HydraConfig.initialized():  # another rank gets the merged config of the first
         cfg = merge_with_checkpoint(cfg, about["config"], list(HydraConfig.get().overrides.task))
+        validate(cfg)  # e.g. a fold that the checkpoint's data set does not have
+        hand_over(cfg)
     evaluate(cfg, official=about is None)
 
 

@@ -150,6 +150,19 @@ def _config_of_first_rank() -> DictConfig | None:
     return cfg
 
 
+def hand_over(cfg: DictConfig) -> None:
+    """Leave the config for the other processes of a DDP job; does nothing in these.
+
+    Args:
+        cfg: What the job runs on. A job that changes it calls this again before it starts a trainer.
+    """
+    if _config_of_first_rank() is None and cfg.paths.run_dir is not None:
+        job_file = Path(cfg.paths.run_dir) / ".hydra" / "job.yaml"
+        job_file.parent.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, job_file)
+        os.environ[_JOB_VARIABLE] = str(job_file)
+
+
 @contextlib.contextmanager
 def _job_environment(cfg: DictConfig) -> Iterator[None]:
     """Set what a job's processes read from the environment, and leave nothing of it to the next job of a multirun.
@@ -159,11 +172,7 @@ def _job_environment(cfg: DictConfig) -> Iterator[None]:
     """
     before = dict(os.environ)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cpus() // _num_processes(cfg))))
-    if _config_of_first_rank() is None and cfg.paths.run_dir is not None:
-        job_file = Path(cfg.paths.run_dir) / ".hydra" / "job.yaml"
-        job_file.parent.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, job_file)
-        os.environ[_JOB_VARIABLE] = str(job_file)
+    hand_over(cfg)
     try:
         yield
     finally:

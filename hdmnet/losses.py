@@ -13,6 +13,7 @@ from torch import Tensor
 
 IGNORE_INDEX = 255
 LOG_EPS = 1e-12
+PROBABILITY_EPS = 1e-6  # the fusion is linear: its "probabilities" may reach 0 and below
 
 
 def segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:
@@ -31,12 +32,30 @@ def segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:
     return F.cross_entropy(logits, target, ignore_index=IGNORE_INDEX)
 
 
+def probability_loss(probabilities: Tensor, mask: Tensor) -> Tensor:
+    """Negative log-likelihood of a map that holds probabilities, 255 ignored.
+
+    What the cross entropy of the fused prediction would be by the text. The release takes the softmax of the
+    probabilities once more (`segmentation_loss` on them), which cannot fall below log(1 + 1/e) = 0.31.
+
+    Args:
+        probabilities: (B, C, H, W) float; brought to a sum of 1 here.
+        mask: (B, H, W) integer, 0..C-1 or 255.
+
+    Returns:
+        Scalar.
+    """
+    # Softmax of logarithms is division by the sum.
+    return segmentation_loss(probabilities.clamp(min=PROBABILITY_EPS).log(), mask)
+
+
 def ground_truth_teacher(query_mask: Tensor, size: tuple[int, int]) -> Tensor:
     """The teacher of the coarsest correlation map, made from the ground truth.
 
-    The release resizes a map of 1 on foreground and -1e9 elsewhere (255 too) and takes its softmax. In exact arithmetic that is:
-    uniform over the cells whose interpolation footprint is foreground only; if there is none, all on the cell(s) with the
-    largest foreground share; uniform with no foreground at all. Computed so here, as -1e9 drowns the differences in float32.
+    The release resizes a map of 1 on foreground and -1e9 elsewhere (255 too) and takes its softmax. In exact arithmetic
+    that is: uniform over the cells whose interpolation footprint is foreground only; if there is none, all on the
+    cell(s) with the largest foreground share; uniform with no foreground at all. Computed so here, as -1e9 drowns the
+    differences in float32.
 
     Args:
         query_mask: (B, H, W) integer, 0/1/255.
@@ -46,14 +65,17 @@ def ground_truth_teacher(query_mask: Tensor, size: tuple[int, int]) -> Tensor:
         (B, h·w) float, sums to 1.
     """
     foreground = (query_mask == 1).double()[:, None]
-    # Halves or odd weights of the same taps may sum up in another order: compare up to a whisker far below one tap's weight.
+    # Halves or odd weights of the same taps may sum up in another order: compare up to a whisker far below one tap's
+    # weight.
     share = F.interpolate(foreground, size, mode="bilinear", align_corners=False).flatten(1)
     best = share.amax(1, keepdim=True)
     chosen = (share >= best - 1e-9).double()  # (B, P)
     return (chosen / chosen.sum(1, keepdim=True)).float()
 
 
-def distillation_per_stage(correlation_maps: Sequence[Tensor], query_mask: Tensor, temperature: float = 1.0) -> list[Tensor]:
+def distillation_per_stage(
+    correlation_maps: Sequence[Tensor], query_mask: Tensor, temperature: float = 1.0
+) -> list[Tensor]:
     """KL divergence of each stage from its teacher, mean over the batch (Eq. 9).
 
     The teacher of the coarsest stage is the ground truth; of each other the next coarser map, detached.
@@ -89,7 +111,9 @@ def distillation_per_stage(correlation_maps: Sequence[Tensor], query_mask: Tenso
     return losses[::-1]
 
 
-def correlation_distillation(correlation_maps: Sequence[Tensor], query_mask: Tensor, temperature: float = 1.0) -> Tensor:
+def correlation_distillation(
+    correlation_maps: Sequence[Tensor], query_mask: Tensor, temperature: float = 1.0
+) -> Tensor:
     """Correlation distillation: mean of the stages' KL divergences (Sec. 3.4).
 
     Args:

@@ -91,6 +91,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "augment.name": ("official", "paper", "none"),
     "model.norm": ("fixed", "bn", "syncbn"),
     "model.shot_weighting": ("intended", "official"),
+    "loss.final_on": ("probabilities", "log"),
 }
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from hdmnet.config import register_schemas
+from tests.helpers.fixtures import data_dir, finished_run, first_run, start  # noqa: F401 (session fixtures for every file)
 
 torch.set_num_threads(1)
 cv2.setNumThreads(0)

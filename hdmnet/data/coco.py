@@ -105,7 +105,7 @@ class CocoSource(Source):
         return read_mask(self.mask_path(image_id))
 
     def image_size(self, image_id: str) -> tuple[int, int]:
-        """Size (H, W) of the picture, from its header."""
+        """Size (H, W) of the picture, from its header; refuses one that is cut short."""
         return read_size(self.image_path(image_id))
 
     def mask_location(self, image_id: str) -> str:
@@ -113,12 +113,18 @@ class CocoSource(Source):
         return str(self.mask_path(image_id))
 
     def fingerprint(self, split: Split) -> str:
-        """Hex sha256 over the split's ids, in order, and its masks' names, sizes and times."""
+        """Hex sha256 over the split's ids, in order, and its masks' and pictures' names, sizes and times.
+
+        The pictures too, as scanning the masks also looks at these: one that was damaged since is found.
+        """
         ids = self.ids(split)
         parts = []
         for folder in sorted({image_id.split("/")[0] for image_id in ids}):
-            names = [f"{image_id.split('/')[1]}.png" for image_id in ids if image_id.startswith(f"{folder}/")]
+            stems = [image_id.split("/")[1] for image_id in ids if image_id.startswith(f"{folder}/")]
+            names = [f"{stem}.png" for stem in stems]
             parts.append(fingerprint_files(self.root / "masks" / folder, names=names, extra=[folder]))
+            if (self.root / folder).is_dir():
+                parts.append(fingerprint_files(self.root / folder, names=[f"{stem}.jpg" for stem in stems]))
         return hashlib.sha256("\n".join([*parts, *ids]).encode()).hexdigest()
 
     def check(self) -> None:

@@ -5,7 +5,10 @@ Validation and test episodes have seeds of their own, independent of the run's: 
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from hdmnet.data.datasets import EvalEpisodes, EvalSegmentation, TrainEpisodes, TrainSegmentation, permutation
 from hdmnet.data.episodes import EpisodeManifest
@@ -284,6 +287,13 @@ class BaseLearnerDataModule(FoldDataModule):
             ids = self.source.ids("val")
             chosen = sorted(permutation(VAL_SEED, 0, len(ids))[: self.num_val_samples].tolist())
             self.val_ids = [ids[position] for position in chosen]
+
+    def digest(self) -> str:
+        """Hex sha256 over the fold's training images and the areas of their classes; the same on every machine."""
+        view, catalog = self._train_view(), self._catalog("train")
+        kept = np.isin(catalog.ids[catalog.image_index], view.ids)
+        areas = np.stack([catalog.class_value[kept], catalog.area[kept]]).astype("<i8")
+        return hashlib.sha256("\n".join(self.train_ids).encode() + areas.tobytes()).hexdigest()
 
     def train_dataloader(self) -> DataLoader[SegmentationSample]:
         """Loader of this rank's training images; raises ValueError if an epoch fills no batch."""

@@ -290,7 +290,7 @@ def _check_supports(view: CatalogView, where: str, *, shot: int, allow_repeats: 
     needed = 2 if allow_repeats else shot + 1  # the query is never its own support
     for class_value, name, count in zip(view.classes, view.class_names, np.diff(view.class_ptr), strict=True):
         if 0 < count < needed:
-            remedy = "add images or lower min_area" if allow_repeats else "lower shot or set allow_repeats"
+            remedy = "add images or lower min_area" if allow_repeats else "lower shot or set dataset.allow_repeats=true"
             raise ValueError(
                 f"class {class_value} ({name}) has only {count} image{'s' if count > 1 else ''} in {where}, shot={shot}"
                 f" needs at least {needed} (query and supports): {remedy}"

@@ -31,6 +31,7 @@ MAX_CLASS = IGNORE - 1
 #: The values of `--crowd`, and what each paints; None = the annotation's own class.
 CROWD_VALUES: dict[str, int | None] = {"ignore": IGNORE, "zero": 0, "class": None}
 
+_TAIL = 1024
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB\x60\x82"
 # What Pillow raises on damaged files, beside OSError, depends on the byte that is damaged.
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -85,7 +86,7 @@ def read_mask(path: str | Path) -> UInt8Array:
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
-    """Reads the stored size of a picture from its header alone.
+    """Reads the stored size of a picture from its header, and sees that the file is not cut short.
 
     Args:
         path: The picture.
@@ -95,10 +96,21 @@ def read_size(path: str | Path) -> tuple[int, int]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the header cannot be read; one line that names the path.
+        ValueError: If it is no picture or not whole; one line that names the path.
     """
-    width, height = _decode(path, "picture", header_only=True).size
+    picture = _decode(path, "picture", header_only=True)
+    if not _has_end_mark(path, picture.format):
+        _decode(path, "picture")  # some whole files have no mark either; only decoding tells
+    width, height = picture.size
     return height, width
+
+
+def _has_end_mark(path: str | Path, file_format: str | None) -> bool:
+    """Whether a JPEG's or PNG's end mark is among the last bytes; some programs write more after it."""
+    marks = {"JPEG": b"\xff\xd9", "PNG": _PNG_END}
+    with open(path, "rb") as file:
+        file.seek(-min(_TAIL, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        return file_format in marks and marks[file_format] in file.read()
 
 
 def _decode(path: str | Path, what: str, *, header_only: bool = False) -> Image.Image:

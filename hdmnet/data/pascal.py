@@ -116,7 +116,7 @@ class PascalSource(Source):
         return read_mask(self.mask_path(image_id))
 
     def image_size(self, image_id: str) -> tuple[int, int]:
-        """Size (H, W) of the picture, from its header."""
+        """Size (H, W) of the picture, from its header; refuses one that is cut short."""
         return read_size(self.image_path(image_id))
 
     def mask_location(self, image_id: str) -> str:
@@ -124,11 +124,16 @@ class PascalSource(Source):
         return str(self.mask_path(image_id))
 
     def fingerprint(self, split: Split) -> str:
-        """Hex sha256 over the split's ids, in order, and its masks' names, sizes and times."""
+        """Hex sha256 over the split's ids, in order, and its masks' and pictures' names, sizes and times.
+
+        The pictures too, as scanning the masks also looks at these: one that was damaged since is found.
+        """
         ids = self.ids(split)
         names = [f"{image_id}.png" for image_id in ids]
         folders = [self.root / folder for folder in (_AUG, _VOC) if (self.root / folder).is_dir()]
         parts = [fingerprint_files(folder, names=names, extra=[folder.name, *ids]) for folder in folders]
+        if (self.root / "JPEGImages").is_dir():
+            parts.append(fingerprint_files(self.root / "JPEGImages", names=[f"{image_id}.jpg" for image_id in ids]))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def check(self) -> None:

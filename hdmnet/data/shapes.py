@@ -1,7 +1,7 @@
 """SHAPES-5i: the embedded data set, made on the fly from a seed; no files.
 
 20 classes in 4 folds of 5. A class is a surface pattern together with a silhouette ("striped star", "checkered gear");
-colours are free, so the colour of a support object says nothing about the query. Every picture holds 3–4 objects,
+colours are free, so the colour of a support object says nothing about the query. Every picture holds 4 objects,
 mostly of different classes, before a busy background: finding "the foreground" is not enough, the support is needed.
 
 A picture is a pure function of (version, seed, fold, split, index): `shapes_scene` chooses what it shows from counted

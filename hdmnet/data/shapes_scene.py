@@ -110,8 +110,8 @@ def _deal(key: str, pool: tuple[int, ...], start: int, count: int) -> list[int]:
 
 
 def _classes(recipe: Recipe, split: Split, index: int, draws: Draws) -> list[int]:
-    """Class values of a picture's 3–4 objects; the first one is certain to be visible."""
-    count, key = draws.between(3, MAX_OBJECTS), f"{recipe.seed}/{recipe.fold}/{split}"
+    """Class values of a picture's objects; the first one is certain to be visible."""
+    key = f"{recipe.seed}/{recipe.fold}/{split}"
     everything = tuple(range(1, recipe.num_classes + 1))
     if recipe.fold is not None:
         fold = make_fold(recipe.num_classes, Source.num_folds, recipe.fold, recipe.split_rule)
@@ -119,7 +119,8 @@ def _classes(recipe: Recipe, split: Split, index: int, draws: Draws) -> list[int
             classes = _deal(key, fold.base, index * MAX_OBJECTS, MAX_OBJECTS)
         else:
             classes = _deal(f"{key}/novel", fold.novel, index, 1)
-            classes += _deal(key, everything, index * (MAX_OBJECTS - 1), MAX_OBJECTS - 1)
+            dealt = _deal(key, everything, index * MAX_OBJECTS, MAX_OBJECTS)
+            classes += [value for value in dealt if value != classes[0]][: MAX_OBJECTS - 1]
     else:
         # Four in five mixed training pictures keep to one fold's classes: any fold's novel filter spares most of them.
         turn, group = divmod(index, Source.num_folds + 1)
@@ -130,8 +131,7 @@ def _classes(recipe: Recipe, split: Split, index: int, draws: Draws) -> list[int
             pool = make_fold(recipe.num_classes, Source.num_folds, group, recipe.split_rule).novel
             key += f"/{group}"
         classes = _deal(key, pool, turn * MAX_OBJECTS, MAX_OBJECTS)
-    classes = classes[:count]
-    if draws.chance(0.15):
+    if draws.chance(0.1):
         classes[-1] = classes[0]
     return classes
 
@@ -184,25 +184,25 @@ def _patch(
             s * inverse[1] + c * inverse[3],
         ),
         pattern_offset=(draws.uniform(-reach, reach), draws.uniform(-reach, reach)),
-        colours=_colours(draws, 75),
+        colours=_colours(draws, 95),
         shade=(draws.between(-60, 60), draws.between(-60, 60)),
     )
 
 
 def _objects(draws: Draws, classes: list[int], size: tuple[int, int], scale: float, first_on_top: bool) -> list[Patch]:
-    """One object in each of 3–4 of the picture's quarters, moved and scaled freely, in random depth order."""
+    """One object in each of the picture's quarters, moved and scaled freely, in random depth order."""
     height, width = size
-    quarters, depth = draws.order(4), draws.order(len(classes))
+    quarters, depth = draws.order(MAX_OBJECTS), draws.order(len(classes))
     patches = []
     for position, value in enumerate(classes):
         row, column = divmod(quarters[position], 2)
-        away, pull = draws.chance(0.75), draws.uniform(0.1, 0.22)
-        spread = 0.24 if away else 0.24 - pull  # some move inwards, where they hide each other
+        away, pull = draws.chance(0.75), draws.uniform(0.08, 0.2)
+        spread = 0.25 if away else 0.25 - pull  # some move inwards, where they hide each other
         centre = (
-            height * (0.5 + spread * (2 * row - 1) + draws.uniform(-0.1, 0.1)),
-            width * (0.5 + spread * (2 * column - 1) + draws.uniform(-0.1, 0.1)),
+            height * (0.5 + spread * (2 * row - 1) + draws.uniform(-0.08, 0.08)),
+            width * (0.5 + spread * (2 * column - 1) + draws.uniform(-0.08, 0.08)),
         )
-        radius = min(height, width) * scale * draws.uniform(0.165, 0.285)
+        radius = min(height, width) * scale * draws.uniform(0.185, 0.26)
         pattern, silhouette = class_parts(value)
         patches.append(
             _patch(draws, silhouette=silhouette, pattern=pattern, value=position + 1, centre=centre, radius=radius)

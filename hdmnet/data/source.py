@@ -1,7 +1,7 @@
 """What every data set offers to the rest: lists of ids, pictures, masks and a fingerprint.
 
 A `Source` is the only thing that knows where a data set's files lie. The catalogue, the episodes and the DataModules
-work on any of them. The functions below it read the usual file formats, each with errors that name the file.
+work on any of them. The functions below it read lists of ids and hash folders; `masks` reads pictures.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 Split = Literal["train", "val"]
 SplitRule = Literal["contiguous", "interleaved"]
@@ -67,89 +65,17 @@ class Source(ABC):
         """
 
     def image_size(self, image_id: str) -> tuple[int, int] | None:
-        """Size (H, W) of the picture where it can be told without decoding; None skips the check against the mask."""
+        """Size (H, W) of the picture where it can be told without decoding; None skips the check against the mask.
+
+        Raises:
+            FileNotFoundError: There is no such picture.
+            ValueError: It is no picture or not whole.
+        """
         return None
 
     def mask_location(self, image_id: str) -> str:
         """Where the mask comes from, for error messages; sources with files return the path."""
         return f"{self.name} mask {image_id!r}"
-
-
-def read_rgb_image(path: str | Path) -> UInt8Array:
-    """Read a picture.
-
-    The EXIF orientation is ignored: masks and annotations are drawn on the stored pixels.
-
-    Args:
-        path: Picture file in any format that OpenCV reads.
-
-    Returns:
-        (H, W, 3) uint8 RGB at original size.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is not a readable picture.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"picture {path} is missing: restore it or take its id off the list")
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise ValueError(f"picture {path} cannot be decoded: the file is damaged or not a picture, replace it")
-    rgb: UInt8Array = cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
-    return rgb
-
-
-def read_index_mask(path: str | Path) -> UInt8Array:
-    """Read a mask whose pixel values are class indices: an 8-bit palette or grey PNG.
-
-    Palette PNGs are read as their indices, never as the palette's colours.
-
-    Args:
-        path: Mask file.
-
-    Returns:
-        (H, W) uint8 at original size, values as stored.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file cannot be decoded, or holds colours instead of indices.
-    """
-    try:
-        with Image.open(path) as mask:
-            if mask.mode not in ("P", "L"):
-                raise ValueError(
-                    f"mask {path} is a picture of mode {mask.mode}, expected 8-bit class indices (palette or grey PNG):"
-                    " convert the colours to indices first"
-                )
-            return np.array(mask, dtype=np.uint8)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"mask {path} is missing: restore it or take its id off the list") from None
-    except (OSError, SyntaxError, EOFError) as error:  # what PIL raises for damaged files
-        reason = " ".join(str(error).split())
-        raise ValueError(f"mask {path} cannot be decoded ({reason}): the file is damaged, replace it") from None
-
-
-def read_image_size(path: str | Path) -> tuple[int, int]:
-    """Size (H, W) of a picture from its header alone.
-
-    Args:
-        path: Picture file.
-
-    Returns:
-        Height and width in pixels as stored (EXIF orientation ignored).
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The header cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except FileNotFoundError:
-        raise FileNotFoundError(f"picture {path} is missing: restore it or take its id off the list") from None
-    except (OSError, SyntaxError, EOFError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"picture {path} cannot be read ({reason}): the file is damaged, replace it") from None
 
 
 def read_id_list(path: str | Path) -> list[str]:

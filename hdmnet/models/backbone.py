@@ -1,8 +1,8 @@
 """Frozen encoders with declared channels and strides.
 
 Every backbone returns three levels, named after the ResNet layers the paper uses: ``layer2`` and ``layer3`` (mid-level
-features, Sec. 4.1) and ``layer4`` (the prior mask). Layers 3 and 4 keep the resolution of layer 2 by dilation, except for
-VGG-16, whose layers 3 and 4 have stride 16.
+features, Sec. 4.1) and ``layer4`` (the prior mask). Layers 3 and 4 keep the resolution of layer 2 by dilation, except
+for VGG-16, whose layers 3 and 4 have stride 16.
 
 Dimension letters: B batch, H W input pixels, C_l / h_l / w_l channels and size of level l.
 """
@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.models.vgg import cfgs, make_layers
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def _resnet(
         stem: list[nn.Module] = [conv, nn.BatchNorm2d(stem_channels[0]), nn.ReLU(inplace=True)]
     else:
         stem = []
-        for i, (in_channels, out_channels) in enumerate(zip((3, *stem_channels), stem_channels, strict=False)):
+        for i, (in_channels, out_channels) in enumerate(pairwise((3, *stem_channels))):
             stem += _conv_bn_relu(in_channels, out_channels, stride=2 if i == 0 else 1)
     stem.append(nn.MaxPool2d(3, stride=2, padding=1))
     parts: list[nn.Module] = [nn.Sequential(*stem)]
@@ -111,27 +113,39 @@ def _resnet(
     _dilate(parts[3], 2)
     _dilate(parts[4], 4)
     for module in parts:
-        for conv in module.modules():
-            if isinstance(conv, nn.Conv2d):
-                nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     c2, c3, c4 = (w * block.expansion for w in widths[1:])
     return Backbone(parts=parts, levels=(Level(c2, 8), Level(c3, 8), Level(c4, 8)))
 
 
+_VGG16_BOUNDS = (0, 7, 14, 24, 34, 43)  # after each pool; the last pool is dropped
+# Strides of the groups: 0-1 /2, 2-3 /4, 4-6 /8, 7-13 /16, 14-17 /32 (the 1280-channel head, 18, is left out).
+_MOBILENET_BOUNDS = (0, 2, 4, 7, 14, 18)
+
+
+def _cut(features: nn.Sequential, bounds: tuple[int, ...]) -> list[nn.Module]:
+    """Cut a Sequential into parts, each numbered from 0 (a slice of a Sequential would keep the old numbers)."""
+    layers = list(features)
+    return [nn.Sequential(*layers[low:high]) for low, high in pairwise(bounds)]
+
+
 def _vgg16() -> Backbone:
-    features = torchvision.models.vgg16_bn(weights=None).features
-    for pool in features:
-        if isinstance(pool, nn.MaxPool2d):
-            pool.ceil_mode = True
-    bounds = (0, 7, 14, 24, 34, 43)  # after each pool; the last pool is dropped
-    parts = [features[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
-    return Backbone(parts=parts, levels=(Level(256, 8), Level(512, 16), Level(512, 16)))
+    # Not by `vgg16_bn()`: its classifier alone would be 124 million parameters to initialise and throw away.
+    features = make_layers(cfgs["D"], batch_norm=True)
+    for module in features:
+        if isinstance(module, nn.MaxPool2d):
+            module.ceil_mode = True
+        elif isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.constant_(module.bias, 0.0)  # type: ignore[arg-type]  # a Conv2d's bias may be None; these have one
+    return Backbone(parts=_cut(features, _VGG16_BOUNDS), levels=(Level(256, 8), Level(512, 16), Level(512, 16)))
 
 
 def _mobilenet_v2() -> Backbone:
     features = torchvision.models.mobilenet_v2(weights=None).features
-    # Strides of the groups: 0-1 /2, 2-3 /4, 4-6 /8, 7-13 /16, 14-17 /32 (the 1280-channel head, 18, is left out).
-    parts: list[nn.Module] = [features[0:2], features[2:4], features[4:7], features[7:14], features[14:18]]
+    parts = _cut(features, _MOBILENET_BOUNDS)
     _dilate(parts[3], 2)
     _dilate(parts[4], 4)
     return Backbone(parts=parts, levels=(Level(32, 8), Level(96, 8), Level(320, 8)))
@@ -214,7 +228,9 @@ def _read_state(name: str, weights: str | Path) -> dict[str, Tensor]:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise ValueError(f"cannot read weights {str(path)!r}: not a torch state dict ({type(error).__name__})") from error
+            raise ValueError(
+                f"cannot read weights {str(path)!r}: not a torch state dict ({type(error).__name__})"
+            ) from error
         for wrapper in ("state_dict", "model"):
             if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
                 state = state[wrapper]
@@ -224,14 +240,20 @@ def _read_state(name: str, weights: str | Path) -> dict[str, Tensor]:
     if name not in _TORCHVISION or path.suffix or path.parent != Path():
         raise FileNotFoundError(
             f"backbone weights {str(weights)!r} not found; expected a file"
-            + (f" or a torchvision weights name for {name!r}" if name in _TORCHVISION else f" (torchvision has no {name!r})")
+            + (
+                f" or a torchvision weights name for {name!r}"
+                if name in _TORCHVISION
+                else f" (torchvision has no {name!r})"
+            )
             + "; set backbone.weights to a path, or to null to train from nothing"
         )
     try:
         entry = torchvision.models.get_model_weights(_TORCHVISION[name])[str(weights)]
     except KeyError:
         names = ", ".join(w.name for w in torchvision.models.get_model_weights(_TORCHVISION[name]))
-        raise ValueError(f"unknown torchvision weights {str(weights)!r} for {name!r}; expected {names}, a file or null") from None
+        raise ValueError(
+            f"unknown torchvision weights {str(weights)!r} for {name!r}; expected {names}, a file or null"
+        ) from None
     try:
         return dict(entry.get_state_dict(progress=True, check_hash=True))
     except OSError as error:
@@ -262,9 +284,7 @@ def _own_key(name: str, key: str) -> str:
     if head != "features":
         return key
     index, _, rest = rest.partition(".")
-    bounds = (0, 7, 14, 24, 34, 43) if name == "vgg16" else (0, 2, 4, 7, 14, 18)
-    for part, (low, high) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for part, (low, high) in enumerate(pairwise(_VGG16_BOUNDS if name == "vgg16" else _MOBILENET_BOUNDS)):
         if low <= int(index) < high:
-            # A slice of a Sequential is numbered from 0 again.
             return f"parts.{part}.{int(index) - low}.{rest}"
     return key

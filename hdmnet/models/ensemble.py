@@ -1,7 +1,7 @@
 """The ensemble of meta learner and base learner (paper Sec. 4.3 "Ens.", following BAM).
 
-It works on probabilities at feature resolution: where the base learner sees a base class, foreground is unlikely. How far the
-meta learner is trusted depends on how alike query and support are, measured by the Gram matrices of layer 2.
+It works on probabilities at feature resolution: where the base learner sees a base class, foreground is unlikely. How
+far the meta learner is trusted depends on how alike query and support are, measured by the Gram matrices of layer 2.
 
 Dimension letters: B batch, K shots, C channels, h w feature size, N base classes.
 """
@@ -24,7 +24,9 @@ def gram_matrix(features: Tensor) -> Tensor:
 def gram_distance(query: Tensor, supports: Tensor) -> Tensor:
     """How unlike each support is to the query: query (B, C, h, w), supports (B, K, C, h, w) → (B, K)."""
     batch, shots, channels = supports.shape[:3]
-    difference = gram_matrix(query)[:, None] - gram_matrix(supports.flatten(0, 1)).view(batch, shots, channels, channels)
+    difference = gram_matrix(query)[:, None] - gram_matrix(supports.flatten(0, 1)).view(
+        batch, shots, channels, channels
+    )
     return difference.flatten(2).norm(dim=2) / channels
 
 
@@ -32,9 +34,10 @@ class Ensemble(nn.Module):
     """Fuse the meta learner's prediction with the base learner's.
 
     Args:
-        num_shots: K the shot weights are made for; with another number of supports at run time the distances are averaged.
-        shot_weighting: "intended": the weights meet the distances they were computed for. "official": as the release does it,
-            weights in sorted order meet unsorted distances (its checkpoints were trained so).
+        num_shots: K the shot weights are made for; with another number of supports at run time the distances are
+            averaged.
+        shot_weighting: "intended": the weights meet the distances they were computed for. "official": as the release
+            does it, weights in sorted order meet unsorted distances (its checkpoints were trained so).
 
     Raises:
         ValueError: Unknown `shot_weighting`.
@@ -51,7 +54,9 @@ class Ensemble(nn.Module):
         for merge in (self.gram_merge, self.base_merge):
             merge.weight.data = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
         if num_shots > 1:
-            self.shot_weights = nn.Sequential(nn.Conv2d(num_shots, 2, 1), nn.ReLU(inplace=True), nn.Conv2d(2, num_shots, 1))
+            self.shot_weights = nn.Sequential(
+                nn.Conv2d(num_shots, 2, 1), nn.ReLU(inplace=True), nn.Conv2d(2, num_shots, 1)
+            )
 
     def pool_distances(self, distances: Tensor) -> Tensor:
         """Pool the Gram distances of the shots: (B, K) → (B,)."""
@@ -62,7 +67,9 @@ class Ensemble(nn.Module):
         values = ascending if self.shot_weighting == "intended" else distances
         return (weights * values).sum(1)
 
-    def forward(self, meta_logits: Tensor, base_logits: Tensor, distances: Tensor, class_index: Tensor | None = None) -> Tensor:
+    def forward(
+        self, meta_logits: Tensor, base_logits: Tensor, distances: Tensor, class_index: Tensor | None = None
+    ) -> Tensor:
         """Fuse.
 
         Args:

@@ -1,6 +1,7 @@
 """HDMNet whole: frozen trunk, prior masks, pyramid, matching, decoder, ensemble (paper Fig. 3).
 
-Dimension letters: B batch, K shots, H W input pixels, C channels, h_1 w_1 feature size, h_l w_l size of stage l, N base classes.
+Dimension letters: B batch, K shots, H W input pixels, C channels, h_1 w_1 feature size, h_l w_l size of stage l, N base
+classes.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class SegmentationOutput:
         size: (H, W) in input pixels, of the full-resolution logits.
         correlation_maps: One (B, h_l, w_l) float a stage, finest first, before the distillation's softmax.
         prior_masks: (B, 2, h_1, w_1) float: from the base learner's feature, then from backbone layer 4.
+        final_is_probability: Whether `final_scores` are probabilities (fused) or logits.
     """
 
     final_scores: Tensor
@@ -44,6 +46,7 @@ class SegmentationOutput:
     size: tuple[int, int]
     correlation_maps: list[Tensor] = field(default_factory=list)
     prior_masks: Tensor | None = None
+    final_is_probability: bool = False
 
     # Full resolution is made only when asked for: 61 base classes at 633² are 98 MB a picture.
     @property
@@ -113,7 +116,9 @@ class MetaLearner(nn.Module):
         )
         self.decoder = Decoder(channels, num_stages=num_stages)
 
-    def forward(self, query: Tensor, support: Tensor, support_mask: Tensor, prior: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, query: Tensor, support: Tensor, support_mask: Tensor, prior: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
         """Segment the query.
 
         Args:
@@ -138,7 +143,9 @@ class MetaLearner(nn.Module):
         prototypes = masked_average(support, soft_mask)  # (B·K, 256, 1, 1)
         mean_prototype = prototypes.unflatten(0, (batch, shots)).mean(1)
         prior = F.interpolate(prior, size, mode="bilinear", align_corners=True)
-        merged_query = self.query_merge(torch.cat([query, mean_prototype.expand_as(query), PRIOR_WEIGHT * prior], dim=1))
+        merged_query = self.query_merge(
+            torch.cat([query, mean_prototype.expand_as(query), PRIOR_WEIGHT * prior], dim=1)
+        )
         merged_support = self.support_merge(torch.cat([support, prototypes.expand_as(support)], dim=1))
         return merged_query, merged_support.unflatten(0, (batch, shots))
 
@@ -161,8 +168,8 @@ class HDMNet(nn.Module):
         base_learner: The trained base learner; it is frozen here.
         meta_learner: HDMNet proper.
         ensemble: Fusion with the base learner; None = the meta learner's prediction is final.
-        norm: "fixed": batch normalisation of the new modules stays in evaluation mode, as in the release (`fix_bn`); "bn" or
-            "syncbn": it learns its statistics (the paper's text), on each GPU apart or over all.
+        norm: "fixed": batch normalisation of the new modules stays in evaluation mode, as in the release (`fix_bn`);
+            "bn" or "syncbn": it learns its statistics (the paper's text), on each GPU apart or over all.
         prior_norm: Stretch the priors to [0, 1] (PFENet; the release does not).
 
     Raises:
@@ -208,7 +215,8 @@ class HDMNet(nn.Module):
             query_image: (B, 3, H, W) float, normalised.
             support_images: (B, K, 3, H, W) float, normalised.
             support_masks: (B, K, H, W) any dtype: 1 foreground, 0 background, 255 ignore (counts as background).
-            class_index: (B,) int64 in [0, N), only in training on base classes: the class the base learner must not suppress.
+            class_index: (B,) int64 in [0, N), only in training on base classes: the class the base learner must not
+                suppress.
 
         Returns:
             Scores, correlation maps and prior masks.
@@ -228,7 +236,7 @@ class HDMNet(nn.Module):
         *,
         size: tuple[int, int],
     ) -> SegmentationOutput:
-        """As `forward`, from trunk features: of B queries, and of B·K masked supports with their masks (B, K, H, W) of 0/1."""
+        """As `forward`, from trunk features of B queries and of B·K masked supports, whose masks (B, K, H, W) are 0/1."""
         shots = support_mask.shape[:2]
         with torch.no_grad():
             layer2 = supports.layer2.unflatten(0, shots)
@@ -244,7 +252,8 @@ class HDMNet(nn.Module):
             with torch.no_grad():
                 distances = gram_distance(query.layer2, layer2)
             final_scores = self.ensemble(meta_scores, base_scores, distances, class_index)
-        return SegmentationOutput(final_scores, meta_scores, base_scores, size, maps, prior)
+        fused = self.ensemble is not None
+        return SegmentationOutput(final_scores, meta_scores, base_scores, size, maps, prior, fused)
 
     def parameter_groups(self, *, lr: float, head_lr_factor: float = 10.0) -> list[dict[str, object]]:
         """Optimiser groups of the release: the transformer at `lr`, reductions, merges and ensemble at ten times it.
@@ -313,7 +322,7 @@ def build_hdmnet(
         num_stages=num_stages,
         dropout=dropout,
         mid_dropout=mid_dropout,
-        matching=matching,
+        matching={"num_shots": num_shots, **(matching or {})},
     )
     return HDMNet(
         base_learner=base_learner,

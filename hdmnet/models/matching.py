@@ -1,13 +1,13 @@
 """Correlation matching of query and support at one stage (paper Sec. 3.3, Eqs. 3-7).
 
-Symbols: q, k = W^q F^q, W^k F^s, L2-normalised per head; t = `temperature` (0.1); scores C = q·k / t (Eq. 4); the inverse
-softmax runs over the query positions (Eq. 5); C' = the correlation map (Eq. 7).
+Symbols: q, k = W^q F^q, W^k F^s, L2-normalised per head; t = `temperature` (0.1); scores C = q·k / t (Eq. 4); the
+inverse softmax runs over the query positions (Eq. 5); C' = the correlation map (Eq. 7).
 
-Only foreground support positions take part, so they are picked first: the background columns, which the release sets to 0
-after the softmax, would add nothing. C' is a mean of inner products, hence the inner product with a mean.
+Only foreground support positions take part, so they are picked first: the background columns, which the release sets to
+0 after the softmax, would add nothing. C' is a mean of inner products, hence the inner product with a mean.
 
-Dimension letters: B batch, K shots, C channels, N query positions, M foreground support positions over all shots, d head
-channels.
+Dimension letters: B batch, K shots, C channels, N query positions, M foreground support positions over all shots, d
+head channels.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ COUNT_EPS = 1e-9
 class CorrelationMatching(nn.Module):
     """Match a query against the foreground of K supports by dense cosine correlation.
 
-    A pre-norm layer whose attention is the correlation, then the prior masks are merged in by a 3×3 convolution. (The paper's
-    Eq. 6 has a 1×1 projection: `merge_kernel=1`.)
+    A pre-norm layer whose attention is the correlation, then the prior masks are merged in by a 3×3 convolution. (The
+    paper's Eq. 6 has a 1×1 projection: `merge_kernel=1`.)
 
     Args:
         channels: C.
@@ -35,6 +35,8 @@ class CorrelationMatching(nn.Module):
         num_priors: Prior masks merged in.
         dropout: As in the pyramid.
         merge_kernel: 3 as in the release, or 1 as in Eq. 6.
+        num_shots: K of the training. The message grows with the number of support positions, so with another K at run
+            time it is scaled by num_shots / K. None: never (the release needs a model of its own for each K).
     """
 
     def __init__(
@@ -46,10 +48,12 @@ class CorrelationMatching(nn.Module):
         num_priors: int = 2,
         dropout: float = 0.1,
         merge_kernel: int = 3,
+        num_shots: int | None = None,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.temperature = temperature
+        self.num_shots = num_shots
         self.norm1 = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
         self.query = nn.Linear(channels, channels, bias=False)
         self.key = nn.Linear(channels, channels, bias=False)
@@ -80,6 +84,8 @@ class CorrelationMatching(nn.Module):
         source = foreground.gather(support.flatten(3).transpose(2, 3).flatten(1, 2))  # (B, M, C)
         tokens = to_tokens(query)  # (B, N, C)
         attended, correlation = self.attend(self.norm1(tokens), self.norm1(source), foreground.valid)
+        if self.num_shots is not None and self.num_shots != support.shape[1]:
+            attended = attended * (self.num_shots / support.shape[1])
         tokens = tokens + attended
         tokens = tokens + self.feed_forward(self.norm2(tokens), size)
         prior = F.interpolate(prior, size, mode="bilinear", align_corners=True)

@@ -1,13 +1,14 @@
 """Checkpoints of the official release, in and out.
 
 An official checkpoint is a plain state dict, or ``{"state_dict": …}``, with or without the ``module.`` prefix that
-DistributedDataParallel leaves. Every key has exactly one place in our model: `official_key` gives it, and loading refuses
-whatever is missing, surplus or misshapen.
+DistributedDataParallel leaves. Every key has exactly one place in our model: `official_key` gives it, and loading
+refuses whatever is missing, surplus or misshapen.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hdmnet.models.hdmnet import HDMNet, build_hdmnet
 
 NUM_BASE = {"pascal": 15, "coco": 60}
 OFFICIAL_BACKBONES = ("resnet50_v2", "vgg16")
+OUR_KEYS = ("hdmnet", "hdmnet_base_learner")  # mark files of our own (hdmnet/checkpoints.py)
 
 # Our key → the official one; the first pattern that matches the whole key wins.
 _TRUNK = (
@@ -125,19 +127,86 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             f"cannot read checkpoint {str(path)!r}: damaged, or more than plain tensors (nothing was run); expected a "
             f"state dict saved by torch.save [{reason[:120]}]"
         ) from error
+    if isinstance(state, dict) and any(key in state for key in OUR_KEYS):
+        raise ValueError(f"checkpoint {str(path)!r} was written by hdmnet; expected a file of the official release")
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"checkpoint {str(path)!r} holds no state dict; expected a mapping of names to tensors")
-    return {str(key).removeprefix("module."): value for key, value in state.items()}
+    plain = {str(key).removeprefix("module."): value for key, value in state.items()}
+    if len(plain) < len(state):
+        raise ValueError(
+            f"checkpoint {str(path)!r} names some tensors twice, with and without 'module.'; expected one of each"
+        )
+    # What is not an ordinary array of numbers would be cast or refused with a traceback on loading.
+    odd = [k for k, v in plain.items() if v.is_meta or v.layout != torch.strided or v.is_complex() or v.is_quantized]
+    if odd:
+        raise ValueError(
+            f"checkpoint {str(path)!r}: {odd[0]} is no ordinary tensor of numbers; expected a plain state dict"
+        )
+    return plain
 
 
-def _fill(model: nn.Module, state: dict[str, Tensor], names: dict[str, str], what: str) -> None:
-    """Load `state` (official keys) into `model`; `names` maps each of its keys to the official one."""
+def is_base_learner(state: dict[str, Tensor]) -> bool:
+    """Whether tensors by official key are those of a base learner (PSPNet) and not of an HDMNet."""
+    return _guess_kind(state).get("kind") == "base learner"
+
+
+def _guess_kind(state: dict[str, Tensor]) -> dict[str, str]:
+    """What a file of the release seems to be, by its keys and shapes; what cannot be told is left out.
+
+    Args:
+        state: Tensors by official key.
+
+    Returns:
+        Some of: ``kind`` ("HDMNet" or "base learner"), ``dataset``, ``backbone``, ``shot``.
+    """
+    guess: dict[str, str] = {}
+    if any(key.startswith("transformer.") for key in state):
+        guess["kind"] = "HDMNet"
+        weights = state.get("kshot_rw.0.weight")
+        if weights is None:
+            guess["shot"] = "1"
+        elif weights.ndim == 4:
+            guess["shot"] = str(weights.shape[1])
+    elif any(key.startswith("ppm.") for key in state):
+        guess["kind"] = "base learner"
+    if any(re.match(r"layer1\.\d+\.conv\d", key) for key in state):
+        deep_stem = "layer0.6.weight" in state
+        guess["backbone"] = "resnet50_v2" if deep_stem else "a ResNet without the deep stem"
+        blocks = {key.split(".")[1] for key in state if key.startswith("layer3.")}
+        if deep_stem and len(blocks) != 6:
+            guess["backbone"] = f"a ResNet with {len(blocks)} blocks in layer 3"
+    elif any(re.fullmatch(r"layer1\.\d+\.weight", key) for key in state):
+        guess["backbone"] = "vgg16"
+    classifier = state.get("base_learnear.2.weight", state.get("cls.4.weight"))
+    if classifier is not None and classifier.ndim == 4:
+        known = {1 + num_base: dataset for dataset, num_base in NUM_BASE.items()}
+        guess["dataset"] = known.get(classifier.shape[0], f"one of {classifier.shape[0] - 1} base classes")
+    return guess
+
+
+def _likely_cause(state: dict[str, Tensor], asked: dict[str, str]) -> str:
+    """The last part of a misfit's message: how what was asked for differs from what the file seems to be."""
+    guess = _guess_kind(state)
+    if not guess:
+        return "another model's checkpoint? It has none of the release's parts"
+    different = [f"{key}={value}" for key, value in guess.items() if value != asked.get(key, value)]
+    if not different:
+        return "check dataset, backbone and shot"
+    return f"the file looks like {', '.join(different)}"
+
+
+def _fill(
+    model: nn.Module, state: dict[str, Tensor], names: dict[str, str], path: str | Path, asked: dict[str, str]
+) -> None:
+    """Load `state` (official keys) into `model`, built without memory; `names` maps its keys to official ones."""
     own = model.state_dict()
-    counters = {n for n in (*names.values(), *state) if n.endswith("num_batches_tracked")}  # written only by newer torch
+    counters = {
+        n for n in (*names.values(), *state) if n.endswith("num_batches_tracked")
+    }  # written only by newer torch
     missing = sorted(set(names.values()) - state.keys() - counters)
-    surplus = sorted(state.keys() - set(names.values()) - counters)
+    surplus = sorted(state.keys() - set(names.values()))
     misshapen = [
         f"{name} {tuple(state[name].shape)} instead of {tuple(own[key].shape)}"
         for key, name in names.items()
@@ -149,11 +218,17 @@ def _fill(model: nn.Module, state: dict[str, Tensor], names: dict[str, str], wha
         if found
     ]
     if problems:
-        raise ValueError(f"{what} does not fit: {'; '.join(problems)}; check data set, backbone and shot")
-    model.load_state_dict({key: state.get(name, own[key]) for key, name in names.items()})
+        what = " ".join(f"{key}={value}" for key, value in asked.items() if key != "kind")
+        raise ValueError(
+            f"checkpoint {str(path)!r} does not fit {asked['kind']} {what}: {'; '.join(problems)}; "
+            f"{_likely_cause(state, asked)}"
+        )
+    model.to_empty(device="cpu")
+    model.load_state_dict({key: state.get(name, torch.tensor(0)) for key, name in names.items()})
 
 
-def _build_base_learner(dataset: str, backbone: str) -> BaseLearner:
+def build_official_base_learner(dataset: str, backbone: str) -> BaseLearner:
+    """An untrained base learner of the release; arguments and refusals as in `build_official`."""
     if dataset not in NUM_BASE:
         raise ValueError(f"dataset={dataset!r}: the release has only {', '.join(NUM_BASE)}")
     if backbone not in OFFICIAL_BACKBONES:
@@ -177,8 +252,9 @@ def build_official(dataset: str, backbone: str, shot: int) -> HDMNet:
     """
     if shot < 1:
         raise ValueError(f"shot={shot}: expected at least 1")
-    learner = _build_base_learner(dataset, backbone)
-    return build_hdmnet(learner, num_shots=shot, shot_weighting="official").eval()
+    learner = build_official_base_learner(dataset, backbone)
+    # The release never rescales its matching for another number of supports.
+    return build_hdmnet(learner, num_shots=shot, shot_weighting="official", matching={"num_shots": None}).eval()
 
 
 def load_official_checkpoint(path: str | Path, dataset: str, backbone: str, shot: int) -> HDMNet:
@@ -197,9 +273,11 @@ def load_official_checkpoint(path: str | Path, dataset: str, backbone: str, shot
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged or hostile, or does not fit data set, backbone or shot.
     """
-    model = build_official(dataset, backbone, shot)
-    what = f"checkpoint {str(path)!r} as dataset={dataset} backbone={backbone} shot={shot}"
-    _fill(model, read_state_dict(path), {key: official_key(key) for key in model.state_dict()}, what)
+    state = read_state_dict(path)
+    with torch.device("meta"):  # no memory and no initialisation before the file is known to fit
+        model = build_official(dataset, backbone, shot)
+    asked = {"kind": "HDMNet", "dataset": dataset, "backbone": backbone, "shot": str(shot)}
+    _fill(model, state, {key: official_key(key) for key in model.state_dict()}, path, asked)
     return model
 
 
@@ -218,8 +296,9 @@ def load_official_base_learner(path: str | Path, dataset: str, backbone: str) ->
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged or hostile, or does not fit data set or backbone.
     """
-    learner = _build_base_learner(dataset, backbone).eval()
     state = read_state_dict(path)
+    with torch.device("meta"):
+        learner = build_official_base_learner(dataset, backbone).eval()
     for key in [k for k in state if k.startswith("encoder.")]:
         value = state.pop(key)
         alias = f"layer{key.removeprefix('encoder.')}"
@@ -227,7 +306,8 @@ def load_official_base_learner(path: str | Path, dataset: str, backbone: str) ->
             raise ValueError(f"checkpoint {str(path)!r}: {key} and {alias} differ; expected aliases of the same tensor")
         state.setdefault(alias, value)
     names = {key: official_base_learner_key(key) for key in learner.state_dict()}
-    _fill(learner, state, names, f"base learner {str(path)!r} as dataset={dataset} backbone={backbone}")
+    asked = {"kind": "base learner", "dataset": dataset, "backbone": backbone}
+    _fill(learner, state, names, path, asked)
     return learner
 
 
@@ -235,15 +315,64 @@ def to_official_state_dict(model: HDMNet) -> dict[str, Tensor]:
     """An HDMNet's state dict under the release's keys.
 
     Args:
-        model: With the release's parts: three stages, ensemble, 3×3 merge, ResNet-50 deep stem or VGG-16.
+        model: With the release's parts (three stages, ensemble, 3×3 merge, ResNet-50 deep stem or VGG-16) and switches.
 
     Returns:
         Tensors by official key.
 
     Raises:
-        ValueError: The model has a part the release does not know.
+        ValueError: The release has no such part or switch: it would compute something else from these weights.
     """
-    try:
-        return {official_key(key): value for key, value in model.state_dict().items()}
-    except KeyError as error:
-        raise ValueError(f"the official release has no counterpart of {error.args[0]}") from error
+    learner, ensemble = model.trunk.base_learner, model.ensemble
+    if ensemble is None:
+        raise ValueError("model.ensemble=false has no counterpart in the official release; expected a model with it")
+    switches: list[tuple[str, object, object]] = [("model.prior_norm", model.prior_norm, False)]
+    for match in model.meta_learner.matching:
+        switches.append(("model.matching.num_heads", match.num_heads, 2))
+        switches.append(("model.matching.temperature", match.temperature, 0.1))
+    if ensemble.num_shots > 1:
+        switches.append(("model.shot_weighting", ensemble.shot_weighting, "official"))
+    for name, found, expected in switches:
+        if found != expected:
+            raise ValueError(
+                f"{name}={found}: the official release has only {expected}, and would predict something else"
+            )
+    _check_twin(model, learner, lambda backbone, dataset: build_official(dataset, backbone, ensemble.num_shots))
+    return {official_key(key): value for key, value in model.state_dict().items()}
+
+
+def _check_twin(model: nn.Module, learner: BaseLearner, build: Callable[[str, str], nn.Module]) -> None:
+    """Refuse a model whose keys and shapes are not those of one of the release's own."""
+    dataset = next((name for name, num_base in NUM_BASE.items() if num_base == learner.num_base), None)
+    if dataset is None:
+        raise ValueError(f"{learner.num_base} base classes: the official release has only {tuple(NUM_BASE.values())}")
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    for backbone in OFFICIAL_BACKBONES:
+        with torch.device("meta"):  # shapes only, no memory
+            twin = {key: value.shape for key, value in build(backbone, dataset).state_dict().items()}
+        odd = sorted(key for key in shapes.keys() | twin.keys() if shapes.get(key) != twin.get(key))
+        if not odd:
+            return
+        if all(not key.startswith(("trunk.", "backbone.")) for key in odd):
+            raise ValueError(
+                f"the official release has no counterpart of {odd[0]}; expected three stages and a 3×3 merge"
+            )
+    raise ValueError(f"the official release has no such backbone; expected {' or '.join(OFFICIAL_BACKBONES)}")
+
+
+def to_official_base_learner_state_dict(model: BaseLearner) -> dict[str, Tensor]:
+    """A base learner's state dict under the release's (PSPNet's) keys, its ``encoder.*`` aliases included.
+
+    Args:
+        model: On ResNet-50 with deep stem or VGG-16.
+
+    Returns:
+        Tensors by official key; an alias shares its tensor.
+
+    Raises:
+        ValueError: The release has no such backbone or number of base classes.
+    """
+    _check_twin(model, model, lambda backbone, dataset: build_official_base_learner(dataset, backbone))
+    state = {official_base_learner_key(key): value for key, value in model.state_dict().items()}
+    aliases = {f"encoder.{key.removeprefix('layer')}": value for key, value in state.items() if key.startswith("layer")}
+    return state | aliases

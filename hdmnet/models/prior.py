@@ -29,7 +29,7 @@ def prior_mask(query: Tensor, support: Tensor, support_mask: Tensor, *, normalis
     Returns:
         (B, 1, h, w) float, in [-1, 1].
     """
-    batch, shots, channels, *size = support.shape
+    batch, shots, channels = support.shape[:3]
     mask = F.interpolate(support_mask.flatten(0, 1)[:, None], support.shape[-2:], mode="nearest")
     foreground = find_foreground(mask.flatten(1) > 0.5)  # (B·K, N)
     keys = foreground.gather(support.reshape(batch * shots, channels, -1).transpose(1, 2))  # (B·K, M, C)

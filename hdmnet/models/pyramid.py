@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from hdmnet.models.attention import LAYER_NORM_EPS, FeedForward, merge_heads, split_heads, to_map, to_tokens
 
 MAX_STAGES = 4
-# Stage 1 (finest) first. A fourth stage (paper Table 7, S_4) continues the pattern of the third; the release stops at three.
+# Stage 1 (finest) first. A fourth stage (paper Table 7, S_4) continues the pattern of the third; the release stops at
+# three.
 KERNELS = (1, 3, 3, 3)
 STRIDES = (1, 2, 2, 2)
 HEADS = (2, 4, 8, 8)
@@ -47,7 +48,9 @@ class SelfAttention(nn.Module):
         source = x
         if self.reduction > 1 and min(size) >= self.reduction:
             source = self.norm(to_tokens(self.reduce(to_map(x, size))))
-        q, k, v = (split_heads(f(t), self.num_heads) for f, t in ((self.query, x), (self.key, source), (self.value, source)))
+        q, k, v = (
+            split_heads(f(t), self.num_heads) for f, t in ((self.query, x), (self.key, source), (self.value, source))
+        )
         out: Tensor = self.output(merge_heads(F.scaled_dot_product_attention(q, k, v, scale=self.scale)))
         dropped: Tensor = self.dropout(out)
         return dropped

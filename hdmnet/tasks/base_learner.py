@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
+from torch import nn
 
 from hdmnet.losses import segmentation_loss
 from hdmnet.metrics import SegmentationIoU
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 class BaseOptimiserSettings:
     """SGD (release) or AdamW (for training from nothing), with poly decay.
 
-    `head_lr_factor` multiplies the rate of pyramid pooling and head.
+    `head_lr_factor` multiplies the rate of pyramid pooling and head. `freeze_backbone`: "none" (as BAM does), "norm" (its batch
+    normalisation keeps its statistics) or "all" (only pyramid pooling and head learn: for small data, and for backbones whose
+    batch normalisation is folded in).
     """
 
     optimizer: str = "sgd"
@@ -33,9 +36,12 @@ class BaseOptimiserSettings:
     power: float = 0.9
     head_lr_factor: float = 1.0
     warmup_steps: int = 0
+    freeze_backbone: str = "none"
 
     def __post_init__(self) -> None:
-        """Refuse an unknown optimiser."""
+        """Refuse unknown choices."""
+        if self.freeze_backbone not in ("none", "norm", "all"):
+            raise ValueError(f"optim.base.freeze_backbone={self.freeze_backbone!r}: expected 'none', 'norm' or 'all'")
         if self.optimizer not in ("sgd", "adamw"):
             raise ValueError(f"optim.base.optimizer={self.optimizer!r}: expected 'sgd' or 'adamw'")
 
@@ -53,6 +59,15 @@ class BaseLearnerTask(L.LightningModule):
         self.model = model
         self.optimiser_settings = optimiser
         self.val_metric = SegmentationIoU(1 + model.num_base)
+        if optimiser.freeze_backbone == "all":
+            model.backbone.requires_grad_(False)
+
+    def on_train_batch_start(self, batch: SegmentationSample, batch_idx: int) -> None:
+        """Keep what is frozen in evaluation mode, which Lightning leaves at every epoch and after every validation."""
+        freeze = self.optimiser_settings.freeze_backbone
+        for module in self.model.backbone.modules():
+            if freeze == "all" or (freeze == "norm" and isinstance(module, nn.modules.batchnorm._BatchNorm)):
+                module.eval()
 
     def training_step(self, batch: SegmentationSample, batch_idx: int) -> Tensor:
         """Cross entropy over background and base classes, 255 ignored; a scalar."""
@@ -74,9 +89,10 @@ class BaseLearnerTask(L.LightningModule):
         settings, model = self.optimiser_settings, self.model
         head = [p for m in (model.pyramid_pooling, model.reduce, model.classifier) for p in m.parameters()]
         groups = [
-            {"params": list(model.backbone.parameters()), "lr": settings.lr, "name": "backbone"},
             {"params": head, "lr": settings.lr * settings.head_lr_factor, "name": "head"},
         ]
+        if settings.freeze_backbone != "all":
+            groups.append({"params": list(model.backbone.parameters()), "lr": settings.lr, "name": "backbone"})
         optimizer: torch.optim.Optimizer
         if settings.optimizer == "sgd":
             optimizer = torch.optim.SGD(

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hdmnet.losses import distillation_per_stage, segmentation_loss
+from hdmnet.losses import distillation_per_stage, probability_loss, segmentation_loss
 from hdmnet.metrics import FewShotIoU
 from hdmnet.tasks.schedule import poly_schedule
 
@@ -33,17 +33,29 @@ class Output(Protocol):
     @property
     def meta_logits(self) -> Tensor: ...  # noqa: D102
     @property
+    def final_is_probability(self) -> bool: ...  # noqa: D102
+    @property
     def correlation_maps(self) -> list[Tensor]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the loss terms and the distillation's temperature T (paper Eq. 8)."""
+    """Weights of the loss terms, the distillation's temperature T (paper Eq. 8), and how the fused prediction is scored.
+
+    `final_on`: "probabilities": softmax cross entropy of the fused probabilities, as in the release; "log": their negative
+    log-likelihood. A final prediction that is logits (no ensemble) is not concerned.
+    """
 
     final: float = 1.0
     meta: float = 1.0
     distillation: float = 1.0
     temperature: float = 1.0
+    final_on: str = "probabilities"
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown reading."""
+        if self.final_on not in ("probabilities", "log"):
+            raise ValueError(f"loss.final_on={self.final_on!r}: expected 'probabilities' or 'log'")
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,7 @@ class FewShotTask(L.LightningModule):
         model: Called as ``model(query_image, support_images, support_masks, class_index)``; gives its own optimiser groups
             by ``parameter_groups(lr=…, head_lr_factor=…)``.
         class_names: Of the fold's novel classes, in the order of ``class_index``.
-        num_test_seeds: Test seeds whose episodes the test loader mixes.
+        num_test_seeds: Test seeds whose episodes the test loader mixes; the attribute may be lowered for a test of fewer.
         loss: Weights of the terms.
         optimiser: Learning rates and schedule.
         image_mean: RGB in 0..1, to draw pictures.
@@ -123,8 +135,9 @@ class FewShotTask(L.LightningModule):
             Scalars: ``loss`` (the weighted sum), ``final``, ``meta``, ``distillation`` and one a stage.
         """
         weights = self.loss_weights
+        final_loss = probability_loss if weights.final_on == "log" and output.final_is_probability else segmentation_loss
         terms = {
-            "final": segmentation_loss(output.final_logits, query_mask),
+            "final": final_loss(output.final_logits, query_mask),
             "meta": segmentation_loss(output.meta_logits, query_mask),
         }
         total = weights.final * terms["final"] + weights.meta * terms["meta"]
@@ -171,8 +184,9 @@ class FewShotTask(L.LightningModule):
         """Keep each seed's figures in `test_results`, by prediction."""
         self.test_results = {}
         for name in self.test_metrics:
-            self.test_results[name] = [metric.compute() for metric in self.test_metrics[name]]
-            for metric in self.test_metrics[name]:
+            seeds = self.test_metrics[name][: self.num_test_seeds]
+            self.test_results[name] = [metric.compute() for metric in seeds]
+            for metric in seeds:
                 metric.reset()
 
     def configure_optimizers(self) -> dict[str, Any]:

@@ -97,6 +97,21 @@ def test_pictures_of_every_mode_become_rgb(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "palette.png"), [[[0, 0, 0], [128, 0, 0]]])
 
 
+def test_the_size_of_a_whole_file_needs_no_decoding(tmp_path, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 48, 3), dtype=np.uint8)
+    jpeg, png = save(tmp_path / "x.jpg", noise, "RGB"), save(tmp_path / "x.png", noise, "RGB")
+    gif = save(tmp_path / "x.gif", noise[..., 0], "L")
+    jpeg.write_bytes(jpeg.read_bytes() + b"written by some camera")
+    assert read_size(gif) == (64, 48)  # no mark that is known: decoded
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(jpeg.read_bytes()[:-400])
+    with pytest.raises(ValueError, match=r"cut\.jpg cannot be read .*truncated"):
+        read_size(cut)
+    monkeypatch.setattr(Image.Image, "load", None)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
+    assert read_size(jpeg) == read_size(png) == (64, 48)
+
+
 def test_exif_rotation_is_not_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # "rotate by 90 degrees"

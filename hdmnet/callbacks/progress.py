@@ -1,0 +1,56 @@
+"""The progress bar of both stages: says which one is running."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+
+class StageProgressBar(TQDMProgressBar):
+    """Lightning's bar, headed by what runs instead of "Epoch 0" and "Testing DataLoader 0".
+
+    A run trains twice and tests up to twice; the same heading four times would tell a reader nothing.
+
+    Args:
+        refresh_rate: Batches between two updates; 0 shows no bar.
+        stage: Heading, e.g. "stage 1"; the doors set it for each trainer that they build.
+    """
+
+    def __init__(self, refresh_rate: int = 10, stage: str = "") -> None:
+        super().__init__(refresh_rate=refresh_rate)
+        self.stage = stage
+
+    @property
+    def train_description(self) -> str:
+        """Heading of the training bar before its first epoch."""
+        return self.stage or str(super().train_description)
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Heads the training bar with the stage and the epoch, counted from 0 as in the log."""
+        heading = f"{self.train_description}, epoch {trainer.current_epoch}"
+        _restart(self.train_progress_bar, heading, self.total_train_batches)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Heads the validation bar."""
+        if self.has_dataloader_changed(dataloader_idx):
+            _restart(self.val_progress_bar, "validation", self.total_val_batches_current_dataloader)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Heads the test bar with the stage."""
+        if self.has_dataloader_changed(dataloader_idx):
+            _restart(self.test_progress_bar, self.stage or "test", self.total_test_batches_current_dataloader)
+
+
+def _restart(bar: Tqdm, heading: str, total: float) -> None:
+    """Begin a bar anew; `total` is infinite where nobody knows it."""
+    bar.set_description(heading, refresh=False)
+    bar.reset(total if math.isfinite(total) else None)
+    bar.initial = 0

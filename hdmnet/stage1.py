@@ -1,0 +1,157 @@
+"""Stage 1: the base learner of a config, given, kept from an earlier run, or trained now."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from hdmnet.building import build_base_learner, build_trainer, epoch_length, num_processes, progress_bars
+from hdmnet.checkpoints import load_base_learner, load_strictly, read_checkpoint, run_state_dict, save_base_learner
+from hdmnet.config import image_size, to_plain
+from hdmnet.data.datamodule import BaseLearnerDataModule
+from hdmnet.data.transforms import BaseLearnerAugment, ResizeOnly
+from hdmnet.tasks.base_learner import BaseLearnerTask, BaseOptimiserSettings
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from hdmnet.data.source import Source
+    from hdmnet.models.base_learner import BaseLearner
+
+log = logging.getLogger(__name__)
+
+# Arguments of the trainer that change what stage 1 learns.
+_TRAINING_ARGUMENTS = (
+    *("accumulate_grad_batches", "devices", "fast_dev_run", "gradient_clip_algorithm", "gradient_clip_val"),
+    *("limit_train_batches", "max_time", "num_nodes", "overfit_batches", "precision", "sync_batchnorm"),
+)
+
+
+def base_learner_path(cfg: DictConfig, data: BaseLearnerDataModule) -> Path:
+    """Where the base learner of this config is kept: the name holds a hash of all that it depends on.
+
+    Args:
+        cfg: The config of the train door.
+        data: Set up; its training images and their areas stand for the data, wherever the folder lies.
+    """
+    plain = to_plain(cfg)
+    dataset = {
+        k: v for k, v in plain["dataset"].items() if not k.startswith(("num_val_", "num_test_", "controls", "root"))
+    }
+    dataset.pop("image_size"), dataset.pop("episodes_per_epoch"), dataset["source"].pop("root", None)
+    facts = {
+        "dataset": dataset,
+        "backbone": {k: v for k, v in plain["backbone"].items() if k != "build"},
+        "optim": plain["optim"]["base"],
+        "max_steps": _stage1_limits(cfg)["max_steps"],
+        "trainer": {key: plain["trainer"][key] for key in _TRAINING_ARGUMENTS},
+        "data": data.digest(),
+        "fold": cfg.fold,
+        "seed": cfg.seed,
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
+    name = f"{cfg.dataset.name}_fold{cfg.fold}_{cfg.backbone.name}_seed{cfg.seed}_{digest}.pt"
+    return Path(cfg.paths.cache_dir) / "base_learners" / name
+
+
+def obtain_base_learner(cfg: DictConfig, source: Source) -> BaseLearner:
+    """The base learner: from ``base_ckpt``, else trained before with the same settings, else trained now.
+
+    Args:
+        cfg: The config of the train door.
+        source: The data set.
+
+    Returns:
+        The trained base learner, on the CPU.
+
+    Raises:
+        ValueError: ``base_ckpt`` does not fit.
+        FileNotFoundError: ``base_ckpt`` is not there.
+    """
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    data = build_base_data(cfg, source)
+    data.setup("fit")
+    given, kept = cfg.base_ckpt, base_learner_path(cfg, data)
+    if given is not None or kept.is_file():
+        path = Path(kept if given is None else given)
+        log.info("base learner: %s", path)
+        # Every weight comes from the file: no download of pretrained ones for nothing.
+        learner = build_base_learner(cfg, data.num_base, weights=None)
+        return load_base_learner(learner, path, dataset=source.name, backbone=cfg.backbone.name, fold=cfg.fold)
+    learner = build_base_learner(cfg, data.num_base)
+    return train_base_learner(cfg, learner, data, kept)
+
+
+def build_base_data(cfg: DictConfig, source: Source) -> BaseLearnerDataModule:
+    """The training and validation pictures of stage 1."""
+    size, base = image_size(cfg.dataset.base_image_size), cfg.optim.base
+    mean, std = list(cfg.backbone.mean), list(cfg.backbone.std)
+    processes = num_processes(cfg)
+    if base.batch_size % processes:
+        raise ValueError(
+            f"optim.base.batch_size={base.batch_size} cannot be shared by {processes} processes; expected a multiple"
+        )
+    return BaseLearnerDataModule(
+        source,
+        fold=cfg.fold,
+        image_size=size,
+        augment=ResizeOnly(size) if base.augment == "none" else BaseLearnerAugment(size, mean=mean),
+        batch_size=base.batch_size // processes,
+        num_workers=cfg.num_workers,
+        seed=cfg.seed,
+        num_val_samples=base.num_val_samples,
+        filter_novel=cfg.dataset.filter_novel,
+        mean=mean,
+        std=std,
+        cache_dir=Path(cfg.paths.cache_dir) / "catalogs",
+    )
+
+
+def train_base_learner(cfg: DictConfig, learner: BaseLearner, data: BaseLearnerDataModule, path: Path) -> BaseLearner:
+    """Train the base learner, take the best by base-class mIoU, write it to `path` and into the run's folder."""
+    base, run_dir = cfg.optim.base, Path(cfg.paths.run_dir)
+    limits = _stage1_limits(cfg)
+    data.base_samples_per_epoch = epoch_length(cfg, len(data.train_ids), data.batch_size, limits["max_steps"])
+    keys = ("optimizer", "lr", "momentum", "weight_decay", "power", "head_lr_factor", "warmup_steps", "freeze_backbone")
+    task = BaseLearnerTask(model=learner, optimiser=BaseOptimiserSettings(**{key: base[key] for key in keys}))
+    checkpoints = run_dir / "base_learner"
+    keeper = ModelCheckpoint(dirpath=checkpoints, filename="best", monitor="base/miou", mode="max")
+    trainer = build_trainer(
+        cfg,
+        "stage 1 (base learner)",
+        callbacks=[keeper, *progress_bars(cfg)],
+        logger=False,
+        check_val_every_n_epoch=base.val_every_epochs,
+        **limits,
+    )
+    log.info("base learner: training it (stage 1), to be kept as %s", path)
+    trainer.fit(task, datamodule=data)
+    best = keeper.best_model_path
+    if best:
+        load_strictly(task.model, run_state_dict(read_checkpoint(best)), best)
+    if trainer.is_global_zero:
+        miou = None if keeper.best_model_score is None else float(keeper.best_model_score)
+        about = {"fold": cfg.fold, "backbone": cfg.backbone.name, "dataset": cfg.dataset.name, "base_miou": miou}
+        for file in (path, run_dir / "base_learner.pt"):
+            save_base_learner(learner, file, about)
+        log.info("base learner: base-class mIoU %s", "not measured" if miou is None else f"{miou:.3f}")
+    trainer.strategy.barrier()  # every process has read the best by now
+    if trainer.is_global_zero:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return learner.cpu()
+
+
+def _stage1_limits(cfg: DictConfig) -> dict[str, int]:
+    """Stage 1's own epochs and steps; an explicit ``trainer.max_steps`` caps it too, so that a trial run is short."""
+    base, cap = cfg.optim.base, cfg.trainer.max_steps
+    steps = base.max_steps
+    if cap not in (None, -1) and cap != cfg.optim.max_steps:
+        steps = cap if steps == -1 else min(steps, cap)
+    return {"max_epochs": base.max_epochs, "max_steps": steps}

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+from hdmnet.data.types import Episode
+from hdmnet.losses import correlation_distillation
+from hdmnet.quiet import quieten
+from hdmnet.tasks.few_shot import FewShotTask, LossWeights, OptimiserSettings, _resize
+
+
+@dataclass
+class Output:
+    final_logits: Tensor
+    meta_logits: Tensor
+    correlation_maps: list[Tensor] = field(default_factory=list)
+    final_is_probability: bool = False
+
+
+class Painter(nn.Module):
+    """Not HDMNet: calls foreground what is bright in the query's first channel, and meta foreground everything."""
+
+    def __init__(self, maps=False):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.head = nn.Parameter(torch.tensor(0.5))
+        self.maps = maps
+        self.calls = []
+
+    def forward(self, query_image, support_images, support_masks, class_index=None):
+        self.calls.append(None if class_index is None else class_index.tolist())
+        bright = query_image[:, 0] * self.scale
+        final = torch.stack([-bright, bright], dim=1)
+        meta = torch.stack([torch.zeros_like(bright), torch.ones_like(bright) * self.head], dim=1)
+        maps = [bright[:, ::2, ::2], bright[:, ::4, ::4]] if self.maps else []
+        return Output(final, meta, maps)
+
+    def parameter_groups(self, *, lr, head_lr_factor):
+        return [
+            {"params": [self.scale], "lr": lr, "name": "transformer"},
+            {"params": [self.head], "lr": lr * head_lr_factor, "name": "head"},
+        ]
+
+
+def make_batch(masks, predictions, classes, *, originals=None, seeds=None):
+    """Episodes of (H, W) masks, where the Painter predicts the (H, W) 0/1 predictions."""
+    predictions = torch.stack([torch.as_tensor(one).float() * 2 - 1 for one in predictions])
+    masks = torch.stack([torch.as_tensor(one, dtype=torch.uint8) for one in masks])
+    count = len(masks)
+    return Episode(
+        query_image=predictions[:, None].expand(-1, 3, -1, -1).clone(),
+        query_mask=masks,
+        query_base_mask=torch.zeros_like(masks),
+        support_images=torch.zeros(count, 1, 3, *masks.shape[1:]),
+        support_masks=torch.zeros(count, 1, *masks.shape[1:], dtype=torch.uint8),
+        class_index=torch.tensor(classes),
+        query_id=[str(i) for i in range(count)],
+        support_ids=[["s"]] * count,
+        index=torch.arange(count),
+        seed_index=torch.tensor(seeds or [0] * count),
+        query_mask_original=originals,
+    )
+
+
+# 2x2 pictures. IoU of "one": (1 + 1) / (2 + 3); of "two": 1 / 1, its ignored pixel counts nowhere.
+MASKS = [[[1, 1], [0, 0]], [[0, 1], [0, 0]], [[1, 255], [0, 0]]]
+PREDICTIONS = [[[1, 0], [0, 0]], [[1, 1], [1, 0]], [[1, 1], [0, 0]]]
+CLASSES = [0, 0, 1]
+
+
+def loader(batches):
+    return torch.utils.data.DataLoader(batches, batch_size=None)
+
+
+def trainer(**arguments):
+    quieten()
+    silent = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    return L.Trainer(accelerator="cpu", logger=False, **silent, **arguments)
+
+
+@pytest.mark.parametrize("sizes", [[3], [1, 1, 1], [2, 1]])
+def test_figures_are_pooled_per_class_whatever_the_batch_size(sizes):
+    task = FewShotTask(model=Painter(), class_names=["one", "two", "never"])
+    items = list(zip(MASKS, PREDICTIONS, CLASSES, strict=True))
+    batches = []
+    for size in sizes:
+        part, items = items[:size], items[size:]
+        batches.append(make_batch(*map(list, zip(*part, strict=True))))
+    trainer().test(task, loader(batches), verbose=False)
+    (final,), (meta,) = task.test_results["final"], task.test_results["meta"]
+    assert final["iou_per_class"].tolist()[:2] == [2 / 5, 1.0]
+    assert math.isnan(final["iou_per_class"][2])
+    assert float(final["miou"]) == pytest.approx(0.7)
+    assert final["counts"].tolist() == [2, 1, 0]
+    # Foreground 3 / 6; background: 7 true ones, 5 of them found and 1 missed pixel called background.
+    assert float(final["fb_iou"]) == pytest.approx((3 / 6 + 5 / 8) / 2)
+    assert meta["iou_per_class"].tolist()[:2] == [3 / 8, 1 / 3]  # everything foreground
+
+
+def test_seeds_are_kept_apart_and_may_be_fewer_than_prepared():
+    task = FewShotTask(model=Painter(), class_names=["one", "two"], num_test_seeds=2)
+    batch = make_batch(MASKS, PREDICTIONS, CLASSES, seeds=[0, 1, 1])
+    trainer().test(task, loader([batch]), verbose=False)
+    assert [float(one["miou"]) for one in task.test_results["final"]] == [1 / 2, pytest.approx((1 / 3 + 1) / 2)]
+    task.num_test_seeds = 1
+    trainer().test(task, loader([make_batch(MASKS[:1], PREDICTIONS[:1], [0])]), verbose=False)
+    assert [float(one["miou"]) for one in task.test_results["final"]] == [1 / 2]  # nothing left of the test before
+
+
+def test_predictions_are_compared_at_the_querys_original_size():
+    """Logits are resized with aligned corners, then decided: (-1, 1) on 2 pixels is (-1, -.5, 0, .5, 1) on 5."""
+    original = torch.zeros(2, 5, dtype=torch.uint8)
+    original[:, 3:] = 1
+    batch = make_batch([[[0, 1], [0, 1]]], [[[0, 1], [0, 1]]], [0], originals=[original])
+    task = FewShotTask(model=Painter(), class_names=["one"])
+    trainer().test(task, loader([batch]), verbose=False)
+    (final,) = task.test_results["final"]
+    assert float(final["miou"]) == 1.0
+    assert int(final["union"]) == 4
+
+
+def test_training_tells_the_model_the_class_and_evaluation_does_not():
+    model = Painter()
+    task = FewShotTask(model=model, class_names=["one", "two"])
+    fit = trainer(max_steps=1, num_sanity_val_steps=0)
+    batch = make_batch(MASKS, PREDICTIONS, CLASSES)
+    fit.fit(task, loader([batch]), loader([batch]))
+    assert model.calls == [CLASSES, None]
+
+
+def test_losses_by_term():
+    batch = make_batch(MASKS, PREDICTIONS, CLASSES)
+    model = Painter(maps=True)
+    weights = LossWeights(final=2.0, meta=0.5, distillation=3.0, temperature=2.0)
+    task = FewShotTask(model=model, class_names=["one", "two"], loss=weights)
+    output = model(batch.query_image, None, None)
+    terms = task.losses(output, batch.query_mask)
+    assert set(terms) == {"loss", "final", "meta", "distillation", "distillation_stage1", "distillation_stage2"}
+    # Eleven pixels count; the final logits are (-2, 2) or (2, -2): right 8 times, wrong 3 times.
+    right, wrong = math.log1p(math.exp(-4)), math.log1p(math.exp(4))
+    assert float(terms["final"]) == pytest.approx((8 * right + 3 * wrong) / 11)
+    assert float(terms["meta"]) == pytest.approx((4 * math.log1p(math.exp(-0.5)) + 7 * math.log1p(math.exp(0.5))) / 11)
+    assert torch.equal(terms["distillation"], correlation_distillation(output.correlation_maps, batch.query_mask, 2.0))
+    total = 2 * terms["final"] + 0.5 * terms["meta"] + 3 * terms["distillation"]
+    assert float(terms["loss"]) == pytest.approx(float(total))
+
+
+def test_without_maps_nothing_is_distilled_and_weight_0_leaves_no_gradient():
+    batch = make_batch(MASKS, PREDICTIONS, CLASSES)
+    task = FewShotTask(model=Painter(), class_names=["one", "two"])
+    assert set(task.losses(task.model(batch.query_image, None, None), batch.query_mask)) == {"loss", "final", "meta"}
+    output = Painter(maps=True)(batch.query_image, None, None)
+    output.correlation_maps = [one.detach().requires_grad_() for one in output.correlation_maps]
+    task = FewShotTask(model=Painter(), class_names=["one", "two"], loss=LossWeights(distillation=0.0))
+    task.losses(output, batch.query_mask)["loss"].backward()
+    assert output.correlation_maps[0].grad is None
+
+
+class Rates(Callback):
+    """The learning rate of each group at every step."""
+
+    def __init__(self):
+        self.rates = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.rates.append([group["lr"] for group in optimizer.param_groups])
+
+
+def test_the_optimiser_has_the_models_groups_and_poly_decay():
+    rates = Rates()
+    settings = OptimiserSettings(lr=0.01, weight_decay=0.3, head_lr_factor=10.0, power=0.9)
+    task = FewShotTask(model=Painter(), class_names=["one", "two"], optimiser=settings)
+    batch = make_batch(MASKS, PREDICTIONS, CLASSES)
+    fit = trainer(max_steps=4, callbacks=[rates], num_sanity_val_steps=0)
+    fit.fit(task, loader([batch, batch]), loader([batch]))
+    expected = [0.01 * (1 - step / 4) ** 0.9 for step in range(1, 5)]
+    torch.testing.assert_close(rates.rates, [[rate, 10 * rate] for rate in expected])
+    (optimizer,) = fit.optimizers
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert optimizer.defaults["betas"] == (0.9, 0.999)
+    assert all(group["weight_decay"] == 0.3 for group in optimizer.param_groups)
+
+
+def test_validation_figures_reach_the_checkpoints_choice_and_no_episode_is_0():
+    task = FewShotTask(model=Painter(), class_names=["one", "two"])
+    validate = trainer()
+    values = validate.validate(task, loader([make_batch(MASKS, PREDICTIONS, CLASSES)]), verbose=False)[0]
+    assert values == {
+        "val/miou": pytest.approx(0.7),
+        "val/fb_iou": pytest.approx((3 / 6 + 5 / 8) / 2),
+        "val/miou_meta": pytest.approx((3 / 8 + 1 / 3) / 2),
+        "val/fb_iou_meta": pytest.approx(4 / 11 / 2),
+    }
+    nothing = make_batch([[[255, 255], [255, 255]]], [[[0, 0], [0, 0]]], [0])
+    assert trainer().validate(task, loader([nothing]), verbose=False)[0]["val/miou"] == 0.0
+
+
+def test_the_checkpoint_tells_how_to_build_the_model_again():
+    checkpoint = {}
+    task = FewShotTask(model=Painter(), class_names=["one"], checkpoint_extra={"config": {"fold": 2}})
+    task.on_save_checkpoint(checkpoint)
+    assert checkpoint == {"hdmnet": {"config": {"fold": 2}}}
+
+
+def test_resizing_is_the_releases():
+    logits = torch.randn(1, 2, 5, 7, generator=torch.Generator().manual_seed(0))
+    assert _resize(logits, torch.Size((5, 7))) is logits
+    expected = F.interpolate(logits, (9, 4), mode="bilinear", align_corners=True)
+    assert torch.equal(_resize(logits, torch.Size((9, 4))), expected)

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from hdmnet.config import instantiate
+from hdmnet.launch import available_cpus, door
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def run_door(monkeypatch, capfd, tmp_path):
+    """Run a door in this process: `run_door(job, "fold=1")` gives (exit code, stdout, stderr)."""
+    handlers = logging.getLogger().handlers[:]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # restored afterwards
+    monkeypatch.delenv("HDMNET_JOB_CONFIG", raising=False)
+
+    def run(job, *words):
+        monkeypatch.setattr(sys, "argv", ["train", *words])
+        code = 0
+        try:
+            door("train")(job)()
+        except SystemExit as stop:
+            code = stop.code
+        return (code, *capfd.readouterr())
+
+    yield run
+    logging.getLogger().handlers[:] = handlers  # Hydra's write to a stdout that pytest has closed by now
+
+
+def never(cfg):
+    raise AssertionError("the job must not begin")
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("fodl=1", "fodl: no such key; did you mean 'fold'? (--cfg job shows all keys)"),
+        (
+            "dataset=pascl",
+            "dataset=pascl: no such option; did you mean 'pascal'? (dataset can be coco, pascal, shapes)",
+        ),
+        ("dataste=coco", "dataste: no such key; did you mean 'dataset'? (--cfg job shows all keys)"),
+        (
+            "loss.temprature=2",
+            "loss.temprature: no such key; did you mean 'loss.temperature'? (--cfg job shows all keys)",
+        ),
+        ("temperature=2", "temperature: no such key; did you mean 'loss.temperature'? (--cfg job shows all keys)"),
+        (
+            "trainer.max_step=4",
+            "trainer.max_step: no such key; did you mean 'trainer.max_steps'? (--cfg job shows all keys)",
+        ),
+        ("zzz=1", "zzz: no such key (--cfg job shows all keys)"),
+        ("fold=7", "fold=7: expected 0 to 3, shapes has 4 folds"),
+        ("shot=0", "shot=0: expected an integer of at least 1"),
+        ("shot=abc", "shot=abc: Value 'abc' of type 'str' could not be converted to Integer"),
+        ("fold=0,1", "fold=0,1: several values; add -m to run one after another, or write fold=[0,1] for a list"),
+        ("fold", "fold: expected key=value; quote special characters, e.g. \"ckpt='a=b.ckpt'\""),
+        ("dataset.root=${nowhere}", "dataset.root: Interpolation key 'nowhere' not found"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_runs_nothing(run_door, word, line):
+    code, out, err = run_door(never, word)
+    assert (code, out, err) == (2, "", f"error: {line}\n")
+
+
+def test_the_suggestion_knows_the_chosen_groups(run_door):
+    _, _, err = run_door(never, "logger=wandb", "logger.wandb.projct=x")
+    assert "did you mean 'logger.wandb.project'" in err
+
+
+def test_the_job_gets_a_checked_config_with_absolute_folders(run_door, tmp_path):
+    seen = []
+    assert run_door(seen.append, "fold=2", "trainer=cpu")[0] == 0
+    cfg = seen[0]
+    run_dir = Path(cfg.paths.run_dir)
+    assert cfg.fold == 2
+    assert cfg.paths.data_dir == str(tmp_path / "data")
+    assert run_dir.parent == tmp_path / "outputs" / "shapes" / "resnet_narrow_fold2_1shot_seed0"
+    assert OmegaConf.load(run_dir / ".hydra" / "overrides.yaml") == ["fold=2", "trainer=cpu"]
+    assert OmegaConf.load(run_dir / ".hydra" / "job.yaml") == cfg
+    assert not list(run_dir.glob("*.log"))
+
+
+def test_a_multirun_goes_on_after_a_failed_job(run_door):
+    folds = []
+    code, _, err = run_door(
+        lambda cfg: folds.append((cfg.fold, cfg.backbone.name)), "-m", "fold=0,7,1", "dataset=pascal"
+    )
+    assert folds == [(0, "resnet50"), (1, "resnet50")]
+    assert code == 2
+    assert err.splitlines()[0] == "error: fold=7: expected 0 to 3, pascal has 4 folds"
+
+
+def test_each_job_of_a_multirun_has_its_own_folder(run_door):
+    folders = []
+    run_door(lambda cfg: folders.append(Path(cfg.paths.run_dir).name), "-m", "fold=0,1", "shot=5")
+    assert folders == ["0_fold0_5shot", "1_fold1_5shot"]
+
+
+def test_what_the_job_refuses_is_one_line(run_door):
+    def job(cfg):
+        instantiate(cfg.paths)
+
+    assert run_door(job)[::2] == (1, "error: paths cannot be built: it has no _target_\n")
+
+
+def test_a_bug_keeps_its_traceback(run_door):
+    def job(cfg):
+        int("x")
+
+    with pytest.raises(ValueError, match="invalid literal"):
+        run_door(job)
+
+
+def test_tracebacks_can_be_asked_for(run_door, monkeypatch):
+    monkeypatch.setenv("HDMNET_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="fold=7"):
+        run_door(never, "fold=7")
+
+
+def test_an_interrupt_is_no_traceback(run_door):
+    def job(cfg):
+        raise KeyboardInterrupt
+
+    assert run_door(job)[::2] == (130, "error: interrupted\n")
+
+
+def test_threads_are_shared_out_and_the_environment_is_restored(run_door, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before, seen = dict(os.environ), {}
+    run_door(lambda cfg: (seen.update(os.environ), os.environ.update(LOCAL_RANK="0")), "trainer.devices=2")
+    assert int(seen["OMP_NUM_THREADS"]) == max(1, available_cpus() // 2)
+    assert seen["HDMNET_JOB_CONFIG"].endswith("job.yaml")
+    assert "LOCAL_RANK" not in os.environ
+    assert "HDMNET_JOB_CONFIG" not in os.environ
+    assert before.keys() - os.environ.keys() == set()
+
+
+def test_another_rank_takes_the_config_of_the_first(run_door, monkeypatch):
+    first, other = [], []
+    run_door(first.append, "fold=1", "loss.temperature=2")
+    monkeypatch.setenv("HDMNET_JOB_CONFIG", f"{first[0].paths.run_dir}/.hydra/job.yaml")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    run_door(other.append, "-m", "fold=0,1,2,3")
+    assert other == first
+
+
+def test_called_with_a_config_a_door_just_runs():
+    seen = []
+    door("train")(seen.append)(OmegaConf.create({"a": 1}))
+    assert seen == [{"a": 1}]
+
+
+# ------------------------------------------------------------------------------------------------- other processes
+
+
+def test_help_is_quick_and_loads_nothing_heavy(tmp_path):
+    code = (
+        "import sys, runpy; sys.argv = ['train', '--help']\n"
+        "try: runpy.run_module('hdmnet.train', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "heavy = {'torch', 'lightning', 'wandb', 'cv2', 'matplotlib', 'numpy'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    before = os.times().children_user
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert "python -m hdmnet.train dataset=coco fold=2 shot=5" in done.stdout
+    assert "dataset: coco, pascal, shapes" in done.stdout
+    assert done.stderr == "[]\n"
+    assert os.times().children_user - before < 3  # seconds of computing: the machine may be busy with other tests
+    assert list(tmp_path.iterdir()) == []
+
+
+DDP_DOOR = """
+import json, os, pathlib
+from hdmnet.launch import door
+
+@door("train")
+def main(cfg):
+    import torch
+    from lightning.pytorch.demos.boring_classes import BoringModel
+    from hdmnet.config import instantiate
+
+    class Model(BoringModel):
+        def on_test_end(self):
+            rank, world = self.trainer.global_rank, self.trainer.world_size
+            pathlib.Path(cfg.paths.run_dir, f"rank{rank}.json").write_text(json.dumps([cfg.fold, world]))
+
+    for _ in range(2):  # as in stage 1 and stage 2
+        trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False)
+        trainer.fit(Model())
+    trainer.test(Model(), verbose=False)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.slow
+def test_a_multirun_with_two_processes_a_job_runs_each_job_once(tmp_path):
+    (tmp_path / "ddp_door.py").write_text(DDP_DOOR)
+    environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
+    environment["PYTHONPATH"] = str(ROOT)
+    words = "-m fold=0,1 trainer=ddp_cpu trainer.max_steps=2 trainer.limit_test_batches=2 trainer.limit_val_batches=1"
+    words += " trainer.max_epochs=1 trainer.enable_progress_bar=false"
+    done = subprocess.run(
+        [sys.executable, "ddp_door.py", *words.split()],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ranks = sorted(
+        str(file.relative_to(tmp_path / "outputs" / "shapes" / "multirun")) for file in tmp_path.rglob("rank*")
+    )
+    assert [name.partition("/")[2] for name in ranks] == [
+        "0_fold0_1shot/rank0.json", "0_fold0_1shot/rank1.json", "1_fold1_1shot/rank0.json", "1_fold1_1shot/rank1.json"
+    ]  # fmt: skip
+    assert len({name.partition("/")[0] for name in ranks}) == 1  # one sweep folder
+    contents = [file.read_text() for file in sorted(tmp_path.rglob("rank*"))]
+    assert contents == ["[0, 2]", "[0, 2]", "[1, 2]", "[1, 2]"]
