@@ -152,7 +152,7 @@ def epoch_length(cfg: DictConfig, samples: int | None, batch_size: int, max_step
     """
     if samples is None or max_steps is None or max_steps < 1:
         return samples
-    samples_per_step = batch_size * num_processes(cfg) * cfg.trainer.accumulate_grad_batches
+    samples_per_step = batch_size * num_processes(cfg) * int(cfg.trainer.accumulate_grad_batches)
     steps = samples // samples_per_step
     if steps < 1 or max_steps % steps == 0:
         return samples

@@ -50,6 +50,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def run_entry(content: dict[str, Any], path: str | Path) -> dict[str, Any] | None:
+    """What a run of ours wrote beside the weights (``config``, ``class_names``); None for files of others.
+
+    Raises:
+        ValueError: The entry is there but is not what a run writes.
+    """
+    entry = content.get(RUN_KEY)
+    if entry is None:
+        return None
+    if not isinstance(entry, dict) or not isinstance(entry.get("config"), dict) or "state_dict" not in content:
+        raise ValueError(f"checkpoint {str(path)!r} lacks its config or weights; expected a file that hdmnet wrote")
+    return entry
+
+
 def write_atomically(content: dict[str, Any], path: str | Path) -> None:
     """Save with torch under a temporary name, then rename: the file is whole or not there."""
     path = Path(path)
@@ -170,6 +184,7 @@ def load_base_learner(
     if backbone not in OFFICIAL_BACKBONES:
         raise ValueError(
             f"base_ckpt={str(path)!r} is no base learner of ours, and the official release has none for "
-            f"backbone={backbone}; expected base_learner.pt of a run, or an official file with backbone={'|'.join(OFFICIAL_BACKBONES)}"
+            f"backbone={backbone}; expected "
+            f"base_learner.pt of a run, or an official file with backbone={'|'.join(OFFICIAL_BACKBONES)}"
         )
     return load_official_base_learner(path, dataset, backbone)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import torch
@@ -26,7 +26,7 @@ from hdmnet.building import (
     test_callbacks,
 )
 from hdmnet.callbacks.wandb import one_wandb_run
-from hdmnet.checkpoints import RUN_KEY, load_strictly, read_checkpoint, run_state_dict
+from hdmnet.checkpoints import RUN_KEY, load_strictly, read_checkpoint, run_entry, run_state_dict
 from hdmnet.config import to_plain
 from hdmnet.metrics import FewShotIoU
 from hdmnet.models.official import load_official_checkpoint
@@ -77,7 +77,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     quieten()
     timer = Timer()
     with timer("data"):
-        _check_given_checkpoints(cfg)
+        _check_config(cfg)
         source = build_source(cfg)
         data = build_few_shot_data(cfg, source)
         data.setup()  # every list, mask and class count is checked before any training
@@ -126,10 +126,16 @@ def evaluate(cfg: DictConfig, *, official: bool = False) -> dict[str, Any]:
         model = load_official_checkpoint(cfg.ckpt, source.name, cfg.backbone.name, cfg.shot)
     else:
         checkpoint = _run_checkpoint(cfg.ckpt)
-        learner = build_base_learner(cfg, data.num_base, weights=None)
-        # The shot weights of the ensemble have the shape of the training's K, whatever K is tested.
-        model = build_model(cfg, learner, num_shots=checkpoint[RUN_KEY]["config"]["shot"])
-        load_strictly(model, run_state_dict(checkpoint), f"ckpt={cfg.ckpt}")
+        trained, state = checkpoint[RUN_KEY]["config"], run_state_dict(checkpoint)
+        if trained["dataset"]["name"] == cfg.dataset.name and trained["fold"] != cfg.fold:
+            raise ValueError(
+                f"fold={cfg.fold}: its novel classes were base classes of ckpt={cfg.ckpt}, trained on fold "
+                f"{trained['fold']}; expected fold={trained['fold']}, or another data set"
+            )
+        # Base classes and K are the training's, whatever is tested: the weights have their shapes.
+        learner = build_base_learner(cfg, _num_base(state, cfg.ckpt), weights=None)
+        model = build_model(cfg, learner, num_shots=trained["shot"])
+        load_strictly(model, state, f"ckpt={cfg.ckpt}")
     task = build_task(cfg, model, data)
     trainer = build_trainer(cfg, "test", callbacks=list(test_callbacks(cfg)), logger=False)
     return test(cfg, task, data, trainer, timer, checkpoint=Path(cfg.ckpt))
@@ -219,8 +225,10 @@ def _test_with_ones(cfg: DictConfig, task: FewShotTask, data: FewShotDataModule)
 # --------------------------------------------------------------------------------------------------------- checkpoints
 
 
-def _check_given_checkpoints(cfg: DictConfig) -> None:
+def _check_config(cfg: DictConfig) -> None:
     """Refuse what can be refused before the masks are scanned, which takes its time."""
+    if cfg.callbacks.get("checkpoint") is None:
+        raise ValueError("callbacks.checkpoint is missing; a run needs it to choose the weights that are tested")
     if cfg.ckpt is not None and cfg.base_ckpt is not None:
         raise ValueError("ckpt and base_ckpt are both given; expected one: a run's ckpt holds its base learner")
     if cfg.ckpt is not None:
@@ -230,11 +238,9 @@ def _check_given_checkpoints(cfg: DictConfig) -> None:
 
 
 def _chosen_checkpoint(cfg: DictConfig, trainer: L.Trainer) -> Path:
-    keeper = trainer.checkpoint_callback
-    if not isinstance(keeper, ModelCheckpoint):
-        raise ValueError("callbacks.checkpoint is missing; a run needs it to choose the weights that are tested")
-    last = keeper.last_model_path
-    chosen = keeper.best_model_path if cfg.selection == "best" and keeper.best_model_path else last
+    keeper = cast(ModelCheckpoint, trainer.checkpoint_callback)
+    best = keeper.best_model_path if cfg.selection == "best" else ""
+    chosen = best or keeper.last_model_path
     if not chosen:
         raise ValueError(
             "training wrote no checkpoint; give it at least one step (trainer.max_steps, dataset.episodes_per_epoch)"
@@ -242,9 +248,19 @@ def _chosen_checkpoint(cfg: DictConfig, trainer: L.Trainer) -> Path:
     return Path(chosen)
 
 
+def _num_base(state: dict[str, torch.Tensor], path: str) -> int:
+    """Base classes of a run's base learner, from the shape of its classifier."""
+    try:
+        return len(state["trunk.base_learner.classifier.2.bias"]) - 1
+    except KeyError:
+        raise ValueError(
+            f"checkpoint {path!r} holds no base learner; expected checkpoints/best.ckpt of a run"
+        ) from None
+
+
 def _run_checkpoint(path: str | Path) -> dict[str, Any]:
     content = read_checkpoint(path)
-    if RUN_KEY not in content or "state_dict" not in content:
+    if run_entry(content, path) is None:
         raise ValueError(
             f"checkpoint {str(path)!r} is not of an hdmnet run; expected checkpoints/best.ckpt of a run's folder"
         )

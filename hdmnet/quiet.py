@@ -15,7 +15,7 @@ _PATTERNS = (
     r"This DataLoader will create \d+ worker processes in total.*",
     r".*Checkpoint directory .* exists and is not empty.*",  # the run's folder is made before
     r".*Experiment logs directory .* exists and is not empty.*",  # the same folder: Hydra has written .hydra/ there
-    r".*number of training batches .* is smaller than the logging interval.*",  # trainer.log_every_n_steps is the user's choice
+    r".*number of training batches .* is smaller than the logging interval.*",  # so is trainer.log_every_n_steps
     r".*isinstance\(treespec, LeafSpec\).* is deprecated.*",  # Lightning 2.6 with torch 2.9 and newer
     r"Found \d+ module\(s\) in eval mode at the start of training.*",  # the frozen trunk
     # A process, or a seed of the control, may have no episode; what the others have is pooled.

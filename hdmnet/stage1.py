@@ -16,13 +16,14 @@ from hdmnet.building import build_base_learner, build_trainer, epoch_length, num
 from hdmnet.checkpoints import load_base_learner, load_strictly, read_checkpoint, run_state_dict, save_base_learner
 from hdmnet.config import image_size, to_plain
 from hdmnet.data.datamodule import BaseLearnerDataModule
-from hdmnet.data.transforms import BaseLearnerAugment, ResizeOnly
+from hdmnet.data.transforms import BaseLearnerAugment, build_augment
 from hdmnet.tasks.base_learner import BaseLearnerTask, BaseOptimiserSettings
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from hdmnet.data.source import Source
+    from hdmnet.data.transforms import Augment
     from hdmnet.models.base_learner import BaseLearner
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def build_base_data(cfg: DictConfig, source: Source) -> BaseLearnerDataModule:
         source,
         fold=cfg.fold,
         image_size=size,
-        augment=ResizeOnly(size) if base.augment == "none" else BaseLearnerAugment(size, mean=mean),
+        augment=_augment(cfg, size, mean),
         batch_size=base.batch_size // processes,
         num_workers=cfg.num_workers,
         seed=cfg.seed,
@@ -112,6 +113,14 @@ def build_base_data(cfg: DictConfig, source: Source) -> BaseLearnerDataModule:
         std=std,
         cache_dir=Path(cfg.paths.cache_dir) / "catalogs",
     )
+
+
+def _augment(cfg: DictConfig, size: tuple[int, int], mean: list[float]) -> Augment:
+    """Stage 1's own augmentation: BAM's, or one of stage 2's by its name."""
+    name = cfg.optim.base.augment
+    if name == "bam":
+        return BaseLearnerAugment(size, mean=mean)
+    return build_augment(name, image_size=size, scale=tuple(cfg.dataset.augment_scale), mean=mean)
 
 
 def train_base_learner(cfg: DictConfig, learner: BaseLearner, data: BaseLearnerDataModule, path: Path) -> BaseLearner:

@@ -119,8 +119,10 @@ def _classes(recipe: Recipe, split: Split, index: int, draws: Draws) -> list[int
             classes = _deal(key, fold.base, index * MAX_OBJECTS, MAX_OBJECTS)
         else:
             classes = _deal(f"{key}/novel", fold.novel, index, 1)
-            dealt = _deal(key, everything, index * MAX_OBJECTS, MAX_OBJECTS)
-            classes += [value for value in dealt if value != classes[0]][: MAX_OBJECTS - 1]
+            # Query and support share other novel classes too: else what both show would tell the class without a mask.
+            novel = [value for value in _deal(f"{key}/others", fold.novel, 3 * index, 3) if value != classes[0]][:2]
+            others = [value for value in _deal(key, everything, 5 * index, 5) if value not in (*classes, *novel)]
+            classes += (novel + others)[: MAX_OBJECTS - 1]
     else:
         # Four in five mixed training pictures keep to one fold's classes: any fold's novel filter spares most of them.
         turn, group = divmod(index, Source.num_folds + 1)

@@ -38,7 +38,8 @@ class FeedForward(nn.Module):
 
 def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, N, C) → (B, C, h, w)."""
-    return tokens.transpose(1, 2).unflatten(2, size)
+    result: Tensor = tokens.transpose(1, 2).unflatten(2, size)
+    return result
 
 
 def to_tokens(x: Tensor) -> Tensor:
@@ -48,7 +49,8 @@ def to_tokens(x: Tensor) -> Tensor:
 
 def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
     """(B, N, C) → (B, heads, N, C / heads)."""
-    return tokens.unflatten(2, (num_heads, -1)).transpose(1, 2)
+    result: Tensor = tokens.unflatten(2, (num_heads, -1)).transpose(1, 2)
+    return result
 
 
 def merge_heads(tokens: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ def gram_matrix(features: Tensor) -> Tensor:
     """Channel-by-channel cosine over the positions: (B, C, h, w) → (B, C, C)."""
     flat = features.flatten(2)
     norms = flat.norm(dim=2, keepdim=True)
-    return (flat @ flat.transpose(1, 2)) / (norms @ norms.transpose(1, 2) + EPS)
+    result: Tensor = (flat @ flat.transpose(1, 2)) / (norms @ norms.transpose(1, 2) + EPS)
+    return result
 
 
 def gram_distance(query: Tensor, supports: Tensor) -> Tensor:
@@ -27,7 +28,8 @@ def gram_distance(query: Tensor, supports: Tensor) -> Tensor:
     difference = gram_matrix(query)[:, None] - gram_matrix(supports.flatten(0, 1)).view(
         batch, shots, channels, channels
     )
-    return difference.flatten(2).norm(dim=2) / channels
+    result: Tensor = difference.flatten(2).norm(dim=2) / channels
+    return result
 
 
 class Ensemble(nn.Module):
@@ -65,7 +67,8 @@ class Ensemble(nn.Module):
         ascending = distances.sort(dim=1).values
         weights = self.shot_weights(ascending[..., None, None])[..., 0, 0].softmax(dim=1)
         values = ascending if self.shot_weighting == "intended" else distances
-        return (weights * values).sum(1)
+        result: Tensor = (weights * values).sum(1)
+        return result
 
     def forward(
         self, meta_logits: Tensor, base_logits: Tensor, distances: Tensor, class_index: Tensor | None = None

@@ -236,7 +236,7 @@ class HDMNet(nn.Module):
         *,
         size: tuple[int, int],
     ) -> SegmentationOutput:
-        """As `forward`, from trunk features of B queries and of B·K masked supports, whose masks (B, K, H, W) are 0/1."""
+        """As `forward`, from trunk features of B queries and B·K masked supports, with masks (B, K, H, W) of 0/1."""
         shots = support_mask.shape[:2]
         with torch.no_grad():
             layer2 = supports.layer2.unflatten(0, shots)

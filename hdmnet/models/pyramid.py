@@ -76,7 +76,8 @@ class SelfAttentionLayer(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Tokens (B, N, C) of a map of `size` → (B, N, C)."""
         x = x + self.attention(self.norm1(x), size)
-        return x + self.feed_forward(self.norm2(x), size)
+        result: Tensor = x + self.feed_forward(self.norm2(x), size)
+        return result
 
 
 class PyramidStage(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import lightning as L
 import torch
@@ -14,6 +14,7 @@ from hdmnet.metrics import SegmentationIoU
 from hdmnet.tasks.schedule import poly_schedule
 
 if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import OptimizerLRScheduler
     from torch import Tensor
 
     from hdmnet.data.types import SegmentationSample
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 class BaseOptimiserSettings:
     """SGD (release) or AdamW (for training from nothing), with poly decay.
 
-    `head_lr_factor` multiplies the rate of pyramid pooling and head. `freeze_backbone`: "none" (as BAM does), "norm" (its batch
-    normalisation keeps its statistics) or "all" (only pyramid pooling and head learn: for small data, and for backbones whose
-    batch normalisation is folded in).
+    `head_lr_factor` multiplies the rate of pyramid pooling and head. `freeze_backbone`: "none" (as BAM does), "norm"
+    (its batch normalisation keeps its statistics) or "all" (only pyramid pooling and head learn: for small data, and
+    for backbones whose batch normalisation is folded in).
     """
 
     optimizer: str = "sgd"
@@ -84,7 +85,7 @@ class BaseLearnerTask(L.LightningModule):
         self.log("base/miou", float(self.val_metric.compute()["miou"]), prog_bar=True)
         self.val_metric.reset()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Backbone at `lr`, pyramid pooling and head at `head_lr_factor` times it; poly decay every iteration."""
         settings, model = self.optimiser_settings, self.model
         head = [p for m in (model.pyramid_pooling, model.reduce, model.classifier) for p in m.parameters()]

@@ -1,14 +1,14 @@
 """Stage 2: train and test a few-shot segmenter on episodes.
 
-The task knows that an episode goes in and logits come out (with optional correlation maps, which are distilled if there are
-any), and nothing else of HDMNet: other methods run on the same task.
+The task knows that an episode goes in and logits come out (with optional correlation maps, which are distilled if there
+are any), and nothing else of HDMNet: other methods run on the same task.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import lightning as L
 import torch
@@ -21,6 +21,8 @@ from hdmnet.tasks.schedule import poly_schedule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
     from hdmnet.data.types import Episode
 
@@ -40,10 +42,10 @@ class Output(Protocol):
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the loss terms, the distillation's temperature T (paper Eq. 8), and how the fused prediction is scored.
+    """Weights of the loss terms, the distillation's temperature T (paper Eq. 8), how the fused prediction is scored.
 
-    `final_on`: "probabilities": softmax cross entropy of the fused probabilities, as in the release; "log": their negative
-    log-likelihood. A final prediction that is logits (no ensemble) is not concerned.
+    `final_on`: "probabilities": softmax cross entropy of the fused probabilities, as in the release; "log": their
+    negative log-likelihood. A final prediction that is logits (no ensemble) is not concerned.
     """
 
     final: float = 1.0
@@ -60,7 +62,7 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class OptimiserSettings:
-    """AdamW with poly decay (reference: Sec. 4.1; the release's factor of ten on the layers outside the transformer)."""
+    """AdamW with poly decay (Sec. 4.1; the release's factor of ten on the layers outside the transformer)."""
 
     lr: float = 1e-4
     weight_decay: float = 0.01
@@ -73,10 +75,10 @@ class FewShotTask(L.LightningModule):
     """Losses, optimiser and metrics of stage 2.
 
     Args:
-        model: Called as ``model(query_image, support_images, support_masks, class_index)``; gives its own optimiser groups
-            by ``parameter_groups(lr=…, head_lr_factor=…)``.
+        model: Called as ``model(query_image, support_images, support_masks, class_index)``; gives its own optimiser
+            groups by ``parameter_groups(lr=…, head_lr_factor=…)``.
         class_names: Of the fold's novel classes, in the order of ``class_index``.
-        num_test_seeds: Test seeds whose episodes the test loader mixes; the attribute may be lowered for a test of fewer.
+        num_test_seeds: Test seeds whose episodes the test loader mixes; may be lowered later for a test of fewer.
         loss: Weights of the terms.
         optimiser: Learning rates and schedule.
         image_mean: RGB in 0..1, to draw pictures.
@@ -135,7 +137,9 @@ class FewShotTask(L.LightningModule):
             Scalars: ``loss`` (the weighted sum), ``final``, ``meta``, ``distillation`` and one a stage.
         """
         weights = self.loss_weights
-        final_loss = probability_loss if weights.final_on == "log" and output.final_is_probability else segmentation_loss
+        final_loss = (
+            probability_loss if weights.final_on == "log" and output.final_is_probability else segmentation_loss
+        )
         terms = {
             "final": final_loss(output.final_logits, query_mask),
             "meta": segmentation_loss(output.meta_logits, query_mask),
@@ -165,14 +169,14 @@ class FewShotTask(L.LightningModule):
             for i, target in enumerate(targets):
                 # The release compares at the query's original size; episodes differ in it, so one at a time.
                 prediction = _resize(logits[i : i + 1], target.shape[-2:]).argmax(1)
-                metric = metrics[name][int(batch.seed_index[i])]
+                metric = _seeds(metrics, name)[int(batch.seed_index[i])]
                 metric.update(prediction, target.view(1, *target.shape[-2:]), batch.class_index[i : i + 1])
         return {"episode": batch, "output": output, "class_names": self.class_names}
 
     def on_validation_epoch_end(self) -> None:
         """Log validation mIoU and FB-IoU, of the final and of the meta learner's own prediction."""
         for name, suffix in (("final", ""), ("meta", "_meta")):
-            metric = self.val_metrics[name][0]
+            metric = _seeds(self.val_metrics, name)[0]
             values = metric.compute()
             metric.reset()
             miou = float(values["miou"])
@@ -184,15 +188,16 @@ class FewShotTask(L.LightningModule):
         """Keep each seed's figures in `test_results`, by prediction."""
         self.test_results = {}
         for name in self.test_metrics:
-            seeds = self.test_metrics[name][: self.num_test_seeds]
+            seeds = _seeds(self.test_metrics, name)[: self.num_test_seeds]
             self.test_results[name] = [metric.compute() for metric in seeds]
             for metric in seeds:
                 metric.reset()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over the model's groups, poly decay every iteration."""
         settings = self.optimiser_settings
-        groups = self.model.parameter_groups(lr=settings.lr, head_lr_factor=settings.head_lr_factor)
+        model = cast(Any, self.model)
+        groups = model.parameter_groups(lr=settings.lr, head_lr_factor=settings.head_lr_factor)
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.999), weight_decay=settings.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = poly_schedule(optimizer, steps, settings.power, settings.warmup_steps)
@@ -208,6 +213,11 @@ def _metrics(num_classes: int, names: tuple[str, ...], num_seeds: int) -> nn.Mod
         return nn.ModuleList(FewShotIoU(num_classes, class_names=names) for _ in range(num_seeds))
 
     return nn.ModuleDict({"final": seeds(), "meta": seeds()})
+
+
+def _seeds(metrics: nn.ModuleDict, name: str) -> list[FewShotIoU]:
+    """The metrics of a prediction, one a seed."""
+    return list(cast("nn.ModuleList", metrics[name]))  # type: ignore[arg-type]
 
 
 def _resize(logits: Tensor, size: torch.Size) -> Tensor:

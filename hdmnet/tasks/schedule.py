@@ -24,7 +24,7 @@ def poly_factor(iteration: int, max_iterations: int, power: float, warmup_iterat
     """
     if iteration < warmup_iterations:
         return 0.1 + 0.9 * iteration / warmup_iterations
-    return max(1.0 - iteration / max_iterations, 0.0) ** power
+    return float(max(1.0 - iteration / max_iterations, 0.0) ** power)
 
 
 def poly_schedule(optimizer: Optimizer, max_iterations: int, power: float, warmup_iterations: int = 0) -> LambdaLR:

@@ -140,8 +140,9 @@ def test_losses_by_term():
     model = Painter(maps=True)
     weights = LossWeights(final=2.0, meta=0.5, distillation=3.0, temperature=2.0)
     task = FewShotTask(model=model, class_names=["one", "two"], loss=weights)
-    output = model(batch.query_image, None, None)
-    terms = task.losses(output, batch.query_mask)
+    with torch.no_grad():
+        output = model(batch.query_image, None, None)
+        terms = task.losses(output, batch.query_mask)
     assert set(terms) == {"loss", "final", "meta", "distillation", "distillation_stage1", "distillation_stage2"}
     # Eleven pixels count; the final logits are (-2, 2) or (2, -2): right 8 times, wrong 3 times.
     right, wrong = math.log1p(math.exp(-4)), math.log1p(math.exp(4))
