@@ -161,11 +161,12 @@ def epoch_length(cfg: DictConfig, samples: int | None, batch_size: int, max_step
 
 
 def num_processes(cfg: DictConfig) -> int:
-    """Processes of the run; "auto" and lists as Lightning counts them."""
-    devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
-    if isinstance(devices, int) and devices > 0:
-        return devices * int(nodes)
-    if isinstance(devices, str) and devices.isdigit():
-        return int(devices) * int(nodes)
-    count = max(torch.cuda.device_count(), 1) if devices in ("auto", -1, "-1") else len(devices)
-    return count * int(nodes)
+    """Processes of the run; "auto", "0,2" and [0, 2] as Lightning counts them."""
+    devices, nodes = cfg.trainer.devices, int(cfg.trainer.num_nodes)
+    if isinstance(devices, str) and "," in devices:
+        devices = [part for part in devices.split(",") if part.strip()]
+    if not isinstance(devices, int | str):
+        return len(devices) * nodes
+    if str(devices) in ("auto", "-1"):
+        return max(1 if cfg.trainer.accelerator == "cpu" else torch.cuda.device_count(), 1) * nodes
+    return int(devices) * nodes

@@ -6,13 +6,13 @@ files of the official release (`hdmnet.models.official`).
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from hdmnet.atomic import replacing
 from hdmnet.models.official import OFFICIAL_BACKBONES, load_official_base_learner
 
 if TYPE_CHECKING:
@@ -66,14 +66,8 @@ def run_entry(content: dict[str, Any], path: str | Path) -> dict[str, Any] | Non
 
 def write_atomically(content: dict[str, Any], path: str | Path) -> None:
     """Save with torch under a temporary name, then rename: the file is whole or not there."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         torch.save(content, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def run_state_dict(checkpoint: dict[str, Any]) -> dict[str, Tensor]:

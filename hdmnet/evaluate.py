@@ -17,13 +17,16 @@ def main(cfg: DictConfig) -> None:
         raise ValueError("ckpt is not given; expected the checkpoint to evaluate, e.g. ckpt=RUN/checkpoints/best.ckpt")
     from hydra.core.hydra_config import HydraConfig
 
-    from hdmnet.checkpoints import read_checkpoint, run_entry
+    from hdmnet.checkpoints import BASE_LEARNER_KEY, read_checkpoint, run_entry
     from hdmnet.config import merge_with_checkpoint
     from hdmnet.experiment import evaluate
     from hdmnet.launch import hand_over
     from hdmnet.validation import validate
 
-    about = run_entry(read_checkpoint(cfg.ckpt), cfg.ckpt)
+    content = read_checkpoint(cfg.ckpt)
+    if BASE_LEARNER_KEY in content:
+        raise ValueError(f"ckpt={cfg.ckpt} is a base learner; expected checkpoints/best.ckpt of a run's folder")
+    about = run_entry(content, cfg.ckpt)
     if about is not None and HydraConfig.initialized():  # another rank gets the merged config of the first
         cfg = merge_with_checkpoint(cfg, about["config"], list(HydraConfig.get().overrides.task))
         validate(cfg)  # e.g. a fold that the checkpoint's data set does not have

@@ -30,6 +30,7 @@ from hdmnet.checkpoints import RUN_KEY, load_strictly, read_checkpoint, run_entr
 from hdmnet.config import to_plain
 from hdmnet.metrics import FewShotIoU
 from hdmnet.models.official import load_official_checkpoint
+from hdmnet.provenance import git_state
 from hdmnet.quiet import quieten
 from hdmnet.stage1 import obtain_base_learner
 
@@ -75,6 +76,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         FileNotFoundError: Something on disk is missing.
     """
     quieten()
+    git_state()  # now: what is committed while the run goes on is not what ran
     timer = Timer()
     with timer("data"):
         _check_config(cfg)
@@ -83,13 +85,12 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         data.setup()  # every list, mask and class count is checked before any training
         data.episodes_per_epoch = epoch_length(cfg, data.episodes_per_epoch, cfg.batch_size, cfg.trainer.max_steps)
     with timer("base_learner"):
-        # A run's checkpoint holds its base learner: nothing to train or to look for.
-        given = cfg.ckpt is not None
+        given = cfg.ckpt is not None  # it holds its base learner: nothing to train or to look for
         learner = build_base_learner(cfg, data.num_base, weights=None) if given else obtain_base_learner(cfg, source)
     # Again, so that stage 2 starts alike whether stage 1 was trained just now or found on disk.
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     task = build_task(cfg, build_model(cfg, learner), data)
-    if cfg.ckpt is not None:
+    if given:
         load_strictly(task.model, run_state_dict(_run_checkpoint(cfg.ckpt)), f"ckpt={cfg.ckpt}")
     trainer = build_trainer(
         cfg, "stage 2", callbacks=instantiate_all(cfg.callbacks), logger=instantiate_all(cfg.logger)
@@ -97,7 +98,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     with timer("train"):
         trainer.fit(task, datamodule=data)
     chosen = _chosen_checkpoint(cfg, trainer)
-    load_strictly(task.model, run_state_dict(_run_checkpoint(chosen)), str(chosen))
+    if chosen is not None:
+        load_strictly(task.model, run_state_dict(_run_checkpoint(chosen)), str(chosen))
     return test(cfg, task, data, trainer, timer, checkpoint=chosen)
 
 
@@ -116,6 +118,7 @@ def evaluate(cfg: DictConfig, *, official: bool = False) -> dict[str, Any]:
         FileNotFoundError: Something on disk is missing.
     """
     quieten()
+    git_state()  # now: what is committed while the run goes on is not what ran
     timer = Timer()
     with timer("data"):
         source = build_source(cfg)
@@ -127,22 +130,24 @@ def evaluate(cfg: DictConfig, *, official: bool = False) -> dict[str, Any]:
     else:
         checkpoint = _run_checkpoint(cfg.ckpt)
         trained, state = checkpoint[RUN_KEY]["config"], run_state_dict(checkpoint)
-        if trained["dataset"]["name"] == cfg.dataset.name and trained["fold"] != cfg.fold:
-            raise ValueError(
-                f"fold={cfg.fold}: its novel classes were base classes of ckpt={cfg.ckpt}, trained on fold "
-                f"{trained['fold']}; expected fold={trained['fold']}, or another data set"
-            )
+        _refuse_other_fold(cfg, checkpoint)
         # Base classes and K are the training's, whatever is tested: the weights have their shapes.
         learner = build_base_learner(cfg, _num_base(state, cfg.ckpt), weights=None)
         model = build_model(cfg, learner, num_shots=trained["shot"])
         load_strictly(model, state, f"ckpt={cfg.ckpt}")
     task = build_task(cfg, model, data)
     trainer = build_trainer(cfg, "test", callbacks=list(test_callbacks(cfg)), logger=False)
-    return test(cfg, task, data, trainer, timer, checkpoint=Path(cfg.ckpt))
+    return test(cfg, task, data, trainer, timer, checkpoint=Path(cfg.ckpt).expanduser().absolute())
 
 
 def test(
-    cfg: DictConfig, task: FewShotTask, data: FewShotDataModule, trainer: L.Trainer, timer: Timer, *, checkpoint: Path
+    cfg: DictConfig,
+    task: FewShotTask,
+    data: FewShotDataModule,
+    trainer: L.Trainer,
+    timer: Timer,
+    *,
+    checkpoint: Path | None,
 ) -> dict[str, Any]:
     """Test, measure the controls, write ``result.json`` and print the table.
 
@@ -152,7 +157,7 @@ def test(
         data: Set up for the test.
         trainer: Runs it.
         timer: Gets the phases "test" and "controls".
-        checkpoint: Which weights they are, for the result.
+        checkpoint: Which weights they are, for the result; None = not kept.
 
     Returns:
         The result.
@@ -179,7 +184,7 @@ def test(
         config=to_plain(cfg),
         timings=timer.seconds,
         controls=controls,
-        checkpoint=str(checkpoint),
+        checkpoint=None if checkpoint is None else str(checkpoint),
         selection=cfg.selection,
         support_mask=cfg.support_mask,
         protocol=cfg.protocol,
@@ -232,12 +237,25 @@ def _check_config(cfg: DictConfig) -> None:
     if cfg.ckpt is not None and cfg.base_ckpt is not None:
         raise ValueError("ckpt and base_ckpt are both given; expected one: a run's ckpt holds its base learner")
     if cfg.ckpt is not None:
-        _run_checkpoint(cfg.ckpt)
+        _refuse_other_fold(cfg, _run_checkpoint(cfg.ckpt))
     if cfg.base_ckpt is not None:
         read_checkpoint(cfg.base_ckpt)
 
 
-def _chosen_checkpoint(cfg: DictConfig, trainer: L.Trainer) -> Path:
+def _refuse_other_fold(cfg: DictConfig, checkpoint: dict[str, Any]) -> None:
+    """Refuse a run's checkpoint that has seen the novel classes of the config's fold."""
+    trained = checkpoint[RUN_KEY]["config"]
+    if trained["dataset"]["name"] == cfg.dataset.name and trained["fold"] != cfg.fold:
+        raise ValueError(
+            f"fold={cfg.fold}: its novel classes were base classes of ckpt={cfg.ckpt}, trained on fold "
+            f"{trained['fold']}; expected fold={trained['fold']}, or another data set"
+        )
+
+
+def _chosen_checkpoint(cfg: DictConfig, trainer: L.Trainer) -> Path | None:
+    """The checkpoint to test, by `selection`; None where Lightning keeps none (``trainer.fast_dev_run``)."""
+    if cfg.trainer.fast_dev_run:
+        return None
     keeper = cast(ModelCheckpoint, trainer.checkpoint_callback)
     best = keeper.best_model_path if cfg.selection == "best" else ""
     chosen = best or keeper.last_model_path

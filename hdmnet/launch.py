@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hdmnet import config, errors
+from hdmnet.provenance import available_cpus
 from hdmnet.validation import validate
 
 Job = Callable[[DictConfig], None]
@@ -96,6 +97,12 @@ def _run_command(config_name: str, job: Job) -> int:
         if errors.wants_traceback():
             raise
         print(f"error: {errors.composition_message(error, config_name)}", file=sys.stderr)
+        return CONFIG_ERROR
+    except ValueError as error:
+        if errors.wants_traceback() or not str(error).startswith("Config group override"):
+            raise
+        # Hydra's only refusal of a command line that is not one of its own exceptions: `ablation=null`.
+        print("error: a config group cannot be null; expected one of its options, e.g. ablation=none", file=sys.stderr)
         return CONFIG_ERROR
     return 0
 
@@ -181,16 +188,6 @@ def _job_environment(cfg: DictConfig) -> Iterator[None]:
             torch.distributed.destroy_process_group()
         os.environ.clear()
         os.environ.update(before)
-
-
-def available_cpus() -> int:
-    """CPUs that this process may use: its affinity, and the container's quota (cgroup v2) where that is less."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return max(1, min(affinity, int(quota) // int(period)))
-    except (OSError, ValueError):  # no such file, or "max": no quota
-        return affinity
 
 
 def _num_processes(cfg: DictConfig) -> int:

@@ -97,8 +97,10 @@ def distillation_per_stage(
         raise ValueError("no correlation maps to distil; expected one a matching stage")
     losses: list[Tensor] = []
     teacher: Tensor | None = None
-    for student_map in reversed(correlation_maps):  # coarse → fine
-        size = (student_map.shape[1], student_map.shape[2])
+    for correlation_map in reversed(correlation_maps):  # coarse → fine
+        size = (correlation_map.shape[1], correlation_map.shape[2])
+        # 16 bits (mixed precision) would lose the 1e-12 below.
+        student_map = correlation_map.to(torch.promote_types(correlation_map.dtype, torch.float32))
         if teacher is None:
             target = ground_truth_teacher(query_mask, size).to(student_map.dtype)
         else:

@@ -4,7 +4,7 @@ Legend: B batch, C classes of the split, N classes of a segmentation head (backg
 
 The protocol of the field (PFENet, BAM, HDMNet): intersection and union are pooled per class over all
 episodes and divided **once**; mIoU is the mean over the classes, FB-IoU the mean of the pooled foreground IoU and the
-pooled background IoU. This is not ``torchmetrics.segmentation.MeanIoU``, which averages per image.
+pooled background IoU. This is not `torchmetrics.segmentation.MeanIoU`, which averages per image.
 
 Deviation from the official release, on purpose: it credits a whole batch to the class of the batch's first item, so
 its figures hold for batches of one only. Here each item is credited to its own class: any batch size gives the same.
@@ -24,17 +24,17 @@ IGNORE = 255
 
 
 def _hard_prediction(prediction: Tensor, num_labels: int) -> Tensor:
-    """Turns logits or label maps into label maps.
+    """Turn logits or label maps into label maps.
 
     Args:
         prediction: (B, num_labels, H, W) float logits or probabilities, or (B, H, W) bool or integer labels.
-        num_labels: number of labels that the channel dimension must have.
+        num_labels: Number of labels that the channel dimension must have.
 
     Returns:
         (B, H, W) int64 labels.
 
     Raises:
-        ValueError: if the shape and dtype are neither of the two.
+        ValueError: If the shape and dtype are neither of the two.
     """
     if prediction.ndim == 4 and prediction.is_floating_point() and prediction.shape[1] == num_labels:
         return prediction.argmax(dim=1)
@@ -47,14 +47,14 @@ def _hard_prediction(prediction: Tensor, num_labels: int) -> Tensor:
 
 
 def _check_same_shape(labels: Tensor, target: Tensor) -> None:
-    """Raises when prediction and target do not cover the same pixels.
+    """Raise when prediction and target do not cover the same pixels.
 
     Args:
         labels: (B, H, W) int64 predicted labels.
-        target: expected (B, H, W) integer labels.
+        target: Expected (B, H, W) integer labels.
 
     Raises:
-        ValueError: on another shape, or on a floating-point target.
+        ValueError: On another shape, or on a floating-point target.
     """
     if target.is_floating_point() or target.is_complex():
         raise ValueError(f"target is {target.dtype}; expected integer labels: pass the mask without normalising it")
@@ -66,15 +66,15 @@ def _check_same_shape(labels: Tensor, target: Tensor) -> None:
 
 
 def _check_labels(values: Tensor, num_labels: int, what: str) -> None:
-    """Raises when a label lies outside 0 .. num_labels - 1.
+    """Raise when a label lies outside 0 .. num_labels - 1.
 
     Args:
         values: int64 labels of any shape, ignored pixels already removed.
-        num_labels: number of allowed labels.
-        what: what the labels are, for the message.
+        num_labels: Number of allowed labels.
+        what: What the labels are, for the message.
 
     Raises:
-        ValueError: naming the offending values.
+        ValueError: Naming the offending values.
     """
     wrong = (values < 0) | (values >= num_labels)
     if bool(wrong.any()):
@@ -83,7 +83,7 @@ def _check_labels(values: Tensor, num_labels: int, what: str) -> None:
 
 
 def _ratio(intersection: Tensor, union: Tensor) -> Tensor:
-    """Divides in float64; 0 / 0 gives NaN.
+    """Divide in float64; 0 / 0 gives NaN.
 
     Args:
         intersection: int64 pixel counts.
@@ -99,12 +99,12 @@ class FewShotIoU(Metric):
     """mIoU and FB-IoU over episodes, pooled per class.
 
     Args:
-        num_classes: number of classes C of the split (5 on PASCAL-5i, 20 on COCO-20i).
-        class_names: their names, in the order of ``class_index``, for whoever prints them (default "0", "1", …).
-        ignore_index: target value of pixels that count nowhere.
+        num_classes: Number of classes C of the split (5 on PASCAL-5i, 20 on COCO-20i).
+        class_names: Their names, in the order of `class_index`, for whoever prints them (default "0", "1", …).
+        ignore_index: Target value of pixels that count nowhere.
 
     Raises:
-        ValueError: if ``num_classes`` < 1, ``class_names`` has another length, or ``ignore_index`` is 0 or 1.
+        ValueError: If `num_classes` < 1, `class_names` has another length, or `ignore_index` is 0 or 1.
     """
 
     is_differentiable = False
@@ -115,7 +115,7 @@ class FewShotIoU(Metric):
     counts: Tensor  # (C,) int64 episodes
 
     def __init__(self, num_classes: int, class_names: Sequence[str] | None = None, ignore_index: int = IGNORE) -> None:
-        """Starts with no episode; see the class for the arguments."""
+        """Start with no episode; see the class for the arguments."""
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}; expected at least 1")
@@ -134,16 +134,16 @@ class FewShotIoU(Metric):
         self.add_state("counts", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, target: Tensor, class_index: Tensor) -> None:
-        """Adds a batch of episodes; every item is credited to its own class.
+        """Add a batch of episodes; every item is credited to its own class.
 
         Args:
             prediction: (B, 2, H, W) float logits of [background, foreground], or (B, H, W) bool or integer 0/1,
                 in the target's frame (at test time: the query's original pixels; then one call per item).
-            target: (B, H, W) integer 0/1/``ignore_index``.
+            target: (B, H, W) integer 0/1/`ignore_index`.
             class_index: (B,) int64, position of each episode's class in the split, 0 .. C - 1.
 
         Raises:
-            ValueError: if shapes disagree or a value lies outside its range.
+            ValueError: If shapes disagree or a value lies outside its range.
         """
         labels = _hard_prediction(prediction, 2)
         _check_same_shape(labels, target)
@@ -166,14 +166,14 @@ class FewShotIoU(Metric):
         self.counts += torch.bincount(class_index, minlength=self.num_classes).to(self.counts.device)
 
     def compute(self) -> dict[str, Tensor]:
-        """Divides the pooled counts.
+        """Divide the pooled counts.
 
         Returns:
-            ``miou``: () float64, mean over the classes whose IoU is defined; NaN if none is.
-            ``fb_iou``: () float64, mean of the foreground and the background IoU pooled over all classes and episodes.
-            ``iou_per_class``: (C,) float64; NaN for a class without an episode (or without a pixel to count).
-            ``intersection``, ``union``: (C,) int64 foreground pixels.
-            ``counts``: (C,) int64 episodes.
+            `miou`: () float64, mean over the classes whose IoU is defined; NaN if none is.
+            `fb_iou`: () float64, mean of the foreground and the background IoU pooled over all classes and episodes.
+            `iou_per_class`: (C,) float64; NaN for a class without an episode (or without a pixel to count).
+            `intersection`, `union`: (C,) int64 foreground pixels.
+            `counts`: (C,) int64 episodes.
             (torchmetrics squeezes vectors of one element: with C = 1 they come as 0-dim tensors.)
         """
         intersection = self.confusion.diagonal(dim1=1, dim2=2)  # (C, 2): background, foreground
@@ -193,12 +193,11 @@ class SegmentationIoU(Metric):
     """Pooled IoU of an ordinary segmentation head; the base learner's base-class mIoU.
 
     Args:
-        num_classes: number of labels N, background (label 0) included.
-        include_background: whether label 0 counts in ``miou``.
-        ignore_index: target value of pixels that count nowhere.
+        num_classes: Number of labels N, background (label 0) included.
+        ignore_index: Target value of pixels that count nowhere.
 
     Raises:
-        ValueError: if ``num_classes`` < 2 or ``ignore_index`` is one of the labels.
+        ValueError: If `num_classes` < 2 or `ignore_index` is one of the labels.
     """
 
     is_differentiable = False
@@ -207,27 +206,26 @@ class SegmentationIoU(Metric):
 
     confusion: Tensor  # (N, N) int64 pixels: [truth, prediction]
 
-    def __init__(self, num_classes: int, include_background: bool = False, ignore_index: int = IGNORE) -> None:
-        """Starts with no image; see the class for the arguments."""
+    def __init__(self, num_classes: int, ignore_index: int = IGNORE) -> None:
+        """Start with no image; see the class for the arguments."""
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"num_classes is {num_classes}; expected at least 2, background included")
         if 0 <= ignore_index < num_classes:
             raise ValueError(f"ignore_index {ignore_index} is one of the labels 0..{num_classes - 1}; choose another")
         self.num_classes = num_classes
-        self.include_background = include_background
         self.ignore_index = ignore_index
         self.add_state("confusion", torch.zeros(num_classes, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Adds a batch of images.
+        """Add a batch of images.
 
         Args:
             prediction: (B, N, H, W) float logits, or (B, H, W) integer labels 0 .. N - 1.
-            target: (B, H, W) integer labels 0 .. N - 1 or ``ignore_index``, in the same frame.
+            target: (B, H, W) integer labels 0 .. N - 1 or `ignore_index`, in the same frame.
 
         Raises:
-            ValueError: if shapes disagree or a label lies outside its range.
+            ValueError: If shapes disagree or a label lies outside its range.
         """
         labels = _hard_prediction(prediction, self.num_classes)
         _check_same_shape(labels, target)
@@ -240,20 +238,19 @@ class SegmentationIoU(Metric):
         self.confusion += cells.view(self.num_classes, self.num_classes).to(self.confusion.device)
 
     def compute(self) -> dict[str, Tensor]:
-        """Divides the pooled counts.
+        """Divide the pooled counts.
 
         Returns:
-            ``miou``: () float64, mean over the labels present in truth or prediction (label 0 only if asked for).
-            ``iou_per_class``: (N,) float64; NaN for a label present in neither. ``pixel_accuracy``: () float64.
-            ``intersection``, ``union``: (N,) int64 pixels.
+            `miou`: () float64, mean over the labels present in truth or prediction, background left out.
+            `iou_per_class`: (N,) float64; NaN for a label present in neither.
+            `intersection`, `union`: (N,) int64 pixels.
         """
         intersection = self.confusion.diagonal()
         union = self.confusion.sum(dim=0) + self.confusion.sum(dim=1) - intersection
         iou = _ratio(intersection, union)
         return {
-            "miou": (iou if self.include_background else iou[1:]).nanmean(),
+            "miou": iou[1:].nanmean(),
             "iou_per_class": iou,
-            "pixel_accuracy": _ratio(intersection.sum(), self.confusion.sum()),
             "intersection": intersection.clone(),
             "union": union,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -24,7 +25,7 @@ _PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
 
 def library_versions() -> dict[str, str | None]:
-    """Returns the versions of Python and of the libraries that results depend on; ``None`` for one not installed."""
+    """Return the versions of Python and of the libraries that results depend on; `None` for one not installed."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name, distribution in _DISTRIBUTIONS.items():
         # What is loaded knows more than what was installed: torch's own version names its build (+cpu, +cu126).
@@ -37,7 +38,7 @@ def library_versions() -> dict[str, str | None]:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """Runs git quietly; ``None`` when there is no git, no repository, or it says no."""
+    """Run git quietly; `None` when there is no git, no repository, or it says no."""
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True
@@ -47,15 +48,18 @@ def _git(root: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+@functools.cache
 def git_state(root: Path = _PACKAGE_ROOT) -> dict[str, str | bool | None]:
-    """Returns ``git_commit`` and ``git_dirty`` of the code that runs.
+    """Return `git_commit` and `git_dirty` of the code that runs, as they were at the first call.
+
+    A run asks when it begins: the result must name the commit that ran, not one that was made meanwhile.
 
     Args:
-        root: folder that holds the ``hdmnet`` package.
+        root: Folder that holds the `hdmnet` package.
 
     Returns:
-        Both ``None`` where the package is not tracked by git (an installed wheel inside somebody else's repository
-        must not report that repository's commit). Dirty: ``hdmnet``, ``conf`` or ``scripts`` differ from the commit.
+        Both `None` where the package is not tracked by git (an installed wheel inside somebody else's repository
+        must not report that repository's commit). Dirty: `hdmnet`, `conf` or `scripts` differ from the commit.
     """
     if _git(root, "ls-files", "--error-unmatch", "hdmnet/results.py") is None:
         return {"git_commit": None, "git_dirty": None}
@@ -63,8 +67,18 @@ def git_state(root: Path = _PACKAGE_ROOT) -> dict[str, str | bool | None]:
     return {"git_commit": _git(root, "rev-parse", "HEAD"), "git_dirty": None if changes is None else bool(changes)}
 
 
+def available_cpus() -> int:
+    """Count the CPUs that this process may use: its affinity, or a container's quota (cgroup v2) where that is less."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return max(1, min(affinity, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or "max": no quota
+        return affinity
+
+
 def _processor() -> str:
-    """Names the CPU; Linux hides the name from :func:`platform.processor`."""
+    """Name the CPU; Linux hides the name from `platform.processor`."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -75,15 +89,14 @@ def _processor() -> str:
 
 
 def hardware() -> dict[str, Any]:
-    """Describes the machine: system, CPU, usable cores, torch threads, GPUs by name."""
+    """Describe the machine: system, CPU, usable cores, torch threads, GPUs by name."""
     import torch  # here, so that reading results (reports) needs no torch
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cuda = torch.cuda.is_available()
     return {
         "system": platform.platform(),
         "cpu": _processor(),
-        "cpu_cores": usable,
+        "cpu_cores": available_cpus(),
         "torch_threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if cuda else [],
         "cuda": torch.version.cuda if cuda else None,

@@ -1,6 +1,6 @@
-"""What a finished run leaves in writing: ``result.json`` and the table printed at its end.
+"""What a finished run leaves in writing: `result.json` and the table printed at its end.
 
-``result.json`` (IoUs as fractions of 1, NaN written as ``null``)::
+`result.json` (IoUs as fractions of 1, NaN written as `null`)::
 
     dataset fold shot backbone ablation seed
     test:              {miou, miou_std, miou_per_seed, fb_iou, fb_iou_per_seed, iou_per_class {name: iou},
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from hdmnet.atomic import replacing
 from hdmnet.provenance import git_state, hardware, library_versions
 
 FIXED_KEYS = (
@@ -53,26 +53,26 @@ def _nanmean(values: Sequence[float]) -> float:
 
 
 def _numbers(value: Any) -> list[float]:
-    """Flattens a tensor (any device), array or number to Python floats."""
+    """Flatten a tensor (any device), array or number to Python floats."""
     plain = value.detach().cpu().numpy() if hasattr(value, "detach") else value
     return [float(number) for number in np.asarray(plain).reshape(-1)]
 
 
 def summarise_seeds(computed: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> dict[str, Any]:
-    """Makes the ``test`` entry of a result from one :meth:`FewShotIoU.compute` value per test seed.
+    """Make the `test` entry of a result from one `FewShotIoU.compute` value per test seed.
 
     Every figure is the mean over the seeds of that seed's pooled figure, as the field reports it.
 
     Args:
-        computed: per seed: ``miou`` and ``fb_iou`` (), ``iou_per_class`` (C,) fractions, ``counts`` (C,) episodes.
-        class_names: the C names in the order of ``class_index``.
+        computed: Per seed: `miou` and `fb_iou` (), `iou_per_class` (C,) fractions, `counts` (C,) episodes.
+        class_names: The C names in the order of `class_index`.
 
     Returns:
-        The keys listed at the top of this module. ``miou_std`` is the sample standard deviation over the seeds
-        (NaN for one seed). ``num_episodes`` counts one seed (the largest, should a run have been cut short).
+        The keys listed at the top of this module. `miou_std` is the sample standard deviation over the seeds
+        (NaN for one seed). `num_episodes` counts one seed (the largest, should a run have been cut short).
 
     Raises:
-        ValueError: if there is no seed or the number of classes differs from ``class_names``.
+        ValueError: If there is no seed or the number of classes differs from `class_names`.
     """
     if not computed:
         raise ValueError("no test seed was evaluated; expected at least one: set the number of test seeds to 1 or more")
@@ -117,22 +117,22 @@ def make_result(
     controls: Mapping[str, float] | None = None,
     **extra: Any,
 ) -> dict[str, Any]:
-    """Gathers one run's result and adds versions, commit and hardware.
+    """Gather one run's result and add versions, commit and hardware.
 
     Args:
-        dataset: name of the data set; likewise ``backbone`` and ``ablation`` (``None`` for the full method).
-        fold: fold index.
-        shot: number of supports K.
-        backbone: name of the backbone.
-        ablation: name of the ablation.
-        seed: training seed.
-        test: entry of the final prediction, from :func:`summarise_seeds`.
-        test_no_ensemble: the same of the meta learner's own prediction; ``None`` where there is none.
-        manifest_sha256: hash of the test episodes, one or one per test seed.
-        config: the composed config, as plain containers.
-        timings: seconds per phase.
-        controls: mIoU of the controls that were measured (keys ``support_mask_ones``, ``every_object_foreground``).
-        **extra: further entries, e.g. ``checkpoint`` or ``val``.
+        dataset: Name of the data set; likewise `backbone` and `ablation` (`None` for the full method).
+        fold: Fold index.
+        shot: Number of supports K.
+        backbone: Name of the backbone.
+        ablation: Name of the ablation.
+        seed: Training seed.
+        test: Entry of the final prediction, from `summarise_seeds`.
+        test_no_ensemble: The same of the meta learner's own prediction; `None` where there is none.
+        manifest_sha256: Hash of the test episodes, one or one per test seed.
+        config: The composed config, as plain containers.
+        timings: Seconds per phase.
+        controls: mIoU of the controls that were measured (keys `support_mask_ones`, `every_object_foreground`).
+        **extra: Further entries, e.g. `checkpoint` or `val`.
 
     Returns:
         The result as described at the top of this module; a plain dictionary, NaN still NaN.
@@ -158,7 +158,7 @@ def make_result(
 
 
 def _plain(value: Any, where: str) -> Any:
-    """Turns a tree into what JSON can hold: NaN and infinity become ``None``, paths text, tensors and arrays lists."""
+    """Turn a tree into what JSON can hold: NaN and infinity become `None`, paths text, tensors and arrays lists."""
     if value is None or isinstance(value, (str, bool)):
         return value
     if isinstance(value, Mapping):
@@ -180,7 +180,7 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _check_result(result: Any, origin: str) -> None:
-    """Raises ``ValueError`` when a fixed key is missing or an entry has the wrong kind."""
+    """Raise `ValueError` when a fixed key is missing or an entry has the wrong kind."""
     if not isinstance(result, Mapping):
         raise ValueError(f"{origin} holds a {type(result).__name__}; expected an object with the keys of a result")
     missing = [key for key in FIXED_KEYS if key not in result]
@@ -200,46 +200,38 @@ def _check_result(result: Any, origin: str) -> None:
 
 
 def write_result(path: str | Path, result: Mapping[str, Any]) -> Path:
-    """Writes ``result.json`` in one step: a reader, or a crash, never meets half a file.
+    """Write `result.json` in one step: a reader, or a crash, never meets half a file.
 
     Args:
-        path: where to; the folder is made if needed.
-        result: from :func:`make_result`.
+        path: Where to; the folder is made if needed.
+        result: From `make_result`.
 
     Returns:
         The path written.
 
     Raises:
-        ValueError: if a fixed key is missing or a value cannot be held by JSON.
+        ValueError: If a fixed key is missing or a value cannot be held by JSON.
     """
     path = Path(path)
     _check_result(result, "result")
     text = json.dumps(_plain(result, "result"), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return path
 
 
 def read_result(path: str | Path) -> dict[str, Any]:
-    """Reads a ``result.json`` (or the one in a run's folder) and checks its keys.
+    """Read a `result.json` (or the one in a run's folder) and check its keys.
 
     Args:
-        path: the file, or the folder that holds ``result.json``.
+        path: The file, or the folder that holds `result.json`.
 
     Returns:
-        The result; undefined figures are ``None``.
+        The result; undefined figures are `None`.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is not JSON or lacks a fixed key.
+        FileNotFoundError: If there is none.
+        ValueError: If it is not JSON or lacks a fixed key.
     """
     path = Path(path)
     if path.is_dir():
@@ -257,7 +249,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
 
 
 def _percent(value: float | None) -> str:
-    """One IoU in %, ``-`` where it is undefined."""
+    """One IoU in %, `-` where it is undefined."""
     return "-" if value is None or not math.isfinite(value) else f"{100 * value:.1f}"
 
 
@@ -268,10 +260,10 @@ def _mean_and_std(entry: Mapping[str, Any]) -> str:
 
 
 def format_fold_table(result: Mapping[str, Any]) -> str:
-    """Lays a result out as the table that a run prints at its end.
+    """Lay a result out as the table that a run prints at its end.
 
     Args:
-        result: from :func:`make_result` or :func:`read_result`.
+        result: From `make_result` or `read_result`.
 
     Returns:
         Plain text of several lines without a trailing newline: IoU in % per novel class, mIoU ± standard deviation over
@@ -313,10 +305,10 @@ def format_fold_table(result: Mapping[str, Any]) -> str:
 
 
 def print_fold_table(result: Mapping[str, Any]) -> None:
-    """Prints :func:`format_fold_table`, also to a terminal that cannot show ``±``.
+    """Print `format_fold_table`, also to a terminal that cannot show `±`.
 
     Args:
-        result: from :func:`make_result` or :func:`read_result`.
+        result: From `make_result` or `read_result`.
     """
     encoding = sys.stdout.encoding or "utf-8"
     text = format_fold_table(result)

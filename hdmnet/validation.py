@@ -23,6 +23,10 @@ def _is_size(value: Any) -> bool:
     return all(_at_least(1)(side) for side in sides)
 
 
+def _is_range(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_positive, value)) and value[0] <= value[1]
+
+
 def _optional(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or check(value)
 
@@ -53,6 +57,10 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("dataset.base_image_size", _is_size, "an integer of at least 1, or two of them: [H,W]"),
     ("dataset.min_area", _optional(_at_least(0)), "null or an integer of at least 0"),
     ("dataset.filter_novel", _is_bool, "true or false"),
+    ("dataset.allow_repeats", _is_bool, "true or false"),
+    ("dataset.controls", _is_bool, "true or false"),
+    ("dataset.augment_scale", _is_range, "two numbers above 0, the smaller first"),
+    ("backbone.feature_channels", _at_least(1), "an integer of at least 1"),
     ("dataset.episodes_per_epoch", _optional(_at_least(1)), "null or an integer of at least 1"),
     ("dataset.num_val_episodes", _at_least(1), "an integer of at least 1"),
     ("dataset.num_test_episodes", _at_least(1), "an integer of at least 1"),
@@ -67,6 +75,8 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("model.dropout", _is_share, "a number in [0, 1)"),
     ("model.mid_dropout", _is_share, "a number in [0, 1)"),
     ("model.matching.temperature", _is_positive, "a number above 0"),
+    ("model.matching.num_heads", lambda value: _at_least(1)(value) and 64 % value == 0, "a divisor of 64"),
+    ("model.matching.merge_kernel", lambda value: value in (1, 3) and not _is_bool(value), "1 or 3"),
     ("model.ensemble", _is_bool, "true or false"),
     ("model.prior_norm", _is_bool, "true or false"),
     ("loss.temperature", _is_positive, "a number above 0"),
@@ -75,9 +85,19 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("loss.distillation", _is_not_negative, "a number of at least 0"),
     ("optim.lr", _is_positive, "a number above 0"),
     ("optim.weight_decay", _is_not_negative, "a number of at least 0"),
+    ("optim.head_lr_factor", _is_positive, "a number above 0"),
+    ("optim.power", _is_not_negative, "a number of at least 0"),
+    ("optim.warmup_steps", _at_least(0), "an integer of at least 0"),
+    ("optim.val_every_epochs", _at_least(1), "an integer of at least 1"),
     ("optim.max_steps", _is_limit, "-1 (no limit) or an integer of at least 1"),
     ("optim.max_epochs", _is_limit, "-1 (no limit) or an integer of at least 1"),
     ("optim.base.lr", _is_positive, "a number above 0"),
+    ("optim.base.weight_decay", _is_not_negative, "a number of at least 0"),
+    ("optim.base.head_lr_factor", _is_positive, "a number above 0"),
+    ("optim.base.power", _is_not_negative, "a number of at least 0"),
+    ("optim.base.warmup_steps", _at_least(0), "an integer of at least 0"),
+    ("optim.base.val_every_epochs", _at_least(1), "an integer of at least 1"),
+    ("optim.base.num_val_samples", _optional(_at_least(1)), "null or an integer of at least 1"),
     ("optim.base.batch_size", _at_least(1), "an integer of at least 1"),
     ("optim.base.max_steps", _is_limit, "-1 (no limit) or an integer of at least 1"),
     ("optim.base.max_epochs", _is_limit, "-1 (no limit) or an integer of at least 1"),

@@ -1,7 +1,7 @@
 """Turns a checkpoint of the official release into ours, or ours into the release's; every value is kept bit for bit.
 
-    python scripts/convert_checkpoint.py official.pth hdmnet.ckpt --dataset coco --backbone resnet50_v2 --shot 1 --fold
-    0 python scripts/convert_checkpoint.py hdmnet.ckpt official.pth
+    python scripts/convert_checkpoint.py official.pth ours.ckpt --dataset coco --backbone resnet50_v2 --shot 1 --fold 0
+    python scripts/convert_checkpoint.py ours.ckpt official.pth
 
 Which way, and whether it is an HDMNet or a base learner (PSPNet), is seen from the file. A converted HDMNet goes to
 `python -m hdmnet.evaluate ckpt=`, a base learner to `python -m hdmnet.train base_ckpt=`. An official file does not tell
@@ -48,7 +48,7 @@ CLASS_NAMES = {"pascal": pascal.CLASS_NAMES, "coco": coco.CLASS_NAMES}
 
 
 def convert(source: Path, target: Path, *, dataset: str | None, backbone: str | None, shot: int, fold: int) -> str:
-    """Converts one file.
+    """Convert one file.
 
     Args:
         source: The checkpoint, ours or the release's.
@@ -126,7 +126,7 @@ def _contiguous(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the script.
+    """Run the script.
 
     Args:
         argv: Command line without the program's name; None = the process's own.

@@ -33,7 +33,7 @@ def count(module: nn.Module) -> float:
 
 
 def measure(model: HDMNet, size: int, shot: int, foreground: float) -> dict[str, float]:
-    """Runs the meta learner once.
+    """Run the meta learner once.
 
     Args:
         model: With ResNet-50.
@@ -95,7 +95,7 @@ def _empty(*shape: int) -> Tensor:
 
 
 def print_table(size: int, shot: int, foreground: float) -> None:
-    """Prints the table as Markdown."""
+    """Print the table as Markdown."""
     with torch.device("meta"):
         learner = BaseLearner(backbone=build_backbone("resnet50_v2"), num_base=60)
         models = {stages: build_hdmnet(learner, num_shots=shot, num_stages=stages).eval() for stages in PAPER}
@@ -119,7 +119,7 @@ def print_table(size: int, shot: int, foreground: float) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the script.
+    """Run the script.
 
     Args:
         argv: Command line without the program's name; None = the process's own.

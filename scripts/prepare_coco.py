@@ -47,7 +47,7 @@ class Instances:
 
 
 def load_instances(path: Path, pictures: Path, masks: Path) -> Instances:
-    """Reads an instances file and groups its annotations by picture, in the file's order.
+    """Read an instances file and group its annotations by picture, in the file's order.
 
     Args:
         path: The JSON.
@@ -87,7 +87,7 @@ def _item(image: dict[str, Any], annotations: list[dict[str, Any]], pictures: Pa
 
 
 def check_record(masks: Path, crowd: str, num_classes: int) -> None:
-    """Refuses to go on with another crowd rule or other classes than the masks there have; else notes them down.
+    """Refuse to go on with another crowd rule or other classes than the masks there have; else note them down.
 
     Args:
         masks: Folder of a split's masks; the record lies beside it.
@@ -115,7 +115,7 @@ def check_record(masks: Path, crowd: str, num_classes: int) -> None:
 
 
 def prepare_split(root: Path, folder: str, *, crowd: str, workers: int, allow_partial: bool) -> bool:
-    """Paints the masks of one split and counts them.
+    """Paint the masks of one split and count them.
 
     Args:
         root: The tree.
@@ -169,7 +169,7 @@ def report(
     *,
     allow_partial: bool,
 ) -> bool:
-    """Prints the counts of a split, and what is wrong with it.
+    """Print the counts of a split, and what is wrong with it.
 
     Args:
         folder: "train2014" or "val2014".
@@ -203,7 +203,7 @@ def report(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the script.
+    """Run the script.
 
     Args:
         argv: Command line without the program's name; None = the process's own.

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hdmnet.data.pascal import LISTS, read_ids
+from hdmnet.data.pascal import LISTS
 from hdmnet.data.preparing import (
     ConvertItem,
     OneLineParser,
@@ -27,6 +27,7 @@ from hdmnet.data.preparing import (
     unpack,
     warn,
 )
+from hdmnet.data.tree import read_ids
 
 NAME = "prepare_pascal"
 NUM_MASKS = 12_031
@@ -39,7 +40,7 @@ SBD_SOURCE = "the Semantic Boundaries Dataset (benchmark.tgz) from the Berkeley 
 
 
 def check_voc(root: Path) -> None:
-    """Checks that the VOC tree is there.
+    """Check that the VOC tree is there.
 
     Args:
         root: The tree.
@@ -57,7 +58,7 @@ def check_voc(root: Path) -> None:
 
 
 def sbd_sources(sbd: Path) -> dict[str, tuple[Path | bytes, str]]:
-    """Finds the class segmentations of SBD.
+    """Find the class segmentations of SBD.
 
     Args:
         sbd: The archive, or the folder that it was unpacked to (any level down to `cls/`).
@@ -82,7 +83,7 @@ def sbd_sources(sbd: Path) -> dict[str, tuple[Path | bytes, str]]:
 
 
 def list_items(root: Path, sbd: Path | None) -> list[ConvertItem]:
-    """Lists the masks to write, VOC's own ones first in right.
+    """List the masks to write; where both have one, VOC's own.
 
     Args:
         root: The VOC tree.
@@ -101,7 +102,7 @@ def list_items(root: Path, sbd: Path | None) -> list[ConvertItem]:
 
 
 def report(root: Path, *, num_missing_pictures: int, problems: Sequence[str], allow_partial: bool) -> bool:
-    """Prints the counts and what lacks.
+    """Print the counts and what lacks.
 
     Args:
         root: The VOC tree.
@@ -136,7 +137,7 @@ def report(root: Path, *, num_missing_pictures: int, problems: Sequence[str], al
 
 
 def prepare(root: Path, voc_tar: Path | None, sbd: Path | None, *, workers: int, allow_partial: bool) -> bool:
-    """Unpacks, converts and counts.
+    """Unpack, convert and count.
 
     Args:
         root: The VOC tree, there already or to be unpacked to.
@@ -167,7 +168,7 @@ def prepare(root: Path, voc_tar: Path | None, sbd: Path | None, *, workers: int,
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the script.
+    """Run the script.
 
     Args:
         argv: Command line without the program's name; None = the process's own.

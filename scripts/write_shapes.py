@@ -4,8 +4,7 @@
     python scripts/write_shapes.py --format coco --output DATA/coco
 
 `voc`: 20 classes; `JPEGImages/*.jpg`, palette PNGs in `SegmentationClass/` and `SegmentationClassAug/`, lists in
-`ImageSets/Segmentation/`. Train on it with `dataset.train_list=DATA/pascal/ImageSets/Segmentation/train.txt` and
-`dataset.val_list=DATA/pascal/ImageSets/Segmentation/val.txt`.
+`ImageSets/Segmentation/`. Train on it with `dataset=pascal dataset.train_list=voc`, which takes the tree's own lists.
 
 `coco`: 80 classes (20 patterns × 4 silhouettes), file names and gaps in the category ids as in COCO 2014; polygons of
 the visible parts (several where something cuts an object in two; holes are filled), crowd regions as uncompressed RLE.
@@ -50,14 +49,14 @@ Polygon = list[float]
 
 
 def encode_jpeg(image: NDArray[np.uint8]) -> bytes:
-    """Encodes a picture (H, W, 3) uint8 RGB as JPEG."""
+    """Encode a picture (H, W, 3) uint8 RGB as JPEG."""
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, format="JPEG", quality=92)
     return stream.getvalue()
 
 
 def drop_slivers(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Removes the connected parts of less than `MIN_PART` px from a mask (H, W) bool."""
+    """Remove the connected parts of less than `MIN_PART` px from a mask (H, W) bool."""
     _, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     large = stats[:, cv2.CC_STAT_AREA] >= MIN_PART
     large[0] = False  # the background
@@ -65,7 +64,7 @@ def drop_slivers(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def trace(mask: NDArray[np.bool_]) -> list[Polygon]:
-    """Outlines the connected parts of a mask.
+    """Outline the connected parts of a mask.
 
     Args:
         mask: (H, W) bool.
@@ -92,13 +91,13 @@ def encode_counts(mask: NDArray[np.bool_]) -> list[int]:
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> list[float]:
-    """Returns x, y, width, height in pixels of a mask (H, W) bool that is not empty."""
+    """Return x, y, width, height in pixels of a mask (H, W) bool that is not empty."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return [float(v) for v in (columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1)]
 
 
 def find_crowd(sample: Sample) -> tuple[int, NDArray[np.bool_]] | None:
-    """Joins two objects that are nearest to each other to a crowd region with a margin, so that it covers both.
+    """Join two objects that are nearest to each other to a crowd region with a margin, so that it covers both.
 
     Args:
         sample: A picture.
@@ -159,7 +158,7 @@ def _samples(source: ShapesSource, split: Split) -> Iterator[tuple[int, Sample]]
 
 
 def write_voc(source: ShapesSource, root: Path) -> None:
-    """Writes pictures, masks and lists of a 20-class source as a VOC 2012 tree.
+    """Write pictures, masks and lists of a 20-class source as a VOC 2012 tree.
 
     Args:
         source: The pictures.
@@ -181,7 +180,7 @@ def write_voc(source: ShapesSource, root: Path) -> None:
 
 
 def write_coco(source: ShapesSource, root: Path) -> None:
-    """Writes pictures and instance annotations of an 80-class source as a COCO 2014 tree.
+    """Write pictures and instance annotations of an 80-class source as a COCO 2014 tree.
 
     Args:
         source: The pictures.
@@ -219,7 +218,7 @@ def write_coco(source: ShapesSource, root: Path) -> None:
 
 
 def write_tree(arguments: argparse.Namespace) -> None:
-    """Writes the tree beside its final place and moves it there when it is complete.
+    """Write the tree beside its final place and move it there when it is complete.
 
     Args:
         arguments: The parsed command line.
@@ -256,7 +255,7 @@ def write_tree(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the script.
+    """Run the script.
 
     Args:
         argv: Command line without the program's name; None = the process's own.

@@ -174,6 +174,11 @@ def test_a_fold_that_the_checkpoints_data_set_does_not_have(finished_run, tmp_pa
     assert call("evaluate", tmp_path, f"ckpt={best}", "fold=4").refusal().startswith("fold=4: expected 0 to 3")
 
 
+def test_a_base_learner_is_no_run(first_run, tmp_path):
+    line = call("evaluate", tmp_path, f"ckpt={first_run.folder / 'base_learner.pt'}").refusal()
+    assert "base_learner.pt is a base learner; expected checkpoints/best.ckpt of a run's folder" in line
+
+
 def test_two_origins_of_the_base_learner(start, tmp_path):
     line = call("train", tmp_path, *SHAPES, f"ckpt={start}", f"base_ckpt={start}").refusal()
     assert line.startswith("ckpt and base_ckpt are both given")

@@ -51,11 +51,22 @@ def test_epochs_count_optimiser_steps():
 
 
 @pytest.mark.parametrize(
-    ("devices", "nodes", "expected"), [(1, 1, 1), (2, 3, 6), ("4", 1, 4), ([0, 2], 1, 2), ("auto", 2, 2), (-1, 1, 1)]
+    ("devices", "nodes", "gpus", "accelerator", "expected"),
+    [
+        (1, 1, 0, "auto", 1),
+        (2, 3, 0, "cpu", 6),
+        ("4", 1, 4, "gpu", 4),
+        ([0, 2], 1, 4, "gpu", 2),
+        ("1,3", 2, 4, "gpu", 4),
+        ("auto", 2, 0, "auto", 2),
+        ("auto", 1, 4, "gpu", 4),
+        ("auto", 1, 4, "cpu", 1),
+        (-1, 1, 4, "gpu", 4),
+    ],
 )
-def test_number_of_processes(monkeypatch, devices, nodes, expected):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    cfg = OmegaConf.create({"trainer": {"devices": devices, "num_nodes": nodes}})
+def test_number_of_processes(monkeypatch, devices, nodes, gpus, accelerator, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    cfg = OmegaConf.create({"trainer": {"devices": devices, "num_nodes": nodes, "accelerator": accelerator}})
     assert num_processes(cfg) == expected
 
 
@@ -142,6 +153,17 @@ def test_the_last_weights_are_tested_when_asked_for(start, tmp_path):
     result = answer.result
     assert result["selection"] == "last"
     assert result["checkpoint"] == str(answer.folder / "checkpoints" / "last.ckpt")
+
+
+def test_lightnings_trial_run_has_no_checkpoint_and_tests_what_it_has(start, tmp_path):
+    answer = run("train", tmp_path, *SHAPES, f"ckpt={start}", "trainer.fast_dev_run=true")
+    assert answer.result["checkpoint"] is None
+    assert answer.result["test"]["num_episodes"] == 2  # one batch
+
+
+def test_going_on_from_a_run_that_saw_the_novel_classes_is_refused(start, tmp_path):
+    line = call("train", tmp_path, *SHAPES, "fold=1", f"ckpt={start}").refusal()
+    assert line.startswith("fold=1: its novel classes were base classes of ckpt=")
 
 
 def test_a_run_that_would_keep_no_checkpoint_is_refused(start, tmp_path):

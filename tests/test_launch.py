@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import subprocess
@@ -63,6 +64,7 @@ def never(cfg):
         ("shot=0", "shot=0: expected an integer of at least 1"),
         ("shot=abc", "shot=abc: Value 'abc' of type 'str' could not be converted to Integer"),
         ("fold=0,1", "fold=0,1: several values; add -m to run one after another, or write fold=[0,1] for a list"),
+        ("ablation=null", "a config group cannot be null; expected one of its options, e.g. ablation=none"),
         ("fold", "fold: expected key=value; quote special characters, e.g. \"ckpt='a=b.ckpt'\""),
         ("dataset.root=${nowhere}", "dataset.root: Interpolation key 'nowhere' not found"),
     ],
@@ -98,6 +100,19 @@ def test_a_multirun_goes_on_after_a_failed_job(run_door):
     assert folds == [(0, "resnet50"), (1, "resnet50")]
     assert code == 2
     assert err.splitlines()[0] == "error: fold=7: expected 0 to 3, pascal has 4 folds"
+
+
+def test_a_multirun_over_values_groups_and_ablations_composes_every_combination(run_door):
+    seen = []
+
+    def job(cfg):
+        seen.append((cfg.fold, cfg.loss.temperature, cfg.model.num_stages, cfg.backbone.name, cfg.ablation))
+
+    words = ("fold=0,1", "loss.temperature=0.5,1", "model.num_stages=1,2", "backbone=resnet50,vgg16")
+    code, _, err = run_door(job, "-m", "dataset=pascal", *words, "ablation=none,no_distillation")
+    assert (code, err) == (0, "")
+    values = ((0, 1), (0.5, 1), (1, 2), ("resnet50", "vgg16"), (None, "no_distillation"))
+    assert seen == list(itertools.product(*values))
 
 
 def test_each_job_of_a_multirun_has_its_own_folder(run_door):

@@ -147,6 +147,14 @@ def test_a_perfect_student_loses_nothing():
     assert correlation_distillation([perfect], mask).item() == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_mixed_precision_maps_are_distilled_in_float32(hard_cases, dtype):
+    masks, maps = hard_cases
+    halves = [m.to(dtype) for m in maps]
+    expected = distillation_per_stage([m.float() for m in halves], masks)
+    assert torch.equal(torch.stack(distillation_per_stage(halves, masks)), torch.stack(expected))
+
+
 @pytest.mark.parametrize("temperature", [0.0, -1.0])
 def test_wrong_temperature(temperature):
     with pytest.raises(ValueError, match=f"loss.temperature={temperature}: expected a number above 0"):

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from hdmnet import results
 from hdmnet.metrics import FewShotIoU
+from hdmnet.provenance import git_state
 from hdmnet.results import (
     FIXED_KEYS,
     format_fold_table,
-    git_state,
     make_result,
     print_fold_table,
     read_result,
@@ -104,10 +103,10 @@ def test_round_trip_has_the_fixed_keys_and_null_for_nan(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_result(tmp_path / "result.json", _result(seed=1))
 
-    def fail(_: int) -> None:
+    def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(results.os, "fsync", fail)
+    monkeypatch.setattr("hdmnet.atomic.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_result(path, _result(seed=2))
     assert read_result(path)["seed"] == 1
@@ -144,21 +143,26 @@ def test_reading_nothing_says_so(tmp_path: Path) -> None:
 
 
 def test_git_state_of_a_repository_and_of_an_installed_package(tmp_path: Path) -> None:
-    assert git_state(tmp_path) == {"git_commit": None, "git_dirty": None}
+    def asked_anew() -> dict[str, str | bool | None]:
+        git_state.cache_clear()
+        return git_state(tmp_path)
+
+    assert asked_anew() == {"git_commit": None, "git_dirty": None}
     package = tmp_path / "hdmnet"
     package.mkdir()
     (package / "results.py").write_text("")
     who = ["-c", "user.name=t", "-c", "user.email=t@t"]
     for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "other"]):
         subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True)
-    assert git_state(tmp_path)["git_commit"] is None  # untracked, as in a virtual environment inside a repository
+    assert asked_anew()["git_commit"] is None  # untracked, as in a virtual environment inside a repository
     for arguments in (["add", "hdmnet"], ["commit", "-q", "-m", "code"]):
         subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True)
-    state = git_state(tmp_path)
+    state = asked_anew()
     assert len(str(state["git_commit"])) == 40
     assert state["git_dirty"] is False
     (package / "results.py").write_text("changed")
-    assert git_state(tmp_path)["git_dirty"] is True
+    assert git_state(tmp_path) == state  # of the code that was loaded, not of an edit made meanwhile
+    assert asked_anew()["git_dirty"] is True
 
 
 def test_fold_table_text(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``curves.png``: the training losses by term and the validation IoUs, drawn from the run's ``metrics.csv``."""
+"""`curves.png`: the training losses by term and the validation IoUs, drawn from the run's `metrics.csv`."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ Series = dict[str, tuple[list[float], list[float]]]
 
 
 def read_metrics(path: str | Path) -> Series:
-    """Reads Lightning's CSV log, in which each row fills only some columns.
+    """Read Lightning's CSV log, in which each row fills only some columns.
 
     Args:
-        path: the ``metrics.csv``.
+        path: The `metrics.csv`.
 
     Returns:
         Per column the steps and the values, in the order of the file; cells empty or not finite are left out.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it has no ``step`` column.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it has no `step` column.
     """
     path = Path(path)
     if not path.is_file():
@@ -59,12 +59,12 @@ def read_metrics(path: str | Path) -> Series:
 
 
 def _label(name: str) -> str:
-    """Shortens a column's name: ``train/loss_final_step`` to ``loss_final``."""
+    """Shorten a column's name: `train/loss_final_step` to `loss_final`."""
     return name.replace("train/", "", 1).removesuffix("_step").removesuffix("_epoch")
 
 
 def _choose(series: Series) -> tuple[Series, Series]:
-    """Splits the columns into training losses and validation IoUs.
+    """Split the columns into training losses and validation IoUs.
 
     A loss logged both per step and per epoch is drawn per step, unless there are fewer than two steps.
     """
@@ -79,7 +79,7 @@ def _choose(series: Series) -> tuple[Series, Series]:
 
 
 def _running_mean(values: list[float], window: int) -> list[float]:
-    """Mean of the last ``window`` values at each position (of fewer at the start)."""
+    """Mean of the last `window` values at each position (of fewer at the start)."""
     means, total = [], 0.0
     for index, value in enumerate(values):
         total += value - (values[index - window] if index >= window else 0.0)
@@ -88,7 +88,7 @@ def _running_mean(values: list[float], window: int) -> list[float]:
 
 
 def _draw(axes: Axes, series: Series, title: str, marker: str) -> None:
-    """Draws one panel: a line for each series, named in a legend."""
+    """Draw one panel: a line for each series, named in a legend."""
     for number, (name, (steps, values)) in enumerate(series.items()):
         colour, style = _COLOURS[number % len(_COLOURS)], _STYLES[number // len(_COLOURS) % len(_STYLES)]
         if len(values) >= _SMOOTH_FROM:
@@ -104,18 +104,18 @@ def _draw(axes: Axes, series: Series, title: str, marker: str) -> None:
 
 
 def plot_curves(metrics_csv: str | Path, output: str | Path) -> Path:
-    """Draws the curves of one run.
+    """Draw the curves of one run.
 
     Args:
-        metrics_csv: Lightning's CSV log; the losses under ``train/`` and the ``val/*iou*`` columns are drawn.
-        output: the PNG to write; its folder is made if needed.
+        metrics_csv: Lightning's CSV log; the losses under `train/` and the `val/*iou*` columns are drawn.
+        output: The PNG to write; its folder is made if needed.
 
     Returns:
         The path written.
 
     Raises:
-        FileNotFoundError: if there is no log.
-        ValueError: if the log has no ``step`` column.
+        FileNotFoundError: If there is no log.
+        ValueError: If the log has no `step` column.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # not pyplot: no window system, no global state
     from matplotlib.figure import Figure
@@ -138,19 +138,19 @@ def plot_curves(metrics_csv: str | Path, output: str | Path) -> Path:
 
 
 class TrainingCurves(Callback):
-    """Draws ``curves.png`` beside the CSV log when fitting ends.
+    """Draw `curves.png` beside the CSV log when fitting ends.
 
     Args:
-        filename: name of the picture in the folder of ``metrics.csv``.
+        filename: Name of the picture in the folder of `metrics.csv`.
     """
 
     def __init__(self, filename: str = "curves.png") -> None:
-        """Stores the name."""
+        """Store the name."""
         self.filename = filename
 
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Flushes the CSV logger and draws; does nothing when no CSV log was kept."""
+        """Flush the CSV logger and draw; do nothing when no CSV log was kept."""
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger):
                 logger.save()

@@ -30,21 +30,21 @@ class StageProgressBar(TQDMProgressBar):
         return self.stage or str(super().train_description)
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Heads the training bar with the stage and the epoch, counted from 0 as in the log."""
+        """Head the training bar with the stage and the epoch, counted from 0 as in the log."""
         heading = f"{self.train_description}, epoch {trainer.current_epoch}"
         _restart(self.train_progress_bar, heading, self.total_train_batches)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Heads the validation bar."""
+        """Head the validation bar."""
         if self.has_dataloader_changed(dataloader_idx):
             _restart(self.val_progress_bar, "validation", self.total_val_batches_current_dataloader)
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Heads the test bar with the stage."""
+        """Head the test bar with the stage."""
         if self.has_dataloader_changed(dataloader_idx):
             _restart(self.test_progress_bar, self.stage or "test", self.total_test_batches_current_dataloader)
 

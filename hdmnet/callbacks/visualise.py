@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,12 +23,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from hdmnet.data.types import Episode
+from hdmnet.data.types import IGNORE, Episode
 
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
 
-IGNORE = 255
 TRUTH = (0, 158, 115)  # #009E73
 PREDICTION = (213, 94, 0)  # #D55E00
 _INK, _FAINT, _PAPER = (20, 20, 20), (90, 90, 90), (255, 255, 255)
@@ -52,19 +50,19 @@ def _panel_size(height: int, width: int) -> tuple[int, int]:
 
 
 def _enlarge(image: Picture, size: tuple[int, int]) -> Picture:
-    """Resizes an RGB image to (width, height)."""
+    """Resize an RGB image to (width, height)."""
     shrinks = size[1] < image.shape[0]
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC), np.uint8)
 
 
 def _paint(panel: Picture, mask: NDArray[Any], colour: tuple[int, int, int], fill: float) -> None:
-    """Lays a mask over a panel, in place: a tint, and an outline with a dark edge that shows on any ground.
+    """Lay a mask over a panel, in place: a tint, and an outline with a dark edge that shows on any ground.
 
     Args:
         panel: (h, w, 3) RGB at panel size.
         mask: (H, W) bool at any size.
         colour: RGB.
-        fill: opacity of the tint, 0 for the outline alone.
+        fill: Opacity of the tint, 0 for the outline alone.
     """
     size = (panel.shape[1], panel.shape[0])
     region = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
@@ -77,7 +75,7 @@ def _paint(panel: Picture, mask: NDArray[Any], colour: tuple[int, int, int], fil
 
 
 def _hatch_ignored(panel: Picture, mask: NDArray[Any]) -> None:
-    """Hatches the ignored pixels of a (H, W) mask grey, in place."""
+    """Hatch the ignored pixels of a (H, W) mask grey, in place."""
     region = cv2.resize(
         (mask == IGNORE).astype(np.uint8), (panel.shape[1], panel.shape[0]), interpolation=cv2.INTER_NEAREST
     )
@@ -127,7 +125,7 @@ def episode_iou(prediction: NDArray[Any], truth: NDArray[Any]) -> float:
 
 
 def _row(panels: Sequence[tuple[str, str, Picture]], title: str, details: str) -> Picture:
-    """Sets named panels side by side under a title line."""
+    """Set named panels side by side under a title line."""
     width = sum(panel.shape[1] + _GAP for *_, panel in panels) + _GAP
     bold, plain = _font(15, bold=True), _font(12)
     title_width = round(bold.getlength(title) + 16 + plain.getlength(details)) + 2 * _GAP
@@ -158,7 +156,7 @@ def draw_episode(
     query_id: str = "",
     support_ids: Sequence[str] = (),
 ) -> Picture:
-    """Draws one episode as a row of panels.
+    """Draw one episode as a row of panels.
 
     Args:
         query_image: (H, W, 3) uint8 RGB, input frame.
@@ -169,9 +167,9 @@ def draw_episode(
         meta_prediction: (H, W) 0/1, the meta learner's own.
         prior_masks: (2, h, w) float32: from the base learner's feature, then from the backbone's layer 4.
         correlation_maps: (h_l, w_l) float32 each, finest (stage 1) first.
-        class_name: for the title, as are ``query_id`` and ``support_ids``.
-        query_id: name of the query image.
-        support_ids: names of the K support images.
+        class_name: For the title, as are `query_id` and `support_ids`.
+        query_id: Name of the query image.
+        support_ids: Names of the K support images.
 
     Returns:
         (height, width, 3) uint8 RGB.
@@ -206,7 +204,7 @@ def draw_episode(
 
 
 def stack_rows(rows: Sequence[Picture], heading: str = "") -> Picture:
-    """Sets the rows of several episodes under each other, below a heading and the legend of the colours.
+    """Set the rows of several episodes under each other, below a heading and the legend of the colours.
 
     Args:
         rows: (h, w, 3) uint8 each, widths may differ.
@@ -235,7 +233,7 @@ def stack_rows(rows: Sequence[Picture], heading: str = "") -> Picture:
 
 
 def _to_uint8(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Picture:
-    """Undoes the normalisation.
+    """Undo the normalisation.
 
     Args:
         images: (..., 3, H, W) float32 normalised, or uint8 as it is.
@@ -260,12 +258,12 @@ def _array(tensor: Tensor) -> NDArray[Any]:
 
 
 def draw_batch_item(outputs: Mapping[str, Any], item: int, pl_module: LightningModule) -> Picture:
-    """Draws one item of a batch from what the task's step returned.
+    """Draw one item of a batch from what the task's step returned.
 
     Args:
-        outputs: ``episode`` (collated :class:`Episode`, images normalised), ``output`` (the model's), ``class_names``.
-        item: position in the batch.
-        pl_module: the task, whose ``image_mean`` and ``image_std`` undo the normalisation.
+        outputs: `episode` (collated `Episode`, images normalised), `output` (the model's), `class_names`.
+        item: Position in the batch.
+        pl_module: The task, whose `image_mean` and `image_std` undo the normalisation.
 
     Returns:
         The row, (height, width, 3) uint8 RGB.
@@ -291,22 +289,22 @@ def draw_batch_item(outputs: Mapping[str, Any], item: int, pl_module: LightningM
 
 
 class EpisodePictures(Callback):
-    """Draws the same fixed episodes at every validation and at the test.
+    """Draw the same fixed episodes at every validation and at the test.
 
-    The episodes are number 0 to ``num_episodes`` - 1 of the first test seed, whichever process evaluates them. A sheet
-    is written as ``val_epoch003_step000400.png`` or ``test.png``; the sanity check before training draws nothing.
+    The episodes are number 0 to `num_episodes` - 1 of the first test seed, whichever process evaluates them. A sheet
+    is written as `val_epoch003_step000400.png` or `test.png`; the sanity check before training draws nothing.
 
     Args:
-        num_episodes: how many; 0 switches the pictures off.
-        every_n_epochs: draw at every n-th epoch's validations, and at the last epoch's.
-        directory: where to; ``pictures`` in the trainer's ``default_root_dir`` if not given.
+        num_episodes: How many; 0 switches the pictures off.
+        every_n_epochs: Draw at every n-th epoch's validations, and at the last epoch's.
+        directory: Where to; `pictures` in the trainer's `default_root_dir` if not given.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: If a number is out of range.
     """
 
     def __init__(self, num_episodes: int = 8, every_n_epochs: int = 1, directory: str | Path | None = None) -> None:
-        """Starts with no row drawn."""
+        """Start with no row drawn."""
         if num_episodes < 0:
             raise ValueError(f"num_episodes is {num_episodes}; expected 0 (no pictures) or more")
         if every_n_epochs < 1:
@@ -325,7 +323,7 @@ class EpisodePictures(Callback):
         return epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
 
     def _collect(self, outputs: object, pl_module: LightningModule) -> None:
-        """Draws the batch's episodes that are among the fixed ones."""
+        """Draw the batch's episodes that are among the fixed ones."""
         if not isinstance(outputs, Mapping) or "episode" not in outputs:
             return
         episode: Episode = outputs["episode"]
@@ -335,7 +333,7 @@ class EpisodePictures(Callback):
                 self._rows[index] = draw_batch_item(outputs, item, pl_module)
 
     def _write(self, trainer: Trainer, name: str, heading: str) -> None:
-        """Gathers the rows of all processes and writes the sheet on the first."""
+        """Gather the rows of all processes and write the sheet on the first."""
         rows, self._rows = self._rows, {}
         if trainer.world_size > 1:
             gathered: list[dict[int, Picture]] = [{} for _ in range(trainer.world_size)]
@@ -348,39 +346,23 @@ class EpisodePictures(Callback):
         sheet = stack_rows([rows[index] for index in sorted(rows)], heading)
         Image.fromarray(sheet).save(directory / f"{name}.png", optimize=True)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draws what the batch holds of the fixed episodes."""
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        """Draw what the batch holds of the fixed episodes."""
         if self._due(trainer):
             self._collect(outputs, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the validation's sheet."""
+        """Write the validation's sheet."""
         if self._due(trainer):
             epoch, step = trainer.current_epoch, trainer.global_step
             self._write(trainer, f"val_epoch{epoch:03d}_step{step:06d}", f"validation, epoch {epoch}, step {step}")
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draws what the batch holds of the fixed episodes."""
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        """Draw what the batch holds of the fixed episodes."""
         if self.num_episodes:
             self._collect(outputs, pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the test's sheet."""
+        """Write the test's sheet."""
         if self.num_episodes:
             self._write(trainer, self.test_name, self.test_name.replace("_", " "))

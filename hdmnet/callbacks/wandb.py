@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def has_key() -> bool:
-    """Whether a W&B key is at hand: in ``WANDB_API_KEY``, or in the netrc file for the server's host."""
+    """Whether a W&B key is at hand: in `WANDB_API_KEY`, or in the netrc file for the server's host."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
@@ -32,11 +32,11 @@ def has_key() -> bool:
 def build_wandb_logger(*, offline: bool | None = None, **arguments: Any) -> WandbLogger:
     """A W&B logger, offline where there is no key.
 
-    An offline run is written to the run's folder and sent later by ``wandb sync``.
+    An offline run is written to the run's folder and sent later by `wandb sync`.
 
     Args:
-        offline: Force it on or off; None = by `has_key`. ``WANDB_MODE`` in the environment wins.
-        arguments: Of Lightning's ``WandbLogger`` (project, name, group, tags, save_dir, log_model …).
+        offline: Force it on or off; None = by `has_key`. `WANDB_MODE` in the environment wins.
+        arguments: Of Lightning's `WandbLogger` (project, name, group, tags, save_dir, log_model …).
 
     Returns:
         The logger; the W&B run starts with the first logged value.

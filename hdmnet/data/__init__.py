@@ -1,1 +1,1 @@
-"""Data sets, folds, catalogues, episodes and the DataModules that feed them to the tasks."""
+"""Data sets, folds, catalogs, episodes and the DataModules that feed them to the tasks."""

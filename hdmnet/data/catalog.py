@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import multiprocessing
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from hdmnet.data.source import IGNORE_VALUE, Source, Split, check_unique
+from hdmnet.atomic import replacing
+from hdmnet.data.source import IGNORE, Source, Split, check_unique
+from hdmnet.provenance import available_cpus
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ _Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class CatalogView:
-    """Images of a catalogue that can serve as query or support for some classes, in list order.
+    """Images of a catalog that can serve as query or support for some classes, in list order.
 
     Images are meant by their position 0..M-1 in `ids`. Both directions are CSR: row i is `indices[ptr[i]:ptr[i + 1]]`.
 
@@ -124,7 +124,7 @@ class Catalog:
         wanted = self._check_classes(classes, "classes")
         unwanted = self._check_classes(exclude, "exclude")
         if not wanted:
-            raise ValueError("view of a catalogue got no classes, expected at least one class value")
+            raise ValueError("view of a catalog got no classes, expected at least one class value")
         dropped = np.zeros(len(self.ids), dtype=bool)
         dropped[self.image_index[np.isin(self.class_value, unwanted)]] = True
         keep = np.isin(self.class_value, wanted) & (self.area >= min_area) & ~dropped[self.image_index]
@@ -158,7 +158,7 @@ def load_catalog(
     num_workers: int | None = None,
     progress: bool = True,
 ) -> Catalog:
-    """Load a split's catalogue from the cache, or scan the masks and cache the result.
+    """Load a split's catalog from the cache, or scan the masks and cache the result.
 
     The cache file is keyed by the data set's name, the split, the source's fingerprint and the list of ids; a file that
     is missing or damaged is built anew and replaced in one step, so several processes may do this at once.
@@ -172,7 +172,7 @@ def load_catalog(
         progress: Show a progress bar while scanning.
 
     Returns:
-        The catalogue.
+        The catalog.
 
     Raises:
         FileNotFoundError: An id of the list has no file; the message names it.
@@ -187,9 +187,8 @@ def load_catalog(
     path = None if cache_dir is None else Path(cache_dir) / f"{source.name}-{split}-{key[:16]}.npz"
     pairs = None if path is None else _read_cache(path, key)
     if pairs is None:
-        if num_workers is None:
-            num_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        pairs = _scan(source, ids, num_workers=num_workers, progress=progress, title=f"{source.name} {split} masks")
+        workers = available_cpus() if num_workers is None else num_workers
+        pairs = _scan(source, ids, num_workers=workers, progress=progress, title=f"{source.name} {split} masks")
         if path is not None:
             _write_cache(path, key, pairs)
     return Catalog(
@@ -224,8 +223,8 @@ def _read_cache(path: Path, key: str) -> _Rows | None:
             if str(data["digest"]) == _digest(key, pairs):
                 return pairs
     except Exception as error:  # a file can be broken in endless ways, and scanning again mends them all
-        logger.debug("catalogue cache %s: %s", path, error)
-    logger.warning("catalogue cache %s is damaged or not ours: scanning the masks again", path)
+        logger.debug("catalog cache %s: %s", path, error)
+    logger.warning("catalog cache %s is damaged or not ours: scanning the masks again", path)
     return None
 
 
@@ -236,19 +235,12 @@ def _digest(key: str, pairs: _Rows) -> str:
 
 
 def _write_cache(path: Path, key: str, pairs: _Rows) -> None:
-    """Write beside, then rename: a reader never sees half a file, and the last of several writers wins."""
+    """Write a cache file; several processes may do so at once."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".tmp", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez_compressed(file, digest=np.array(_digest(key, pairs)), pairs=pairs)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, digest=np.array(_digest(key, pairs)), pairs=pairs)
     except OSError as error:  # the scan is done and right: a full or read-only disk must not cost the run
-        logger.warning("catalogue cache %s cannot be written (%s): the next run scans the masks again", path, error)
+        logger.warning("catalog cache %s cannot be written (%s): the next run scans the masks again", path, error)
 
 
 def _scan(source: Source, ids: list[str], *, num_workers: int, progress: bool, title: str) -> _Rows:
@@ -330,10 +322,10 @@ def _class_areas(source: Source, image_id: str) -> IntArray:
             " same size, prepare the mask again"
         )
     areas = np.bincount(mask.ravel(), minlength=256)
-    wrong = np.flatnonzero(areas[num_classes + 1 : IGNORE_VALUE])
+    wrong = np.flatnonzero(areas[num_classes + 1 : IGNORE])
     if len(wrong):
         raise ValueError(
-            f"{where} holds class index {wrong[0] + num_classes + 1}, expected 0..{num_classes} or {IGNORE_VALUE}"
+            f"{where} holds class index {wrong[0] + num_classes + 1}, expected 0..{num_classes} or {IGNORE}"
             f" ({source.name} has {num_classes} classes): prepare the mask again or check the dataset setting"
         )
     areas = areas[: num_classes + 1].astype(np.int64)

@@ -7,9 +7,8 @@ import os
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from hdmnet.data.masks import read_image, read_mask, read_size
-from hdmnet.data.pascal import find_list, read_ids, refuse_shared_ids, require_ids
-from hdmnet.data.source import Source, Split, SplitRule, UInt8Array, fingerprint_files
+from hdmnet.data.source import Split, SplitRule, fingerprint_files
+from hdmnet.data.tree import TreeSource, find_list, read_ids, refuse_shared_ids, require_ids, strip_path
 
 FOLDERS: dict[Split, str] = {"train": "train2014", "val": "val2014"}
 
@@ -27,7 +26,7 @@ CLASS_NAMES = (
 )
 
 
-class CocoSource(Source):
+class CocoSource(TreeSource):
     """A COCO tree: `train2014/ val2014/` and the masks `masks/{train2014,val2014}/*.png` of scripts/prepare_coco.py.
 
     Masks are 8-bit PNGs (palette or grey): 0, class = position 1..80 in ascending category id, 255. Those of other
@@ -43,6 +42,9 @@ class CocoSource(Source):
         min_area: Fewest pixels, at original size, for a class to count in an image.
     """
 
+    name = "coco"
+    class_names = CLASS_NAMES
+
     def __init__(
         self,
         root: str | Path,
@@ -52,12 +54,7 @@ class CocoSource(Source):
         *,
         min_area: int = 2 * 32 * 32,
     ) -> None:
-        self.name = "coco"
-        self.class_names = CLASS_NAMES
-        self.split_rule = split_rule
-        self.min_area = min_area
-        self.root = Path(root)
-        self.lists: dict[str, str | None] = {"train": train_list, "val": val_list}
+        super().__init__(root, train_list, val_list, split_rule, min_area)
 
     def ids(self, split: Split) -> list[str]:
         """Image ids of a split: in the list's order, without a list ascending.
@@ -96,22 +93,6 @@ class CocoSource(Source):
         """Path of a mask; need not exist."""
         return self.root / "masks" / f"{image_id}.png"
 
-    def read_image(self, image_id: str) -> UInt8Array:
-        """Picture as (H, W, 3) uint8 RGB at original size; COCO's grey pictures too."""
-        return read_image(self.image_path(image_id))
-
-    def read_mask(self, image_id: str) -> UInt8Array:
-        """Mask as (H, W) uint8 at original size: 0 background, 1..80 class, 255 ignore."""
-        return read_mask(self.mask_path(image_id))
-
-    def image_size(self, image_id: str) -> tuple[int, int]:
-        """Size (H, W) of the picture, from its header; refuses one that is cut short."""
-        return read_size(self.image_path(image_id))
-
-    def mask_location(self, image_id: str) -> str:
-        """Path of the mask, for error messages."""
-        return str(self.mask_path(image_id))
-
     def fingerprint(self, split: Split) -> str:
         """Hex sha256 over the split's ids, in order, and its masks' and pictures' names, sizes and times.
 
@@ -128,7 +109,7 @@ class CocoSource(Source):
         return hashlib.sha256("\n".join([*parts, *ids]).encode()).hexdigest()
 
     def check(self) -> None:
-        """Checks that the tree is whole, before any training.
+        """Check that the tree is whole, before any training.
 
         Raises:
             FileNotFoundError: If a folder, a list, a picture or a mask is missing; one line.
@@ -139,8 +120,8 @@ class CocoSource(Source):
                 f"COCO folder {self.root} is missing: put train2014/, val2014/, annotations/ of the COCO site there, "
                 "run scripts/prepare_coco.py, or set paths.data_dir (HDMNET_DATA) to the folder that holds coco/"
             )
-        train, val = self.ids("train"), self.ids("val")
-        for split, ids in (("train", train), ("val", val)):
+        lists: dict[Split, list[str]] = {"train": self.ids("train"), "val": self.ids("val")}
+        for split, ids in lists.items():
             origin = f"{split} images of {self.root}" + (f" by list {self.lists[split]!r}" if self.lists[split] else "")
             if not ids:
                 raise FileNotFoundError(f"{origin}: there is no mask in masks/{split}2014: run scripts/prepare_coco.py")
@@ -149,11 +130,11 @@ class CocoSource(Source):
             pictures = set().union(*(self._list_folder(self.root, folder, ".jpg") for folder in folders))
             require_ids(ids, masks, origin, "mask", "run scripts/prepare_coco.py, or take them off the list")
             require_ids(ids, pictures, origin, "picture", "unpack the COCO 2014 images zips of the COCO site again")
-        refuse_shared_ids(train, val)
+        refuse_shared_ids(**lists)
 
 
 def parse_line(line: str, folder: str) -> str:
-    """Makes an id of a list's line.
+    """Make an id of a list's line.
 
     Args:
         line: An id or the path of a picture, with or without "train2014" or "val2014" in it; the mask's path
@@ -163,7 +144,5 @@ def parse_line(line: str, folder: str) -> str:
     Returns:
         "FOLDER/STEM".
     """
-    path = PurePosixPath(line.split()[0])
-    named = [part for part in path.parts[:-1] if part in FOLDERS.values()]
-    stem = path.stem if path.suffix.lower() in (".jpg", ".jpeg", ".png") else path.name
-    return f"{named[-1] if named else folder}/{stem}"
+    named = [part for part in PurePosixPath(line.split()[0]).parts[:-1] if part in FOLDERS.values()]
+    return f"{named[-1] if named else folder}/{strip_path(line)}"

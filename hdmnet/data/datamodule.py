@@ -6,25 +6,23 @@ Validation and test episodes have seeds of their own, independent of the run's: 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
 from hdmnet.data.datasets import EvalEpisodes, EvalSegmentation, TrainEpisodes, TrainSegmentation, permutation
 from hdmnet.data.episodes import EpisodeManifest
-from hdmnet.data.fold_datamodule import FoldDataModule
+from hdmnet.data.fold_datamodule import FoldDataModule, FoldOptions
 from hdmnet.data.types import Episode, SegmentationSample, collate_episodes, collate_segmentation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from torch.utils.data import DataLoader
 
     from hdmnet.data.catalog import CatalogView
     from hdmnet.data.episodes import Protocol
     from hdmnet.data.source import Source, Split
-    from hdmnet.data.transforms import Augment
 
 VAL_SEED = 0
 FIRST_TEST_SEED = 1
@@ -36,59 +34,39 @@ class FewShotDataModule(FoldDataModule):
 
     Attributes:
         fold_classes: Base and novel class values; known before `setup`, as are the names.
-        train_manifest: Unbounded; set by ``setup("fit")``.
-        val_manifest: Fixed, whatever ``seed`` is; set by ``setup("fit")`` and ``setup("validate")``.
-        test_manifests: One a test seed, fixed too; set by ``setup("test")``.
+        train_manifest: Unbounded; set by `setup("fit")`.
+        val_manifest: Fixed, whatever `seed` is; set by `setup("fit")` and `setup("validate")`.
+        test_manifests: One a test seed, fixed too; set by `setup("test")`.
 
     Args:
         source: The data set.
-        fold: Number of the fold.
         shot: Supports an episode (K).
-        image_size: (H, W) of the network's input.
-        augment: Makes training pairs of ``image_size``.
-        batch_size: Training episodes a batch and process.
-        eval_batch_size: The same in evaluation; None: ``batch_size``.
-        num_workers: Loader workers a process; None: by the number of cores.
-        seed: Seed of the training episodes and their augmentation.
         episodes_per_epoch: Over all processes; None: the number of the fold's training images.
         num_val_episodes: Length of the validation manifest.
         num_test_episodes: Length of each test manifest.
         num_test_seeds: Number of test manifests.
-        protocol: ``uniform``, or ``official`` for the release's in-order walk in evaluation.
-        filter_novel: Whether training images with any novel pixel are left out.
-        support_mask: ``given``, or ``ones`` for all-ones support masks in evaluation (the control of Table 8).
-        mean: RGB mean in [0, 1].
-        std: RGB standard deviation.
-        cache_dir: Folder of the catalogue cache; None: none.
+        protocol: `uniform`, or `official` for the release's in-order walk in evaluation.
+        support_mask: `given`, or `ones` for all-ones support masks in evaluation (the control of Table 8).
         allow_repeats: Repeat supports where a class has too few images, in place of an error.
+        options: What both stages take, see `FoldDataModule`.
 
     Raises:
-        ValueError: If an argument is out of range; in ``setup`` also where a class has too few images for the shot.
+        ValueError: If an argument is out of range; in `setup` also where a class has too few images for the shot.
     """
 
     def __init__(
         self,
         source: Source,
         *,
-        fold: int,
         shot: int,
-        image_size: tuple[int, int],
-        augment: Augment,
-        batch_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        cache_dir: str | Path | None,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        seed: int = 0,
         episodes_per_epoch: int | None = None,
         num_val_episodes: int = 1000,
         num_test_episodes: int = 1000,
         num_test_seeds: int = 1,
         protocol: Protocol = "uniform",
-        filter_novel: bool = True,
         support_mask: str = "given",
         allow_repeats: bool = False,
+        **options: Unpack[FoldOptions],
     ) -> None:
         self.shot = shot
         self.episodes_per_epoch = episodes_per_epoch
@@ -98,20 +76,7 @@ class FewShotDataModule(FoldDataModule):
         self.protocol: Protocol = protocol
         self.support_mask = support_mask
         self.allow_repeats = allow_repeats
-        super().__init__(
-            source,
-            fold=fold,
-            image_size=image_size,
-            augment=augment,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            filter_novel=filter_novel,
-            mean=mean,
-            std=std,
-            cache_dir=cache_dir,
-        )
+        super().__init__(source, **options)
         self.train_manifest: EpisodeManifest | None = None
         self.val_manifest: EpisodeManifest | None = None
         self.test_manifests: tuple[EpisodeManifest, ...] = ()
@@ -126,10 +91,10 @@ class FewShotDataModule(FoldDataModule):
             raise ValueError(f"support_mask={self.support_mask!r}; expected one of {', '.join(SUPPORT_MASKS)}")
 
     def setup(self, stage: str | None = None) -> None:
-        """Makes the manifests that a stage needs.
+        """Make the manifests that a stage needs.
 
         Args:
-            stage: ``fit``, ``validate``, ``test``, or None for all.
+            stage: `fit`, `validate`, `test`, or None for all.
         """
         if stage in (None, "fit") and self.train_manifest is None:
             view = self._train_view()
@@ -144,7 +109,7 @@ class FewShotDataModule(FoldDataModule):
             self.test_manifests = tuple(self._eval_manifest(seed, self.num_test_episodes) for seed in seeds)
 
     def _eval_manifest(self, seed: int, num_episodes: int) -> EpisodeManifest:
-        """Makes a manifest on the novel classes, without the filter of training."""
+        """Make a manifest on the novel classes, without the filter of training."""
         view = self._catalog("val").view(self.fold_classes.novel, min_area=self.source.min_area)
         return self._manifest(view, "val", seed, num_episodes=num_episodes, protocol=self.protocol)
 
@@ -200,63 +165,30 @@ class BaseLearnerDataModule(FoldDataModule):
 
     Attributes:
         fold_classes: Base and novel class values; known before `setup`, as are the names.
-        train_ids: The fold's training images, in list order; set by ``setup("fit")``.
-        val_ids: Validation images; set by ``setup``.
+        train_ids: The fold's training images, in list order; set by `setup("fit")`.
+        val_ids: Validation images; set by `setup`.
 
     Args:
         source: The data set.
-        fold: Number of the fold.
-        image_size: (H, W) of the network's input.
-        augment: Makes training pairs of ``image_size``; usually a `BaseLearnerAugment`.
-        batch_size: Training images a batch and process.
-        mean: RGB mean in [0, 1].
-        std: RGB standard deviation.
-        cache_dir: Folder of the catalogue cache; None: none.
-        eval_batch_size: Images a batch in evaluation; None: ``batch_size``.
-        num_workers: Loader workers a process; None: by the number of cores.
-        seed: Seed of the order and the augmentation.
         base_samples_per_epoch: Over all processes; None: all images. Fewer or more walk on through shuffled passes.
         num_val_samples: A fixed random choice of the validation images, for quick runs; None: all.
-        filter_novel: Whether training images with any novel pixel are left out.
+        options: What both stages take, see `FoldDataModule`; `augment` is usually a `BaseLearnerAugment`.
 
     Raises:
-        ValueError: If an argument is out of range, or, in ``setup``, the fold has no training image.
+        ValueError: If an argument is out of range, or, in `setup`, the fold has no training image.
     """
 
     def __init__(
         self,
         source: Source,
         *,
-        fold: int,
-        image_size: tuple[int, int],
-        augment: Augment,
-        batch_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        cache_dir: str | Path | None,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        seed: int = 0,
         base_samples_per_epoch: int | None = None,
         num_val_samples: int | None = None,
-        filter_novel: bool = True,
+        **options: Unpack[FoldOptions],
     ) -> None:
         self.base_samples_per_epoch = base_samples_per_epoch
         self.num_val_samples = num_val_samples
-        super().__init__(
-            source,
-            fold=fold,
-            image_size=image_size,
-            augment=augment,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            filter_novel=filter_novel,
-            mean=mean,
-            std=std,
-            cache_dir=cache_dir,
-        )
+        super().__init__(source, **options)
         self.train_ids: list[str] = []
         self.val_ids: list[str] = []
 
@@ -271,10 +203,10 @@ class BaseLearnerDataModule(FoldDataModule):
         return ("train",) if stage in (None, "fit") else ()  # all validation images are used: no areas are asked for
 
     def setup(self, stage: str | None = None) -> None:
-        """Makes the lists of images that a stage needs.
+        """Make the lists of images that a stage needs.
 
         Args:
-            stage: ``fit``, ``validate``, ``test``, or None for all.
+            stage: `fit`, `validate`, `test`, or None for all.
         """
         if stage in (None, "fit") and not self.train_ids:
             self.train_ids = [str(image_id) for image_id in self._train_view().ids]

@@ -36,7 +36,7 @@ _PERMUTATION_ROLE = -1
 
 
 def read_pair(source: Source, image_id: str) -> tuple[UInt8, UInt8]:
-    """Reads an image with its mask and checks that they fit.
+    """Read an image with its mask and check that they fit.
 
     Args:
         source: The data set.
@@ -59,7 +59,7 @@ def read_pair(source: Source, image_id: str) -> tuple[UInt8, UInt8]:
 
 
 def permutation(seed: int, number: int, length: int) -> np.ndarray:
-    """Orders ``length`` items at random by ranking raw Philox words, whose stream numpy keeps over its versions.
+    """Order `length` items at random by ranking raw Philox words, whose stream numpy keeps over its versions.
 
     Args:
         seed: Seed of the run.
@@ -84,7 +84,7 @@ class _Episodes(Dataset[Episode]):
     def _pack(
         self, spec: EpisodeSpec, query: tuple[UInt8, UInt8], supports: list[tuple[UInt8, UInt8]], *, seed_index: int = 0
     ) -> Episode:
-        """Builds the episode from the query's and the supports' images (H, W, 3) and class masks (H, W)."""
+        """Build the episode from the query's and the supports' images (H, W, 3) and class masks (H, W)."""
         binary = _binary_lookup(spec.class_value)
         return Episode(
             query_image=_image_tensor(query[0]),
@@ -118,7 +118,7 @@ class TrainEpisodes(_Episodes):
         self.seed = seed
 
     def __getitem__(self, index: int) -> Episode:
-        """Returns the episode of a global index, which keeps counting over the epochs."""
+        """Return the episode of a global index, which keeps counting over the epochs."""
         spec = self.manifest[index]
         pairs = []
         for role, image_id in enumerate((spec.query_id, *spec.support_ids)):
@@ -135,7 +135,7 @@ class EvalEpisodes(_Episodes):
         manifests: One a seed.
         fold: Which classes are novel.
         image_size: (H, W) that everything is resized to.
-        support_mask: ``given``, or ``ones``: every support mask all 1, the paper's control of Table 8.
+        support_mask: `given`, or `ones`: every support mask all 1, the paper's control of Table 8.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class EvalEpisodes(_Episodes):
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Episode:
-        """Returns an episode; `Episode.index` counts within its seed."""
+        """Return an episode; `Episode.index` counts within its seed."""
         seed_index = bisect.bisect_right(self._ends, index)
         spec = self.manifests[seed_index][index - (self._ends[seed_index - 1] if seed_index else 0)]
         image, mask = read_pair(self.source, spec.query_id)
@@ -190,7 +190,7 @@ class TrainSegmentation(Dataset[SegmentationSample]):
         self._pass: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, index: int) -> SegmentationSample:
-        """Returns the sample of a global index, which keeps counting over the epochs."""
+        """Return the sample of a global index, which keeps counting over the epochs."""
         number, position = divmod(index, len(self.ids))
         if self._pass is None or self._pass[0] != number:  # only a memory of what `permutation` gives anyway
             self._pass = (number, permutation(self.seed, number, len(self.ids)))
@@ -223,7 +223,7 @@ class EvalSegmentation(Dataset[SegmentationSample]):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> SegmentationSample:
-        """Returns the image at a place of the list."""
+        """Return the image at a place of the list."""
         image_id = str(self.ids[index])
         image, mask = resize_pair(*read_pair(self.source, image_id), self.image_size)
         return SegmentationSample(_image_tensor(image), _mask_tensor(mask, self._lookup), image_id)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from hdmnet.atomic import replacing
 from hdmnet.data.catalog import CatalogView
 from hdmnet.data.source import Split
 
@@ -82,18 +82,10 @@ class Manifest(ABC):
         Args:
             path: File to write; replaced in one step when it exists. Missing folders are made.
         """
-        path = Path(path)
         text = self._text()
         trailer = _dump({"sha256": hashlib.sha256(text.encode()).hexdigest()})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                file.write(f"{text}{trailer}\n")
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with replacing(path) as temporary:
+            temporary.write_text(f"{text}{trailer}\n", encoding="utf-8", newline="\n")
 
     def _text(self) -> str:
         rows = ([spec.index, spec.query_id, spec.class_value, list(spec.support_ids)] for spec in self)
@@ -101,7 +93,7 @@ class Manifest(ABC):
 
 
 class EpisodeManifest(Manifest):
-    """Episodes drawn from a catalogue view.
+    """Episodes drawn from a catalog view.
 
     The queries walk over the view's images: pass p is a permutation keyed by (dataset, fold, split, seed, p), so every
     image is the query once a pass; the official protocol walks in list order, unshuffled. The class is uniform among
@@ -257,7 +249,7 @@ def read_manifest(path: str | Path) -> StoredManifest:
         ValueError: The file is not a manifest, is damaged or was edited.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"episode manifest {path} does not exist")
+        raise FileNotFoundError(f"episode manifest {path} is missing: give the path of one that was written")
     try:
         header, *rows, trailer = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
         known = header["format"] == _FORMAT

@@ -1,4 +1,4 @@
-"""What the DataModules of both stages share: fold, catalogues, loaders, ranks and normalisation.
+"""What the DataModules of both stages share: fold, catalogs, loaders, ranks and normalisation.
 
 All that reaches the network is a pure function of (seed, epoch, position): the number of workers, processes and a
 resume change nothing. Batches travel as uint8 and become normalised float32 on the device.
@@ -7,8 +7,7 @@ resume change nothing. Batches travel as uint8 and become normalised float32 on 
 from __future__ import annotations
 
 import dataclasses
-import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import cv2
 import lightning as L
@@ -19,6 +18,7 @@ from hdmnet.data.catalog import load_catalog
 from hdmnet.data.folds import Fold, make_fold
 from hdmnet.data.samplers import EpochSampler, EvalSampler
 from hdmnet.data.types import Episode, SegmentationSample
+from hdmnet.provenance import available_cpus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ MAX_WORKERS = 8
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Turns uint8 colours to the float32 values that the backbones were trained on.
+    """Turn uint8 colours to the float32 values that the backbones were trained on.
 
     Args:
         images: (..., 3, H, W) uint8 RGB.
@@ -61,21 +61,53 @@ def default_num_workers(num_processes: int = 1) -> int:
     Returns:
         0 to 8; 0 loads in the training process.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores // num_processes - 1, 0), MAX_WORKERS)
+    return min(max(available_cpus() // num_processes - 1, 0), MAX_WORKERS)
 
 
 def init_worker(worker_id: int) -> None:
-    """Keeps a worker to one thread: OpenCV's own threads times the workers would oversubscribe the cores."""
+    """Keep a worker to one thread: OpenCV's own threads times the workers would oversubscribe the cores."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
 
+class FoldOptions(TypedDict):
+    """The keyword arguments of `FoldDataModule`, which both stages take; explained there."""
+
+    fold: int
+    image_size: tuple[int, int]
+    augment: Augment
+    batch_size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    cache_dir: str | Path | None
+    eval_batch_size: NotRequired[int | None]
+    num_workers: NotRequired[int | None]
+    seed: NotRequired[int]
+    filter_novel: NotRequired[bool]
+
+
 class FoldDataModule(L.LightningDataModule):
-    """Base class of the two; its keyword arguments are explained there.
+    """Base class of the two.
 
     Attributes:
         fold_classes: Base and novel class values; known before `setup`, as are the names.
+
+    Args:
+        source: The data set.
+        fold: Number of the fold.
+        image_size: (H, W) of the network's input.
+        augment: Makes training pairs of `image_size`.
+        batch_size: Training samples (episodes or images) a batch and process.
+        mean: RGB mean in [0, 1].
+        std: RGB standard deviation.
+        cache_dir: Folder of the catalog cache; None: none.
+        eval_batch_size: Samples a batch in evaluation; None: `batch_size`.
+        num_workers: Loader workers a process; None: by the number of cores.
+        seed: Seed of the training samples' choice, order and augmentation.
+        filter_novel: Whether training images with any novel pixel are left out.
+
+    Raises:
+        ValueError: If an argument is out of range.
     """
 
     def __init__(
@@ -86,13 +118,13 @@ class FoldDataModule(L.LightningDataModule):
         image_size: tuple[int, int],
         augment: Augment,
         batch_size: int,
-        eval_batch_size: int | None,
-        num_workers: int | None,
-        seed: int,
-        filter_novel: bool,
         mean: Sequence[float],
         std: Sequence[float],
         cache_dir: str | Path | None,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        seed: int = 0,
+        filter_novel: bool = True,
     ) -> None:
         super().__init__()
         self.source = source
@@ -111,7 +143,7 @@ class FoldDataModule(L.LightningDataModule):
         self._check_arguments()
 
     def _check_arguments(self) -> None:
-        """Raises ValueError for what would otherwise fail late or silently."""
+        """Raise ValueError for what would otherwise fail late or silently."""
         for name in ("batch_size", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; expected at least 1")
@@ -127,12 +159,12 @@ class FoldDataModule(L.LightningDataModule):
 
     @property
     def base_names(self) -> tuple[str, ...]:
-        """Names of the base classes, in the order of the base masks 1..num_base."""
+        """Name of the base classes, in the order of the base masks 1..num_base."""
         return tuple(self.source.class_names[value - 1] for value in self.fold_classes.base)
 
     @property
     def novel_names(self) -> tuple[str, ...]:
-        """Names of the novel classes, in the order of `Episode.class_index` in evaluation."""
+        """Name of the novel classes, in the order of `Episode.class_index` in evaluation."""
         return tuple(self.source.class_names[value - 1] for value in self.fold_classes.novel)
 
     @property
@@ -151,17 +183,17 @@ class FoldDataModule(L.LightningDataModule):
         return self.trainer.world_size if self.trainer is not None else 1
 
     def prepare_data(self) -> None:
-        """Checks the files and builds the catalogues that will be needed, on one process a machine."""
+        """Check the files and builds the catalogs that will be needed, on one process a machine."""
         self.source.check()
         for split in self._splits(None if self.trainer is None else self.trainer.state.fn):
             self._catalog(split)
 
     def _splits(self, stage: str | None) -> tuple[Split, ...]:
-        """Splits whose catalogue a stage needs; the training masks need not be scanned for a test."""
+        """Split whose catalog a stage needs; the training masks need not be scanned for a test."""
         return ("train", "val") if stage in (None, "fit") else ("val",)
 
     def _catalog(self, split: Split) -> Catalog:
-        """Loads a catalogue once."""
+        """Load a catalog once."""
         if split not in self._catalogs:
             self._catalogs[split] = load_catalog(self.source, split, self.cache_dir, progress=self.rank == 0)
         return self._catalogs[split]
@@ -175,7 +207,7 @@ class FoldDataModule(L.LightningDataModule):
     def _loader(
         self, dataset: Dataset[Any], collate: Callable[..., Any], *, num_train: int | None = None, num_eval: int = 0
     ) -> DataLoader[Any]:
-        """Makes the loader of this rank: for training with ``num_train`` samples an epoch, else for evaluation."""
+        """Make the loader of this rank: for training with `num_train` samples an epoch, else for evaluation."""
         training = num_train is not None
         rank, world_size = self.rank, self.world_size
         if num_train is not None and num_train // world_size < self.batch_size:
@@ -209,7 +241,7 @@ class FoldDataModule(L.LightningDataModule):
     def on_after_batch_transfer(
         self, batch: Episode | SegmentationSample, dataloader_idx: int
     ) -> Episode | SegmentationSample:
-        """Normalises the images, uint8 to float32, on the device."""
+        """Normalise the images, uint8 to float32, on the device."""
         if isinstance(batch, SegmentationSample):
             return dataclasses.replace(batch, image=normalise(batch.image, self.mean, self.std))
         return dataclasses.replace(

@@ -7,7 +7,7 @@ from typing import get_args
 
 import numpy as np
 
-from hdmnet.data.source import IGNORE_VALUE, SplitRule, UInt8Array
+from hdmnet.data.source import IGNORE, SplitRule, UInt8Array
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Fold:
 
         Returns:
             (256,) uint8: base classes to 1..len(base), background and novel classes to 0, 255 (ignore) kept. Values
-            that are no class at all also go to 255; the catalogue refuses masks that hold any.
+            that are no class at all also go to 255; the catalog refuses masks that hold any.
         """
-        table = np.full(256, IGNORE_VALUE, dtype=np.uint8)
+        table = np.full(256, IGNORE, dtype=np.uint8)
         table[0] = 0
         table[list(self.novel)] = 0
         table[list(self.base)] = np.arange(1, len(self.base) + 1, dtype=np.uint8)
@@ -56,7 +56,7 @@ def make_fold(num_classes: int, num_folds: int, fold: int, rule: SplitRule) -> F
     """
     if num_folds < 2:
         raise ValueError(f"num_folds={num_folds}, expected at least 2: one fold would leave no base classes")
-    if not 1 <= num_classes < IGNORE_VALUE or num_classes % num_folds:
+    if not 1 <= num_classes < IGNORE or num_classes % num_folds:
         raise ValueError(
             f"{num_classes} classes cannot be split into {num_folds} equal folds: expected 1..254 classes, a multiple"
             " of the number of folds"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import struct
-import uuid
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from hdmnet.data.source import IGNORE_VALUE as IGNORE  # not from `types`: workers need no torch
+from hdmnet.atomic import replacing
+from hdmnet.data.source import IGNORE  # not from `types`: workers need no torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -38,7 +38,7 @@ _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Im
 
 
 def read_image(path: str | Path) -> UInt8Array:
-    """Reads a picture as RGB, whatever its mode; transparency is dropped.
+    """Read a picture as RGB, whatever its mode; transparency is dropped.
 
     The EXIF rotation is not applied: the masks of VOC and COCO are drawn on the stored pixels. Pillow rather than
     OpenCV, which makes the missing part of a truncated JPEG grey and raises nothing; their pixels are equal otherwise.
@@ -62,7 +62,7 @@ def read_image(path: str | Path) -> UInt8Array:
 
 
 def read_mask(path: str | Path) -> UInt8Array:
-    """Reads a mask as class indices: of a palette PNG the indices and not the colours, of a grey PNG its values.
+    """Read a mask as class indices: of a palette PNG the indices and not the colours, of a grey PNG its values.
 
     Args:
         path: The mask, a PNG of mode P, L or 1.
@@ -86,7 +86,7 @@ def read_mask(path: str | Path) -> UInt8Array:
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
-    """Reads the stored size of a picture from its header, and sees that the file is not cut short.
+    """Read the stored size of a picture from its header, and see that the file is not cut short.
 
     Args:
         path: The picture.
@@ -114,7 +114,7 @@ def _has_end_mark(path: str | Path, file_format: str | None) -> bool:
 
 
 def _decode(path: str | Path, what: str, *, header_only: bool = False) -> Image.Image:
-    """Opens a picture, and decodes it unless only the header is wanted; all failures become one line."""
+    """Open a picture, and decode it unless only the header is wanted; all failures become one line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large photographs are no attack here
@@ -143,25 +143,16 @@ def voc_palette() -> list[int]:
 
 
 def write_mask(path: Path, mask: UInt8Array) -> None:
-    """Writes a mask as a palette PNG, whole or not at all: a stopped run leaves no half-written mask under its name.
+    """Write a mask as a palette PNG, whole or not at all: a stopped run leaves no half-written mask under its name.
 
     Args:
-        path: Where to; the folder exists.
+        path: Where to; the folder is made if needed.
         mask: (H, W) uint8 class indices.
     """
     picture = Image.fromarray(mask)
     picture.putpalette(voc_palette())  # mode L becomes P, the values stay
-    temporary = temporary_path(path)
-    try:
+    with replacing(path) as temporary:
         picture.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def temporary_path(path: Path) -> Path:
-    """A name beside `path` for writing it: hidden, unique, never taken for a finished file."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 def is_complete_png(path: Path) -> bool:
@@ -182,7 +173,7 @@ def is_complete_png(path: Path) -> bool:
 
 
 def category_values(categories: Iterable[Mapping[str, Any]]) -> dict[int, int]:
-    """Numbers the categories of an instances file: class = position, from 1, in ascending category id.
+    """Number the categories of an instances file: class = position, from 1, in ascending category id.
 
     Args:
         categories: The `categories` of a COCO instances file.
@@ -200,7 +191,7 @@ def category_values(categories: Iterable[Mapping[str, Any]]) -> dict[int, int]:
 
 
 def decode_segmentation(segmentation: Any, height: int, width: int) -> npt.NDArray[np.bool_]:
-    """Decodes a COCO segmentation exactly as pycocotools' `annToMask` does.
+    """Decode a COCO segmentation exactly as pycocotools' `annToMask` does.
 
     Args:
         segmentation: A list of polygons [x1, y1, x2, y2, ...], whose union it is, in pixels of the original picture; or
@@ -242,7 +233,7 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> npt.NDArr
 def paint_annotations(
     annotations: Sequence[Mapping[str, Any]], size: tuple[int, int], values: Mapping[int, int], crowd: str = "ignore"
 ) -> UInt8Array:
-    """Paints a picture's annotations to one mask, in the order given, later ones over earlier ones.
+    """Paint a picture's annotations to one mask, in the order given, later ones over earlier ones.
 
     Args:
         annotations: COCO annotations: `segmentation`, `category_id`, and if any `iscrowd`, `id`.
@@ -272,7 +263,7 @@ def paint_annotations(
 
 
 def read_sbd(file: str | Path | BinaryIO, name: str) -> UInt8Array:
-    """Reads a class segmentation of SBD, the Semantic Boundaries Dataset.
+    """Read a class segmentation of SBD, the Semantic Boundaries Dataset.
 
     Args:
         file: A `dataset/cls/*.mat`: its path or its bytes as a stream.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
-from hdmnet.data.masks import read_image, read_mask, read_size
-from hdmnet.data.source import Source, Split, SplitRule, UInt8Array, check_unique, fingerprint_files, read_id_list
+from hdmnet.data.source import Split, SplitRule, fingerprint_files
+from hdmnet.data.tree import TreeSource, find_list, read_ids, refuse_shared_ids, require_ids
 
 #: Ids that are shipped: VOC 2012 train (1,464) and val (1,449), SBD's `train_noval` (5,623).
 LISTS = Path(__file__).parent / "lists"
@@ -22,7 +21,7 @@ _TRAINAUG_NAMES = ("Segmentation/trainaug.txt", "SegmentationAug/trainaug.txt", 
 _AUG, _VOC = "SegmentationClassAug", "SegmentationClass"
 
 
-class PascalSource(Source):
+class PascalSource(TreeSource):
     """A VOC tree: `JPEGImages/ SegmentationClassAug/ SegmentationClass/ ImageSets/Segmentation/`, as users have it.
 
     The mask of an id is `SegmentationClassAug/ID.png` (VOC and SBD), and where that is missing
@@ -47,6 +46,9 @@ class PascalSource(Source):
         min_area: Fewest pixels, at original size, for a class to count in an image.
     """
 
+    name = "pascal"
+    class_names = CLASS_NAMES
+
     def __init__(
         self,
         root: str | Path,
@@ -56,13 +58,7 @@ class PascalSource(Source):
         split_rule: SplitRule = "contiguous",
         min_area: int = 2 * 32 * 32,
     ) -> None:
-        self.name = "pascal"
-        self.class_names = CLASS_NAMES
-        self.split_rule = split_rule
-        self.min_area = min_area
-        self.root = Path(root)
-        # str(): a command line's `train_list=5953` arrives as an integer.
-        self.lists: dict[str, str] = {"train": str(train_list), "val": str(val_list)}
+        super().__init__(root, train_list, val_list, split_rule, min_area)
 
     def ids(self, split: Split) -> list[str]:
         """Image ids of a split, in the list's order.
@@ -77,7 +73,7 @@ class PascalSource(Source):
             FileNotFoundError: If the list is no known name and no file.
             ValueError: If the list is empty or holds an id twice.
         """
-        listed = self.lists[split]
+        listed = str(self.lists[split])  # a command line's `train_list=5953` arrives as an integer
         sets = self.root / "ImageSets" / "Segmentation"
         if split == "train" and listed == "5953":
             return sorted({*read_ids(LISTS / "voc2012_train.txt"), *read_ids(LISTS / "sbd_train_noval.txt")})
@@ -107,22 +103,6 @@ class PascalSource(Source):
         path = self.root / _AUG / f"{image_id}.png"
         return path if path.is_file() else self.root / _VOC / f"{image_id}.png"
 
-    def read_image(self, image_id: str) -> UInt8Array:
-        """Picture as (H, W, 3) uint8 RGB at original size."""
-        return read_image(self.image_path(image_id))
-
-    def read_mask(self, image_id: str) -> UInt8Array:
-        """Mask as (H, W) uint8 at original size: 0 background, 1..20 class, 255 ignore."""
-        return read_mask(self.mask_path(image_id))
-
-    def image_size(self, image_id: str) -> tuple[int, int]:
-        """Size (H, W) of the picture, from its header; refuses one that is cut short."""
-        return read_size(self.image_path(image_id))
-
-    def mask_location(self, image_id: str) -> str:
-        """Path of the mask, for error messages."""
-        return str(self.mask_path(image_id))
-
     def fingerprint(self, split: Split) -> str:
         """Hex sha256 over the split's ids, in order, and its masks' and pictures' names, sizes and times.
 
@@ -137,7 +117,7 @@ class PascalSource(Source):
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def check(self) -> None:
-        """Checks that the tree is whole, before any training.
+        """Check that the tree is whole, before any training.
 
         Raises:
             FileNotFoundError: If a folder, a list, a picture or a mask is missing; one line.
@@ -158,8 +138,8 @@ class PascalSource(Source):
             )
         pictures = {path.stem for path in (self.root / "JPEGImages").glob("[!.]*.jpg")}
         masks = self._mask_ids()
-        train, val = self.ids("train"), self.ids("val")
-        for split, ids in (("train", train), ("val", val)):
+        lists: dict[Split, list[str]] = {"train": self.ids("train"), "val": self.ids("val")}
+        for split, ids in lists.items():
             origin = f"{split} list {self.lists[split]!r} of {self.root}"
             remedy = "run scripts/prepare_pascal.py"
             if split == "train":
@@ -172,90 +152,4 @@ class PascalSource(Source):
                 "unpack the VOC 2012 tar again" if split == "val" else remedy,
             )
             require_ids(ids, masks, origin, f"mask in {_AUG} or {_VOC}", remedy)
-        refuse_shared_ids(train, val)
-
-
-def require_ids(ids: list[str], present: set[str], origin: str, what: str, remedy: str) -> None:
-    """Checks that every id of a list has its file.
-
-    Args:
-        ids: The list.
-        present: Ids whose file is there.
-        origin: Which list, for the error.
-        what: What is looked for, and where.
-        remedy: What to do.
-
-    Raises:
-        FileNotFoundError: If any lacks; names the first and how many.
-    """
-    missing = [image_id for image_id in ids if image_id not in present]
-    if missing:
-        raise FileNotFoundError(
-            f"{origin}: {len(missing):,} of {len(ids):,} ids have no {what}, first {missing[0]!r}: {remedy}"
-        )
-
-
-def refuse_shared_ids(train: list[str], val: list[str]) -> None:
-    """Refuses lists that would train on validation images.
-
-    Args:
-        train: Training ids.
-        val: Validation ids.
-
-    Raises:
-        ValueError: If an id is in both.
-    """
-    shared = sorted(set(train) & set(val))
-    if shared:
-        raise ValueError(
-            f"{len(shared):,} ids are in the train list and in the val list, first {shared[0]!r}: "
-            "take them off one of them"
-        )
-
-
-def find_list(listed: str, folder: Path, *, names: str) -> Path:
-    """Finds a list of ids by its path.
-
-    Args:
-        listed: Path relative to `folder` or to the working directory, or absolute.
-        folder: The tree's folder of lists.
-        names: Names that would have been taken for a list too, for the error.
-
-    Returns:
-        Path of the file.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    for candidate in (folder / listed, folder / f"{listed}.txt", Path(listed)):
-        if candidate.is_file():
-            return candidate
-    raise FileNotFoundError(
-        f"list of ids {listed!r} is neither a known name ({names}) nor a file in {folder} or in {Path.cwd()}: "
-        "correct the path"
-    )
-
-
-def strip_path(line: str) -> str:
-    """Id of a line of a list: "ID", or "/JPEGImages/ID.jpg /SegmentationClassAug/ID.png"."""
-    path = Path(line.split()[0])
-    return path.stem if path.suffix.lower() in (".jpg", ".jpeg", ".png") else path.name
-
-
-def read_ids(path: Path, parse: Callable[[str], str] = strip_path) -> list[str]:
-    """Reads a list of ids.
-
-    Args:
-        path: Text file, one image a line.
-        parse: Makes an id of a line that is not empty.
-
-    Returns:
-        The ids in order.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is empty or holds an id twice.
-    """
-    ids = [parse(line) for line in read_id_list(path)]
-    check_unique(ids, str(path))
-    return ids
+        refuse_shared_ids(**lists)

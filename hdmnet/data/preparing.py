@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import io
 import multiprocessing
-import os
 import re
 import shutil
 import sys
@@ -26,15 +25,9 @@ from typing import IO, Any, NoReturn, TypeVar, cast
 
 from tqdm import tqdm
 
-from hdmnet.data.masks import (
-    is_complete_png,
-    paint_annotations,
-    read_mask,
-    read_sbd,
-    read_size,
-    temporary_path,
-    write_mask,
-)
+from hdmnet.atomic import replacing
+from hdmnet.data.masks import is_complete_png, paint_annotations, read_mask, read_sbd, read_size, write_mask
+from hdmnet.provenance import available_cpus
 
 Item = TypeVar("Item")
 
@@ -46,7 +39,7 @@ class OneLineParser(argparse.ArgumentParser):
     """A parser that raises a ValueError of one line where argparse prints its usage and exits."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises argparse's complaint.
+        """Raise argparse's complaint.
 
         Args:
             message: What argparse found.
@@ -58,7 +51,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def run_main(body: Callable[[], bool], name: str) -> int:
-    """Runs a script's body and turns its failure into one line on stderr.
+    """Run a script's body and turn its failure into one line on stderr.
 
     Args:
         body: Does the work; returns whether everything is complete.
@@ -77,7 +70,7 @@ def run_main(body: Callable[[], bool], name: str) -> int:
 
 
 def warn(name: str, text: str) -> None:
-    """Prints one line on stderr.
+    """Print one line on stderr.
 
     Args:
         name: The script's name, put before the line.
@@ -99,7 +92,7 @@ def count_workers(wanted: int | None) -> int:
         ValueError: If `wanted` is below 1.
     """
     if wanted is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return available_cpus()
     if wanted < 1:
         raise ValueError(f"--workers is {wanted}, expected at least 1")
     return wanted
@@ -108,7 +101,7 @@ def count_workers(wanted: int | None) -> int:
 def run_chunks(
     work: Callable[[Sequence[Item]], list[str]], items: Sequence[Item], *, workers: int, title: str
 ) -> list[str]:
-    """Does the items in chunks on several processes, with a progress bar that tells the time left.
+    """Do the items in chunks on several processes, with a progress bar that tells the time left.
 
     Args:
         work: Does a chunk and returns a line for each item that failed; picklable.
@@ -169,7 +162,7 @@ def unfinished(items: Sequence[Item], mask_of: Callable[[Item], Path]) -> list[I
 
 
 def remove_stale(folder: Path) -> None:
-    """Removes what killed runs left half written; young files may belong to a run that goes on beside this one.
+    """Remove what killed runs left half written; young files may belong to a run that goes on beside this one.
 
     Args:
         folder: Folder of masks or pictures.
@@ -183,7 +176,7 @@ def remove_stale(folder: Path) -> None:
 
 
 def archive_members(archive: Path, pattern: str) -> Iterator[tuple[re.Match[str], int, IO[bytes]]]:
-    """Walks through a tar (plain or compressed) or zip archive with a progress bar.
+    """Walk through a tar (plain or compressed) or zip archive with a progress bar.
 
     Args:
         archive: The file.
@@ -207,7 +200,7 @@ def archive_members(archive: Path, pattern: str) -> Iterator[tuple[re.Match[str]
 
 @contextmanager
 def one_line_for(archive: Path) -> Iterator[None]:
-    """Turns what the archive modules raise, on opening or on reading a member, into one line.
+    """Turn what the archive modules raise, on opening or on reading a member, into one line.
 
     Args:
         archive: The file, to be named.
@@ -265,7 +258,7 @@ class _CountedReader:
 
 
 def unpack(archive: Path, root: Path, pattern: str) -> int:
-    """Unpacks the members that match; those there already with the right size are left alone.
+    """Unpack the members that match; those there already with the right size are left alone.
 
     Args:
         archive: Tar or zip file.
@@ -292,14 +285,8 @@ def unpack(archive: Path, root: Path, pattern: str) -> int:
 
 
 def _write_stream(stream: IO[bytes], target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(target)
-    try:
-        with temporary.open("wb") as file:
-            shutil.copyfileobj(stream, file)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(target) as temporary, temporary.open("wb") as file:
+        shutil.copyfileobj(stream, file)
 
 
 # ---- work items ----------------------------------------------------------------------------------------------------
@@ -316,7 +303,7 @@ class PaintItem:
 
 
 def paint_chunk(items: Iterable[PaintItem], *, values: Mapping[int, int], crowd: str) -> list[str]:
-    """Paints and writes the masks of some COCO pictures.
+    """Paint and write the masks of some COCO pictures.
 
     Args:
         items: The pictures.
@@ -350,7 +337,7 @@ class ConvertItem:
 
 
 def convert_chunk(items: Iterable[ConvertItem]) -> list[str]:
-    """Writes some VOC or SBD masks as palette PNGs.
+    """Write some VOC or SBD masks as palette PNGs.
 
     Args:
         items: The masks.

@@ -11,21 +11,21 @@ if TYPE_CHECKING:
 
 
 def _check_rank(rank: int, world_size: int) -> None:
-    """Raises ValueError unless 0 <= rank < world_size."""
+    """Raise ValueError unless 0 <= rank < world_size."""
     if not 0 <= rank < world_size:
         raise ValueError(f"rank is {rank} of {world_size}; expected 0 <= rank < world size")
 
 
 class EpochSampler(Sampler[int]):
-    """Training: yields global indices ``epoch * num_samples + position``, positions strided over the ranks.
+    """Training: yields global indices `epoch * num_samples + position`, positions strided over the ranks.
 
     The data set maps a global index to its sample, and so neither workers nor GPUs nor a resume change what is seen.
-    Lightning calls ``set_epoch`` on it before each epoch.
+    Lightning calls `set_epoch` on it before each epoch.
 
     Args:
         num_samples: Samples an epoch, over all ranks.
         rank: This process.
-        world_size: Number of processes; each gets ``num_samples // world_size``, the rest of the epoch is dropped.
+        world_size: Number of processes; each gets `num_samples // world_size`, the rest of the epoch is dropped.
 
     Raises:
         ValueError: If a rank would get no sample, or the rank is out of range.
@@ -41,7 +41,7 @@ class EpochSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch that the next iteration walks."""
+        """Choose the epoch that the next iteration walks."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -49,13 +49,13 @@ class EpochSampler(Sampler[int]):
         return self.num_samples // self.world_size
 
     def __iter__(self) -> Iterator[int]:
-        """Yields this rank's global indices in order."""
+        """Yield this rank's global indices in order."""
         start = self.epoch * self.num_samples
         return (start + self.rank + step * self.world_size for step in range(len(self)))
 
 
 class EvalSampler(Sampler[int]):
-    """Evaluation: yields ``rank, rank + world_size, ...`` and repeats nothing, so that every sample counts once.
+    """Evaluation: yields `rank, rank + world_size, ...` and repeats nothing, so that every sample counts once.
 
     Args:
         num_samples: Samples over all ranks.
@@ -75,5 +75,5 @@ class EvalSampler(Sampler[int]):
         return len(self._indices)
 
     def __iter__(self) -> Iterator[int]:
-        """Yields this rank's indices in order."""
+        """Yield this rank's indices in order."""
         return iter(self._indices)

@@ -24,7 +24,7 @@ from hdmnet.data.folds import make_fold
 from hdmnet.data.shapes_render import render
 from hdmnet.data.shapes_scene import ATTEMPTS, GENERATOR_VERSION, MAX_OBJECTS, Recipe, class_names, draw_scene
 from hdmnet.data.shapes_tables import MAX_IMAGE_SIDE, PATTERNS, SILHOUETTES
-from hdmnet.data.source import IGNORE_VALUE, Source, Split, SplitRule
+from hdmnet.data.source import IGNORE, Source, Split, SplitRule
 
 MIN_VISIBLE = 0.4  # objects less visible than this are labelled 255
 
@@ -50,7 +50,7 @@ class Sample:
 
 @lru_cache(maxsize=16)  # read_image and read_mask of one id share one render; arrays are copied on the way out
 def _sample(recipe: Recipe, split: Split, index: int) -> Sample:
-    """Draws picture `index` of a split, anew if its first object is hidden or too small, the last attempt stands."""
+    """Draw picture `index` of a split, anew if its first object is hidden or too small, the last attempt stands."""
     for attempt in range(ATTEMPTS):
         scene, by_number = draw_scene(recipe, split, index, attempt)
         image, instances, areas = render(scene)
@@ -62,7 +62,7 @@ def _sample(recipe: Recipe, split: Split, index: int) -> Sample:
     lookup = np.zeros(256, dtype=np.uint8)
     rank = np.zeros(256, dtype=np.uint8)
     for position, number in enumerate(depth):
-        lookup[number] = by_number[number - 1] if share[number] >= MIN_VISIBLE else IGNORE_VALUE
+        lookup[number] = by_number[number - 1] if share[number] >= MIN_VISIBLE else IGNORE
         rank[number] = position + 1
     return Sample(
         image=image,

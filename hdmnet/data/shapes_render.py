@@ -117,7 +117,7 @@ def _pattern_values(patch: Patch, dx: Ints, dy: Ints, index: Ints) -> Ints:
 
 
 def _draw_patch(canvas: Ints, instances: NDArray[np.uint8], patch: Patch) -> int:
-    """Blends one patch into `canvas` (3, H, W) and `instances` (H, W); returns its unoccluded area in px."""
+    """Blend one patch into `canvas` (3, H, W) and `instances` (H, W); return its unoccluded area in px."""
     height, width = instances.shape
     (cy, cx), (half_h, half_w) = patch.centre, patch.extent
     top, left = math.floor(cy - half_h) - 1, math.floor(cx - half_w) - 1
@@ -192,7 +192,7 @@ def _binomial(canvas: Ints, axis: int) -> Ints:
 
 
 def render(scene: Scene) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[int]]:
-    """Draws a scene.
+    """Draw a scene.
 
     Returns:
         The picture (H, W, 3) uint8 RGB; the instance map (H, W) uint8, 0 = background or clutter, otherwise the

@@ -32,7 +32,7 @@ def class_parts(class_value: int) -> tuple[int, int]:
 
 
 def class_names(num_classes: int) -> tuple[str, ...]:
-    """Names of classes 1..num_classes, such as "striped star"."""
+    """Name of classes 1..num_classes, such as "striped star"."""
     patterns, silhouettes = list(PATTERNS), list(SILHOUETTES)
     parts = (class_parts(value) for value in range(1, num_classes + 1))
     return tuple(f"{patterns[pattern]} {silhouettes[silhouette]}" for pattern, silhouette in parts)
@@ -159,7 +159,7 @@ def _colours(draws: Draws, contrast: int) -> tuple[_Colour, _Colour]:
 def _patch(
     draws: Draws, *, silhouette: int, pattern: int, value: int, centre: tuple[float, float], radius: float
 ) -> Patch:
-    """Chooses the pose, pattern phase, colours and light of one object or fragment."""
+    """Choose the pose, pattern phase, colours and light of one object or fragment."""
     turn, stretch, shear = draws.uniform(0, 2 * math.pi), draws.uniform(0.85, 1.18), draws.uniform(-0.22, 0.22)
     cos, sin = math.cos(turn), math.sin(turn)
     # Object → image: rotation · shear · stretch, in (x, y) order.
@@ -240,7 +240,7 @@ def _picture_size(recipe: Recipe, draws: Draws) -> tuple[int, int]:
 
 
 def draw_scene(recipe: Recipe, split: Split, index: int, attempt: int) -> tuple[Scene, list[int]]:
-    """Chooses everything of a picture; returns the scene and the class of each object by its number."""
+    """Choose everything of a picture; return the scene and the class of each object by its number."""
     # Size and classes must not change over attempts, or the round robin would lose its balance.
     fixed = Draws(f"{recipe.seed}/{recipe.fold}/{split}/fixed", index, 8)
     size, classes = _picture_size(recipe, fixed), _classes(recipe, split, index, fixed)

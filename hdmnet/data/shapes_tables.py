@@ -33,7 +33,7 @@ Ints: TypeAlias = NDArray[np.int32]
 
 
 def _grid(size: int) -> tuple[Grid, Grid]:
-    """Returns the sample points' x (1, size) and y (size, 1) in object units."""
+    """Return the sample points' x (1, size) and y (size, 1) in object units."""
     line = (np.arange(size) + 0.5 - size / 2) / UNIT + _TINY
     return line[None, :], line[:, None]
 
@@ -52,7 +52,7 @@ def _disc(x: Grid, y: Grid, cx: float, cy: float, radius: float) -> NDArray[np.b
 
 
 def _wheel(x: Grid, y: Grid, teeth: int) -> tuple[Grid, Grid]:
-    """Returns the radius and cos(teeth · angle) of every sample point."""
+    """Return the radius and cos(teeth · angle) of every sample point."""
     return np.hypot(x, y), np.cos(teeth * np.arctan2(y, x))
 
 
@@ -66,7 +66,7 @@ def _regular(count: int) -> list[tuple[float, float]]:
 
 
 def _mirrored(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Closes a polygon's right half by its mirror image on the left."""
+    """Close a polygon's right half by its mirror image on the left."""
     return points + [(-px, py) for px, py in reversed(points)]
 
 
@@ -162,7 +162,7 @@ def _frac(value: Grid) -> Grid:
 
 
 def _lattice(x: Grid, y: Grid, pitch: float, stagger: float = 0.0) -> tuple[Grid, Grid]:
-    """Offsets from the nearest point of a lattice whose odd rows are shifted by ``stagger`` pitches."""
+    """Offsets from the nearest point of a lattice whose odd rows are shifted by `stagger` pitches."""
     row = np.floor(y / pitch)
     shifted = x / pitch + stagger * (row % 2)
     return (_frac(shifted) - 0.5) * pitch, (_frac(y / pitch) - 0.5) * pitch + 0 * x
@@ -257,7 +257,7 @@ PLAIN, BLOTCHED, CLOUDED = (len(PATTERNS) + i for i in range(3))  # fills of clu
 
 
 def _box_blur(table: NDArray[np.int64], width: int, passes: int = 2) -> NDArray[np.int64]:
-    """Wrapping box filter over both axes in integers; ``width`` is odd."""
+    """Wrapping box filter over both axes in integers; `width` is odd."""
     for _ in range(passes):
         for axis in (0, 1):
             shifts = range(-(width // 2), width // 2 + 1)

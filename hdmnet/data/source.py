@@ -1,6 +1,6 @@
 """What every data set offers to the rest: lists of ids, pictures, masks and a fingerprint.
 
-A `Source` is the only thing that knows where a data set's files lie. The catalogue, the episodes and the DataModules
+A `Source` is the only thing that knows where a data set's files lie. The catalog, the episodes and the DataModules
 work on any of them. The functions below it read lists of ids and hash folders; `masks` reads pictures.
 """
 
@@ -20,14 +20,15 @@ Split = Literal["train", "val"]
 SplitRule = Literal["contiguous", "interleaved"]
 UInt8Array = npt.NDArray[np.uint8]
 
-IGNORE_VALUE = 255
+#: Label value that neither a loss nor a metric counts.
+IGNORE = 255
 
 
 class Source(ABC):
     """One data set's pictures and masks; must be picklable, as it travels to worker processes.
 
     Attributes:
-        name: Short name of the data set; part of the keys of catalogues and episodes.
+        name: Short name of the data set; part of the keys of catalogs and episodes.
         class_names: Names of the C classes; class value c in 1..C is `class_names[c - 1]`.
         num_folds: Number of folds that the classes are split into.
         split_rule: How the classes are dealt out to the folds (see `folds.make_fold`).

@@ -1,7 +1,7 @@
 """Augmentation of an image with its label map, on uint8, each call a pure function of its seed.
 
-Order in the official release: scale, rotate, blur, flip, then a resize to the square (``official``) or, as the paper's
-text has it, a random crop (``paper``). Labels are always taken nearest; what lies outside the picture gets the mean
+Order in the official release: scale, rotate, blur, flip, then a resize to the square (`official`) or, as the paper's
+text has it, a random crop (`paper`). Labels are always taken nearest; what lies outside the picture gets the mean
 colour and the label 255.
 
 Dimension letters:
@@ -37,7 +37,7 @@ CROP_ATTEMPTS = 10
 
 
 def derive_seed(seed: int, index: int, role: int) -> int:
-    """Hashes a run's seed, an index and a role to one seed, so that neighbours get unrelated random streams.
+    """Hash a run's seed, an index and a role to one seed, so that neighbours get unrelated random streams.
 
     Args:
         seed: Seed of the run.
@@ -52,7 +52,7 @@ def derive_seed(seed: int, index: int, role: int) -> int:
 
 
 def resize_pair(image: UInt8, mask: UInt8, size: tuple[int, int]) -> tuple[UInt8, UInt8]:
-    """Resizes straight to the network's size, without keeping the aspect, as the release does in evaluation.
+    """Resize straight to the network's size, without keeping the aspect, as the release does in evaluation.
 
     Args:
         image: (H0, W0, 3) uint8; bilinear.
@@ -89,7 +89,7 @@ class Augment(ABC):
 
     @abstractmethod
     def __call__(self, image: UInt8, mask: UInt8, seed: int, foreground: int | None = None) -> tuple[UInt8, UInt8]:
-        """Augments one image with its label map.
+        """Augment one image with its label map.
 
         Args:
             image: (H0, W0, 3) uint8 RGB.
@@ -106,7 +106,7 @@ class ResizeOnly(Augment):
     """No augmentation: the resize of evaluation."""
 
     def __call__(self, image: UInt8, mask: UInt8, seed: int, foreground: int | None = None) -> tuple[UInt8, UInt8]:
-        """Resizes; ``seed`` and ``foreground`` have no effect. See the base class for shapes."""
+        """Resize; `seed` and `foreground` have no effect. See the base class for shapes."""
         return resize_pair(image, mask, self.image_size)
 
 
@@ -121,7 +121,7 @@ class RandomAugment(Augment):
         keep: Share of the foreground, in (0, 1], that a crop should hold; None: one pixel will do.
 
     Raises:
-        ValueError: If the size, the scale, the mean or ``keep`` is out of range.
+        ValueError: If the size, the scale, the mean or `keep` is out of range.
     """
 
     def __init__(
@@ -149,11 +149,11 @@ class RandomAugment(Augment):
         self._pipeline: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves the pipeline out of the pickle: each worker builds its own at its first call."""
+        """Leave the pipeline out of the pickle: each worker builds its own at its first call."""
         return self.__dict__ | {"_pipeline": None}
 
     def __call__(self, image: UInt8, mask: UInt8, seed: int, foreground: int | None = None) -> tuple[UInt8, UInt8]:
-        """Augments one image with its label map; see the base class."""
+        """Augment one image with its label map; see the base class."""
         if self._pipeline is None:
             self._pipeline = self._build_pipeline()
         self._random.seed(seed)
@@ -164,7 +164,7 @@ class RandomAugment(Augment):
         return resize_pair(image, mask, self.image_size)
 
     def _build_pipeline(self) -> Any:
-        """Makes the albumentations pipeline, whose every draw comes from ``self._random``."""
+        """Make the albumentations pipeline, whose every draw comes from `self._random`."""
         # Without this, the import asks a web server for the newest version.
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
         import albumentations
@@ -192,7 +192,7 @@ class RandomAugment(Augment):
         return pipeline
 
     def _crop(self, image: UInt8, mask: UInt8, foreground: int | None) -> tuple[UInt8, UInt8]:
-        """Crops at random, of ten draws the first that keeps enough foreground, else the one that keeps most."""
+        """Crop at random, of ten draws the first that keeps enough foreground, else the one that keeps most."""
         image, mask = _pad(image, mask, self.image_size, self.fill)
         height, width = self.image_size
         wanted = mask == foreground if foreground is not None else (mask != 0) & (mask != IGNORE)
@@ -238,10 +238,10 @@ class BaseLearnerAugment(RandomAugment):
 def build_augment(
     name: str, *, image_size: tuple[int, int], scale: tuple[float, float], mean: Sequence[float]
 ) -> Augment:
-    """Makes the augmentation of stage 2 by its name.
+    """Make the augmentation of stage 2 by its name.
 
     Args:
-        name: ``official`` (ends in a resize), ``paper`` (ends in a random crop) or ``none`` (only a resize).
+        name: `official` (ends in a resize), `paper` (ends in a random crop) or `none` (only a resize).
         image_size: (H, W) of the result.
         scale: (low, high); the release has (0.9, 1.1) on PASCAL and (0.8, 1.25) on COCO.
         mean: Mean colour, RGB in [0, 1].
@@ -260,7 +260,7 @@ def build_augment(
 
 
 def _pad(image: UInt8, mask: UInt8, size: tuple[int, int], fill: tuple[int, ...]) -> tuple[UInt8, UInt8]:
-    """Pads evenly to at least ``size`` (H, W): the image with ``fill``, the mask with 255."""
+    """Pad evenly to at least `size` (H, W): the image with `fill`, the mask with 255."""
     missing_height = max(size[0] - mask.shape[0], 0)
     missing_width = max(size[1] - mask.shape[1], 0)
     if missing_height == 0 and missing_width == 0:

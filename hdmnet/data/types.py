@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from hdmnet.data.source import IGNORE
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-#: Label value that neither a loss nor a metric counts.
-IGNORE = 255
+__all__ = ["IGNORE", "Episode", "SegmentationSample", "collate_episodes", "collate_segmentation"]
 
 _BatchT = TypeVar("_BatchT", "Episode", "SegmentationSample")
 
@@ -56,7 +57,7 @@ class Episode:
     query_mask_original: Tensor | list[Tensor] | None = None
 
     def pin_memory(self) -> Episode:
-        """Returns a copy in page-locked memory; called by the DataLoader, which does not look into dataclasses."""
+        """Return a copy in page-locked memory; called by the DataLoader, which does not look into dataclasses."""
         return _pinned(self)
 
 
@@ -75,12 +76,12 @@ class SegmentationSample:
     id: str | list[str]
 
     def pin_memory(self) -> SegmentationSample:
-        """Returns a copy in page-locked memory; called by the DataLoader, which does not look into dataclasses."""
+        """Return a copy in page-locked memory; called by the DataLoader, which does not look into dataclasses."""
         return _pinned(self)
 
 
 def collate_episodes(episodes: Sequence[Episode]) -> Episode:
-    """Stacks single episodes to a batch; masks at original size stay a list, for their sizes differ.
+    """Stack single episodes to a batch; masks at original size stay a list, for their sizes differ.
 
     Args:
         episodes: B episodes without a batch dimension, with equal H, W and K.
@@ -115,7 +116,7 @@ def collate_episodes(episodes: Sequence[Episode]) -> Episode:
 
 
 def collate_segmentation(samples: Sequence[SegmentationSample]) -> SegmentationSample:
-    """Stacks single samples of stage 1 to a batch.
+    """Stack single samples of stage 1 to a batch.
 
     Args:
         samples: B samples without a batch dimension, with equal H and W.
@@ -136,7 +137,7 @@ def collate_segmentation(samples: Sequence[SegmentationSample]) -> SegmentationS
 
 
 def _pinned(batch: _BatchT) -> _BatchT:
-    """Copies a batch with every tensor, also those in lists, in page-locked memory."""
+    """Copy a batch with every tensor, also those in lists, in page-locked memory."""
 
     def pin(value: Any) -> Any:
         if isinstance(value, torch.Tensor):

@@ -170,13 +170,15 @@ _TORCHVISION = {
 BACKBONES = tuple(_BUILDERS)
 
 
-def build_backbone(name: str, *, weights: str | Path | None = None) -> Backbone:
+def build_backbone(name: str, *, weights: str | Path | None = None, weights_dir: str | Path | None = None) -> Backbone:
     """Build a backbone by name.
 
     Args:
         name: One of `BACKBONES`.
         weights: The name of torchvision weights (``IMAGENET1K_V1``), the path of a state dict in torchvision's keys (or
             in the release's deep-stem keys for ``resnet50_v2``), or None for random initialisation.
+        weights_dir: Folder where a relative path is looked for too, and where torchvision's weights are kept; None =
+            torch's own cache.
 
     Returns:
         The backbone, in training mode.
@@ -190,24 +192,25 @@ def build_backbone(name: str, *, weights: str | Path | None = None) -> Backbone:
         raise ValueError(f"unknown backbone {name!r}; expected one of {', '.join(BACKBONES)}")
     backbone = _BUILDERS[name]()
     if weights is not None:
-        load_weights(backbone, name, weights)
+        load_weights(backbone, name, weights, weights_dir)
     return backbone
 
 
-def load_weights(backbone: Backbone, name: str, weights: str | Path) -> None:
+def load_weights(backbone: Backbone, name: str, weights: str | Path, weights_dir: str | Path | None = None) -> None:
     """Fill a backbone from torchvision weights or a file; every parameter must be found.
 
     Args:
         backbone: What `build_backbone` returned for the name.
         name: The backbone's name.
         weights: As in `build_backbone`.
+        weights_dir: As in `build_backbone`.
 
     Raises:
         ValueError: Keys or shapes do not fit; the message names the first few.
         FileNotFoundError: Neither a file nor a torchvision name.
         OSError: The download failed.
     """
-    state = {k: v for k, v in _read_state(name, weights).items() if not k.endswith("num_batches_tracked")}
+    state = {k: v for k, v in _read_state(name, weights, weights_dir).items() if not k.endswith("num_batches_tracked")}
     own = {k: v for k, v in backbone.state_dict().items() if not k.endswith("num_batches_tracked")}
     renamed = {_own_key(name, key): value for key, value in state.items()}
     missing = sorted(own.keys() - renamed.keys())
@@ -222,24 +225,17 @@ def load_weights(backbone: Backbone, name: str, weights: str | Path) -> None:
     backbone.load_state_dict({k: renamed[k].to(own[k].dtype) for k in own}, strict=False)
 
 
-def _read_state(name: str, weights: str | Path) -> dict[str, Tensor]:
+def _read_state(name: str, weights: str | Path, weights_dir: str | Path | None) -> dict[str, Tensor]:
+    """The tensors that `weights` stand for: a file here, a file in `weights_dir`, or torchvision's, in this order."""
     path = Path(weights).expanduser()
-    if path.is_file():
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(
-                f"cannot read weights {str(path)!r}: not a torch state dict ({type(error).__name__})"
-            ) from error
-        for wrapper in ("state_dict", "model"):
-            if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-                state = state[wrapper]
-        if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-            raise ValueError(f"weights {str(path)!r} hold no state dict; expected a mapping of names to tensors")
-        return {str(k).removeprefix("module."): v for k, v in state.items()}
+    for candidate in [path] if weights_dir is None else [path, Path(weights_dir) / path]:
+        if candidate.is_file():
+            return _read_file(candidate)
     if name not in _TORCHVISION or path.suffix or path.parent != Path():
         raise FileNotFoundError(
-            f"backbone weights {str(weights)!r} not found; expected a file"
+            f"backbone weights {str(weights)!r} not found"
+            + ("" if weights_dir is None else f", nor in {str(weights_dir)!r} (paths.weights_dir)")
+            + "; expected a file"
             + (
                 f" or a torchvision weights name for {name!r}"
                 if name in _TORCHVISION
@@ -255,12 +251,30 @@ def _read_state(name: str, weights: str | Path) -> dict[str, Tensor]:
             f"unknown torchvision weights {str(weights)!r} for {name!r}; expected {names}, a file or null"
         ) from None
     try:
-        return dict(entry.get_state_dict(progress=True, check_hash=True))
-    except OSError as error:
+        # model_dir=None is torch's own cache.
+        folder = None if weights_dir is None else str(weights_dir)
+        return dict(entry.get_state_dict(model_dir=folder, map_location="cpu", check_hash=True, weights_only=True))
+    except (OSError, RuntimeError) as error:  # RuntimeError: what came has another hash
         raise OSError(
-            f"cannot download torchvision weights {weights} for {name!r} ({error}); fetch them on a machine with "
-            "network and set backbone.weights=PATH, or backbone.weights=null to train from nothing"
+            f"cannot download torchvision weights {weights} for {name!r} ({error}); fetch {entry.url} elsewhere and "
+            "set backbone.weights=PATH, or backbone.weights=null to train from nothing"
         ) from error
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict on disk, unwrapped, DDP's prefix removed."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"cannot read weights {str(path)!r}: not a torch state dict ({type(error).__name__})"
+        ) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"weights {str(path)!r} hold no state dict; expected a mapping of names to tensors")
+    return {str(k).removeprefix("module."): v for k, v in state.items()}
 
 
 _RESNET_STEM = {"conv1": "parts.0.0", "bn1": "parts.0.1"}

@@ -1,6 +1,7 @@
 """The base learner (a PSPNet trained on the base classes) and the frozen trunk made of it (reference: paper Sec. 4.1).
 
-Dimension letters: B batch, H W input pixels, h w feature size, C channels of layer 4, N base classes.
+Dimension letters: B batch, H W input pixels, h w feature size, C channels of layer 4, C_5 of "feature 5" (512), N base
+classes.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class TrunkFeatures:
         layer2: (B, C_2, h_3, w_3), at the size of layer 3 (VGG-16: resized down to it).
         layer3: (B, C_3, h_3, w_3).
         layer4: (B, C_4, h_4, w_4).
-        base_feature: (B, 512, h_4, w_4), "feature 5": before the base learner's ReLU.
+        base_feature: (B, C_5, h_4, w_4), "feature 5": before the base learner's ReLU.
     """
 
     layer2: Tensor
@@ -137,6 +138,6 @@ class FrozenTrunk(nn.Module):
 
     @torch.no_grad()
     def classify(self, base_feature: Tensor) -> Tensor:
-        """Base-class logits (B, 1 + N, h, w) of feature 5 (B, 512, h, w)."""
+        """Base-class logits (B, 1 + N, h, w) of feature 5 (B, C_5, h, w)."""
         logits: Tensor = self.base_learner.classifier(base_feature)
         return logits

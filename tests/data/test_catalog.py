@@ -1,4 +1,4 @@
-"""Catalogue: scanning, views, cache and errors, on hand-made masks."""
+"""Catalog: scanning, views, cache and errors, on hand-made masks."""
 
 from __future__ import annotations
 

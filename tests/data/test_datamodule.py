@@ -365,7 +365,7 @@ def test_base_learner_validates_on_all_images_or_a_fixed_choice():
     assert len(set(some[0])) == 6
 
 
-def test_only_needed_catalogues_are_built(monkeypatch):
+def test_only_needed_catalogs_are_built(monkeypatch):
     loaded = []
     module = few_shot(setup=None)
     monkeypatch.setattr(module, "_catalog", loaded.append)
@@ -420,5 +420,5 @@ def test_collation_refuses_nothing_and_mixtures():
 
 def test_default_number_of_workers_leaves_a_core_to_each_process(monkeypatch):
     for cores, processes, expected in ((1, 1, 0), (2, 1, 1), (16, 1, 8), (16, 4, 3), (2, 4, 0)):
-        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
+        monkeypatch.setattr("hdmnet.data.fold_datamodule.available_cpus", lambda cores=cores: cores)
         assert default_num_workers(processes) == expected

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from hdmnet.data.masks import write_mask
-from hdmnet.data.pascal import CLASS_NAMES, LISTS, PascalSource, read_ids
+from hdmnet.data.pascal import CLASS_NAMES, LISTS, PascalSource
+from hdmnet.data.tree import read_ids
 
 TRAIN = [f"2007_00000{i}" for i in range(4)]
 VAL = ["2007_000033", "2007_000042"]  # of the shipped VOC 2012 val

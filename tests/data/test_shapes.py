@@ -194,7 +194,7 @@ def test_the_fingerprint_tells_data_sets_apart():
         ({"num_classes": 21}, "num_classes is 21, expected a multiple of 4"),
         ({"num_val": 0}, "num_val=0, expected at least 1"),
         ({"object_scale": 3.0}, r"object_scale is 3\.0"),
-        ({"fold": 7}, "fold"),
+        ({"fold": 7}, r"^fold=7 does not exist, expected one of 0\.\.3"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):

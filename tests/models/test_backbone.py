@@ -152,6 +152,21 @@ def test_wrong_weights_end_in_one_line(tmp_path):
         build_backbone("resnet5")
 
 
+def test_the_weights_folder_holds_files_and_torchvisions_downloads(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    state = IMAGENET["resnet18"]().state_dict()
+    torch.save(state, folder / "mine.pth")
+    # Where torchvision would leave its download: found there, nothing is fetched.
+    torch.save(state, folder / "resnet18-f37072fd.pth")
+    for weights in ("mine.pth", "IMAGENET1K_V1"):
+        backbone = build_backbone("resnet18", weights=weights, weights_dir=folder)
+        assert torch.equal(backbone.parts[0][0].weight, state["conv1.weight"])
+    with pytest.raises(FileNotFoundError, match=r"'no\.pth' not found, nor in '.*weights' \(paths\.weights_dir\)"):
+        build_backbone("resnet18", weights="no.pth", weights_dir=folder)
+
+
 class Bomb:
     """A pickle that creates a file when it is loaded."""
 

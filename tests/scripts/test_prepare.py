@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
-import sys
 import tarfile
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,21 +15,9 @@ from scipy.io import savemat
 from hdmnet.data.coco import CocoSource
 from hdmnet.data.masks import read_mask, write_mask
 from hdmnet.data.pascal import PascalSource
+from scripts import prepare_coco, prepare_pascal
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 SIZE = (30, 40)
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-prepare_coco = load("prepare_coco")
-prepare_pascal = load("prepare_pascal")
 
 
 def one_line(capsys):
