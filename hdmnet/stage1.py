@@ -91,13 +91,22 @@ def obtain_base_learner(cfg: DictConfig, source: Source) -> BaseLearner:
 
 
 def build_base_data(cfg: DictConfig, source: Source) -> BaseLearnerDataModule:
-    """The training and validation pictures of stage 1."""
+    """The training and validation pictures of stage 1.
+
+    Raises:
+        ValueError: The batch cannot be shared out to the processes.
+    """
     size, base = image_size(cfg.dataset.base_image_size), cfg.optim.base
     mean, std = list(cfg.backbone.mean), list(cfg.backbone.std)
     processes = num_processes(cfg)
     if base.batch_size % processes:
         raise ValueError(
             f"optim.base.batch_size={base.batch_size} cannot be shared by {processes} processes; expected a multiple"
+        )
+    if base.batch_size < 2 * processes:  # pyramid pooling normalises a single bin over the batch
+        raise ValueError(
+            f"optim.base.batch_size={base.batch_size} leaves one picture a process; expected at least {2 * processes}: "
+            "batch normalisation needs two"
         )
     return BaseLearnerDataModule(
         source,

@@ -61,7 +61,7 @@ def test_the_groups_and_options_that_users_rely_on_exist():
     promised = {
         "dataset": {"shapes", "pascal", "coco"},
         "backbone": {"resnet_narrow", "resnet18", "resnet50", "resnet101", "vgg16", "resnet50_v2", "mobilenet_v2"},
-        "augment": {"official", "paper", "none"},
+        "augment": {"official", "paper", "flip", "none"},
         "trainer": {"auto", "cpu", "gpu", "ddp", "ddp_cpu"},
         "logger": {"csv", "wandb"},
         "ablation": {"no_distillation"},

@@ -121,6 +121,7 @@ def test_an_unreadable_file(tree, damaged, kind, content):
         ("train", ["ckpt=no/such.ckpt"], "checkpoint 'no/such.ckpt' not found"),
         ("train", ["base_ckpt=no/such.pt"], "checkpoint 'no/such.pt' not found"),
         ("train", ["trainer=ddp_cpu", "trainer.devices=3"], "optim.base.batch_size=4 cannot be shared by 3 processes"),
+        ("train", ["trainer=ddp_cpu", "trainer.devices=4"], "optim.base.batch_size=4 leaves one picture a process"),
         ("evaluate", [], "ckpt is not given; expected the checkpoint to evaluate"),
         ("evaluate", ["ckpt=no/such.ckpt"], "checkpoint 'no/such.ckpt' not found"),
         ("evaluate", ["epsiodes=4"], "epsiodes: no such key; did you mean 'episodes'?"),

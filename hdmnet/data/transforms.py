@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     UInt8 = NDArray[np.uint8]
 
-AUGMENTS = ("official", "paper", "none")
+AUGMENTS = ("official", "paper", "flip", "none")
 ROTATION_DEGREES = 10.0
 BLUR_KERNEL = 5
 #: The release gives OpenCV no sigma, which then takes (1, 4, 6, 4, 1) / 16; the weights of 1.1 are within 0.009 of it.
@@ -107,6 +107,16 @@ class ResizeOnly(Augment):
 
     def __call__(self, image: UInt8, mask: UInt8, seed: int, foreground: int | None = None) -> tuple[UInt8, UInt8]:
         """Resize; `seed` and `foreground` have no effect. See the base class for shapes."""
+        return resize_pair(image, mask, self.image_size)
+
+
+class FlipOnly(Augment):
+    """The resize, after a horizontal flip of every other image: for runs too short to profit from more."""
+
+    def __call__(self, image: UInt8, mask: UInt8, seed: int, foreground: int | None = None) -> tuple[UInt8, UInt8]:
+        """Flip by the seed's lowest bit (seeds are hashes), then resize. See the base class for shapes."""
+        if seed & 1:
+            image, mask = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(mask[:, ::-1])
         return resize_pair(image, mask, self.image_size)
 
 
@@ -241,7 +251,7 @@ def build_augment(
     """Make the augmentation of stage 2 by its name.
 
     Args:
-        name: `official` (ends in a resize), `paper` (ends in a random crop) or `none` (only a resize).
+        name: `official` (ends in a resize), `paper` (ends in a random crop), `flip` or `none`.
         image_size: (H, W) of the result.
         scale: (low, high); the release has (0.9, 1.1) on PASCAL and (0.8, 1.25) on COCO.
         mean: Mean colour, RGB in [0, 1].
@@ -254,8 +264,8 @@ def build_augment(
     """
     if name not in AUGMENTS:
         raise ValueError(f"augment is {name!r}; expected one of {', '.join(AUGMENTS)}")
-    if name == "none":
-        return ResizeOnly(image_size)
+    if name in ("none", "flip"):
+        return (ResizeOnly if name == "none" else FlipOnly)(image_size)
     return RandomAugment(image_size, scale=scale, mean=mean, crop=name == "paper")
 
 

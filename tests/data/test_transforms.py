@@ -194,3 +194,14 @@ def test_wrong_arguments_are_named(arguments, message):
         build_augment(given.pop("name"), **given)
     with pytest.raises(ValueError, match=r"keep is 0"):
         BaseLearnerAugment((8, 8), mean=MEAN, keep=0)
+
+
+def test_flip_only_turns_every_other_picture_and_its_mask_together():
+    augment = build_augment("flip", image_size=(6, 8), scale=(1.0, 1.0), mean=(0.5, 0.5, 0.5))
+    image = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
+    mask = np.arange(6 * 8, dtype=np.uint8).reshape(6, 8)
+    same, turned = augment(image, mask, 2), augment(image, mask, 3)
+    assert np.array_equal(same[0], image)
+    assert np.array_equal(same[1], mask)
+    assert np.array_equal(turned[0], image[:, ::-1])
+    assert np.array_equal(turned[1], mask[:, ::-1])
