@@ -29,6 +29,7 @@ def segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:
     target = mask.long()
     if not bool((target != IGNORE_INDEX).any()):
         return logits.sum() * 0.0  # torch's mean over no pixel is NaN
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # 16 bits would lose the sum over the pixels
     return F.cross_entropy(logits, target, ignore_index=IGNORE_INDEX)
 
 

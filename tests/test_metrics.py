@@ -202,6 +202,18 @@ def _worker(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+def test_states_of_processes_add_up() -> None:
+    logits, target, classes = _random_episodes(3, 11, 4)
+    few_shot, base = [FewShotIoU(4) for _ in range(3)], [SegmentationIoU(2) for _ in range(3)]
+    for number, part in enumerate((slice(None), slice(0, None, 2), slice(1, None, 2))):
+        few_shot[number].update(logits[part], target[part], classes[part])
+        base[number].update(logits[part], target[part])
+    for whole, one, other in (few_shot, base):
+        one.merge_state(other)  # type: ignore[arg-type]
+        torch.testing.assert_close(one.compute(), whole.compute(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.slow  # starts two processes; the short suite has the test above
 def test_two_processes_compute_the_one_process_value(tmp_path: Path) -> None:
     mp.spawn(_worker, args=(str(tmp_path),), nprocs=2)
     logits, target, classes = _random_episodes(3, 11, 4)

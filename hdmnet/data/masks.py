@@ -283,5 +283,9 @@ def read_sbd(file: str | Path | BinaryIO, name: str) -> UInt8Array:
         reason = " ".join(str(error).split())
         raise ValueError(f"{name} holds no readable GTcls.Segmentation ({reason}): unpack SBD again") from None
     if mask.ndim != 2 or mask.size == 0 or mask.min() < 0 or mask.max() > 20:
-        raise ValueError(f"{name}: GTcls.Segmentation has shape {mask.shape}, expected (H, W) with values 0..20")
+        values = f"{mask.min()}..{mask.max()}" if mask.size else "none"
+        raise ValueError(
+            f"{name}: GTcls.Segmentation has shape {mask.shape} and values {values}, expected (H, W) and 0..20: "
+            "unpack SBD again"
+        )
     return mask.astype(np.uint8)

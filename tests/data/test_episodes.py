@@ -271,5 +271,5 @@ def test_damaged_file(tmp_path: Path, how: str) -> None:
     with pytest.raises(ValueError, match=r"manifest\.jsonl .*: write it") as caught:
         read_manifest(path)
     assert "\n" not in str(caught.value)
-    with pytest.raises(FileNotFoundError, match="does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl is missing: give"):
         read_manifest(tmp_path / "none.jsonl")
