@@ -48,7 +48,7 @@ class TrainSchema:
     shot: int = 1
     seed: int = 0
     batch_size: int = 1
-    num_workers: int = 0
+    num_workers: int | None = None
     ckpt: str | None = None
     base_ckpt: str | None = None
     selection: str = "best"

@@ -68,7 +68,7 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("shot", _at_least(1), "an integer of at least 1"),
     ("seed", _at_least(0), "an integer of at least 0"),
     ("batch_size", _at_least(1), "an integer of at least 1"),
-    ("num_workers", _at_least(0), "an integer of at least 0"),
+    ("num_workers", _optional(_at_least(0)), "null or an integer of at least 0"),
     ("episodes", _optional(_at_least(1)), "null or an integer of at least 1"),
     ("seeds", _optional(_at_least(1)), "null or an integer of at least 1"),
     ("model.num_stages", lambda value: _at_least(1)(value) and value <= 4, "1, 2, 3 or 4"),

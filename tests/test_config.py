@@ -160,7 +160,7 @@ def test_paths_become_absolute(compose_config, monkeypatch, tmp_path):
         ("shot=0", "shot=0: expected an integer of at least 1"),
         ("seed=-1", "seed=-1: expected an integer of at least 0"),
         ("batch_size=0", "batch_size=0: expected an integer of at least 1"),
-        ("num_workers=-1", "num_workers=-1: expected an integer of at least 0"),
+        ("num_workers=-1", "num_workers=-1: expected null or an integer of at least 0"),
         ("model.num_stages=5", "model.num_stages=5: expected 1, 2, 3 or 4"),
         ("model.num_stages=true", "model.num_stages=True: expected 1, 2, 3 or 4"),
         ("model.matching.temperature=0", "model.matching.temperature=0: expected a number above 0"),
@@ -221,7 +221,7 @@ def test_the_checkpoint_decides_where_the_command_line_is_silent(compose_config,
 
 def test_the_machine_and_the_command_are_not_taken_from_the_checkpoint(compose_config, stored):
     cfg = evaluate(compose_config, stored, "ckpt=x")
-    assert (cfg.ckpt, cfg.trainer.accelerator, cfg.num_workers, cfg.paths.output_dir) == ("x", "auto", 2, "outputs")
+    assert (cfg.ckpt, cfg.trainer.accelerator, cfg.num_workers, cfg.paths.output_dir) == ("x", "auto", None, "outputs")
 
 
 def test_the_command_line_replaces_a_key_or_a_group(compose_config, stored):

@@ -73,7 +73,7 @@ def test_the_console_shows_bars_the_table_and_the_folder(first_run):
     assert out.strip().splitlines()[-1] == f"result, checkpoints and pictures: {first_run.folder}"
     assert "DataLoader" not in out
     lines = [line for line in err.replace("\r", "\n").splitlines() if line.strip()]
-    assert all("masks" in line for line in lines), lines  # the catalogues' bars; no warning of a library
+    assert all("masks" in line for line in lines), lines  # the catalogs' bars; no warning of a library
 
 
 def test_the_losses_are_logged_by_term_and_stage_and_so_is_the_validation(finished_run):
@@ -172,6 +172,15 @@ def test_the_test_protocol_can_be_chosen(finished_run, best, tmp_path):
     assert len(result["test"]["miou_per_seed"]) == len(result["manifest_sha256"]) == 3
     assert result["test"]["num_episodes"] == 4
     assert result["manifest_sha256"] != finished_run.result["manifest_sha256"]
+
+
+def test_a_checkpoint_can_be_tested_on_another_data_set(best, data_dir, tmp_path):
+    """Its base classes, 15 and not COCO's 60, come from the file."""
+    words = ("dataset=coco", "fold=1", "dataset.image_size=65", "dataset.min_area=128", f"paths.data_dir={data_dir}")
+    result = evaluate(best, tmp_path, *words, "episodes=2", "seeds=1").result
+    assert (result["dataset"], result["fold"], result["backbone"]) == ("coco", 1, "resnet_narrow")
+    assert result["test"]["num_episodes"] == 2
+    assert len(result["test"]["iou_per_class"]) == 20
 
 
 def test_all_ones_support_masks_are_another_test_of_the_same_episodes(finished_run, best, tmp_path):

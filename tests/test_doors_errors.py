@@ -95,7 +95,7 @@ def test_a_mask_in_colours(tree, damaged):
 @pytest.mark.parametrize("content", [b"", b"not a picture\n", None], ids=["empty", "text", "truncated"])
 @pytest.mark.parametrize("kind", ["JPEGImages/{}.jpg", "SegmentationClassAug/{}.png"], ids=["picture", "mask"])
 def test_an_unreadable_file(tree, damaged, kind, content):
-    """Known before training, although no picture is decoded then: also after its catalogue was cached."""
+    """Known before training, although no picture is decoded then: also after its catalog was cached."""
     name = kind.format(first_id(tree, "train"))
     whole = (tree / name).read_bytes()
     line = damaged(name, whole[: len(whole) // 2] if content is None else content)
@@ -156,18 +156,11 @@ def test_checkpoints_that_are_none(finished_run, tmp_path, monkeypatch, door):
         assert not (tmp_path / "was_run").exists()
 
 
-def test_a_checkpoint_of_another_data_set(finished_run, data_dir, tmp_path):
+def test_a_fold_whose_novel_classes_the_checkpoint_has_seen(finished_run, tmp_path):
     best = finished_run.folder / "checkpoints" / "best.ckpt"
-    words = (
-        "dataset=coco",
-        "dataset.image_size=65",
-        "dataset.min_area=128",
-        f"paths.data_dir={data_dir}",
-        "trainer=cpu",
-    )
-    line = call("evaluate", tmp_path, f"ckpt={best}", *words).refusal()
-    assert f"ckpt={best} does not fit this model" in line
-    assert "another data set" in line
+    line = call("evaluate", tmp_path, f"ckpt={best}", "fold=1", "num_workers=0").refusal()
+    assert line.startswith("fold=1: its novel classes were base classes of ckpt=")
+    assert line.endswith("expected fold=0, or another data set")
 
 
 def test_a_fold_that_the_checkpoints_data_set_does_not_have(finished_run, tmp_path):

@@ -57,7 +57,7 @@ def test_evaluate_refuses_the_wrong_variant(official, data_dir, tmp_path):
     words = [word for word in COCO if word != "shot=1"]
     answer = doors.call("evaluate", tmp_path, f"ckpt={official}", *words, "shot=5", f"paths.data_dir={data_dir}")
     assert answer.code == 1
-    *_, last = answer.err.strip().splitlines()  # the catalogue's bar comes before
+    *_, last = answer.err.strip().splitlines()  # the catalog's bar comes before
     assert last.startswith("error: checkpoint ")
     assert last.endswith("the file looks like shot=1")
     assert "Traceback" not in answer.err

@@ -66,7 +66,7 @@ class Answer:
         assert self.code in (1, 2), (self.code, self.out, self.err)
         lines = [
             line for line in self.err.splitlines() if line.strip() and "mask/s]" not in line
-        ]  # the catalogue's bar
+        ]  # the catalog's bar
         assert len(lines) == 1, self.err
         assert lines[0].startswith("error: ")
         # No training began: neither stage has written a thing.
