@@ -64,9 +64,7 @@ class Answer:
     def refusal(self) -> str:
         """The one line of a command that was refused."""
         assert self.code in (1, 2), (self.code, self.out, self.err)
-        lines = [
-            line for line in self.err.splitlines() if line.strip() and "mask/s]" not in line
-        ]  # the catalog's bar
+        lines = [line for line in self.err.splitlines() if line.strip() and "mask/s]" not in line]  # the catalog's bar
         assert len(lines) == 1, self.err
         assert lines[0].startswith("error: ")
         # No training began: neither stage has written a thing.
