@@ -150,7 +150,7 @@ class MetaLearner(nn.Module):
         return merged_query, merged_support.unflatten(0, (batch, shots))
 
     def match(self, query: Tensor, support: Tensor, support_mask: Tensor, prior: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Pyramid, matching and decoder on merged features (B, 64, h_1, w_1) and (B, K, 64, h_1, w_1); else as `forward`."""
+        """As `forward`, from merged features: query (B, 64, h_1, w_1), support (B, K, 64, h_1, w_1)."""
         query_stages = self.pyramid(query)
         support_stages = [s.unflatten(0, support.shape[:2]) for s in self.pyramid(support.flatten(0, 1))]
         matched, maps = [], []
