@@ -12,7 +12,8 @@ by module see only these.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,35 +46,32 @@ def measure(model: HDMNet, size: int, shot: int, foreground: float) -> dict[str,
         Billions of multiply-adds by part (embed, pyramid, matching, decoder), their sum, and that of layers alone.
     """
     side = -(-size // 8)
-    meta, channels = model.meta_learner, 512 + 1024
-    query, support = torch.randn(1, channels, side, side), torch.randn(1, shot, channels, side, side)
-    mask = torch.zeros(1, shot, size, size)
-    mask[..., : round(foreground * size), :] = 1
+    meta = model.meta_learner
+    layer2, layer3 = (torch.randn(1 + shot, channels, side, side) for channels in (512, 1024))
+    mask = torch.zeros(shot, size, size)
+    mask[:, : round(foreground * size)] = 1
     prior = torch.rand(1, 2, side, side)
-    parts: dict[str, list[nn.Module]] = {
-        "embed": [meta.down_query, meta.down_support, meta.query_merge, meta.support_merge],
-        "pyramid": [meta.pyramid],
-        "matching": list(meta.matching),
-        "decoder": [meta.decoder],
-    }
     counter = FlopCounterMode(display=False)
-    found = dict.fromkeys(parts, 0.0)
+    found: dict[str, float] = {}
 
-    def watch(name: str, module: nn.Module) -> None:
-        def before(*_: object) -> None:
-            found[name] -= counter.get_total_flops()
+    def count_in(part: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        before = counter.get_total_flops()
+        result = function(*args, **kwargs)
+        found[part] = found.get(part, 0.0) + counter.get_total_flops() - before
+        return result
 
-        def after(*_: object) -> None:
-            found[name] += counter.get_total_flops()
-
-        module.register_forward_pre_hook(before)
-        module.register_forward_hook(after)
-
-    for name, modules in parts.items():
-        for module in modules:
-            watch(name, module)
     with torch.no_grad(), counter:
-        meta(query, support, mask, prior)
+        reduced = count_in("embed", meta.reduce_support, layer3[1:], layer2[1:])
+        merged, prototypes = count_in("embed", meta.embed_support, reduced, mask)
+        share = count_in("embed", lambda: meta.query_share(meta.reduce_query(layer3[:1], layer2[:1])))
+        query = count_in("embed", meta.embed_query, share, prototypes[None], prior)
+        stages = count_in("pyramid", meta.support_stages, merged, mask)
+        queries = count_in("pyramid", meta.pyramid, query)
+        matched = [
+            count_in("matching", matching.match, q, s, prior, shots=shot)[0]  # type: ignore[arg-type]
+            for matching, q, s in zip(meta.matching, queries, stages, strict=True)
+        ]
+        count_in("decoder", meta.decoder, matched)
     operations = counter.get_flop_counts()["Global"]
     found["sum"] = sum(operations.values())
     found["layers"] = sum(

@@ -1,4 +1,4 @@
-"""The base learner (a PSPNet trained on the base classes) and the frozen trunk made of it (reference: paper Sec. 4.1).
+"""The base learner: a PSPNet trained on the base classes (paper Sec. 4.1).
 
 Dimension letters: B batch, H W input pixels, h w feature size, C channels of layer 4, C_5 of "feature 5" (512), N base
 classes.
@@ -6,13 +6,11 @@ classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hdmnet.models.backbone import Backbone, Level
+from hdmnet.models.backbone import Backbone
 
 FEATURE_CHANNELS = 512  # of "feature 5", the base learner's last feature
 
@@ -27,6 +25,7 @@ class PyramidPooling(nn.Module):
 
     def __init__(self, channels: int, bins: tuple[int, ...] = (1, 2, 3, 6)) -> None:
         super().__init__()
+        self.bins = bins
         reduced = channels // len(bins)
         self.branches = nn.ModuleList(
             nn.Sequential(
@@ -80,64 +79,3 @@ class BaseLearner(nn.Module):
         layer4 = self.backbone(images)[2]
         logits = self.classifier(self.reduce(self.pyramid_pooling(layer4)))
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=True)
-
-
-@dataclass
-class TrunkFeatures:
-    """What the frozen trunk says of B pictures; all float.
-
-    Attributes:
-        layer2: (B, C_2, h_3, w_3), at the size of layer 3 (VGG-16: resized down to it).
-        layer3: (B, C_3, h_3, w_3).
-        layer4: (B, C_4, h_4, w_4).
-        base_feature: (B, C_5, h_4, w_4), "feature 5": before the base learner's ReLU.
-    """
-
-    layer2: Tensor
-    layer3: Tensor
-    layer4: Tensor
-    base_feature: Tensor
-
-
-class FrozenTrunk(nn.Module):
-    """Backbone and base learner, frozen: no gradient, no running statistic that moves, whatever ``train()`` says.
-
-    Args:
-        base_learner: The trained base learner; its parameters are set to need no gradient.
-    """
-
-    def __init__(self, base_learner: BaseLearner) -> None:
-        super().__init__()
-        self.base_learner = base_learner.requires_grad_(False)
-        self.train(False)
-
-    @property
-    def levels(self) -> tuple[Level, Level, Level]:
-        """Channels and strides of layer2, layer3, layer4."""
-        return self.base_learner.backbone.levels
-
-    def train(self, mode: bool = True) -> FrozenTrunk:
-        """Stay in evaluation mode: the trunk's batch normalisation and dropout never switch on."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> TrunkFeatures:
-        """Encode pictures.
-
-        Args:
-            images: (B, 3, H, W) float, normalised.
-
-        Returns:
-            The features, none of which needs a gradient.
-        """
-        learner = self.base_learner
-        layer2, layer3, layer4 = learner.backbone(images)
-        if layer2.shape[-2:] != layer3.shape[-2:]:
-            layer2 = F.interpolate(layer2, layer3.shape[-2:], mode="bilinear", align_corners=True)
-        return TrunkFeatures(layer2, layer3, layer4, learner.reduce(learner.pyramid_pooling(layer4)))
-
-    @torch.no_grad()
-    def classify(self, base_feature: Tensor) -> Tensor:
-        """Base-class logits (B, 1 + N, h, w) of feature 5 (B, C_5, h, w)."""
-        logits: Tensor = self.base_learner.classifier(base_feature)
-        return logits

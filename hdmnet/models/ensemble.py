@@ -17,18 +17,15 @@ EPS = 1e-7
 def gram_matrix(features: Tensor) -> Tensor:
     """Channel-by-channel cosine over the positions: (B, C, h, w) → (B, C, C)."""
     flat = features.flatten(2)
-    norms = flat.norm(dim=2, keepdim=True)
-    result: Tensor = (flat @ flat.transpose(1, 2)) / (norms @ norms.transpose(1, 2) + EPS)
+    products = flat @ flat.transpose(1, 2)
+    norms = products.diagonal(dim1=1, dim2=2).sqrt()
+    result: Tensor = products / (norms[:, :, None] * norms[:, None] + EPS)
     return result
 
 
 def gram_distance(query: Tensor, supports: Tensor) -> Tensor:
-    """How unlike each support is to the query: query (B, C, h, w), supports (B, K, C, h, w) → (B, K)."""
-    batch, shots, channels = supports.shape[:3]
-    difference = gram_matrix(query)[:, None] - gram_matrix(supports.flatten(0, 1)).view(
-        batch, shots, channels, channels
-    )
-    result: Tensor = difference.flatten(2).norm(dim=2) / channels
+    """How unlike each support is to the query, from Gram matrices (B, C, C) and (B, K, C, C) → (B, K)."""
+    result: Tensor = (query[:, None] - supports).flatten(2).norm(dim=2) / query.shape[1]
     return result
 
 

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hdmnet.models.base_learner import BaseLearner, FrozenTrunk, TrunkFeatures
+from hdmnet.models.base_learner import BaseLearner
 from hdmnet.models.decoder import Decoder
-from hdmnet.models.ensemble import Ensemble, gram_distance
+from hdmnet.models.ensemble import Ensemble, gram_distance, gram_matrix
+from hdmnet.models.features import QueryFeatures, SupportFeatures
 from hdmnet.models.matching import CorrelationMatching
 from hdmnet.models.prior import prior_mask
 from hdmnet.models.pyramid import Pyramid
+from hdmnet.models.ragged import Ragged, find_foreground
+from hdmnet.models.trunk import FrozenTrunk
 
 PRIOR_WEIGHT = 10.0  # of the prior masks where they join the query's features; the release uses it only there
 PROTOTYPE_EPS = 5e-4
@@ -79,8 +82,27 @@ def _reduce(in_channels: int, out_channels: int, dropout: float = 0.0) -> nn.Seq
     return nn.Sequential(*layers, nn.Dropout2d(dropout)) if dropout else nn.Sequential(*layers)
 
 
+def _convolve(layers: nn.Sequential, *parts: Tensor, first: int = 0) -> Tensor:
+    """What the 1×1 convolution that heads `layers` makes of its input channels from `first` on, given in parts.
+
+    A convolution of concatenated maps is a sum of convolutions: neither the concatenation nor the expansion of what is
+    the same everywhere, (B, C, 1, 1), is needed.
+    """
+    weight = cast("nn.Conv2d", layers[0]).weight
+    total: Tensor | None = None
+    for part in parts:
+        made = F.conv2d(part, weight[:, first : first + part.shape[1]])
+        total = made if total is None else total + made
+        first += part.shape[1]
+    assert total is not None
+    return total
+
+
 class MetaLearner(nn.Module):
     """HDMNet proper: from mid-level features and prior masks to foreground logits and correlation maps.
+
+    Its parts are called one after the other: `reduce_query` on the query, `reduce_support`, `embed_support` and
+    `support_stages` on each support apart, `embed_query` and `match` on both.
 
     Args:
         mid_channels: Channels of layer 2 and layer 3 together.
@@ -105,6 +127,7 @@ class MetaLearner(nn.Module):
     ) -> None:
         super().__init__()
         num_priors = 2
+        self.reduced_channels = reduced_channels
         self.down_query = _reduce(mid_channels, reduced_channels, mid_dropout)
         self.down_support = _reduce(mid_channels, reduced_channels, mid_dropout)
         self.query_merge = _reduce(2 * reduced_channels + num_priors, channels)
@@ -115,47 +138,71 @@ class MetaLearner(nn.Module):
             for _ in range(num_stages)
         )
         self.decoder = Decoder(channels, num_stages=num_stages)
+        self.to(memory_format=torch.channels_last)  # as the trunk's features are: nothing is rearranged on the way
 
-    def forward(
-        self, query: Tensor, support: Tensor, support_mask: Tensor, prior: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Segment the query.
+    def reduce_query(self, layer3: Tensor, layer2: Tensor) -> Tensor:
+        """Reduce mid-level features (B, C_3, h_1, w_1) and (B, C_2, h_1, w_1) → (B, C_r, h_1, w_1)."""
+        return _convolve(self.down_query, layer3, layer2).relu_()
+
+    def reduce_support(self, layer3: Tensor, layer2: Tensor) -> Tensor:
+        """As `reduce_query`, of masked supports."""
+        return _convolve(self.down_support, layer3, layer2).relu_()
+
+    def query_share(self, reduced: Tensor) -> Tensor:
+        """The query's own share in its merge, before the ReLU: (B, C_r, h_1, w_1) → (B, C, h_1, w_1)."""
+        return _convolve(self.query_merge, self.down_query[2:](reduced))  # [2:]: the dropout, if there is one
+
+    def embed_support(self, reduced: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Merge each support with its prototype.
 
         Args:
-            query: (B, C_mid, h_1, w_1) float, layer 3 and layer 2 concatenated.
-            support: (B, K, C_mid, h_1, w_1) float, of the masked support pictures.
-            support_mask: (B, K, H, W) float, 1 on foreground, 0 elsewhere.
+            reduced: (S, C_r, h_1, w_1) float, from `reduce_support`.
+            mask: (S, H, W) float, 1 on foreground, 0 elsewhere.
+
+        Returns:
+            Merged features (S, C, h_1, w_1) and prototypes (S, C_r).
+        """
+        reduced = self.down_support[2:](reduced)
+        soft_mask = F.interpolate(mask[:, None], reduced.shape[2:], mode="bilinear", align_corners=True)
+        prototypes = masked_average(reduced, soft_mask)  # (S, C_r, 1, 1)
+        return _convolve(self.support_merge, reduced, prototypes).relu_(), prototypes.flatten(1)
+
+    def embed_query(self, share: Tensor, prototypes: Tensor, prior: Tensor) -> Tensor:
+        """Merge the query with the supports' mean prototype and the prior.
+
+        Args:
+            share: (B, C, h_1, w_1) float, from `query_share`.
+            prototypes: (B, K, C_r) float.
             prior: (B, 2, h, w) float.
+
+        Returns:
+            (B, C, h_1, w_1) float.
+        """
+        prior = F.interpolate(prior, share.shape[2:], mode="bilinear", align_corners=True)
+        prior = (PRIOR_WEIGHT * prior).contiguous(memory_format=torch.channels_last)
+        prototype = prototypes.mean(1)[:, :, None, None]
+        return (share + _convolve(self.query_merge, prototype, prior, first=self.reduced_channels)).relu_()
+
+    def support_stages(self, merged: Tensor, mask: Tensor) -> list[Ragged]:
+        """The pyramid of S supports, of which the foreground is kept, one `Ragged` of S items (M_l, C) a stage."""
+        stages = self.pyramid(merged)
+        return [find_foreground(mask, (s.shape[2], s.shape[3])).gather(s) for s in stages]
+
+    def match(self, query: Tensor, support: list[Ragged], prior: Tensor, *, shots: int) -> tuple[Tensor, list[Tensor]]:
+        """Match at every stage and decode.
+
+        Args:
+            query: (B, C, h_1, w_1) float, from `embed_query`.
+            support: B·K items a stage, from `support_stages`, those of query 0 first.
+            prior: (B, 2, h, w) float.
+            shots: K.
 
         Returns:
             Logits (B, 2, h_1, w_1) and correlation maps, finest first, each (B, h_l, w_l).
         """
-        merged_query, merged_support = self.embed(query, support, support_mask, prior)
-        return self.match(merged_query, merged_support, support_mask, prior)
-
-    def embed(self, query: Tensor, support: Tensor, support_mask: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
-        """Reduce the features and merge prototype and prior in: (B, 64, h_1, w_1) and (B, K, 64, h_1, w_1)."""
-        batch, shots = support.shape[:2]
-        size = query.shape[-2:]
-        query = self.down_query(query)
-        support = self.down_support(support.flatten(0, 1))  # (B·K, 256, h, w)
-        soft_mask = F.interpolate(support_mask.flatten(0, 1)[:, None], size, mode="bilinear", align_corners=True)
-        prototypes = masked_average(support, soft_mask)  # (B·K, 256, 1, 1)
-        mean_prototype = prototypes.unflatten(0, (batch, shots)).mean(1)
-        prior = F.interpolate(prior, size, mode="bilinear", align_corners=True)
-        merged_query = self.query_merge(
-            torch.cat([query, mean_prototype.expand_as(query), PRIOR_WEIGHT * prior], dim=1)
-        )
-        merged_support = self.support_merge(torch.cat([support, prototypes.expand_as(support)], dim=1))
-        return merged_query, merged_support.unflatten(0, (batch, shots))
-
-    def match(self, query: Tensor, support: Tensor, support_mask: Tensor, prior: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """As `forward`, from merged features: query (B, 64, h_1, w_1), support (B, K, 64, h_1, w_1)."""
-        query_stages = self.pyramid(query)
-        support_stages = [s.unflatten(0, support.shape[:2]) for s in self.pyramid(support.flatten(0, 1))]
         matched, maps = [], []
-        for match, q, s in zip(self.matching, query_stages, support_stages, strict=True):
-            enriched, correlation = match(q, s, support_mask, prior)
+        for matching, q, s in zip(self.matching, self.pyramid(query), support, strict=True):
+            enriched, correlation = cast("CorrelationMatching", matching).match(q, s, prior, shots=shots)
             matched.append(enriched)
             maps.append(correlation)
         return self.decoder(matched), maps
@@ -221,39 +268,90 @@ class HDMNet(nn.Module):
         Returns:
             Scores, correlation maps and prior masks.
         """
-        mask = (support_masks == 1).to(query_image.dtype)
-        query = self.trunk(query_image)
-        # The supports are masked pictures: what is not foreground is the mean colour (0 after normalisation).
-        supports = self.trunk((support_images * mask[:, :, None]).flatten(0, 1))
-        return self.segment(query, supports, mask, class_index, size=(query_image.shape[2], query_image.shape[3]))
+        supports = self.encode_support(support_images.flatten(0, 1), support_masks.flatten(0, 1))
+        query = self.encode_query(query_image)
+        return self.match(query, supports, shots=support_images.shape[1], class_index=class_index)
 
-    def segment(
-        self,
-        query: TrunkFeatures,
-        supports: TrunkFeatures,
-        support_mask: Tensor,
-        class_index: Tensor | None,
-        *,
-        size: tuple[int, int],
+    def encode_query(self, images: Tensor) -> QueryFeatures:
+        """Encode query pictures (B, 3, H, W) float, normalised: all that `match` needs of them."""
+        reduced, base_features, layer4, grams = [], [], [], []
+        for features in self.trunk.encode(images):
+            reduced.append(self.meta_learner.reduce_query(features.layer3, features.layer2))
+            base_features.append(features.base_feature)
+            layer4.append(features.layer4)
+            if self.ensemble is not None:
+                grams.append(gram_matrix(features.layer2))
+        base_feature = torch.cat(base_features)
+        return QueryFeatures(
+            share=self.meta_learner.query_share(torch.cat(reduced)),
+            base_feature=base_feature,
+            layer4=torch.cat(layer4),
+            gram=torch.cat(grams) if grams else None,
+            base_scores=self.trunk.classify(base_feature),
+            size=(images.shape[2], images.shape[3]),
+        )
+
+    def encode_support(self, images: Tensor, masks: Tensor) -> SupportFeatures:
+        """Encode support pictures, each with its mask, of all shots and episodes alike.
+
+        Args:
+            images: (S, 3, H, W) float, normalised.
+            masks: (S, H, W) any dtype: 1 foreground, 0 background, 255 ignore (counts as background).
+
+        Returns:
+            All that `match` needs of them.
+        """
+        mask = (masks == 1).to(images.dtype)
+        reduced, base_features, layer4, grams = [], [], [], []
+        start = 0
+        # The supports are masked pictures: what is not foreground is the mean colour (0 after normalisation).
+        for features in self.trunk.encode(images * mask[:, None]):
+            chunk = mask[start : start + len(features.layer4)]
+            start += len(chunk)
+            foreground = find_foreground(chunk, (features.layer4.shape[2], features.layer4.shape[3]))
+            reduced.append(self.meta_learner.reduce_support(features.layer3, features.layer2))
+            base_features.append(foreground.gather(features.base_feature))
+            layer4.append(foreground.gather(features.layer4))
+            if self.ensemble is not None:
+                grams.append(gram_matrix(features.layer2))
+        merged, prototype = self.meta_learner.embed_support(torch.cat(reduced), mask)
+        return SupportFeatures(
+            stages=self.meta_learner.support_stages(merged, mask),
+            prototype=prototype,
+            base_feature=Ragged.cat(base_features),
+            layer4=Ragged.cat(layer4),
+            gram=torch.cat(grams) if grams else None,
+        )
+
+    def match(
+        self, query: QueryFeatures, support: SupportFeatures, *, shots: int, class_index: Tensor | None = None
     ) -> SegmentationOutput:
-        """As `forward`, from trunk features of B queries and B·K masked supports, with masks (B, K, H, W) of 0/1."""
-        shots = support_mask.shape[:2]
+        """Segment B encoded queries by B·K encoded supports.
+
+        Args:
+            query: B queries.
+            support: B·K supports, those of query 0 first.
+            shots: K.
+            class_index: As in `forward`.
+
+        Returns:
+            Scores, correlation maps and prior masks.
+        """
         with torch.no_grad():
-            layer2 = supports.layer2.unflatten(0, shots)
-            pairs = ((query.base_feature, supports.base_feature), (query.layer4, supports.layer4))
-            priors = [prior_mask(q, s.unflatten(0, shots), support_mask, normalise=self.prior_norm) for q, s in pairs]
+            pairs = ((query.base_feature, support.base_feature), (query.layer4, support.layer4))
+            priors = [prior_mask(q, s, shots=shots, normalise=self.prior_norm) for q, s in pairs]
             prior = torch.cat(priors, dim=1)  # (B, 2, h, w)
-            base_scores = self.trunk.classify(query.base_feature)
-        query_mid = torch.cat([query.layer3, query.layer2], dim=1)
-        support_mid = torch.cat([supports.layer3, supports.layer2], dim=1).unflatten(0, shots)
-        meta_scores, maps = self.meta_learner(query_mid, support_mid, support_mask, prior)
+        merged = self.meta_learner.embed_query(query.share, support.prototype.unflatten(0, (-1, shots)), prior)
+        meta_scores, maps = self.meta_learner.match(merged, support.stages, prior, shots=shots)
+        fused = self.ensemble is not None
         final_scores = meta_scores
         if self.ensemble is not None:
+            assert query.gram is not None
+            assert support.gram is not None
             with torch.no_grad():
-                distances = gram_distance(query.layer2, layer2)
-            final_scores = self.ensemble(meta_scores, base_scores, distances, class_index)
-        fused = self.ensemble is not None
-        return SegmentationOutput(final_scores, meta_scores, base_scores, size, maps, prior, fused)
+                distances = gram_distance(query.gram, support.gram.unflatten(0, (-1, shots)))
+            final_scores = self.ensemble(meta_scores, query.base_scores, distances, class_index)
+        return SegmentationOutput(final_scores, meta_scores, query.base_scores, query.size, maps, prior, fused)
 
     def parameter_groups(self, *, lr: float, head_lr_factor: float = 10.0) -> list[dict[str, object]]:
         """Optimiser groups of the release: the transformer at `lr`, reductions, merges and ensemble at ten times it.

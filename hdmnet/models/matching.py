@@ -3,8 +3,14 @@
 Symbols: q, k = W^q F^q, W^k F^s, L2-normalised per head; t = `temperature` (0.1); scores C = q·k / t (Eq. 4); the
 inverse softmax runs over the query positions (Eq. 5); C' = the correlation map (Eq. 7).
 
-Only foreground support positions take part, so they are picked first: the background columns, which the release sets to
-0 after the softmax, would add nothing. C' is a mean of inner products, hence the inner product with a mean.
+Three facts make it small and fast without changing a result:
+
+* Only foreground support positions take part, so they are picked first: the background columns, which the release sets
+  to 0 after the softmax, would add nothing.
+* The inverse softmax treats every support position apart. So the supports are walked in blocks, whose scores are
+  forgotten at once and made again in the backward pass: memory O(N·C) in place of O(N·N·K). A score is at most 1/t:
+  that takes the place of the softmax's running maximum.
+* C' is a mean of inner products, hence the inner product with a mean: no matrix at all.
 
 Dimension letters: B batch, K shots, C channels, N query positions, M foreground support positions over all shots, d
 head channels.
@@ -12,14 +18,79 @@ head channels.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from hdmnet.models.attention import LAYER_NORM_EPS, FeedForward, merge_heads, split_heads, to_map, to_tokens
-from hdmnet.models.foreground import find_foreground
+from hdmnet.models.ragged import Ragged, find_foreground
 
 COUNT_EPS = 1e-9
+MIN_BOUNDED = 0.05
+# Scores held at once: on a CPU what stays in its cache, on a GPU what keeps it busy.
+BLOCK_SCORES_CPU, BLOCK_SCORES_GPU = 2**20, 2**24
+
+
+class InverseSoftmaxAttention(torch.autograd.Function):
+    """The inverse softmax of ``q @ k.T / t``, times v, never holding more than a block of scores."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, temperature: float) -> Tensor:
+        """Attend.
+
+        Args:
+            ctx: Torch's.
+            q: (B, N, d) float, rows of length 1.
+            k: (B, M, d) float, rows of length 1 or 0.
+            v: (B, M, e) float.
+            temperature: t.
+
+        Returns:
+            (B, N, e): row i is the sum over j of A_ij v_j, with A_ij = exp(q_i·k_j / t) / sum_i exp(q_i·k_j / t).
+        """
+        message = torch.zeros(*q.shape[:2], v.shape[2], dtype=v.dtype, device=v.device)
+        totals = []
+        for part in _blocks(q, k):
+            scores = _exponentials(q, k[:, part], temperature)  # (B, m, N)
+            totals.append(scores.sum(2, keepdim=True))
+            message.baddbmm_(scores.transpose(1, 2), v[:, part] / totals[-1])
+        ctx.save_for_backward(q, k, v, torch.cat(totals, dim=1))
+        ctx.temperature = temperature
+        return message
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Gradients of q, k and v from that of the message (B, N, e), the scores made again."""
+        q, k, v, totals = ctx.saved_tensors
+        grad_q, grad_k, grad_v = torch.zeros_like(q), torch.empty_like(k), torch.empty_like(v)
+        for part in _blocks(q, k):
+            attention = _exponentials(q, k[:, part], ctx.temperature).div_(totals[:, part])  # (B, m, N), rows sum to 1
+            grad_v[:, part] = torch.bmm(attention, grad)
+            # Softmax backward; the sum over the query of A * dA is v_j · dv_j.
+            grad_scores = torch.bmm(v[:, part], grad.transpose(1, 2))
+            grad_scores.sub_((v[:, part] * grad_v[:, part]).sum(2, keepdim=True)).mul_(attention)
+            grad_k[:, part] = torch.bmm(grad_scores, q)
+            grad_q.baddbmm_(grad_scores.transpose(1, 2), k[:, part])
+        return grad_q.div_(ctx.temperature), grad_k.div_(ctx.temperature), grad_v, None
+
+
+def _blocks(q: Tensor, k: Tensor) -> list[slice]:
+    """Cut the support positions so that a block's scores stay within the budget."""
+    budget = BLOCK_SCORES_CPU if q.is_cpu else BLOCK_SCORES_GPU
+    step = max(budget // (q.shape[0] * q.shape[1]), 16)
+    return [slice(start, start + step) for start in range(0, k.shape[1], step)]
+
+
+def _exponentials(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+    """exp(q·k / t - c), at most 1, with a c for each support position: (B, m, N) of q (B, N, d) and k (B, m, d)."""
+    scores = torch.bmm(k / temperature, q.transpose(1, 2))
+    # Scores lie within 1/t of 0; below t = 0.05 the exponentials of so wide a range would vanish in 32 bits.
+    largest = 1.0 / temperature if temperature >= MIN_BOUNDED else scores.amax(2, keepdim=True)
+    return scores.sub_(largest).exp_()
 
 
 class CorrelationMatching(nn.Module):
@@ -67,7 +138,7 @@ class CorrelationMatching(nn.Module):
         self.merge = nn.Sequential(merge, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
 
     def forward(self, query: Tensor, support: Tensor, support_mask: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
-        """Match one stage.
+        """Match one stage against whole support maps.
 
         Args:
             query: (B, C, h, w) float, F^q.
@@ -78,14 +149,17 @@ class CorrelationMatching(nn.Module):
         Returns:
             The enriched query X (B, C, h, w) and the correlation map C' (B, h, w), before any softmax.
         """
+        foreground = find_foreground(support_mask.flatten(0, 1), (support.shape[3], support.shape[4]))
+        return self.match(query, foreground.gather(support.flatten(0, 1)), prior, shots=support.shape[1])
+
+    def match(self, query: Tensor, support: Ragged, prior: Tensor, *, shots: int) -> tuple[Tensor, Tensor]:
+        """As `forward`, from the foreground of B·K supports: items of (M_s, C), those of query 0 first."""
         size = (query.shape[2], query.shape[3])
-        mask = F.interpolate(support_mask.flatten(0, 1)[:, None], support.shape[-2:], mode="nearest")
-        foreground = find_foreground(mask.view(query.shape[0], -1) > 0.5)
-        source = foreground.gather(support.flatten(3).transpose(2, 3).flatten(1, 2))  # (B, M, C)
+        source, valid = support.merge(shots).pad()  # (B, M, C)
         tokens = to_tokens(query)  # (B, N, C)
-        attended, correlation = self.attend(self.norm1(tokens), self.norm1(source), foreground.valid)
-        if self.num_shots is not None and self.num_shots != support.shape[1]:
-            attended = attended * (self.num_shots / support.shape[1])
+        attended, correlation = self.attend(self.norm1(tokens), self.norm1(source), valid)
+        if self.num_shots is not None and self.num_shots != shots:
+            attended = attended * (self.num_shots / shots)
         tokens = tokens + attended
         tokens = tokens + self.feed_forward(self.norm2(tokens), size)
         prior = F.interpolate(prior, size, mode="bilinear", align_corners=True)
@@ -103,13 +177,21 @@ class CorrelationMatching(nn.Module):
         Returns:
             Projected, dropped-out message (B, N, C) and correlation map (B, N).
         """
-        q = F.normalize(split_heads(self.query(query), self.num_heads), dim=3)  # (B, heads, N, d)
-        k = F.normalize(split_heads(self.key(support), self.num_heads), dim=3)  # (B, heads, M, d)
+        heads = (query.shape[0], self.num_heads)
+        # 16 bits (mixed precision) would blur scores that reach 10; in 32 this costs next to nothing beside the trunk.
+        q = F.normalize(_full(split_heads(self.query(query), self.num_heads)), dim=3)  # (B, heads, N, d)
+        k = F.normalize(_full(split_heads(self.key(support), self.num_heads)), dim=3)  # (B, heads, M, d)
         weight = valid[:, None, :, None].to(q.dtype)
-        v = split_heads(self.value(support), self.num_heads) * weight
-        # Over the query positions, for each support position: the inverse softmax.
-        attention = (q @ k.transpose(2, 3) / self.temperature).softmax(dim=2)  # (B, heads, N, M)
-        message: Tensor = self.dropout(self.output(merge_heads(attention @ v)))
-        mean_key = (k * weight).sum(2) / (weight.sum(2) + COUNT_EPS) / self.temperature  # (B, heads, d)
-        correlation = (q @ mean_key[..., None])[..., 0].mean(1)
-        return message, correlation
+        v = _full(split_heads(self.value(support), self.num_heads)) * weight
+        with torch.autocast(query.device.type, enabled=False):
+            message = InverseSoftmaxAttention.apply(
+                q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), self.temperature
+            ).unflatten(0, heads)
+            mean_key = (k * weight).sum(2) / (weight.sum(2) + COUNT_EPS) / self.temperature  # (B, heads, d)
+            correlation = (q @ mean_key[..., None])[..., 0].mean(1)
+        return self.dropout(self.output(merge_heads(message))), correlation
+
+
+def _full(x: Tensor) -> Tensor:
+    """At least 32 bits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -7,8 +7,9 @@ from torch import nn
 
 from hdmnet.losses import segmentation_loss
 from hdmnet.models.backbone import build_backbone
-from hdmnet.models.base_learner import BaseLearner, FrozenTrunk, PyramidPooling
+from hdmnet.models.base_learner import BaseLearner, PyramidPooling
 from hdmnet.models.hdmnet import build_hdmnet
+from hdmnet.models.trunk import FrozenTrunk
 
 
 def make_learner(name="resnet_narrow"):

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from reference import dense_matching
 
-from hdmnet.models.foreground import find_foreground
+from hdmnet.models import matching
 from hdmnet.models.matching import CorrelationMatching
 
 QUERY, SUPPORT, INPUT = (5, 7), (6, 4), (29, 23)
@@ -115,13 +116,26 @@ def test_order_of_shots_does_not_matter():
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
-def test_find_foreground_lists_positions_in_order_and_pads():
-    found = find_foreground(torch.tensor([[False, True, False, True, True], [True, False, False, False, False]]))
-    assert found.index.tolist() == [[1, 3, 4], [0, 0, 0]]
-    assert found.valid.tolist() == [[True, True, True], [True, False, False]]
-    assert found.count.tolist() == [3, 1]
-    assert found.num_positions == 5
-    gathered = found.gather(torch.arange(1.0, 6.0).view(1, 5, 1).repeat(2, 1, 1))
-    assert gathered[..., 0].tolist() == [[2, 4, 5], [1, 0, 0]]
-    nothing = find_foreground(torch.zeros(2, 4, dtype=torch.bool))
-    assert nothing.valid.tolist() == [[False], [False]]
+@pytest.mark.parametrize("scores", [1, 100])
+@pytest.mark.parametrize("temperature", [0.1, 0.01])  # bounded by 1/t; by the largest score
+def test_blocks_and_recomputation_change_nothing(monkeypatch, scores, temperature):
+    layer = make_layer(temperature=temperature)
+    inputs = make_inputs(3, ["some", "all"])
+    monkeypatch.setattr(matching, "BLOCK_SCORES_CPU", scores * 2 * 2 * 35)  # at least 16 support positions at once
+    assert len(matching._blocks(torch.empty(4, 35, 8), torch.empty(4, 72, 8))) == {1: 5, 100: 1}[scores]
+    for fast, dense in zip(layer(*inputs), dense_matching(layer, *inputs), strict=True):
+        torch.testing.assert_close(fast, dense, rtol=0, atol=1e-9)
+    torch.autograd.gradcheck(
+        lambda q, k, v: matching.InverseSoftmaxAttention.apply(F.normalize(q, dim=2), F.normalize(k, dim=2), v, 0.1),
+        [torch.randn(2, n, 4, dtype=torch.float64, requires_grad=True) for n in (7, 40, 40)],
+    )
+
+
+def test_no_score_outlives_its_block():
+    """Nothing of the size N·M is kept for the backward pass."""
+    layer = CorrelationMatching(16)
+    query, support, prior = torch.randn(1, 16, 20, 20), torch.randn(1, 2, 16, 20, 20), torch.randn(1, 2, 20, 20)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        layer(query.requires_grad_(), support, torch.ones(1, 2, 20, 20), prior)
+    assert max(kept) < 400 * 800 / 2

@@ -4,7 +4,15 @@ import official_recipe as recipe
 import pytest
 import torch
 
-from hdmnet.models.prior import prior_mask
+from hdmnet.models import prior
+from hdmnet.models.ragged import find_foreground
+
+
+def prior_mask(query, support, mask, **switches):
+    """Of whole support maps (B, K, C, h, w) and masks (B, K, H, W)."""
+    foreground = find_foreground(mask.flatten(0, 1), support.shape[-2:])
+    keys = foreground.gather(support.flatten(0, 1))
+    return prior.prior_mask(query, keys, shots=support.shape[1], **switches)
 
 
 def dense_prior(query, support, mask):

@@ -1,0 +1,214 @@
+"""The frozen trunk: backbone and base learner, computing the same function of the same weights in fewer operations.
+
+* Batch normalisation is folded into the convolutions; weights lie channels-last, in the precision of the call.
+* The four branches of the pyramid pooling are upsampled from 1, 4, 9 and 36 cells and then convolved 3×3 with half of
+  that layer's weights. Both are linear, so the weights are applied to the 50 cells, and one product with a constant
+  matrix spreads the result: a fortieth of the operations, and the pooled channels never exist at full size.
+* On a CPU, pictures go through a few at a time: their activations stay in its cache.
+
+Results differ from the plain modules' by rounding only.
+
+Dimension letters: B batch, H W input pixels, C channels of layer 4, R channels of a branch, h w feature size, S cells
+of all branches (50), C_5 channels of "feature 5", N base classes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from hdmnet.models.backbone import Level
+from hdmnet.models.base_learner import BaseLearner, PyramidPooling
+
+# Input pixels encoded at once: one picture of 473² on a CPU; on a GPU what bounds its memory.
+CHUNK_CPU, CHUNK_GPU = 2**18, 2**23
+KERNEL = 3  # of the convolution after the pyramid pooling
+# In these a normalisation follows the convolution that is registered before it.
+_IN_ORDER = (nn.Sequential, BasicBlock, Bottleneck)
+
+
+@dataclass
+class TrunkFeatures:
+    """What the frozen trunk says of B pictures; all float.
+
+    Attributes:
+        layer2: (B, C_2, h_3, w_3), at the size of layer 3 (VGG-16: resized down to it).
+        layer3: (B, C_3, h_3, w_3).
+        layer4: (B, C_4, h_4, w_4).
+        base_feature: (B, C_5, h_4, w_4), "feature 5": before the base learner's ReLU.
+    """
+
+    layer2: Tensor
+    layer3: Tensor
+    layer4: Tensor
+    base_feature: Tensor
+
+
+class FrozenTrunk(nn.Module):
+    """Backbone and base learner, frozen: no gradient, no running statistic that moves, whatever ``train()`` says.
+
+    Args:
+        base_learner: The trained base learner; its parameters are set to need no gradient.
+    """
+
+    def __init__(self, base_learner: BaseLearner) -> None:
+        super().__init__()
+        self.base_learner = base_learner.requires_grad_(False)
+        self._prepared: list[tuple[Any, _Prepared]] = []  # in a list: no part of the state dict
+        self.train(False)
+
+    @property
+    def levels(self) -> tuple[Level, Level, Level]:
+        """Channels and strides of layer2, layer3, layer4."""
+        return self.base_learner.backbone.levels
+
+    def train(self, mode: bool = True) -> FrozenTrunk:
+        """Stay in evaluation mode: the trunk's batch normalisation and dropout never switch on."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> TrunkFeatures:
+        """Encode pictures.
+
+        Args:
+            images: (B, 3, H, W) float, normalised.
+
+        Returns:
+            The features, none of which needs a gradient.
+        """
+        parts = list(self.encode(images))
+        if len(parts) == 1:
+            return parts[0]
+        return TrunkFeatures(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(parts[0])))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Iterator[TrunkFeatures]:
+        """As `forward`, some pictures after the other, as many as are best encoded at once."""
+        prepared = self._prepare(images.device)
+        pixels = images.shape[2] * images.shape[3]
+        for chunk in images.split(max((CHUNK_CPU if images.is_cpu else CHUNK_GPU) // pixels, 1)):
+            yield prepared(chunk)
+
+    @torch.no_grad()
+    def classify(self, base_feature: Tensor) -> Tensor:
+        """Base-class logits (B, 1 + N, h, w) of feature 5 (B, C_5, h, w)."""
+        logits: Tensor = self.base_learner.classifier(base_feature)
+        return logits
+
+    def _prepare(self, device: torch.device) -> _Prepared:
+        """The prepared copy for the precision of the call; made again when the weights have changed or moved."""
+        weights = [*self.base_learner.parameters(), *self.base_learner.buffers()]
+        mixed = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if mixed else weights[0].dtype
+        key = (dtype, [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights])
+        if not self._prepared or self._prepared[0][0] != key:
+            self._prepared.clear()  # first: two copies need not fit
+            # A copy made in inference mode could not be used in training.
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+                self._prepared.append((key, _Prepared(self.base_learner, dtype)))
+        return self._prepared[0][1]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenTrunk:
+        """Copy without the prepared weights."""
+        return FrozenTrunk(copy.deepcopy(self.base_learner, memo))
+
+
+class _Prepared:
+    """Folded weights of backbone and base learner in one precision; runs chunks of pictures."""
+
+    def __init__(self, learner: BaseLearner, dtype: torch.dtype) -> None:
+        def prepare(module: nn.Module) -> Any:
+            folded = fold_batch_norm(copy.deepcopy(module).double().eval())  # folded weights are rounded only once
+            return folded.to(dtype).to(memory_format=torch.channels_last).requires_grad_(False)
+
+        self.dtype = dtype
+        self.backbone = prepare(learner.backbone)
+        self.pooling = FoldedPooling(prepare(learner.pyramid_pooling), prepare(learner.reduce)[0])
+
+    def __call__(self, images: Tensor) -> TrunkFeatures:
+        with torch.autocast(images.device.type, enabled=False):
+            images = images.to(dtype=self.dtype, memory_format=torch.channels_last)
+            layer2, layer3, layer4 = self.backbone(images)
+            if layer2.shape[-2:] != layer3.shape[-2:]:
+                layer2 = F.interpolate(layer2, layer3.shape[-2:], mode="bilinear", align_corners=True)
+            return TrunkFeatures(layer2, layer3, layer4, self.pooling(layer4))
+
+
+def fold_batch_norm(module: nn.Module) -> nn.Module:
+    """Fold every batch normalisation into the convolution before it (in place; evaluation mode); returns the module."""
+    for child in module.children():
+        fold_batch_norm(child)
+    if isinstance(module, _IN_ORDER):
+        for (name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, name, fuse_conv_bn_eval(conv, norm))
+                setattr(module, norm_name, nn.Identity())
+    return module
+
+
+class FoldedPooling:
+    """Pyramid pooling and the 3×3 convolution after it, without ever upsampling the pooled channels.
+
+    Args:
+        pooling: Its batch normalisations folded.
+        reduce: The 3×3 convolution (padding 1), its normalisation folded; on C + 4·R channels.
+    """
+
+    def __init__(self, pooling: PyramidPooling, reduce: nn.Conv2d) -> None:
+        self.bins = pooling.bins
+        self.branches = [cast("nn.Conv2d", branch[1]) for branch in pooling.branches]  # type: ignore[index]
+        widths = [branch.out_channels for branch in self.branches]
+        weight, *pooled = reduce.weight.split([reduce.in_channels - sum(widths), *widths], dim=1)
+        self.weight = weight.contiguous(memory_format=torch.channels_last)  # (C_5, C, 3, 3)
+        self.pooled = [w.permute(1, 2, 3, 0).flatten(1).contiguous() for w in pooled]  # (R, 9·C_5) each
+        self.bias = reduce.bias
+        self._constants: dict[Any, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, layer4: Tensor) -> Tensor:
+        """(B, C, h, w) → feature 5 (B, C_5, h, w)."""
+        size = (layer4.shape[2], layer4.shape[3])
+        pool, spread = self._matrices(size, layer4)
+        rows = layer4.flatten(2).transpose(1, 2)  # (B, h·w, C)
+        cells = (pool @ rows).split([b * b for b in self.bins], dim=1)
+        patches = [
+            F.linear(part, branch.weight.flatten(1), branch.bias).relu() @ weight  # (B, b², 9·C_5)
+            for part, branch, weight in zip(cells, self.branches, self.pooled, strict=True)
+        ]
+        patch = torch.cat(patches, dim=1).unflatten(2, (KERNEL**2, -1)).flatten(1, 2)  # (B, S·9, C_5)
+        spread_out = (spread @ patch).transpose(1, 2).unflatten(2, size)
+        result: Tensor = F.conv2d(layer4, self.weight, self.bias, padding=1).add_(spread_out)
+        return result
+
+    def _matrices(self, size: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
+        """Constants of a map size: means over the cells (S, h·w), and what each cell and tap adds where (h·w, S·9)."""
+        key = (size, like.device, like.dtype)
+        if key not in self._constants:
+            self._constants.clear()  # one at a time: sizes change seldom
+            pool = torch.cat([torch.kron(_means(size[0], b), _means(size[1], b)) for b in self.bins])
+            spread = []
+            for b in self.bins:
+                upsample = torch.kron(_interpolation(b, size[0]), _interpolation(b, size[1]))  # (h·w, b²)
+                maps = upsample.T.unflatten(1, size)[:, None]
+                spread.append(F.unfold(maps, KERNEL, padding=1))  # (b², 9, h·w)
+            self._constants[key] = (pool.to(like), torch.cat(spread).flatten(0, 1).T.contiguous().to(like))
+        return self._constants[key]
+
+
+def _means(size: int, bins: int) -> Tensor:
+    """(bins, size) float64: row i averages what adaptive average pooling puts into bin i."""
+    return F.adaptive_avg_pool1d(torch.eye(size, dtype=torch.float64), bins).T
+
+
+def _interpolation(bins: int, size: int) -> Tensor:
+    """(size, bins) float64: linear interpolation from `bins` values to `size`, corners aligned."""
+    values = torch.eye(bins, dtype=torch.float64)[:, None]
+    return F.interpolate(values, size, mode="linear", align_corners=True)[:, 0].T
