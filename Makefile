@@ -12,10 +12,10 @@ ARGS ?=
 # Each test process computes on one thread: more would fight for the same cores and make the tests slower.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help setup train test test-full lint format type check clean clean-all
+.PHONY: help setup train reproduce-shapes test test-full lint format type check clean clean-all
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed ## make .venv with the package and its tools (again only when pyproject.toml changed)
 
@@ -33,6 +33,9 @@ $(VENV)/.installed: pyproject.toml
 
 train: setup ## train and test on the embedded shapes, on a CPU, in minutes (ARGS="fold=1 shot=5" passes overrides)
 	$(BIN)/python -m hdmnet.train $(ARGS)
+
+reproduce-shapes: setup ## the paper's ablations on the embedded shapes, on a CPU, in hours, and their report
+	PYTHON=$(BIN)/python scripts/reproduce.sh shapes $(ARGS)
 
 test: setup ## the tests, without the slow ones
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,13 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ProgressBar
 
+from hdmnet.callbacks.class_scores import ClassScores
 from hdmnet.callbacks.progress import StageProgressBar
 from hdmnet.callbacks.visualise import EpisodePictures
 from hdmnet.config import image_size, instantiate, to_plain, to_stored
 from hdmnet.data.datamodule import FewShotDataModule
 from hdmnet.models.base_learner import BaseLearner
+from hdmnet.tasks.evaluation import ReusableModel, measure_features
 from hdmnet.tasks.few_shot import FewShotTask, LossWeights, OptimiserSettings
 
 if TYPE_CHECKING:
@@ -56,6 +59,7 @@ def build_few_shot_data(cfg: DictConfig, source: Source, **changes: Any) -> FewS
         "filter_novel": dataset.filter_novel,
         "support_mask": cfg.support_mask,
         "allow_repeats": dataset.get("allow_repeats", False),
+        "reuse_memory_gb": cfg.reuse_memory_gb if cfg.reuse else None,
         "mean": mean,
         "std": std,
         "cache_dir": Path(cfg.paths.cache_dir) / "catalogs",
@@ -78,8 +82,10 @@ def build_model(cfg: DictConfig, learner: BaseLearner, *, num_shots: int | None 
 
 
 def build_task(cfg: DictConfig, model: nn.Module, data: FewShotDataModule) -> FewShotTask:
-    """Losses, optimiser and metrics of stage 2."""
+    """Losses, optimiser and metrics of stage 2; tells `data` whether evaluation can reuse the model's features."""
     optim = cfg.optim
+    if isinstance(model, ReusableModel):
+        data.measure_features = partial(measure_features, model, data.image_size)
     return FewShotTask(
         model=model,
         class_names=data.novel_names,
@@ -132,7 +138,7 @@ def progress_bars(cfg: DictConfig) -> Iterator[L.Callback]:
 
 def test_callbacks(cfg: DictConfig) -> Iterator[L.Callback]:
     """Of the config's callbacks those that suit a test alone."""
-    return (c for c in instantiate_all(cfg.callbacks) if isinstance(c, ProgressBar | EpisodePictures))
+    return (c for c in instantiate_all(cfg.callbacks) if isinstance(c, ProgressBar | EpisodePictures | ClassScores))
 
 
 def epoch_length(cfg: DictConfig, samples: int | None, batch_size: int, max_steps: int) -> int | None:

@@ -24,6 +24,7 @@ ALLOWED_TARGETS = ("hdmnet.", "lightning.pytorch.", "torch.nn.", "torch.optim.",
 # Belongs to the machine or to the command at hand, never to the checkpoint that is evaluated.
 _NEVER_FROM_CHECKPOINT = frozenset(
     {"paths", "trainer", "logger", "callbacks", "ckpt", "base_ckpt", "num_workers", "episodes", "seeds"}
+    | {"sweep", "rerun", "reuse", "reuse_memory_gb"}
 )
 # Folders that are taken from the checkpoint's run while they exist and nothing else names them: key -> variable.
 _FOLDER_VARIABLES = {"data_dir": "HDMNET_DATA", "weights_dir": "HDMNET_WEIGHTS"}
@@ -44,6 +45,8 @@ class TrainSchema:
     callbacks: Any = MISSING
     paths: Any = MISSING
     ablation: str | None = None
+    sweep: str = "free"
+    rerun: bool = False
     fold: int = 0
     shot: int = 1
     seed: int = 0
@@ -54,6 +57,8 @@ class TrainSchema:
     selection: str = "best"
     protocol: str = "uniform"
     support_mask: str = "given"
+    reuse: bool = True
+    reuse_memory_gb: float = 2.0
 
 
 @dataclass
@@ -65,8 +70,17 @@ class EvaluateSchema(TrainSchema):
 
 
 def register_schemas() -> None:
-    """Make the schemas known to Hydra, under the names that the doors' configs list first."""
+    """Make known to Hydra what the doors' configs name and no file under conf/ can hold.
+
+    That is the schemas, and a launcher and a sweeper without types: Hydra's own would refuse the keys of conf/launcher
+    and conf/sweep, and only a door's config may choose others.
+    """
     store = ConfigStore.instance()
+    store.store(group="hydra/launcher", name="hdmnet", node={"_target_": MISSING})
+    sweeper = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+    store.store(
+        group="hydra/sweeper", name="hdmnet", node={"_target_": sweeper, "max_batch_size": None, "params": None}
+    )
     store.store(name="train_schema", node=TrainSchema)
     store.store(name="evaluate_schema", node=EvaluateSchema)
 

@@ -15,22 +15,19 @@ def main(cfg: DictConfig) -> None:
     """Evaluate as the config says; what the checkpoint was trained with is taken from it."""
     if cfg.ckpt is None:
         raise ValueError("ckpt is not given; expected the checkpoint to evaluate, e.g. ckpt=RUN/checkpoints/best.ckpt")
-    from hydra.core.hydra_config import HydraConfig
-
     from hdmnet.checkpoints import BASE_LEARNER_KEY, read_checkpoint, run_entry
     from hdmnet.config import merge_with_checkpoint
     from hdmnet.experiment import evaluate
-    from hdmnet.launch import hand_over
+    from hdmnet.launch import job_overrides
     from hdmnet.validation import validate
 
     content = read_checkpoint(cfg.ckpt)
     if BASE_LEARNER_KEY in content:
         raise ValueError(f"ckpt={cfg.ckpt} is a base learner; expected checkpoints/best.ckpt of a run's folder")
     about = run_entry(content, cfg.ckpt)
-    if about is not None and HydraConfig.initialized():  # another rank gets the merged config of the first
-        cfg = merge_with_checkpoint(cfg, about["config"], list(HydraConfig.get().overrides.task))
+    if about is not None:
+        cfg = merge_with_checkpoint(cfg, about["config"], job_overrides(cfg))
         validate(cfg)  # e.g. a fold that the checkpoint's data set does not have
-        hand_over(cfg)
     evaluate(cfg, official=about is None)
 
 

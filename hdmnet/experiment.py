@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 
 from hdmnet import results
 from hdmnet.building import (
@@ -25,9 +26,11 @@ from hdmnet.building import (
     progress_bars,
     test_callbacks,
 )
+from hdmnet.callbacks.loggers import build_loggers
 from hdmnet.callbacks.wandb import one_wandb_run
 from hdmnet.checkpoints import RUN_KEY, load_strictly, read_checkpoint, run_entry, run_state_dict
 from hdmnet.config import to_plain
+from hdmnet.memory import keep_freed_memory
 from hdmnet.metrics import FewShotIoU
 from hdmnet.models.official import load_official_checkpoint
 from hdmnet.provenance import git_state
@@ -76,6 +79,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         FileNotFoundError: Something on disk is missing.
     """
     quieten()
+    keep_freed_memory()
     git_state()  # now: what is committed while the run goes on is not what ran
     timer = Timer()
     with timer("data"):
@@ -93,7 +97,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if given:
         load_strictly(task.model, run_state_dict(_run_checkpoint(cfg.ckpt)), f"ckpt={cfg.ckpt}")
     trainer = build_trainer(
-        cfg, "stage 2", callbacks=instantiate_all(cfg.callbacks), logger=instantiate_all(cfg.logger)
+        cfg, "stage 2", callbacks=instantiate_all(cfg.callbacks), logger=build_loggers(cfg, "train")
     )
     with timer("train"):
         trainer.fit(task, datamodule=data)
@@ -103,6 +107,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     return test(cfg, task, data, trainer, timer, checkpoint=chosen)
 
 
+@one_wandb_run()
 def evaluate(cfg: DictConfig, *, official: bool = False) -> dict[str, Any]:
     """Run the test protocol on a checkpoint.
 
@@ -118,12 +123,33 @@ def evaluate(cfg: DictConfig, *, official: bool = False) -> dict[str, Any]:
         FileNotFoundError: Something on disk is missing.
     """
     quieten()
+    keep_freed_memory()
     git_state()  # now: what is committed while the run goes on is not what ran
     timer = Timer()
     with timer("data"):
-        source = build_source(cfg)
-        data = build_few_shot_data(cfg, source)
-        data.setup("test")
+        task, data = prepare_evaluation(cfg, official=official)
+    dashboards = [logger for logger in build_loggers(cfg, "evaluate") if not isinstance(logger, CSVLogger)]
+    trainer = build_trainer(cfg, "test", callbacks=list(test_callbacks(cfg)), logger=dashboards)
+    return test(cfg, task, data, trainer, timer, checkpoint=Path(cfg.ckpt).expanduser().absolute())
+
+
+def prepare_evaluation(cfg: DictConfig, *, official: bool = False) -> tuple[FewShotTask, FewShotDataModule]:
+    """Build what `evaluate` tests.
+
+    Args:
+        cfg: As for `evaluate`, as is `official`.
+        official: The checkpoint is the official release's.
+
+    Returns:
+        The task, which holds the checkpoint's weights, and the episodes, set up for the test.
+
+    Raises:
+        ValueError: Data or checkpoint do not fit the config.
+        FileNotFoundError: Something on disk is missing.
+    """
+    source = build_source(cfg)
+    data = build_few_shot_data(cfg, source)
+    data.setup("test")
     model: nn.Module
     if official:
         model = load_official_checkpoint(cfg.ckpt, source.name, cfg.backbone.name, cfg.shot)
@@ -135,9 +161,7 @@ def evaluate(cfg: DictConfig, *, official: bool = False) -> dict[str, Any]:
         learner = build_base_learner(cfg, _num_base(state, cfg.ckpt), weights=None)
         model = build_model(cfg, learner, num_shots=trained["shot"])
         load_strictly(model, state, f"ckpt={cfg.ckpt}")
-    task = build_task(cfg, model, data)
-    trainer = build_trainer(cfg, "test", callbacks=list(test_callbacks(cfg)), logger=False)
-    return test(cfg, task, data, trainer, timer, checkpoint=Path(cfg.ckpt).expanduser().absolute())
+    return build_task(cfg, model, data), data
 
 
 def test(
@@ -188,6 +212,7 @@ def test(
         selection=cfg.selection,
         support_mask=cfg.support_mask,
         protocol=cfg.protocol,
+        val_miou=_best_validation(trainer),
     )
     if trainer.is_global_zero:
         results.write_result(Path(cfg.paths.run_dir) / "result.json", result)
@@ -221,6 +246,7 @@ def every_object_foreground(data: FewShotDataModule) -> float:
 def _test_with_ones(cfg: DictConfig, task: FewShotTask, data: FewShotDataModule) -> float:
     """The control of the paper's Table 8: the same model and episodes of the first seed, support masks all ones."""
     ones = build_few_shot_data(cfg, data.source, support_mask="ones", num_test_seeds=1)
+    ones.measure_features = data.measure_features
     trainer = build_trainer(cfg, "control: support mask all ones", callbacks=list(progress_bars(cfg)), logger=False)
     task.num_test_seeds = 1
     trainer.test(task, datamodule=ones, verbose=False)
@@ -264,6 +290,12 @@ def _chosen_checkpoint(cfg: DictConfig, trainer: L.Trainer) -> Path | None:
             "training wrote no checkpoint; give it at least one step (trainer.max_steps, dataset.episodes_per_epoch)"
         )
     return Path(chosen)
+
+
+def _best_validation(trainer: L.Trainer) -> float | None:
+    """Best mIoU on the validation episodes: what a search for settings goes by; None where nothing was trained."""
+    score = getattr(trainer.checkpoint_callback, "best_model_score", None)
+    return None if score is None else float(score)
 
 
 def _num_base(state: dict[str, torch.Tensor], path: str) -> int:

@@ -15,31 +15,21 @@ from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import configure_log
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hdmnet import config, errors
+from hdmnet import config, errors, ranks, sweeps
 from hdmnet.provenance import available_cpus
+from hdmnet.sweeps import JOB_FILE, JOB_VARIABLE
 from hdmnet.validation import validate
 
 Job = Callable[[DictConfig], None]
 
 HYDRA_VERSION_BASE = "1.3"
 CONFIG_ERROR = 2  # exit code where the command line is wrong; 1 where the job found something wrong
-
-# Where the first process of a DDP job leaves its composed config for the others. They are started with the same command
-# line; composing again, each would run the whole multirun in a folder of its own (Lightning 2.6.6 with Hydra 1.3.8).
-_JOB_VARIABLE = "HDMNET_JOB_CONFIG"
-
-
-class _JobFailedError(Exception):
-    """A job of a multirun failed and has said so; Hydra goes on with the next one."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__("a job of the multirun failed")
-        self.code = code
+_JOB_FILE = "job file"  # what the first rank tells the others
 
 
 def door(config_name: str) -> Callable[[Job], Callable[..., None]]:
@@ -76,21 +66,20 @@ def _run_command(config_name: str, job: Job) -> int:
     """Run a door's command line; returns the exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing and exiting
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its newest version
+    # `+sweep=table9` is how Hydra's users write what is `sweep=table9` here.
+    sys.argv[1:] = [word.removeprefix("+") if word.startswith("+sweep=") else word for word in sys.argv[1:]]
     config.register_schemas()
+    ranks.end_with_parent()
+    sweeps.current.jobs.clear()
     try:
-        handed_over = _config_of_first_rank()
-        if handed_over is not None:
-            return _run_job(job, handed_over)
-
-        @functools.wraps(job)  # Hydra names the job by the function's module
-        def task(cfg: DictConfig) -> None:
-            _run_hydra_job(job, cfg)
-
-        compose = hydra.main(str(config.conf_dir()), config_name, HYDRA_VERSION_BASE)
-        compose(task)()
-    except _JobFailedError as error:
-        return error.code
+        if JOB_VARIABLE in os.environ:
+            return _run_handed_over(job, Path(os.environ[JOB_VARIABLE]))
+        if ranks.started_together() and ranks.rank() > 0:
+            job_file = ranks.told(_JOB_FILE)
+            return _run_handed_over(job, Path(job_file)) if job_file else 0
+        return _compose_and_run(config_name, job)
     except KeyboardInterrupt:
+        sweeps.current.report()
         print("error: interrupted", file=sys.stderr)
         return 130
     except (HydraException, OmegaConfBaseException) as error:
@@ -99,24 +88,52 @@ def _run_command(config_name: str, job: Job) -> int:
         print(f"error: {errors.composition_message(error, config_name)}", file=sys.stderr)
         return CONFIG_ERROR
     except ValueError as error:
-        if errors.wants_traceback() or not str(error).startswith("Config group override"):
+        message = errors.user_message(error)
+        if str(error).startswith("Config group override"):
+            # Hydra's only refusal of a command line that is not one of its own exceptions: `ablation=null`.
+            message = "a config group cannot be null; expected one of its options, e.g. ablation=none"
+        if errors.wants_traceback() or message is None:
             raise
-        # Hydra's only refusal of a command line that is not one of its own exceptions: `ablation=null`.
-        print("error: a config group cannot be null; expected one of its options, e.g. ablation=none", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         return CONFIG_ERROR
-    return 0
 
 
-def _run_hydra_job(job: Job, cfg: DictConfig) -> None:
-    """Run one job inside Hydra; in a multirun a failure leaves the other jobs their turn."""
-    hydra_config = HydraConfig.get()
-    config.make_paths_absolute(cfg, hydra_config.runtime.output_dir)
-    code = _run_job(job, cfg)
-    if not code:
-        return
-    if hydra_config.mode == RunMode.MULTIRUN:
-        raise _JobFailedError(code)
-    sys.exit(code)
+def _compose_and_run(config_name: str, job: Job) -> int:
+    """Run the job, or the multirun, that the command line describes; returns the exit code."""
+    codes = []
+
+    @functools.wraps(job)  # Hydra names the job, and a sweep its command, by the function's module
+    def task(cfg: DictConfig) -> None:
+        config.make_paths_absolute(cfg, HydraConfig.get().runtime.output_dir)
+        codes.append(_run_job(job, cfg))
+
+    try:
+        hydra.main(str(config.conf_dir()), config_name, HYDRA_VERSION_BASE)(task)()
+    finally:
+        if not codes and ranks.started_together():
+            ranks.tell(_JOB_FILE, "")  # a multirun, which starts its ranks itself, or --help, or a refusal
+    return codes[0] if codes else sweeps.current.report()
+
+
+def _run_handed_over(job: Job, job_file: Path) -> int:
+    """Run a job that another process has composed; returns the exit code."""
+    cfg = cast(DictConfig, OmegaConf.load(job_file))
+    OmegaConf.set_struct(cfg, True)
+    if ranks.rank() == 0:  # a job of a multirun: log as Hydra would
+        logging_config = OmegaConf.load(job_file.with_name("hydra.yaml")).hydra
+        configure_log(logging_config.job_logging, logging_config.verbose)
+    return _run_job(job, cfg)
+
+
+def job_overrides(cfg: DictConfig) -> list[str]:
+    """The command line of the job that this process takes part in, e.g. `["fold=1", "dataset=coco"]`.
+
+    Args:
+        cfg: What the job runs on.
+    """
+    if HydraConfig.initialized():
+        return list(HydraConfig.get().overrides.task)
+    return list(OmegaConf.load(Path(cfg.paths.run_dir) / ".hydra" / "overrides.yaml"))
 
 
 def _run_job(job: Job, cfg: DictConfig) -> int:
@@ -127,6 +144,7 @@ def _run_job(job: Job, cfg: DictConfig) -> int:
     """
     try:
         validate(cfg)
+        _check_processes(cfg)
     except (ValueError, OmegaConfBaseException) as error:
         if errors.wants_traceback():
             raise
@@ -147,39 +165,22 @@ def _run_job(job: Job, cfg: DictConfig) -> int:
 # -------------------------------------------------------------------------------------------- processes and threads
 
 
-def _config_of_first_rank() -> DictConfig | None:
-    """The config that the first process of this DDP job has composed; None in that process itself."""
-    path = os.environ.get(_JOB_VARIABLE)
-    if path is None or os.environ.get("LOCAL_RANK", "0") == "0":
-        return None
-    cfg = cast(DictConfig, OmegaConf.load(path))
-    OmegaConf.set_struct(cfg, True)
-    return cfg
-
-
-def hand_over(cfg: DictConfig) -> None:
-    """Leave the config for the other processes of a DDP job; does nothing in these.
-
-    Args:
-        cfg: What the job runs on. A job that changes it calls this again before it starts a trainer.
-    """
-    if _config_of_first_rank() is None and cfg.paths.run_dir is not None:
-        job_file = Path(cfg.paths.run_dir) / ".hydra" / "job.yaml"
-        job_file.parent.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, job_file)
-        os.environ[_JOB_VARIABLE] = str(job_file)
-
-
 @contextlib.contextmanager
 def _job_environment(cfg: DictConfig) -> Iterator[None]:
-    """Set what a job's processes read from the environment, and leave nothing of it to the next job of a multirun.
+    """Set what a job's processes read from the environment, and leave nothing of it behind.
 
-    Lightning leaves its own variables (LOCAL_RANK, MASTER_PORT ...) and the process group behind; with those in place
-    the next job would wait for processes that nobody starts.
+    The other ranks are started with the same command line. Composing it again, each would have a folder of its own, and
+    in a multirun run all of it (Lightning 2.6.6 with Hydra 1.3.8): the first rank leaves them its config.
     """
     before = dict(os.environ)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cpus() // _num_processes(cfg))))
-    hand_over(cfg)
+    os.environ[ranks.PARENT_VARIABLE] = str(os.getpid())
+    if ranks.rank() == 0 and JOB_VARIABLE not in before:
+        job_file = Path(cfg.paths.run_dir) / JOB_FILE
+        job_file.parent.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, job_file)
+        os.environ[JOB_VARIABLE] = str(job_file)
+        ranks.tell(_JOB_FILE, str(job_file))
     try:
         yield
     finally:
@@ -188,6 +189,24 @@ def _job_environment(cfg: DictConfig) -> Iterator[None]:
             torch.distributed.destroy_process_group()
         os.environ.clear()
         os.environ.update(before)
+
+
+def _check_processes(cfg: DictConfig) -> None:
+    """Refuse ranks that the trainer does not want: each of them would run the whole job.
+
+    Raises:
+        ValueError: torchrun or srun started another number of ranks than the trainer is set for.
+    """
+    started, devices = ranks.world_size(), OmegaConf.select(cfg, "trainer.devices", default=1)
+    if started is None or not isinstance(devices, int):
+        return
+    wanted = devices * int(cfg.trainer.num_nodes)
+    if started != wanted:
+        raise ValueError(
+            f"{ranks.launched_by()} started {started} processes, but trainer.devices={devices} and "
+            f"trainer.num_nodes={cfg.trainer.num_nodes} make {wanted}; expected as many, e.g. trainer=ddp "
+            f"trainer.devices={started}"
+        )
 
 
 def _num_processes(cfg: DictConfig) -> int:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
+import socket
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning as L
+from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from hdmnet import ranks
 from hdmnet.building import build_base_learner, build_trainer, epoch_length, num_processes, progress_bars
 from hdmnet.checkpoints import load_base_learner, load_strictly, read_checkpoint, run_state_dict, save_base_learner
 from hdmnet.config import image_size, to_plain
@@ -20,6 +25,8 @@ from hdmnet.data.transforms import BaseLearnerAugment, build_augment
 from hdmnet.tasks.base_learner import BaseLearnerTask, BaseOptimiserSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from omegaconf import DictConfig
 
     from hdmnet.data.source import Source
@@ -79,15 +86,61 @@ def obtain_base_learner(cfg: DictConfig, source: Source) -> BaseLearner:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = build_base_data(cfg, source)
     data.setup("fit")
-    given, kept = cfg.base_ckpt, base_learner_path(cfg, data)
-    if given is not None or kept.is_file():
-        path = Path(kept if given is None else given)
-        log.info("base learner: %s", path)
-        # Every weight comes from the file: no download of pretrained ones for nothing.
-        learner = build_base_learner(cfg, data.num_base, weights=None)
-        return load_base_learner(learner, path, dataset=source.name, backbone=cfg.backbone.name, fold=cfg.fold)
-    learner = build_base_learner(cfg, data.num_base)
-    return train_base_learner(cfg, learner, data, kept)
+    path = base_learner_path(cfg, data) if cfg.base_ckpt is None else Path(cfg.base_ckpt)
+    if cfg.base_ckpt is None:
+        with _turn_to_train(path, str(cfg.paths.run_dir)) as mine:
+            if mine:
+                return train_base_learner(cfg, build_base_learner(cfg, data.num_base), data, path)
+    log.info("base learner: %s", path)
+    # Every weight comes from the file: no download of pretrained ones for nothing.
+    learner = build_base_learner(cfg, data.num_base, weights=None)
+    return load_base_learner(learner, path, dataset=source.name, backbone=cfg.backbone.name, fold=cfg.fold)
+
+
+@contextmanager
+def _turn_to_train(path: Path, who: str) -> Iterator[bool]:
+    """Whether this job is to train the base learner that is kept at `path`.
+
+    Of several jobs that need it one trains it, under a lock; the others wait, and take over should it fail. The system
+    frees the lock of a process that is gone, however it ended. The first rank decides for the job.
+
+    Args:
+        path: Of the base learner.
+        who: Told to those who wait.
+    """
+    if ranks.rank() > 0:
+        # Lightning starts the other ranks when the first has decided and before it can have written the file.
+        yield ranks.told("base learner") == "train" if ranks.started_together() else not path.is_file()
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    holder = path.with_suffix(".training")
+    with _waiting_lock(path.with_suffix(".lock"), holder) if not path.is_file() else nullcontext():
+        mine = not path.is_file()
+        ranks.tell("base learner", "train" if mine else "load")
+        if not mine:
+            yield False
+            return
+        holder.write_text(f"{who} (process {os.getpid()} on {socket.gethostname()})", encoding="utf-8")
+        try:
+            yield True
+        finally:
+            holder.unlink(missing_ok=True)
+
+
+@contextmanager
+def _waiting_lock(file: Path, holder: Path) -> Iterator[None]:
+    """Hold a file's lock; says for whom it has to wait."""
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        known = holder.read_text(encoding="utf-8") if holder.is_file() else "another job"
+        log.info("base learner: waiting, it is being trained by %s", known)
+        lock.acquire(poll_interval=0.5)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def build_base_data(cfg: DictConfig, source: Source) -> BaseLearnerDataModule:

@@ -69,8 +69,10 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("seed", _at_least(0), "an integer of at least 0"),
     ("batch_size", _at_least(1), "an integer of at least 1"),
     ("num_workers", _optional(_at_least(0)), "null or an integer of at least 0"),
+    ("reuse_memory_gb", _is_positive, "a number above 0"),
     ("episodes", _optional(_at_least(1)), "null or an integer of at least 1"),
     ("seeds", _optional(_at_least(1)), "null or an integer of at least 1"),
+    ("model.num_rounds", _at_least(1), "an integer of at least 1"),
     ("model.num_stages", lambda value: _at_least(1)(value) and value <= 4, "1, 2, 3 or 4"),
     ("model.dropout", _is_share, "a number in [0, 1)"),
     ("model.mid_dropout", _is_share, "a number in [0, 1)"),
@@ -114,7 +116,10 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "optim.base.freeze_backbone": ("none", "norm", "all"),
     "model.norm": ("fixed", "bn", "syncbn"),
     "model.shot_weighting": ("intended", "official"),
+    "model.matching.score": ("cosine", "dot"),
+    "model.matching.normalise": ("query", "support", "none"),
     "loss.final_on": ("probabilities", "log"),
+    "loss.distillation_kind": ("kl_teacher", "ce_teacher", "ce_truth"),
 }
 
 

@@ -179,6 +179,15 @@ def test_paths_become_absolute(compose_config, monkeypatch, tmp_path):
         ("protocol=x", "protocol=x: expected uniform or official$"),
         ("support_mask=one", "support_mask=one: expected given or ones; did you mean 'ones'"),
         ("model.norm=sync", "model.norm=sync: expected fixed or bn or syncbn; did you mean 'syncbn'"),
+        (
+            "model.matching.normalise=qery",
+            "model.matching.normalise=qery: expected query or support or none; did you mean 'query'",
+        ),
+        ("model.matching.score=cos", "model.matching.score=cos: expected cosine or dot; did you mean 'cosine'"),
+        (
+            "loss.distillation_kind=ce_teach",
+            "loss.distillation_kind=ce_teach: expected kl_teacher or ce_teacher or ce_truth; did you mean 'ce_teacher'",
+        ),
     ],
 )
 def test_wrong_values_are_refused_on_one_line(compose_config, override, message):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import subprocess
@@ -11,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from hdmnet.config import instantiate
-from hdmnet.launch import available_cpus, door
+from hdmnet.launch import available_cpus, door, job_overrides
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -92,35 +91,6 @@ def test_the_job_gets_a_checked_config_with_absolute_folders(run_door, tmp_path)
     assert not list(run_dir.glob("*.log"))
 
 
-def test_a_multirun_goes_on_after_a_failed_job(run_door):
-    folds = []
-    code, _, err = run_door(
-        lambda cfg: folds.append((cfg.fold, cfg.backbone.name)), "-m", "fold=0,7,1", "dataset=pascal"
-    )
-    assert folds == [(0, "resnet50"), (1, "resnet50")]
-    assert code == 2
-    assert err.splitlines()[0] == "error: fold=7: expected 0 to 3, pascal has 4 folds"
-
-
-def test_a_multirun_over_values_groups_and_ablations_composes_every_combination(run_door):
-    seen = []
-
-    def job(cfg):
-        seen.append((cfg.fold, cfg.loss.temperature, cfg.model.num_stages, cfg.backbone.name, cfg.ablation))
-
-    words = ("fold=0,1", "loss.temperature=0.5,1", "model.num_stages=1,2", "backbone=resnet50,vgg16")
-    code, _, err = run_door(job, "-m", "dataset=pascal", *words, "ablation=none,no_distillation")
-    assert (code, err) == (0, "")
-    values = ((0, 1), (0.5, 1), (1, 2), ("resnet50", "vgg16"), (None, "no_distillation"))
-    assert seen == list(itertools.product(*values))
-
-
-def test_each_job_of_a_multirun_has_its_own_folder(run_door):
-    folders = []
-    run_door(lambda cfg: folders.append(Path(cfg.paths.run_dir).name), "-m", "fold=0,1", "shot=5")
-    assert folders == ["0_fold0_5shot", "1_fold1_5shot"]
-
-
 def test_what_the_job_refuses_is_one_line(run_door):
     def job(cfg):
         instantiate(cfg.paths)
@@ -156,7 +126,8 @@ def test_threads_are_shared_out_and_the_environment_is_restored(run_door, monkey
     assert int(seen["OMP_NUM_THREADS"]) == max(1, available_cpus() // 2)
     assert seen["HDMNET_JOB_CONFIG"].endswith("job.yaml")
     assert "LOCAL_RANK" not in os.environ
-    assert "HDMNET_JOB_CONFIG" not in os.environ
+    assert seen["HDMNET_PARENT"] == str(os.getpid())
+    assert not {"HDMNET_JOB_CONFIG", "HDMNET_PARENT"} & os.environ.keys()
     assert before.keys() - os.environ.keys() == set()
 
 
@@ -167,6 +138,24 @@ def test_another_rank_takes_the_config_of_the_first(run_door, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     run_door(other.append, "-m", "fold=0,1,2,3")
     assert other == first
+
+
+def test_an_overridden_command_line_is_known_to_the_job_and_to_its_other_ranks(run_door, monkeypatch):
+    seen = []
+    run_door(lambda cfg: seen.append((job_overrides(cfg), cfg.paths.run_dir)), "fold=1", "shot=5")
+    monkeypatch.setenv("HDMNET_JOB_CONFIG", f"{seen[0][1]}/.hydra/job.yaml")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    run_door(lambda cfg: seen.append((job_overrides(cfg), cfg.paths.run_dir)), "fold=3")
+    assert seen[0][0] == ["fold=1", "shot=5"]
+    assert seen[1] == seen[0]
+
+
+def test_ranks_that_the_trainer_does_not_want_are_refused(run_door, monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "1", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = run_door(never, "trainer=ddp_cpu", "trainer.devices=2")
+    assert code == 2
+    assert err.startswith("error: torchrun started 1 processes, but trainer.devices=2 and trainer.num_nodes=1 make 2; ")
 
 
 def test_called_with_a_config_a_door_just_runs():
@@ -196,51 +185,3 @@ def test_help_is_quick_and_loads_nothing_heavy(tmp_path):
     assert done.stderr == "[]\n"
     assert os.times().children_user - before < 3  # seconds of computing: the machine may be busy with other tests
     assert list(tmp_path.iterdir()) == []
-
-
-DDP_DOOR = """
-import json, os, pathlib
-from hdmnet.launch import door
-
-@door("train")
-def main(cfg):
-    import torch
-    from lightning.pytorch.demos.boring_classes import BoringModel
-    from hdmnet.config import instantiate
-
-    class Model(BoringModel):
-        def on_test_end(self):
-            rank, world = self.trainer.global_rank, self.trainer.world_size
-            pathlib.Path(cfg.paths.run_dir, f"rank{rank}.json").write_text(json.dumps([cfg.fold, world]))
-
-    for _ in range(2):  # as in stage 1 and stage 2
-        trainer = instantiate(cfg.trainer, logger=False, enable_checkpointing=False)
-        trainer.fit(Model())
-    trainer.test(Model(), verbose=False)
-
-if __name__ == "__main__":
-    main()
-"""
-
-
-@pytest.mark.slow
-def test_a_multirun_with_two_processes_a_job_runs_each_job_once(tmp_path):
-    (tmp_path / "ddp_door.py").write_text(DDP_DOOR)
-    environment = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
-    environment["PYTHONPATH"] = str(ROOT)
-    words = "-m fold=0,1 trainer=ddp_cpu trainer.max_steps=2 trainer.limit_test_batches=2 trainer.limit_val_batches=1"
-    words += " trainer.max_epochs=1 trainer.enable_progress_bar=false"
-    done = subprocess.run(
-        [sys.executable, "ddp_door.py", *words.split()],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    ranks = sorted(
-        str(file.relative_to(tmp_path / "outputs" / "shapes" / "multirun")) for file in tmp_path.rglob("rank*")
-    )
-    assert [name.partition("/")[2] for name in ranks] == [
-        "0_fold0_1shot/rank0.json", "0_fold0_1shot/rank1.json", "1_fold1_1shot/rank0.json", "1_fold1_1shot/rank1.json"
-    ]  # fmt: skip
-    assert len({name.partition("/")[0] for name in ranks}) == 1  # one sweep folder
-    contents = [file.read_text() for file in sorted(tmp_path.rglob("rank*"))]
-    assert contents == ["[0, 2]", "[0, 2]", "[1, 2]", "[1, 2]"]

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from hdmnet.losses import (
+    DISTILLATION_KINDS,
     correlation_distillation,
     distillation_per_stage,
     ground_truth_teacher,
@@ -133,13 +134,6 @@ def test_temperature_divides_student_and_teacher():
     torch.testing.assert_close(torch.stack(distillation_per_stage(maps, masks, 4.0)), torch.stack(scaled))
 
 
-def test_a_teacher_gets_no_gradient_from_its_student():
-    fine, coarse = torch.randn(1, 4, 4, requires_grad=True), torch.randn(1, 2, 2, requires_grad=True)
-    stages = distillation_per_stage([fine, coarse], torch.ones(1, 8, 8))
-    assert torch.autograd.grad(stages[0], coarse, allow_unused=True, retain_graph=True) == (None,)
-    assert torch.autograd.grad(stages[1], coarse)[0].any()
-
-
 def test_a_perfect_student_loses_nothing():
     mask = torch.zeros(1, 8, 8)
     mask[:, :4, :4] = 1
@@ -147,12 +141,65 @@ def test_a_perfect_student_loses_nothing():
     assert correlation_distillation([perfect], mask).item() == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("kind", DISTILLATION_KINDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_mixed_precision_maps_are_distilled_in_float32(hard_cases, dtype):
+def test_mixed_precision_maps_are_distilled_in_float32(hard_cases, dtype, kind):
     masks, maps = hard_cases
     halves = [m.to(dtype) for m in maps]
-    expected = distillation_per_stage([m.float() for m in halves], masks)
-    assert torch.equal(torch.stack(distillation_per_stage(halves, masks)), torch.stack(expected))
+    expected = distillation_per_stage([m.float() for m in halves], masks, kind=kind)
+    assert torch.equal(torch.stack(distillation_per_stage(halves, masks, kind=kind)), torch.stack(expected))
+
+
+# --------------------------------------------------------------------------------------------------- Table 6's rivals
+
+
+def test_cross_entropy_with_the_truth_by_hand():
+    maps = [torch.tensor([[[2.0, -1.0]]]), torch.tensor([[[0.5]]])]
+    mask = torch.tensor([[[1, 0], [1, 255]]])  # the finer map is stretched to its size by repeating the row
+
+    def minus_log_sigmoid(x):
+        return math.log(1 + math.exp(-x))
+
+    for temperature in (1.0, 2.0):
+        fine, coarse = distillation_per_stage(maps, mask, temperature, kind="ce_truth")
+        two, one, half = 2 / temperature, 1 / temperature, 0.5 / temperature
+        assert fine.item() == pytest.approx((2 * minus_log_sigmoid(two) + minus_log_sigmoid(one)) / 3)
+        assert coarse.item() == pytest.approx((2 * minus_log_sigmoid(half) + minus_log_sigmoid(-half)) / 3)
+
+
+def test_cross_entropy_with_the_teacher():
+    torch.manual_seed(0)
+    maps = [torch.randn(2, 6, 8), torch.randn(2, 3, 4)]
+    mask = (torch.rand(2, 12, 16) > 0.5).long()
+    fine, coarse = distillation_per_stage(maps, mask, 2.0, kind="ce_teacher")
+    teacher = (F.interpolate(maps[1][:, None], (6, 8), mode="bilinear", align_corners=False)[:, 0] / 2).sigmoid()
+    student = (maps[0] / 2).sigmoid()
+    expected = -(teacher * student.log() + (1 - teacher) * (1 - student).log()).mean()
+    torch.testing.assert_close(fine, expected)
+    torch.testing.assert_close(coarse, distillation_per_stage(maps, mask, 2.0, kind="ce_truth")[1])
+
+
+@pytest.mark.parametrize("kind", DISTILLATION_KINDS)
+def test_a_teacher_gets_no_gradient_from_its_student(kind):
+    fine, coarse = torch.randn(1, 4, 4, requires_grad=True), torch.randn(1, 2, 2, requires_grad=True)
+    stages = distillation_per_stage([fine, coarse], torch.ones(1, 8, 8), kind=kind)
+    assert torch.autograd.grad(stages[0], coarse, allow_unused=True, retain_graph=True) == (None,)
+    assert torch.autograd.grad(stages[1], coarse)[0].any()
+
+
+def test_where_all_is_ignored_the_truth_asks_for_nothing():
+    student = torch.randn(1, 2, 2, requires_grad=True)
+    loss = correlation_distillation([student], torch.full((1, 4, 4), 255), kind="ce_truth")
+    assert loss.item() == 0
+    assert not torch.autograd.grad(loss, student)[0].any()
+
+
+def test_unknown_kind():
+    with pytest.raises(ValueError, match=r"loss.distillation_kind='l2': expected one of kl_teacher, ce_teacher, ce_tr"):
+        correlation_distillation([torch.zeros(1, 2, 2)], torch.ones(1, 4, 4), kind="l2")
+
+
+# ------------------------------------------------------------------------------------------------------ wrong values
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0])

@@ -1,7 +1,17 @@
-"""Lightning callbacks: pictures of fixed episodes, the training curves, the progress bar."""
+"""Lightning callbacks (pictures of fixed episodes, curves, scores per class, speed, progress bar), and the loggers."""
 
+from hdmnet.callbacks.class_scores import ClassScores
 from hdmnet.callbacks.curves import TrainingCurves, plot_curves
 from hdmnet.callbacks.progress import StageProgressBar
+from hdmnet.callbacks.throughput import Throughput
 from hdmnet.callbacks.visualise import EpisodePictures, draw_episode
 
-__all__ = ["EpisodePictures", "StageProgressBar", "TrainingCurves", "draw_episode", "plot_curves"]
+__all__ = [
+    "ClassScores",
+    "EpisodePictures",
+    "StageProgressBar",
+    "Throughput",
+    "TrainingCurves",
+    "draw_episode",
+    "plot_curves",
+]

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from hdmnet.data.types import IGNORE, Episode
+from hdmnet.data.types import IGNORE, Episode, EvaluationBatch
 
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
 
@@ -257,34 +257,40 @@ def _array(tensor: Tensor) -> NDArray[Any]:
     return np.asarray((tensor.float() if tensor.is_floating_point() else tensor).numpy())
 
 
-def draw_batch_item(outputs: Mapping[str, Any], item: int, pl_module: LightningModule) -> Picture:
+def draw_batch_item(
+    outputs: Mapping[str, Any], item: int, pl_module: LightningModule, episode: Episode | None = None
+) -> Picture:
     """Draw one item of a batch from what the task's step returned.
 
     Args:
         outputs: `episode` (collated `Episode`, images normalised), `output` (the model's), `class_names`.
         item: Position in the batch.
         pl_module: The task, whose `image_mean` and `image_std` undo the normalisation.
+        episode: The item itself, not collated; None: it is taken from the batch, which must then hold the pictures.
 
     Returns:
         The row, (height, width, 3) uint8 RGB.
     """
-    episode: Episode = outputs["episode"]
-    output = outputs["output"]
+    batch, output = outputs["episode"], outputs["output"]
+
+    def part(name: str) -> Any:
+        return getattr(batch, name)[item] if episode is None else getattr(episode, name)
+
     statistics: Any = pl_module
     mean, std = statistics.image_mean, statistics.image_std
     meta, priors = getattr(output, "meta_logits", None), getattr(output, "prior_masks", None)
     return draw_episode(
-        query_image=_to_uint8(episode.query_image[item], mean, std),
-        query_mask=_array(episode.query_mask[item]),
-        support_images=_to_uint8(episode.support_images[item], mean, std),
-        support_masks=_array(episode.support_masks[item]),
+        query_image=_to_uint8(part("query_image"), mean, std),
+        query_mask=_array(part("query_mask")),
+        support_images=_to_uint8(part("support_images"), mean, std),
+        support_masks=_array(part("support_masks")),
         prediction=_array(output.final_logits[item].argmax(dim=0)),
         meta_prediction=None if meta is None else _array(meta[item].argmax(dim=0)),
         prior_masks=None if priors is None else _array(priors[item]),
         correlation_maps=[_array(values[item]) for values in getattr(output, "correlation_maps", None) or ()],
-        class_name=outputs["class_names"][int(episode.class_index[item])],
-        query_id=str(episode.query_id[item]),
-        support_ids=[str(name) for name in episode.support_ids[item]],
+        class_name=outputs["class_names"][int(part("class_index"))],
+        query_id=str(part("query_id")),
+        support_ids=[str(name) for name in part("support_ids")],
     )
 
 
@@ -320,17 +326,21 @@ class EpisodePictures(Callback):
         if trainer.sanity_checking or not self.num_episodes:
             return False
         epoch = trainer.current_epoch + 1
-        return epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
+        last = epoch == trainer.max_epochs or trainer.global_step == trainer.max_steps or trainer.should_stop
+        return epoch % self.every_n_epochs == 0 or last
 
-    def _collect(self, outputs: object, pl_module: LightningModule) -> None:
-        """Draw the batch's episodes that are among the fixed ones."""
+    def _collect(self, outputs: object, pl_module: LightningModule, loader: Any = None) -> None:
+        """Draw the batch's episodes that are among the fixed ones; `loader` is what the batch came from."""
         if not isinstance(outputs, Mapping) or "episode" not in outputs:
             return
-        episode: Episode = outputs["episode"]
-        indices, seeds = episode.index.reshape(-1).tolist(), episode.seed_index.reshape(-1).tolist()
-        for item, (index, seed) in enumerate(zip(indices, seeds, strict=True)):
+        batch: Episode | EvaluationBatch = outputs["episode"]
+        indices, seeds = batch.index.reshape(-1).tolist(), batch.seed_index.reshape(-1).tolist()
+        items = batch.item if isinstance(batch, EvaluationBatch) else range(len(indices))
+        for item, index, seed in zip(items, indices, seeds, strict=True):
             if index < self.num_episodes and seed == 0:
-                self._rows[index] = draw_batch_item(outputs, item, pl_module)
+                # With reuse a batch holds no pictures: they are read again. Those of seed 0 are numbered from 0.
+                episode = loader.dataset.episodes[index] if isinstance(batch, EvaluationBatch) else None
+                self._rows[index] = draw_batch_item(outputs, item, pl_module, episode)
 
     def _write(self, trainer: Trainer, name: str, heading: str) -> None:
         """Gather the rows of all processes and write the sheet on the first."""
@@ -345,11 +355,15 @@ class EpisodePictures(Callback):
         directory.mkdir(parents=True, exist_ok=True)
         sheet = stack_rows([rows[index] for index in sorted(rows)], heading)
         Image.fromarray(sheet).save(directory / f"{name}.png", optimize=True)
+        key = "episodes/" + ("val" if name.startswith("val_") else name)
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_image"):
+                logger.log_image(key, [sheet], step=trainer.global_step, caption=[heading])
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         """Draw what the batch holds of the fixed episodes."""
         if self._due(trainer):
-            self._collect(outputs, pl_module)
+            self._collect(outputs, pl_module, trainer.val_dataloaders)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the validation's sheet."""
@@ -360,7 +374,7 @@ class EpisodePictures(Callback):
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         """Draw what the batch holds of the fixed episodes."""
         if self.num_episodes:
-            self._collect(outputs, pl_module)
+            self._collect(outputs, pl_module, trainer.test_dataloaders)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the test's sheet."""

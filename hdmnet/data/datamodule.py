@@ -12,16 +12,26 @@ import numpy as np
 
 from hdmnet.data.datasets import EvalEpisodes, EvalSegmentation, TrainEpisodes, TrainSegmentation, permutation
 from hdmnet.data.episodes import EpisodeManifest
+from hdmnet.data.evaluation import PlannedEvaluation
 from hdmnet.data.fold_datamodule import FoldDataModule, FoldOptions
-from hdmnet.data.types import Episode, SegmentationSample, collate_episodes, collate_segmentation
+from hdmnet.data.reuse import FeatureCost, plan_batches
+from hdmnet.data.types import (
+    Episode,
+    EvaluationBatch,
+    FeatureKey,
+    SegmentationSample,
+    collate_episodes,
+    collate_segmentation,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch.utils.data import DataLoader
 
     from hdmnet.data.catalog import CatalogView
     from hdmnet.data.episodes import Protocol
+    from hdmnet.data.reuse import FeatureBytes
     from hdmnet.data.source import Source, Split
 
 VAL_SEED = 0
@@ -37,6 +47,8 @@ class FewShotDataModule(FoldDataModule):
         train_manifest: Unbounded; set by `setup("fit")`.
         val_manifest: Fixed, whatever `seed` is; set by `setup("fit")` and `setup("validate")`.
         test_manifests: One a test seed, fixed too; set by `setup("test")`.
+        measure_features: Tells the memory that the model's features of a picture take. Who builds the model sets it, if
+            the model can reuse features; validation and test then come as `EvaluationBatch`es, else as `Episode`s.
 
     Args:
         source: The data set.
@@ -48,6 +60,8 @@ class FewShotDataModule(FoldDataModule):
         protocol: `uniform`, or `official` for the release's in-order walk in evaluation.
         support_mask: `given`, or `ones` for all-ones support masks in evaluation (the control of Table 8).
         allow_repeats: Repeat supports where a class has too few images, in place of an error.
+        reuse_memory_gb: Memory, in 10^9 bytes and for each process, for features that evaluation keeps to reuse them;
+            None: every episode is encoded anew.
         options: What both stages take, see `FoldDataModule`.
 
     Raises:
@@ -66,6 +80,7 @@ class FewShotDataModule(FoldDataModule):
         protocol: Protocol = "uniform",
         support_mask: str = "given",
         allow_repeats: bool = False,
+        reuse_memory_gb: float | None = None,
         **options: Unpack[FoldOptions],
     ) -> None:
         self.shot = shot
@@ -76,6 +91,8 @@ class FewShotDataModule(FoldDataModule):
         self.protocol: Protocol = protocol
         self.support_mask = support_mask
         self.allow_repeats = allow_repeats
+        self.reuse_memory_gb = reuse_memory_gb
+        self.measure_features: Callable[[], FeatureBytes] | None = None
         super().__init__(source, **options)
         self.train_manifest: EpisodeManifest | None = None
         self.val_manifest: EpisodeManifest | None = None
@@ -136,17 +153,17 @@ class FewShotDataModule(FoldDataModule):
         )
         return self._loader(dataset, collate_episodes, num_train=self.episodes_per_epoch)
 
-    def val_dataloader(self) -> DataLoader[Episode]:
+    def val_dataloader(self) -> DataLoader[Episode] | DataLoader[EvaluationBatch]:
         """Loader of this rank's share of the validation episodes."""
         assert self.val_manifest is not None, "setup('validate') comes first"
         return self._eval_loader([self.val_manifest])
 
-    def test_dataloader(self) -> DataLoader[Episode]:
+    def test_dataloader(self) -> DataLoader[Episode] | DataLoader[EvaluationBatch]:
         """Loader of this rank's share of the test episodes of all seeds."""
         assert self.test_manifests, "setup('test') comes first"
         return self._eval_loader(self.test_manifests)
 
-    def _eval_loader(self, manifests: Sequence[EpisodeManifest]) -> DataLoader[Episode]:
+    def _eval_loader(self, manifests: Sequence[EpisodeManifest]) -> DataLoader[Episode] | DataLoader[EvaluationBatch]:
         dataset = EvalEpisodes(
             self.source,
             manifests,
@@ -154,7 +171,29 @@ class FewShotDataModule(FoldDataModule):
             image_size=self.image_size,
             support_mask=self.support_mask,
         )
-        return self._loader(dataset, collate_episodes, num_eval=len(dataset))
+        if self.reuse_memory_gb is None or self.measure_features is None:
+            return self._loader(dataset, collate_episodes, num_eval=len(dataset))
+        plan = plan_batches(
+            manifests,
+            batch_size=self.eval_batch_size,
+            cost=FeatureCost(self.measure_features(), self._foreground_share()),
+            budget_bytes=round(self.reuse_memory_gb * 1e9),
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        return self._planned_loader(PlannedEvaluation(dataset, plan))
+
+    def _foreground_share(self) -> Callable[[FeatureKey], float]:
+        """Share of a support's picture that is foreground; 1 where the picture's size cannot be told."""
+        catalog = self._catalog("val")
+        pairs = zip(catalog.ids[catalog.image_index].tolist(), catalog.class_value.tolist(), strict=True)
+        areas = dict(zip(pairs, catalog.area.tolist(), strict=True))
+
+        def share(key: FeatureKey) -> float:
+            size = None if self.support_mask == "ones" else self.source.image_size(key.image_id)
+            return 1.0 if size is None else float(areas[key.image_id, key.class_value]) / (size[0] * size[1])
+
+        return share
 
 
 class BaseLearnerDataModule(FoldDataModule):

@@ -159,8 +159,7 @@ class EvalEpisodes(_Episodes):
 
     def __getitem__(self, index: int) -> Episode:
         """Return an episode; `Episode.index` counts within its seed."""
-        seed_index = bisect.bisect_right(self._ends, index)
-        spec = self.manifests[seed_index][index - (self._ends[seed_index - 1] if seed_index else 0)]
+        seed_index, spec = self.locate(index)
         image, mask = read_pair(self.source, spec.query_id)
         supports = [resize_pair(*read_pair(self.source, one), self.image_size) for one in spec.support_ids]
         episode = self._pack(spec, resize_pair(image, mask, self.image_size), supports, seed_index=seed_index)
@@ -168,6 +167,29 @@ class EvalEpisodes(_Episodes):
         if self.support_mask == "ones":
             episode.support_masks.fill_(1)
         return episode
+
+    def locate(self, index: int) -> tuple[int, EpisodeSpec]:
+        """Which seed an episode belongs to, and the episode by ids."""
+        seed_index = bisect.bisect_right(self._ends, index)
+        return seed_index, self.manifests[seed_index][index - (self._ends[seed_index - 1] if seed_index else 0)]
+
+    def class_index(self, spec: EpisodeSpec) -> int:
+        """Place of an episode's class among the novel classes."""
+        return self._class_index[spec.class_value]
+
+    def query_picture(self, image_id: str) -> Tensor:
+        """A query as (3, H, W) uint8 RGB, as in `Episode.query_image`."""
+        return _image_tensor(resize_pair(*read_pair(self.source, image_id), self.image_size)[0])
+
+    def support_pair(self, image_id: str, class_value: int) -> tuple[Tensor, Tensor]:
+        """A support as (3, H, W) uint8 RGB with its mask (H, W) uint8, 0, 1 or 255, as in an `Episode`."""
+        image, mask = resize_pair(*read_pair(self.source, image_id), self.image_size)
+        binary = _mask_tensor(mask, _binary_lookup(class_value))
+        return _image_tensor(image), binary.fill_(1) if self.support_mask == "ones" else binary
+
+    def query_mask_original(self, image_id: str, class_value: int) -> Tensor:
+        """A query's mask (H0, W0) uint8, 0, 1 or 255, at original size."""
+        return _mask_tensor(self.source.read_mask(image_id), _binary_lookup(class_value))
 
 
 class TrainSegmentation(Dataset[SegmentationSample]):

@@ -7,7 +7,7 @@ resume change nothing. Batches travel as uint8 and become normalised float32 on 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 
 import cv2
 import lightning as L
@@ -17,21 +17,24 @@ from torch.utils.data import DataLoader
 from hdmnet.data.catalog import load_catalog
 from hdmnet.data.folds import Fold, make_fold
 from hdmnet.data.samplers import EpochSampler, EvalSampler
-from hdmnet.data.types import Episode, SegmentationSample
+from hdmnet.data.types import Episode, EvaluationBatch, SegmentationSample
 from hdmnet.provenance import available_cpus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Sequence, Sized
     from pathlib import Path
 
     from torch import Tensor
-    from torch.utils.data import Dataset
+    from torch.utils.data import Dataset, Sampler
 
     from hdmnet.data.catalog import Catalog, CatalogView
     from hdmnet.data.source import Source, Split
     from hdmnet.data.transforms import Augment
 
 MAX_WORKERS = 8
+
+_BatchT = TypeVar("_BatchT", Episode, EvaluationBatch, SegmentationSample)
+_IMAGE_FIELDS = ("image", "query_image", "query_images", "support_images")
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -215,37 +218,42 @@ class FoldDataModule(L.LightningDataModule):
                 f"{num_train} training samples an epoch on {world_size} process(es) fill no batch of {self.batch_size}"
                 "; lower batch_size or raise the samples an epoch"
             )
-        sampler = (
+        sampler: Sampler[int] = (
             EpochSampler(num_train, rank=rank, world_size=world_size)
             if num_train is not None
             else EvalSampler(num_eval, rank=rank, world_size=world_size)
         )
+        return self._dataloader(
+            dataset,
+            batch_size=self.batch_size if training else self.eval_batch_size,
+            sampler=sampler,
+            collate_fn=collate,
+            drop_last=training,  # the last batch would be smaller, of size 1 at worst, at which batch norm fails
+        )
+
+    def _planned_loader(self, dataset: Sized) -> DataLoader[Any]:
+        """Make the loader of a data set whose items are this rank's batches, to be walked in order."""
+        return self._dataloader(dataset, batch_size=None, sampler=EvalSampler(len(dataset)))
+
+    def _dataloader(self, dataset: Any, **arguments: Any) -> DataLoader[Any]:
+        """Make a loader with what all loaders have in common; `arguments` are `DataLoader`'s."""
         num_workers = self.num_workers
         if num_workers is None:
             num_workers = default_num_workers(1 if self.trainer is None else max(self.trainer.num_devices, 1))
         return DataLoader(
             dataset,
-            batch_size=self.batch_size if training else self.eval_batch_size,
-            sampler=sampler,
-            collate_fn=collate,
             num_workers=num_workers,
             worker_init_fn=init_worker,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            drop_last=training,  # the last batch would be smaller, of size 1 at worst, at which batch norm fails
             # With a generator of its own the loader leaves torch's global one alone, from which it would draw once an
             # epoch without workers and only once in all with persistent ones: dropout would depend on num_workers.
             generator=torch.Generator().manual_seed(0),
+            **arguments,
         )
 
-    def on_after_batch_transfer(
-        self, batch: Episode | SegmentationSample, dataloader_idx: int
-    ) -> Episode | SegmentationSample:
+    def on_after_batch_transfer(self, batch: _BatchT, dataloader_idx: int) -> _BatchT:
         """Normalise the images, uint8 to float32, on the device."""
-        if isinstance(batch, SegmentationSample):
-            return dataclasses.replace(batch, image=normalise(batch.image, self.mean, self.std))
-        return dataclasses.replace(
-            batch,
-            query_image=normalise(batch.query_image, self.mean, self.std),
-            support_images=normalise(batch.support_images, self.mean, self.std),
-        )
+        names = [field.name for field in dataclasses.fields(batch) if field.name in _IMAGE_FIELDS]
+        changes: dict[str, Any] = {name: normalise(getattr(batch, name), self.mean, self.std) for name in names}
+        return dataclasses.replace(batch, **changes)

@@ -2,14 +2,16 @@
 
 Dimension letters:
     B: episodes in a batch.  K: shots.  H, W: height and width of the network's square.  H0, W0: original size.
+    Q, S: pictures that a batch of evaluation with reuse brings along, as queries and as supports; may be 0.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
+from torch.utils.data import default_collate  # as torch.stack; in a worker straight into shared memory
 
 from hdmnet.data.source import IGNORE
 
@@ -18,9 +20,17 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["IGNORE", "Episode", "SegmentationSample", "collate_episodes", "collate_segmentation"]
+__all__ = [
+    "IGNORE",
+    "Episode",
+    "EvaluationBatch",
+    "FeatureKey",
+    "SegmentationSample",
+    "collate_episodes",
+    "collate_segmentation",
+]
 
-_BatchT = TypeVar("_BatchT", "Episode", "SegmentationSample")
+_BatchT = TypeVar("_BatchT", "Episode", "EvaluationBatch", "SegmentationSample")
 
 
 @dataclass
@@ -57,6 +67,64 @@ class Episode:
     query_mask_original: Tensor | list[Tensor] | None = None
 
     def pin_memory(self) -> Episode:
+        """Return a copy in page-locked memory; called by the DataLoader, which does not look into dataclasses."""
+        return _pinned(self)
+
+
+class FeatureKey(NamedTuple):
+    """What is encoded once and then reused: a picture as query, or a picture with the mask of a class as support.
+
+    Attributes:
+        image_id: The picture.
+        class_value: Class (1..C) that is foreground; 0: the picture is a query.
+    """
+
+    image_id: str
+    class_value: int = 0
+
+
+@dataclass
+class EvaluationBatch:
+    """Episodes of an evaluation with reuse: the pictures to encode first, then B episodes by what they are made of.
+
+    Equal episodes, of whatever seeds, are one of the B: E episodes of the manifests in all.
+
+    Images are uint8 RGB until the DataModule normalises them on the device to float32.
+
+    Attributes:
+        drop: Features to forget, before anything is encoded.
+        new_queries: Q keys, of `query_images`.
+        query_images: (Q, 3, H, W) uint8 RGB; after the transfer float32, normalised.
+        new_supports: S keys, of `support_images`.
+        support_images: (S, 3, H, W) uint8 RGB; after the transfer float32, normalised.
+        support_masks: (S, H, W) uint8; 0, 1 or 255.
+        queries: B keys.
+        supports: B lists of K keys.
+        query_masks_original: (H0, W0) uint8, 0, 1 or 255, at original size: one for each run of episodes of the same
+            query and class.
+        mask_index: B places in `query_masks_original`, ascending.
+        class_index: (B,) int64; place of the class among the novel classes.
+        item: E places among the B, ascending.
+        index: (E,) int64; place of the episode in its manifest.
+        seed_index: (E,) int64; which of the test seeds the episode belongs to.
+    """
+
+    drop: list[FeatureKey]
+    new_queries: list[FeatureKey]
+    query_images: Tensor
+    new_supports: list[FeatureKey]
+    support_images: Tensor
+    support_masks: Tensor
+    queries: list[FeatureKey]
+    supports: list[list[FeatureKey]]
+    query_masks_original: list[Tensor]
+    mask_index: list[int]
+    class_index: Tensor
+    item: list[int]
+    index: Tensor
+    seed_index: Tensor
+
+    def pin_memory(self) -> EvaluationBatch:
         """Return a copy in page-locked memory; called by the DataLoader, which does not look into dataclasses."""
         return _pinned(self)
 
@@ -101,16 +169,16 @@ def collate_episodes(episodes: Sequence[Episode]) -> Episode:
             "expected all or none: do not mix training and evaluation episodes"
         )
     return Episode(
-        query_image=torch.stack([e.query_image for e in episodes]),
-        query_mask=torch.stack([e.query_mask for e in episodes]),
-        query_base_mask=torch.stack([e.query_base_mask for e in episodes]),
-        support_images=torch.stack([e.support_images for e in episodes]),
-        support_masks=torch.stack([e.support_masks for e in episodes]),
-        class_index=torch.stack([e.class_index for e in episodes]),
+        query_image=default_collate([e.query_image for e in episodes]),
+        query_mask=default_collate([e.query_mask for e in episodes]),
+        query_base_mask=default_collate([e.query_base_mask for e in episodes]),
+        support_images=default_collate([e.support_images for e in episodes]),
+        support_masks=default_collate([e.support_masks for e in episodes]),
+        class_index=default_collate([e.class_index for e in episodes]),
         query_id=[e.query_id for e in episodes],  # type: ignore[misc]  # single episodes hold one id each
         support_ids=[e.support_ids for e in episodes],  # type: ignore[arg-type]
-        index=torch.stack([e.index for e in episodes]),
-        seed_index=torch.stack([e.seed_index for e in episodes]),
+        index=default_collate([e.index for e in episodes]),
+        seed_index=default_collate([e.seed_index for e in episodes]),
         query_mask_original=originals or None,  # type: ignore[arg-type]
     )
 
@@ -130,8 +198,8 @@ def collate_segmentation(samples: Sequence[SegmentationSample]) -> SegmentationS
     if not samples:
         raise ValueError("cannot collate an empty list of samples; expected at least one")
     return SegmentationSample(
-        image=torch.stack([s.image for s in samples]),
-        mask=torch.stack([s.mask for s in samples]),
+        image=default_collate([s.image for s in samples]),
+        mask=default_collate([s.mask for s in samples]),
         id=[s.id for s in samples],  # type: ignore[misc]  # single samples hold one id each
     )
 

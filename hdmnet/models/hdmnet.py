@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -52,15 +53,16 @@ class SegmentationOutput:
     final_is_probability: bool = False
 
     # Full resolution is made only when asked for: 61 base classes at 633² are 98 MB a picture.
-    @property
+    @cached_property
     def final_logits(self) -> Tensor:
         """(B, 2, H, W) float, the fused prediction."""
         return _upsample(self.final_scores, self.size)
 
-    @property
+    @cached_property
     def meta_logits(self) -> Tensor:
-        """(B, 2, H, W) float, the meta learner's own prediction."""
-        return _upsample(self.meta_scores, self.size)
+        """(B, 2, H, W) float, the meta learner's own prediction; `final_logits` itself where nothing is fused."""
+        alone = self.meta_scores is self.final_scores
+        return self.final_logits if alone else _upsample(self.meta_scores, self.size)
 
     @property
     def base_logits(self) -> Tensor | None:

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hdmnet.models.attention import LAYER_NORM_EPS, FeedForward, merge_heads, split_heads, to_map, to_tokens
+from hdmnet.models.matching_variants import attend as attend_variant
+from hdmnet.models.matching_variants import check_variant
 from hdmnet.models.ragged import Ragged, find_foreground
 
 COUNT_EPS = 1e-9
@@ -108,6 +110,11 @@ class CorrelationMatching(nn.Module):
         merge_kernel: 3 as in the release, or 1 as in Eq. 6.
         num_shots: K of the training. The message grows with the number of support positions, so with another K at run
             time it is scaled by num_shots / K. None: never (the release needs a model of its own for each K).
+        score: "cosine", or "dot" (paper Table 5).
+        normalise: "query" (the inverse softmax), "support" or "none"; see `hdmnet.models.matching_variants`.
+
+    Raises:
+        ValueError: Unknown `score` or `normalise`.
     """
 
     def __init__(
@@ -120,11 +127,17 @@ class CorrelationMatching(nn.Module):
         dropout: float = 0.1,
         merge_kernel: int = 3,
         num_shots: int | None = None,
+        score: str = "cosine",
+        normalise: str = "query",
     ) -> None:
         super().__init__()
+        check_variant(score, normalise)
+        self.score = score
+        self.normalise = normalise
         self.num_heads = num_heads
         self.temperature = temperature
-        self.num_shots = num_shots
+        # A softmax or a mean over the support does not grow with the number of its positions.
+        self.num_shots = num_shots if normalise == "query" else None
         self.norm1 = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
         self.query = nn.Linear(channels, channels, bias=False)
         self.key = nn.Linear(channels, channels, bias=False)
@@ -177,19 +190,40 @@ class CorrelationMatching(nn.Module):
         Returns:
             Projected, dropped-out message (B, N, C) and correlation map (B, N).
         """
-        heads = (query.shape[0], self.num_heads)
         # 16 bits (mixed precision) would blur scores that reach 10; in 32 this costs next to nothing beside the trunk.
-        q = F.normalize(_full(split_heads(self.query(query), self.num_heads)), dim=3)  # (B, heads, N, d)
-        k = F.normalize(_full(split_heads(self.key(support), self.num_heads)), dim=3)  # (B, heads, M, d)
-        weight = valid[:, None, :, None].to(q.dtype)
-        v = _full(split_heads(self.value(support), self.num_heads)) * weight
+        q, k, v = (  # (B, heads, N or M, d)
+            _full(split_heads(layer(tokens), self.num_heads))
+            for layer, tokens in ((self.query, query), (self.key, support), (self.value, support))
+        )
         with torch.autocast(query.device.type, enabled=False):
-            message = InverseSoftmaxAttention.apply(
-                q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), self.temperature
-            ).unflatten(0, heads)
-            mean_key = (k * weight).sum(2) / (weight.sum(2) + COUNT_EPS) / self.temperature  # (B, heads, d)
-            correlation = (q @ mean_key[..., None])[..., 0].mean(1)
-        return self.dropout(self.output(merge_heads(message))), correlation
+            if (self.score, self.normalise) == ("cosine", "query"):
+                message, correlation = correlate(q, k, v, valid, self.temperature)
+            else:
+                message, correlation = attend_variant(
+                    q, k, v, valid, score=self.score, normalise=self.normalise, temperature=self.temperature
+                )
+        return self.dropout(self.output(merge_heads(message))), correlation.mean(1)
+
+
+def correlate(q: Tensor, k: Tensor, v: Tensor, valid: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Eqs. 4, 5 and 7 on heads.
+
+    Args:
+        q: (B, heads, N, d) float.
+        k: (B, heads, M, d) float.
+        v: (B, heads, M, d) float.
+        valid: (B, M) bool, False on padding.
+        temperature: t.
+
+    Returns:
+        Message (B, heads, N, d) and correlation map of each head (B, heads, N).
+    """
+    q, k = F.normalize(q, dim=3), F.normalize(k, dim=3)
+    weight = valid[:, None, :, None].to(q.dtype)
+    flat = (x.flatten(0, 1) for x in (q, k, v * weight))
+    message: Tensor = InverseSoftmaxAttention.apply(*flat, temperature).unflatten(0, q.shape[:2])
+    mean_key = (k * weight).sum(2) / (weight.sum(2) + COUNT_EPS) / temperature  # (B, heads, d)
+    return message, (q @ mean_key[..., None])[..., 0]
 
 
 def _full(x: Tensor) -> Tensor:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hdmnet.losses import distillation_per_stage, probability_loss, segmentation_loss
+from hdmnet.data.types import EvaluationBatch
+from hdmnet.losses import DISTILLATION_KINDS, distillation_per_stage, probability_loss, segmentation_loss
 from hdmnet.metrics import FewShotIoU
+from hdmnet.tasks.evaluation import FeatureStore, ReusableModel, compare, pool
 from hdmnet.tasks.schedule import poly_schedule
 
 if TYPE_CHECKING:
@@ -25,19 +26,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
     from hdmnet.data.types import Episode
-
-
-class Output(Protocol):
-    """What a few-shot segmenter returns: full-resolution (B, 2, H, W) logits, and maps (B, h, w) that may be none."""
-
-    @property
-    def final_logits(self) -> Tensor: ...  # noqa: D102
-    @property
-    def meta_logits(self) -> Tensor: ...  # noqa: D102
-    @property
-    def final_is_probability(self) -> bool: ...  # noqa: D102
-    @property
-    def correlation_maps(self) -> list[Tensor]: ...  # noqa: D102
+    from hdmnet.tasks.evaluation import Output
 
 
 @dataclass(frozen=True)
@@ -46,6 +35,7 @@ class LossWeights:
 
     `final_on`: "probabilities": softmax cross entropy of the fused probabilities, as in the release; "log": their
     negative log-likelihood. A final prediction that is logits (no ensemble) is not concerned.
+    `distillation_kind`: which loss the correlation maps get, see `hdmnet.losses` (paper Table 6).
     """
 
     final: float = 1.0
@@ -53,11 +43,15 @@ class LossWeights:
     distillation: float = 1.0
     temperature: float = 1.0
     final_on: str = "probabilities"
+    distillation_kind: str = "kl_teacher"
 
     def __post_init__(self) -> None:
-        """Refuse an unknown reading."""
+        """Refuse an unknown reading or kind."""
         if self.final_on not in ("probabilities", "log"):
             raise ValueError(f"loss.final_on={self.final_on!r}: expected 'probabilities' or 'log'")
+        if self.distillation_kind not in DISTILLATION_KINDS:
+            known = ", ".join(DISTILLATION_KINDS)
+            raise ValueError(f"loss.distillation_kind={self.distillation_kind!r}: expected one of {known}")
 
 
 @dataclass(frozen=True)
@@ -110,7 +104,9 @@ class FewShotTask(L.LightningModule):
         # One metric a prediction ("final", "meta") and seed; validation has one seed.
         self.val_metrics = _metrics(num_classes, self.class_names, 1)
         self.test_metrics = _metrics(num_classes, self.class_names, num_test_seeds)
+        self.val_results: dict[str, list[dict[str, Any]]] = {}
         self.test_results: dict[str, list[dict[str, Any]]] = {}
+        self.features = FeatureStore()  # filled in a validation or test, empty before and after
 
     def forward(self, episode: Episode, *, class_index: Tensor | None = None) -> Output:
         """Segment a batch of episodes; see the model for the shapes."""
@@ -140,45 +136,65 @@ class FewShotTask(L.LightningModule):
         final_loss = (
             probability_loss if weights.final_on == "log" and output.final_is_probability else segmentation_loss
         )
-        terms = {
-            "final": final_loss(output.final_logits, query_mask),
-            "meta": segmentation_loss(output.meta_logits, query_mask),
-        }
+        final = final_loss(output.final_logits, query_mask)
+        alone = output.meta_logits is output.final_logits  # nothing was fused
+        terms = {"final": final, "meta": final if alone else segmentation_loss(output.meta_logits, query_mask)}
         total = weights.final * terms["final"] + weights.meta * terms["meta"]
         if output.correlation_maps:
-            stages = distillation_per_stage(output.correlation_maps, query_mask, weights.temperature)
+            stages = distillation_per_stage(
+                output.correlation_maps, query_mask, weights.temperature, weights.distillation_kind
+            )
             terms["distillation"] = torch.stack(stages).mean()
             terms |= {f"distillation_stage{i}": value for i, value in enumerate(stages, start=1)}
             if weights.distillation:
                 total = total + weights.distillation * terms["distillation"]
         return {"loss": total, **terms}
 
-    def validation_step(self, batch: Episode, batch_idx: int) -> dict[str, Any]:
+    def validation_step(self, batch: Episode | EvaluationBatch, batch_idx: int) -> dict[str, Any]:
         """Pool one batch of validation episodes; returns what the pictures are drawn from."""
         return self._evaluate(batch, self.val_metrics)
 
-    def test_step(self, batch: Episode, batch_idx: int) -> dict[str, Any]:
+    def test_step(self, batch: Episode | EvaluationBatch, batch_idx: int) -> dict[str, Any]:
         """Pool one batch of test episodes; returns what the pictures are drawn from."""
         return self._evaluate(batch, self.test_metrics)
 
-    def _evaluate(self, batch: Episode, metrics: nn.ModuleDict) -> dict[str, Any]:
-        output = self(batch)
-        originals = batch.query_mask_original
-        targets = batch.query_mask[:, None] if originals is None else originals
-        for name, logits in (("final", output.final_logits), ("meta", output.meta_logits)):
-            for i, target in enumerate(targets):
-                # The release compares at the query's original size; episodes differ in it, so one at a time.
-                prediction = _resize(logits[i : i + 1], target.shape[-2:]).argmax(1)
-                metric = _seeds(metrics, name)[int(batch.seed_index[i])]
-                metric.update(prediction, target.view(1, *target.shape[-2:]), batch.class_index[i : i + 1])
+    def _evaluate(self, batch: Episode | EvaluationBatch, metrics: nn.ModuleDict) -> dict[str, Any]:
+        if isinstance(batch, EvaluationBatch):
+            output = self.features.segment(cast(ReusableModel, self.model), batch)
+            masks, mask_index, item = batch.query_masks_original, batch.mask_index, batch.item
+        else:
+            output = self(batch)
+            masks = list(batch.query_mask if batch.query_mask_original is None else batch.query_mask_original)
+            mask_index = item = list(range(len(masks)))
+        final = compare(output.final_logits, masks, mask_index=mask_index)
+        alone = output.meta_logits is output.final_logits  # nothing was fused
+        meta = final if alone else compare(output.meta_logits, masks, mask_index=mask_index)
+        for name, pixels in (("final", final), ("meta", meta)):
+            pool(
+                pixels,
+                class_index=batch.class_index,
+                metrics=_seeds(metrics, name),
+                item=item,
+                seed_index=batch.seed_index.tolist(),
+            )
         return {"episode": batch, "output": output, "class_names": self.class_names}
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin without features: what encodes them may have learnt since a validation that was cut short."""
+        self.features.clear()
+
+    def on_test_epoch_start(self) -> None:
+        """Begin without features."""
+        self.features.clear()
 
     def on_validation_epoch_end(self) -> None:
         """Log validation mIoU and FB-IoU, of the final and of the meta learner's own prediction."""
+        self.features.clear()
         for name, suffix in (("final", ""), ("meta", "_meta")):
             metric = _seeds(self.val_metrics, name)[0]
             values = metric.compute()
             metric.reset()
+            self.val_results[name] = [values]
             miou = float(values["miou"])
             # NaN would end the choice of the best checkpoint silently; no episode at all is 0.
             self.log(f"val/miou{suffix}", 0.0 if math.isnan(miou) else miou, prog_bar=not suffix)
@@ -186,6 +202,7 @@ class FewShotTask(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Keep each seed's figures in `test_results`, by prediction."""
+        self.features.clear()
         self.test_results = {}
         for name in self.test_metrics:
             seeds = _seeds(self.test_metrics, name)[: self.num_test_seeds]
@@ -218,10 +235,3 @@ def _metrics(num_classes: int, names: tuple[str, ...], num_seeds: int) -> nn.Mod
 def _seeds(metrics: nn.ModuleDict, name: str) -> list[FewShotIoU]:
     """The metrics of a prediction, one a seed."""
     return list(cast("nn.ModuleList", metrics[name]))  # type: ignore[arg-type]
-
-
-def _resize(logits: Tensor, size: torch.Size) -> Tensor:
-    """(1, 2, H, W) → (1, 2, *size), the release's interpolation."""
-    if logits.shape[-2:] == size:
-        return logits
-    return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=True)

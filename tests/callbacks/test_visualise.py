@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -24,6 +26,11 @@ from hdmnet.callbacks.visualise import (
     episode_iou,
     stack_rows,
 )
+from hdmnet.quiet import quieten
+from hdmnet.tasks.evaluation import measure_features
+from hdmnet.tasks.few_shot import FewShotTask
+from tests.data.test_datamodule import few_shot
+from tests.helpers.reuse import ColourMatcher
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -176,7 +183,7 @@ class _Task(LightningModule):
 
 def _trainer(folder: Path, pictures: EpisodePictures, **arguments: Any) -> Trainer:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    return Trainer(default_root_dir=folder, callbacks=[pictures], enable_checkpointing=False, **quiet, **arguments)
+    return Trainer(default_root_dir=folder, callbacks=[pictures], enable_checkpointing=False, **(quiet | arguments))
 
 
 def test_normalisation_is_undone_and_meta_and_maps_are_optional() -> None:
@@ -202,6 +209,35 @@ def test_a_run_leaves_a_sheet_per_due_epoch_and_one_of_the_test(tmp_path: Path) 
         assert sheet.size == (9 * 208 + 8, 30 + 2 * 272)  # two rows: seed 1's episodes are not drawn over them
 
 
+class _PictureLogger(DummyLogger):
+    """Takes pictures, as W&B's does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, np.ndarray, int, list[str]]] = []
+
+    def log_image(self, key: str, images: list[Any], step: int, caption: list[str]) -> None:
+        self.calls.append((key, images[0], step, caption))
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+def test_the_last_epoch_is_due_where_steps_end_it_and_loggers_get_the_same_picture(tmp_path: Path) -> None:
+    pictures, logger = EpisodePictures(num_episodes=1, every_n_epochs=2), _PictureLogger()
+    loader = DataLoader(_Episodes(), batch_size=2)
+    trainer = _trainer(tmp_path, pictures, max_epochs=-1, max_steps=9, log_every_n_steps=1, logger=[logger])
+    trainer.fit(_Task(), loader, loader)
+    trainer.test(_Task(), loader, verbose=False)
+    assert [(key, step) for key, _, step, _ in logger.calls] == [
+        ("episodes/val", 6),
+        ("episodes/val", 9),
+        ("episodes/test", 9),
+    ]
+    assert logger.calls[1][3] == ["validation, epoch 2, step 9"]
+    with Image.open(tmp_path / "pictures" / "val_epoch002_step000009.png") as sheet:
+        assert np.array_equal(np.asarray(sheet), logger.calls[1][1])
+
+
 def test_rows_of_all_processes_meet_on_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = EpisodePictures(num_episodes=4, directory=tmp_path / "there")
     pictures._collect(_Task()._step(torch.tensor([0, 2])), _Task())
@@ -211,15 +247,34 @@ def test_rows_of_all_processes_meet_on_the_first(tmp_path: Path, monkeypatch: py
         parts[:] = [mine, other]
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
-    trainer: Any = SimpleNamespace(world_size=2, is_global_zero=True, default_root_dir=str(tmp_path))
+    trainer: Any = SimpleNamespace(world_size=2, is_global_zero=True, default_root_dir=str(tmp_path), loggers=[])
     pictures.on_test_epoch_end(trainer, _Task())
     with Image.open(tmp_path / "there" / "test.png") as sheet:
         assert sheet.size[1] == 30 + 3 * 272
     assert pictures._rows == {}
 
 
+def test_an_evaluation_with_reuse_draws_the_same_sheet(tmp_path: Path) -> None:
+    sheets = []
+    for memory in (None, 1.0):
+        pictures = EpisodePictures(num_episodes=3, directory=tmp_path / str(memory))
+        model = ColourMatcher()
+        module = few_shot(setup=None, num_val_episodes=9, reuse_memory_gb=memory, eval_batch_size=2)
+        module.measure_features = partial(measure_features, model, module.image_size)
+        task = FewShotTask(model=model, class_names=module.novel_names, num_test_seeds=3)
+        trainer = _trainer(tmp_path, pictures, use_distributed_sampler=False)
+        quieten()
+        trainer.test(task, datamodule=module, verbose=False)
+        with Image.open(tmp_path / str(memory) / "test.png") as sheet:
+            sheets.append(np.asarray(sheet).copy())
+    assert sheets[0].shape[0] == 30 + 3 * 272
+    assert np.array_equal(*sheets)
+
+
 def test_no_pictures_when_switched_off_or_when_the_step_returns_none(tmp_path: Path) -> None:
-    trainer: Any = SimpleNamespace(world_size=1, is_global_zero=True, default_root_dir=str(tmp_path))
+    trainer: Any = SimpleNamespace(
+        world_size=1, is_global_zero=True, default_root_dir=str(tmp_path), test_dataloaders=None
+    )
     for pictures, outputs in ((EpisodePictures(0), _Task()._step(torch.tensor([0]))), (EpisodePictures(2), None)):
         pictures.on_test_batch_end(trainer, _Task(), outputs, None, 0)
         pictures.on_test_epoch_end(trainer, _Task())

@@ -147,6 +147,78 @@ def test_truncated_files_are_refused(tmp_path, suffix, read):
         read(path)
 
 
+def without_opencv(read, path, monkeypatch):
+    """What Pillow alone makes of a file: the array, or the error's text."""
+    with monkeypatch.context() as patch:
+        patch.setattr(masks, "_decode_plain_jpeg", lambda path: None)
+        patch.setattr(masks, "_decode_indices", lambda path: None)
+        return outcome(read, path)
+
+
+def outcome(read, path):
+    try:
+        return read(path).tolist()
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    ("mode", "settings", "by_opencv"),
+    [
+        ("RGB", {"subsampling": 0}, True),
+        ("RGB", {"subsampling": 2, "quality": 40}, True),
+        ("RGB", {"keep_rgb": True}, True),
+        ("L", {}, True),
+        ("RGB", {"progressive": True}, False),
+        ("RGB", {"restart_marker_blocks": 2}, False),
+        ("CMYK", {}, False),
+    ],
+)
+def test_jpegs_have_the_same_pixels_by_opencv_and_by_pillow(tmp_path, monkeypatch, mode, settings, by_opencv):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees"
+    noise = np.random.default_rng(0).integers(0, 256, (37, 50, len(Image.new(mode, (1, 1)).getbands())), dtype=np.uint8)
+    path = tmp_path / "x.jpg"
+    Image.fromarray(noise.squeeze(), mode).save(path, exif=exif, **settings)
+    assert (masks._decode_plain_jpeg(path) is not None) == by_opencv
+    assert outcome(read_image, path) == without_opencv(read_image, path, monkeypatch)
+    assert read_image(path).shape == (37, 50, 3)
+    path.write_bytes(path.read_bytes() + b"written by some camera")
+    assert masks._decode_plain_jpeg(path) is None
+    assert read_image(path).shape == (37, 50, 3)
+
+
+@pytest.mark.parametrize("mode", ["P", "L"])
+@pytest.mark.parametrize("settings", [{}, {"transparency": 7}, {"bits": 4}])
+def test_indices_are_the_same_by_opencv_and_by_pillow(tmp_path, monkeypatch, mode, settings):
+    indices = np.random.default_rng(0).integers(0, 16 if "bits" in settings else 256, (37, 50), dtype=np.uint8)
+    path = save(tmp_path / "x.png", indices, mode, **settings)
+    assert (masks._decode_indices(path) is not None) == (mode == "L" or "bits" not in settings)
+    assert read_mask(path).tolist() == without_opencv(read_mask, path, monkeypatch) == indices.tolist()
+
+
+@pytest.mark.parametrize(("suffix", "mode"), [("jpg", "RGB"), ("png", "L")])
+def test_damage_is_judged_as_by_pillow_alone(tmp_path, monkeypatch, capfd, suffix, mode):
+    """Some damaged bytes, or a shorter file: the same pixels or the same error."""
+    rng = np.random.default_rng(0)
+    read = read_image if suffix == "jpg" else read_mask
+    path = save(tmp_path / f"x.{suffix}", rng.integers(0, 255, (24, 40, 3)[: len(mode) or 2], dtype=np.uint8), mode)
+    whole = path.read_bytes()
+    stuffed = [place + 1 for place in range(700, len(whole)) if whole[place : place + 2] == b"\xff\x00"]
+    seen = set()
+    for number in range(150):
+        content = bytearray(whole)
+        # Of a JPEG every other time the 0 after a 255, which makes a marker of them.
+        place = int(rng.choice(stuffed)) if stuffed and number % 2 else int(rng.integers(len(whole)))
+        content[place] = rng.integers(256)
+        path.write_bytes(content[: int(rng.integers(len(whole)))] if number % 5 == 0 else content)
+        found = outcome(read, path)
+        assert found == without_opencv(read, path, monkeypatch), number
+        seen.add(type(found))
+    assert seen == {str, list}
+    capfd.readouterr()  # what the libraries write about damaged files
+
+
 def test_classes_are_positions_in_ascending_category_id():
     assert category_values([{"id": 90}, {"id": 3}, {"id": 13}]) == {3: 1, 13: 2, 90: 3}
     with pytest.raises(ValueError, match="found 0 categories"):

@@ -115,6 +115,7 @@ def _as_a_command(door: str, words: list[str]) -> Iterator[None]:
     root_logger, generator = logging.getLogger(), torch.get_rng_state()
     handlers, level = root_logger.handlers[:], root_logger.level
     sys.argv = [door, *words]
+    os.environ["PYTHONPATH"] = str(ROOT)  # for the jobs of a multirun
     try:
         yield
     finally:

@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 import lightning as L
 import pytest
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from hdmnet.data.types import Episode
 from hdmnet.losses import correlation_distillation
 from hdmnet.quiet import quieten
-from hdmnet.tasks.few_shot import FewShotTask, LossWeights, OptimiserSettings, _resize
+from hdmnet.tasks.few_shot import FewShotTask, LossWeights, OptimiserSettings
 
 
 @dataclass
@@ -208,10 +207,3 @@ def test_the_checkpoint_tells_how_to_build_the_model_again():
     task = FewShotTask(model=Painter(), class_names=["one"], checkpoint_extra={"config": {"fold": 2}})
     task.on_save_checkpoint(checkpoint)
     assert checkpoint == {"hdmnet": {"config": {"fold": 2}}}
-
-
-def test_resizing_is_the_releases():
-    logits = torch.randn(1, 2, 5, 7, generator=torch.Generator().manual_seed(0))
-    assert _resize(logits, torch.Size((5, 7))) is logits
-    expected = F.interpolate(logits, (9, 4), mode="bilinear", align_corners=True)
-    assert torch.equal(_resize(logits, torch.Size((9, 4))), expected)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hdmnet.losses import correlation_distillation, probability_loss, segmentation_loss
+from hdmnet.losses import DISTILLATION_KINDS, correlation_distillation, probability_loss, segmentation_loss
 from hdmnet.models.hdmnet import SegmentationOutput
 from hdmnet.tasks.few_shot import FewShotTask, LossWeights
 
@@ -44,6 +44,20 @@ def test_final_loss_on_probabilities_or_their_logarithm():
 def test_a_prediction_of_logits_is_scored_as_logits_either_way():
     output = make_output(fused=False)
     assert torch.equal(losses(output, final_on="log")[0]["final"], losses(output)[0]["final"])
+
+
+@pytest.mark.parametrize("kind", DISTILLATION_KINDS)
+def test_kinds_of_distillation(kind):
+    output = make_output()
+    terms, mask = losses(output, distillation_kind=kind)
+    expected = correlation_distillation(output.correlation_maps, mask, kind=kind)
+    torch.testing.assert_close(terms["distillation"], expected)
+    torch.testing.assert_close(terms["loss"], terms["final"] + terms["meta"] + expected)
+
+
+def test_unknown_kind():
+    with pytest.raises(ValueError, match=r"loss.distillation_kind='none': expected one of kl_teacher, ce_teacher, ce_"):
+        LossWeights(distillation_kind="none")
 
 
 def test_unknown_reading():

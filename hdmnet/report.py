@@ -1,0 +1,69 @@
+"""`python -m hdmnet.report RUNS… --out DIR`: the paper's tables and figures from finished runs.
+
+RUNS are run folders, folders of runs (searched to any depth) or result.json files. DIR gets `report.html`, one page of
+everything that needs no network; `tables/table1..9.{md,tex,csv}`; `figures/*.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from hdmnet import errors
+from hdmnet.data.preparing import OneLineParser
+
+_COMMAND_LINE_ERROR = 2  # as the other doors; 1 where the runs are at fault
+
+
+def _parser() -> OneLineParser:
+    parser = OneLineParser(
+        prog="python -m hdmnet.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, folders of runs, or result.json files")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; made if needed")
+    parser.add_argument(
+        "--episodes",
+        type=int,
+        default=4,
+        metavar="N",
+        help="episodes drawn in Figures 7, 12 and 13; 0: leave these out (default: 4)",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the door.
+
+    Args:
+        argv: Command line without the program's name; None = the process's own.
+
+    Returns:
+        Exit code: 0 done, 1 the runs or the folder are at fault, 2 the command line is.
+    """
+    try:
+        arguments = _parser().parse_args(argv)
+        if arguments.episodes < 0:
+            raise ValueError(f"--episodes is {arguments.episodes}; expected 0 or more")
+    except ValueError as error:
+        print(f"error: {errors.one_line(error)}", file=sys.stderr)
+        return _COMMAND_LINE_ERROR
+    from hdmnet.reporting.writing import write_report
+
+    try:
+        lines = write_report(arguments.runs, arguments.out, num_episodes=arguments.episodes)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        message = None if errors.wants_traceback() else errors.user_message(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 1
+    print("\n".join(lines), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

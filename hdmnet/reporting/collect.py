@@ -1,0 +1,209 @@
+"""Which finished runs there are: `result.json` files under the folders that were named, read and checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hdmnet.results import read_result
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One `result.json`.
+
+    Attributes:
+        path: The file.
+        result: Its content; undefined figures are None.
+        parent: Result of the training run whose checkpoint was evaluated, where this is an evaluation and that run's
+            folder is still there.
+    """
+
+    path: Path
+    result: Mapping[str, Any]
+    parent: Mapping[str, Any] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.path.parent
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What was tested, as plain containers."""
+        config: Mapping[str, Any] = self.result["config"]
+        return config
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether the evaluate door wrote it: only that one knows `episodes` and `seeds`."""
+        return "episodes" in self.config
+
+    @property
+    def trained(self) -> Mapping[str, Any] | None:
+        """Config of the training; None for an evaluation whose training run is not there any more."""
+        if self.is_evaluation:
+            return None if self.parent is None else self.parent["config"]
+        return self.config
+
+    @property
+    def ablation(self) -> str | None:
+        """Name of the ablation; None for the full method."""
+        name = self.result["ablation"]
+        return None if name in (None, "none") else str(name)
+
+    @property
+    def manifests(self) -> tuple[str, ...]:
+        """Hash of the test episodes, one a test seed."""
+        found = self.result["manifest_sha256"]
+        return (found,) if isinstance(found, str) else tuple(found)
+
+    @property
+    def num_test_seeds(self) -> int:
+        """Test seeds."""
+        return len(self.result["test"]["miou_per_seed"])
+
+    @cached_property
+    def modified(self) -> float:
+        """Time of the file, seconds since 1970."""
+        return self.path.stat().st_mtime
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The weights that were tested, where they are still there (a moved run folder brings its own along)."""
+        named = self.result.get("checkpoint")
+        if named is None:
+            return None
+        candidates = [Path(named)] + ([] if self.is_evaluation else [self.folder / "checkpoints" / Path(named).name])
+        return next((path for path in candidates if path.is_file()), None)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What was found.
+
+    Attributes:
+        runs: By path; each file once.
+        warnings: One line each: damaged results, folders without one, unfinished runs.
+    """
+
+    runs: list[Run]
+    warnings: list[str]
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Folders below one, itself first, in order of names; symbolic links to folders are not followed."""
+    for name, folders, files in os.walk(folder):
+        folders.sort()
+        yield Path(name), folders, files
+
+
+def _find(named: Path, unfinished: list[str]) -> list[Path]:
+    """Result files of one argument; `unfinished` gets the run folders below it that hold none."""
+    if named.is_file():
+        return [named]
+    if not named.is_dir():
+        raise FileNotFoundError(f"{named} not found; expected a run folder, a folder of runs or a result.json")
+    found = []
+    for folder, folders, files in _walk(named):
+        if RESULT in files:
+            found.append(folder / RESULT)
+        elif ".hydra" in folders:
+            unfinished.append(f"unfinished run, left out: {folder} has no {RESULT}")
+    return found
+
+
+def _usable(result: Mapping[str, Any]) -> str | None:
+    """Why a result that has its fixed keys cannot be used; None if it can."""
+    config = result["config"]
+    if not isinstance(config, Mapping) or not isinstance(config.get("dataset"), Mapping):
+        return "config is no mapping with a dataset"
+    for key in ("fold", "shot", "seed"):
+        if not isinstance(result[key], int) or isinstance(result[key], bool):
+            return f"{key} is {result[key]!r}, expected an integer"
+    for entry in ("test", "test_no_ensemble"):
+        test = result[entry]
+        if test is None:
+            continue
+        per_seed = test["miou_per_seed"]
+        if not isinstance(per_seed, list) or not isinstance(test["iou_per_class"], Mapping):
+            return f"{entry}.miou_per_seed or {entry}.iou_per_class has another kind than a result's"
+        for value in (test["miou"], test["fb_iou"], *per_seed, *test["iou_per_class"].values()):
+            if value is not None and (not isinstance(value, int | float) or not 0 <= value <= 1):
+                return f"{entry} holds the IoU {value!r}, expected a fraction of 1"
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A checked result.
+
+    Raises:
+        ValueError: It is damaged; one line with the path.
+    """
+    try:
+        result = read_result(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not readable JSON ({error})") from error
+    reason = _usable(result)
+    if reason is not None:
+        raise ValueError(f"{path}: {reason}")
+    return result
+
+
+def _parent(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Result of the run that an evaluated checkpoint belongs to (RUN/checkpoints/best.ckpt)."""
+    checkpoint = result.get("checkpoint")
+    if "episodes" not in result["config"] or not isinstance(checkpoint, str):
+        return None
+    path = Path(checkpoint).parent.parent / RESULT
+    try:
+        return _read(path)
+    except (ValueError, OSError):
+        return None
+
+
+def collect(named: Iterable[str | Path]) -> Collection:
+    """Read every result under some paths.
+
+    Args:
+        named: Run folders, folders of runs (searched to any depth) or `result.json` files.
+
+    Returns:
+        The runs, and a line for each that is left out.
+
+    Raises:
+        FileNotFoundError: A path does not exist, or there is no result under any of them.
+        ValueError: There are results, but all are damaged.
+    """
+    paths = [Path(name).expanduser() for name in named]
+    warnings: list[str] = []
+    files: dict[Path, None] = {}  # in order, each once
+    for path in paths:
+        found = _find(path, warnings)
+        if not found:
+            warnings.append(f"no {RESULT} in or below {path}")
+        files |= dict.fromkeys(file.absolute() for file in found)
+    if not files:
+        raise FileNotFoundError(
+            f"no {RESULT} in or below {', '.join(map(str, paths))}; a run leaves one when it has finished"
+        )
+    runs = []
+    for file in files:
+        try:
+            result = _read(file)
+        except (ValueError, OSError) as error:
+            warnings.append("damaged result, left out: " + " ".join(str(error).split()))
+            continue
+        runs.append(Run(file, result, _parent(result)))
+    if not runs:
+        raise ValueError(f"{len(files)} {RESULT} found, none readable: {warnings[-1]}")
+    dirty = [str(run.folder) for run in runs if run.result.get("git_dirty")]
+    if dirty:
+        warnings.append(f"uncommitted changes in the code of {len(dirty)} of {len(runs)} runs: {', '.join(dirty)}")
+    return Collection(runs, list(dict.fromkeys(warnings)))

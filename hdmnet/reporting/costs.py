@@ -1,0 +1,48 @@
+"""Parameters of a run's model, counted on a model without memory (torch's meta device)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hdmnet.reporting.collect import Run
+
+_TRANSFORMER = ("meta_learner.pyramid.", "meta_learner.matching.", "meta_learner.decoder.")
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Millions of parameters.
+
+    Attributes:
+        learnable: All that are trained in stage 2 (the paper's Table 3).
+        transformer: Of these the feature pyramid, the matching and the decoder (Table 7).
+    """
+
+    learnable: float
+    transformer: float
+
+
+def count_parameters(run: Run) -> Costs:
+    """Build a run's model and count.
+
+    Args:
+        run: Its config and number of novel classes are used; no checkpoint is read.
+
+    Returns:
+        The counts.
+
+    Raises:
+        ValueError: This version of the code cannot build the model.
+    """
+    import torch
+    from omegaconf import OmegaConf
+
+    from hdmnet.building import build_base_learner, build_model
+
+    cfg = OmegaConf.create(dict(run.config))
+    num_base = len(run.result["test"]["iou_per_class"]) * (int(cfg.dataset.get("num_folds", 4)) - 1)
+    with torch.device("meta"):
+        model = build_model(cfg, build_base_learner(cfg, num_base, weights=None))
+    trained = [(name, parameter.numel()) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    transformer = sum(count for name, count in trained if name.startswith(_TRANSFORMER))
+    return Costs(sum(count for _, count in trained) / 1e6, transformer / 1e6)

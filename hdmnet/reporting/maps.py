@@ -1,0 +1,174 @@
+"""Figures 7, 12 and 13: correlation maps by stage, of two runs that differ in correlation distillation only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hdmnet.atomic import replacing
+from hdmnet.reporting.collect import Run
+from hdmnet.reporting.figures import STYLES, WITH, WITHOUT, Figure, by_dataset, distillation_pairs, pairs_of
+from hdmnet.reporting.studies import Study
+
+if TYPE_CHECKING:
+    from hdmnet.callbacks.visualise import Picture
+    from hdmnet.data.types import Episode
+
+
+@dataclass(frozen=True)
+class _Episodes:
+    """Some test episodes and what a run's model makes of them.
+
+    Attributes:
+        batches: One episode each, collated, normalised.
+        outputs: The model's answer to each.
+        class_names: Of the novel classes.
+        backbone: Config of the backbone, whose mean and deviation undo the normalisation.
+    """
+
+    batches: list[Episode]
+    outputs: list[Any]
+    class_names: tuple[str, ...]
+    backbone: Any
+
+
+def draw_maps(runs: Sequence[Run], folder: Path, num_episodes: int) -> tuple[list[Figure], list[str]]:
+    """Draw the figures of one pair of runs of each data set, on the CPU.
+
+    Args:
+        runs: All there are; those with a checkpoint are used.
+        folder: Where to.
+        num_episodes: How many episodes; 0: no figure.
+
+    Returns:
+        The figures, and a line for each data set that cannot be drawn.
+    """
+    figures: list[Figure] = []
+    warnings: list[str] = []
+    for dataset, group in by_dataset(runs).items() if num_episodes else ():
+        studies = distillation_pairs(group, lambda run: run.checkpoint is not None)
+        if not studies:
+            continue
+        pair = pairs_of(studies[0])[0]
+        try:
+            seen = [_run_episodes(run, num_episodes) for run in pair]
+        except (ValueError, OSError) as error:
+            reason = " ".join(str(error).split())
+            warnings.append(f"Figures 7, 12 and 13: {dataset} left out, its runs cannot be shown: {reason}")
+            continue
+        figures += _draw(dataset, studies[0], pair, seen, folder)
+    return figures, warnings
+
+
+def _run_episodes(run: Run, num_episodes: int) -> _Episodes:
+    """Run the first episodes of the first test seed through a run's model.
+
+    Raises:
+        ValueError: Config, checkpoint or data do not fit this version.
+        FileNotFoundError: Data or checkpoint are not there.
+    """
+    import torch
+    from omegaconf import OmegaConf
+
+    from hdmnet import building
+    from hdmnet.checkpoints import load_strictly, read_checkpoint, run_entry, run_state_dict
+    from hdmnet.data.types import collate_episodes
+
+    path = run.checkpoint
+    if path is None:
+        raise FileNotFoundError(f"{run.folder} has no checkpoint any more; expected checkpoints/best.ckpt")
+    content = read_checkpoint(path)
+    entry = run_entry(content, path)
+    if entry is None:
+        raise ValueError(f"{path} is not of an hdmnet run; expected checkpoints/best.ckpt of a run's folder")
+    cfg = OmegaConf.create(dict(run.config))
+    cache = Path(str(cfg.paths.cache_dir)) / "catalogs"
+    data = building.build_few_shot_data(
+        cfg,
+        building.build_source(cfg),
+        num_test_seeds=1,
+        num_test_episodes=num_episodes,
+        num_workers=0,
+        cache_dir=cache if cache.is_dir() else None,
+    )
+    data.setup("test")
+    learner = building.build_base_learner(cfg, data.num_base, weights=None)
+    model = building.build_model(cfg, learner, num_shots=entry["config"]["shot"]).eval()
+    load_strictly(model, run_state_dict(content), str(path))
+    dataset: Any = data.test_dataloader().dataset
+    batches, outputs = [], []
+    with torch.inference_mode():
+        for index in range(num_episodes):
+            batch = data.on_after_batch_transfer(collate_episodes([dataset[index]]), 0)
+            batches.append(batch)
+            outputs.append(model(batch.query_image, batch.support_images, batch.support_masks))
+    return _Episodes(batches, outputs, tuple(data.novel_names), cfg.backbone)
+
+
+def _row(seen: _Episodes, number: int, suffix: str, num_maps: int | None) -> Picture:
+    """One episode: supports, query, prediction and the maps of the first `num_maps` stages (None: all)."""
+    from hdmnet.callbacks.visualise import draw_batch_item
+
+    output = seen.outputs[number]
+    shown: Any = {
+        "episode": seen.batches[number],
+        "output": SimpleNamespace(
+            final_logits=output.final_logits, correlation_maps=list(output.correlation_maps)[:num_maps]
+        ),
+        "class_names": [f"{name}{suffix}" for name in seen.class_names],
+    }
+    statistics: Any = SimpleNamespace(image_mean=list(seen.backbone.mean), image_std=list(seen.backbone.std))
+    return draw_batch_item(shown, 0, statistics)
+
+
+def _draw(dataset: str, study: Study, pair: tuple[Run, Run], seen: Sequence[_Episodes], folder: Path) -> list[Figure]:
+    """The three figures of a pair of runs (with, without)."""
+    one = pair[0].result
+    where = f"{study.label}, fold {one['fold']}, training seed {one['seed']}"
+    names = [STYLES[row][0] for row in (WITH, WITHOUT)]
+    numbers = range(len(seen[0].batches))
+    both = [
+        (number, side)
+        for number in numbers
+        for side in (1, 0)  # without first, as the paper has it
+    ]
+    chosen = "the first test episodes, not chosen"
+    legend = "Each map is stretched from its own least to its own largest value (above it); white: the truth's outline."
+    sheets = {
+        7: (
+            [_row(seen[side], number, f", {names[side]}", None) for number, side in both[: 2 * min(2, len(numbers))]],
+            f"Correlation maps of all stages (1 is the finest) without and with distillation; {where}; {chosen}.",
+        ),
+        12: (
+            [
+                np.concatenate([_row(seen[side], number, f", {names[side]}", 1) for side in (1, 0)], axis=1)
+                for number in numbers
+            ],
+            f"Correlation map of the first stage and prediction, without and with distillation; {where}; {chosen}.",
+        ),
+        13: (
+            [_row(seen[0], number, "", None) for number in numbers],
+            f"Correlation pyramid, from the finest stage to the coarsest, with distillation; {where}; {chosen}.",
+        ),
+    }
+    figures = []
+    for number, (rows, caption) in sheets.items():
+        name = f"figure{number}_{dataset}"
+        figures.append(Figure(number, name, f"{caption} {legend}", _save(rows, folder / f"{name}.png")))
+    return figures
+
+
+def _save(rows: Sequence[Picture], path: Path) -> Path:
+    """Stack the rows under the colours' legend and write the PNG, whole or not at all."""
+    from PIL import Image
+
+    from hdmnet.callbacks.visualise import stack_rows
+
+    with replacing(path) as temporary:
+        Image.fromarray(stack_rows(rows)).save(temporary, format="png", optimize=True)
+    return path

@@ -1,0 +1,109 @@
+"""One self-contained HTML page of all tables and figures: inline style, pictures as data URIs, no script."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from hdmnet.reporting.collect import Run
+from hdmnet.reporting.figures import Figure
+from hdmnet.reporting.formats import to_html
+from hdmnet.reporting.paper import source
+from hdmnet.reporting.tables import Table
+
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 1250px; margin: 2em auto;
+       padding: 0 1em; }
+h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 2.2em; border-bottom: 2px solid #0072B2; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 13px; border-top: 2px solid #1a1a1a; border-bottom: 2px solid #1a1a1a; }
+th, td { padding: .22em .6em; text-align: left; vertical-align: top; }
+thead tr:last-child th { border-bottom: 1px solid #1a1a1a; }
+td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+tr.ours { background: #e8f1f8; }
+.notes, figcaption { font-size: 12.5px; color: #444; }
+.notes { overflow-wrap: anywhere; }
+figure { margin: 1.5em 0; } figure img { max-width: 100%; height: auto; border: 1px solid #ddd; }
+.warnings { background: #fdf3e1; border-left: 4px solid #E69F00; padding: .6em 2em; overflow-wrap: anywhere; }
+code { font-size: 12px; overflow-wrap: anywhere; }
+"""
+
+
+def make_page(
+    tables: Sequence[Table], figures: Sequence[Figure], runs: Sequence[Run], warnings: Sequence[str], missing: str
+) -> str:
+    """Lay out the page.
+
+    Args:
+        tables: In order.
+        figures: In order; their files must be there.
+        runs: All that were read.
+        warnings: One line each.
+        missing: Which figures of the paper have no runs; may be empty.
+
+    Returns:
+        HTML, UTF-8.
+    """
+    date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    empty = [str(table.number) for table in tables if not table.runs]
+    parts = [
+        "<!DOCTYPE html>",
+        '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
+        f"<title>HDMNet: tables and figures</title><style>{_STYLE}</style></head><body>",
+        "<h1>HDMNet: the paper's tables and figures, with our numbers beside</h1>",
+        f"<p>{len(runs)} runs, {date}. Paper: {html.escape(source())}</p>",
+        "<p>Every number of ours is the mean over folds of the mean over training seeds; ± is the sample standard "
+        "deviation over training seeds where several runs differ only in the seed, else over test seeds, as told in "
+        "the last column. – is a missing cell.</p>",
+    ]
+    if empty:
+        parts.append(f"<p>No runs for Table{'s' if len(empty) > 1 else ''} {', '.join(empty)}.</p>")
+    if missing:
+        parts.append(f"<p>{html.escape(missing)}</p>")
+    parts.append(f"<h2>Warnings</h2>{_list(warnings, 'warnings') if warnings else '<p>None.</p>'}")
+    parts += ["<h2>Tables</h2>", *map(to_html, tables), "<h2>Figures</h2>", *map(_figure, figures)]
+    parts += ["<h2>Runs</h2>", _runs(runs), "</body></html>"]
+    return "\n".join(parts) + "\n"
+
+
+def _list(lines: Sequence[str], kind: str) -> str:
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return f'<ul class="{kind}">{items}</ul>'
+
+
+def _figure(figure: Figure) -> str:
+    data = base64.b64encode(figure.path.read_bytes()).decode("ascii")
+    caption = html.escape(f"Figure {figure.number}. {figure.caption}")
+    name = html.escape(figure.name)
+    return (
+        f'<figure id="{name}"><img alt="{name}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def _runs(runs: Sequence[Run]) -> str:
+    """A table of what was read: where it lies, what ran, on which episodes."""
+    heads = ["folder", "data set", "backbone", "fold", "shot", "ablation", "seed", "test", "mIoU (%)", "commit"]
+    heads += ["episodes' hash", "date"]
+    lines = []
+    for run in sorted(runs, key=lambda run: str(run.path)):
+        result = run.result
+        commit = str(result.get("git_commit") or "unknown")[:10] + ("+" if result.get("git_dirty") else "")
+        miou = result["test"]["miou"]
+        cells = (
+            run.folder,
+            *(result[key] for key in ("dataset", "backbone", "fold", "shot")),
+            run.ablation or "–",
+            result["seed"],
+            f"{result['test']['num_episodes']} x {run.num_test_seeds} seeds{', evaluation' * run.is_evaluation}",
+            "–" if miou is None else f"{100 * miou:.1f}",
+            commit,
+            ", ".join(manifest[:8] for manifest in run.manifests[:3]) + (" …" if len(run.manifests) > 3 else ""),
+            datetime.fromtimestamp(run.modified, UTC).strftime("%Y-%m-%d %H:%M"),
+        )
+        lines.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
+    note = "<p class='notes'>+ after the commit: uncommitted changes. Dates are those of result.json.</p>"
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>{note}'

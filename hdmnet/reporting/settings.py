@@ -1,0 +1,167 @@
+"""What a run's config says about the experiment, and which of it the rows of the ablation tables change.
+
+Runs are told apart by their stored configs, not by names: a row of a table is what `conf/ablation/<row>.yaml` makes of
+the data set's config, and a run belongs to it when its own config says the same in every key that the table's rows
+change. So a full run fills every row that is the full method, and a free sweep over `loss.temperature` fills Table 9.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from hdmnet.config import conf_dir, register_schemas, to_plain
+from hdmnet.reporting.collect import Run
+
+Settings = dict[str, str]  # dotted key: value as JSON
+
+ABSENT = "absent"
+SHOTS = ("shot", "trained.shot")
+
+# Of the config that was tested, and of the one that was trained with. The rest belongs to the machine, to the command
+# at hand or to the fold and seed over which is averaged.
+_TESTED = ("dataset", "backbone", "model", "shot", "protocol", "selection", "support_mask")
+_TRAINED = ("loss", "optim", "augment", "batch_size")
+_TRAINER = ("max_steps", "max_epochs", "max_time", "limit_train_batches", "accumulate_grad_batches", "precision")
+_IGNORED = (
+    "dataset.root",
+    "dataset.source.root",
+    "dataset.source.fold",
+    "dataset.num_test_episodes",
+    "dataset.num_test_seeds",
+    "dataset.controls",
+    "backbone.weights",
+    "backbone.build.weights",
+    "backbone.build.weights_dir",
+)
+
+
+def flatten(node: Any, prefix: str = "") -> Settings:
+    """Nested mappings as dotted keys; lists and scalars as JSON text, which compares 1 and 1.0 alike."""
+    if isinstance(node, Mapping):
+        flat: Settings = {}
+        for key, value in node.items():
+            flat |= flatten(value, f"{prefix}{key}.")
+        return flat
+    if isinstance(node, float) and node.is_integer():
+        node = int(node)
+    return {prefix.removesuffix("."): json.dumps(node, sort_keys=True)}
+
+
+def _settings_of(tested: Mapping[str, Any], trained: Mapping[str, Any] | None) -> Settings:
+    flat = flatten({key: tested[key] for key in _TESTED if key in tested})
+    source = tested if trained is None else trained
+    flat |= flatten({key: source[key] for key in _TRAINED if key in source})
+    trainer = source.get("trainer") or {}
+    flat |= flatten({"trainer": {key: trainer[key] for key in _TRAINER if key in trainer}})
+    flat["trained.shot"] = "unknown" if trained is None else json.dumps(trained.get("shot"))
+    return {key: value for key, value in flat.items() if key not in _IGNORED}
+
+
+@cache
+def _composed(dataset: str, backbone: str, ablation: str | None) -> Settings | None:
+    """Settings of the train door for a data set, a backbone and an ablation; None where conf/ has no such option."""
+    from hydra import compose, initialize_config_dir
+
+    conf = conf_dir()
+    words = [f"dataset={dataset}"] if (conf / "dataset" / f"{dataset}.yaml").is_file() else []
+    if (conf / "backbone" / f"{backbone}.yaml").is_file():
+        words.append(f"backbone={backbone}")
+    if ablation is not None:
+        if not (conf / "ablation" / f"{ablation}.yaml").is_file():
+            return None
+        words.append(f"ablation={ablation}")
+    register_schemas()
+    with initialize_config_dir(config_dir=str(conf), version_base="1.3"):
+        plain = to_plain(compose("train", words))
+    return _settings_of(plain, plain)
+
+
+def defaults_of(run: Run) -> Settings:
+    """What the train door would set for the run's data set and backbone."""
+    composed = _composed(str(run.result["dataset"]), str(run.result["backbone"]), None)
+    assert composed is not None  # only an ablation can be missing
+    return composed
+
+
+@cache
+def settings_of(run: Run) -> Settings:
+    """What makes the run's experiment, fold and seed left out.
+
+    A key that conf/ has and the run has not, because the run is older, counts as its default: new switches are made so
+    that what was computed before stays what it was.
+    """
+    own = _settings_of(run.config, run.trained)
+    defaults = defaults_of(run)
+    same_model = own.get("model._target_") == defaults.get("model._target_")
+    for key, value in defaults.items():
+        if key.startswith("model.") and not same_model:
+            continue
+        if key not in ("shot", "trained.shot"):
+            own.setdefault(key, value)
+    return own
+
+
+def row_values(run: Run, names: Iterable[str]) -> dict[str, Settings]:
+    """What the rows of an ablation table set, for the run's data set.
+
+    Args:
+        run: Says the data set and the backbone.
+        names: The rows' ablations.
+
+    Returns:
+        By row, only of those that conf/ablation holds: every key that any of the rows changes, with the row's value
+        (`ABSENT` where the row has no such key).
+    """
+    dataset, backbone = str(run.result["dataset"]), str(run.result["backbone"])
+    return _row_values(dataset, backbone, tuple(names))
+
+
+@cache
+def _row_values(dataset: str, backbone: str, names: tuple[str, ...]) -> dict[str, Settings]:
+    plain = _composed(dataset, backbone, None)
+    assert plain is not None
+    rows = {name: row for name in names if (row := _composed(dataset, backbone, name)) is not None}
+    axes = sorted(key for row in rows.values() for key in differing([plain, row]))
+    return {name: {key: row.get(key, ABSENT) for key in axes} for name, row in rows.items()}
+
+
+def differing(several: Iterable[Settings]) -> list[str]:
+    """Keys that do not have the same value in all settings."""
+    several = list(several)
+    keys = sorted({key for settings in several for key in settings})
+    return [key for key in keys if len({settings.get(key, ABSENT) for settings in several}) > 1]
+
+
+def without(settings: Settings, keys: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Settings less some keys, as something that can be compared and hashed."""
+    left_out = set(keys)
+    return tuple(sorted((key, value) for key, value in settings.items() if key not in left_out))
+
+
+def repeated(settings: Settings) -> set[str]:
+    """Keys that only repeat another, e.g. `dataset.source.train_list` or `trainer.max_steps`: no need to tell both."""
+    twins = {"dataset.source.": "dataset.", "trainer.": "optim.", "batch_size": "optim.batch_size"}
+    return {
+        key
+        for key, value in settings.items()
+        for start, twin in twins.items()
+        if key.startswith(start) and settings.get(twin + key.removeprefix(start)) == value
+    }
+
+
+def deviations(run: Run, left_out: Iterable[str] = ()) -> list[str]:
+    """`key=value` of what the run sets otherwise than conf/ does for its data set and backbone."""
+    own, defaults = settings_of(run), defaults_of(run)
+    skip = {*left_out, *SHOTS, *repeated(own)}
+    return [f"{key}={own.get(key, ABSENT).strip(chr(34))}" for key in differing([own, defaults]) if key not in skip]
+
+
+def is_papers_dataset(run: Run, dataset: str) -> bool:
+    """Whether the run's data set is the paper's: the same name, and the lists and classes that conf/ has for it."""
+    keys = ("name", "train_list", "val_list", "split_rule", "num_folds", "min_area")
+    own, defaults = settings_of(run), defaults_of(run)
+    same = all(own.get(f"dataset.{key}") == defaults.get(f"dataset.{key}") for key in keys)
+    return run.result["dataset"] == dataset and same

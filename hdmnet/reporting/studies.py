@@ -1,0 +1,232 @@
+"""Which runs may stand beside each other: studies, that is runs that differ only in fold, seed and a table's rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hdmnet.reporting.aggregate import choose, describe, mixed_episodes
+from hdmnet.reporting.collect import Run
+from hdmnet.reporting.settings import (
+    ABSENT,
+    SHOTS,
+    deviations,
+    differing,
+    is_papers_dataset,
+    repeated,
+    row_values,
+    settings_of,
+    without,
+)
+
+OTHER_DATASET = "‡"
+_SHOWN_DIFFERENCES = 3
+
+
+@dataclass(eq=False)
+class Study:
+    """Runs of one setting.
+
+    Attributes:
+        rows: Runs by row of the table (an ablation, or a number of shots as text); one a fold and training seed.
+        axes: Settings that the rows change.
+        label: Name of the study, unlike those of the others in its table.
+    """
+
+    rows: dict[str, list[Run]] = field(default_factory=dict)
+    axes: tuple[str, ...] = ()
+    label: str = ""
+
+    @property
+    def runs(self) -> list[Run]:
+        """All of them."""
+        return [run for runs in self.rows.values() for run in runs]
+
+    @property
+    def first(self) -> Run:
+        """One that stands for the study's setting."""
+        return self.runs[0]
+
+    def note(self, dataset: str) -> str:
+        """One line on what it is: folds, seeds, and what it sets otherwise than conf/.
+
+        Args:
+            dataset: Of the paper's table.
+        """
+        parts = [describe(self.runs)]
+        if dataset and not is_papers_dataset(self.first, dataset):
+            parts.append("another data set than the paper's")
+        changed = deviations(self.first, self.axes)
+        parts.append("differs from conf/ in " + ", ".join(changed) if changed else "set as in conf/")
+        return f"{self.label}: {'; '.join(parts)}"
+
+
+def row_of(run: Run, names: Sequence[str]) -> tuple[str | None, tuple[str, ...], str | None]:
+    """Which row of an ablation table a run belongs to.
+
+    Args:
+        run: The run.
+        names: The rows' ablations.
+
+    Returns:
+        The row (None: none), the settings that the rows change, and a warning where the run's name says otherwise.
+    """
+    values, own = row_values(run, names), settings_of(run)
+    axes = tuple(sorted({key for row in values.values() for key in row}))
+    row = next((name for name, row in values.items() if all(own.get(key, ABSENT) == row[key] for key in row)), None)
+    if run.ablation not in names or run.ablation == row:
+        return row, axes, None
+    wanted = values.get(str(run.ablation), {})
+    wrong = [f"{key}={_plain(own.get(key, ABSENT))}" for key in wanted if own.get(key, ABSENT) != wanted[key]]
+    place = f"counted as {row}" if row else "counted by its name"
+    return (
+        row or run.ablation,
+        axes,
+        f"{run.folder} is named {run.ablation} but its config is not conf/ablation's ({', '.join(wrong)}): {place}",
+    )
+
+
+def ablation_studies(runs: Iterable[Run], names: Sequence[str]) -> tuple[list[Study], list[str]]:
+    """Studies that an ablation table shows: those with a run named for it, or with two of its rows.
+
+    Args:
+        runs: All there are.
+        names: The rows' ablations.
+
+    Returns:
+        The studies, labelled, and warnings.
+    """
+    warnings: list[str] = []
+
+    def place(run: Run) -> tuple[Hashable, str, tuple[str, ...]] | None:
+        row, axes, warning = row_of(run, names)
+        if warning is not None:
+            warnings.append(warning)
+        return None if row is None else (without(settings_of(run), axes), row, axes)
+
+    studies, left_out = _gather(runs, place)
+    shown = [study for study in studies if len(study.rows) > 1 or any(run.ablation in names for run in study.runs)]
+    return _finish(shown, left_out, warnings, with_shot=True)
+
+
+def full_studies(runs: Iterable[Run], names: Sequence[str]) -> tuple[list[Study], list[str]]:
+    """Studies of the full method, with a row for each number of shots.
+
+    Args:
+        runs: All there are.
+        names: All ablations of the tables: a run named for one counts where its config is the full method's.
+
+    Returns:
+        The studies, labelled, and warnings.
+    """
+
+    def place(run: Run) -> tuple[Hashable, str, tuple[str, ...]] | None:
+        own = settings_of(run)
+        if own["support_mask"] != json.dumps("given"):
+            return None  # a control
+        return (without(own, SHOTS), _training(run)), str(run.result["shot"]), SHOTS
+
+    def is_full(run: Run) -> bool:
+        axes = {key for row in row_values(run, names).values() for key in row}
+        changed = {change.partition("=")[0] for change in deviations(run)}
+        return run.ablation is None or axes.isdisjoint(changed)
+
+    studies, left_out = _gather(runs, place)
+    return _finish([study for study in studies if any(map(is_full, study.runs))], left_out, [], with_shot=False)
+
+
+def _gather(
+    runs: Iterable[Run], place: Callable[[Run], tuple[Hashable, str, tuple[str, ...]] | None]
+) -> tuple[list[Study], Mapping[str, list[Run]]]:
+    """Group runs by what `place` gives: key of the study, row, axes."""
+    studies: dict[Hashable, Study] = {}
+    for run in runs:
+        found = place(run)
+        if found is not None:
+            key, row, axes = found
+            study = studies.setdefault(key, Study(axes=axes))
+            study.rows.setdefault(row, []).append(run)
+    left_out: dict[str, list[Run]] = {}
+    for study in studies.values():
+        for row, group in study.rows.items():
+            study.rows[row], rest = choose(group)
+            left_out.setdefault(str(id(study)), []).extend(rest)
+    ordered = sorted(studies.values(), key=lambda study: (_base_label(study.first, with_shot=True), -len(study.runs)))
+    return ordered, left_out
+
+
+def _finish(
+    studies: list[Study], left_out: Mapping[str, list[Run]], warnings: list[str], *, with_shot: bool
+) -> tuple[list[Study], list[str]]:
+    label_apart(studies, with_shot=with_shot)
+    for study in studies:
+        warnings += [
+            f"not used, another run of the same setting, fold and seed is: {run.folder}"
+            for run in left_out.get(str(id(study)), [])
+        ]
+        warnings += mixed_episodes(study.runs)
+        warnings += _unequal_seeds(study)
+    return studies, warnings
+
+
+def _unequal_seeds(study: Study) -> list[str]:
+    """A warning for each row whose folds have unequal training seeds."""
+    found = []
+    for row, runs in study.rows.items():
+        seeds: dict[int, set[int]] = {}
+        for run in runs:
+            seeds.setdefault(run.result["fold"], set()).add(run.result["seed"])
+        if len(set(map(frozenset, seeds.values()))) > 1:
+            told = "; ".join(f"fold {fold}: {', '.join(map(str, sorted(own)))}" for fold, own in sorted(seeds.items()))
+            name = f"{row}-shot" if row.isdigit() else row
+            found.append(f"{study.label}, {name}: folds with unequal training seeds are averaged ({told})")
+    return found
+
+
+def _plain(value: str) -> str:
+    """A setting's JSON as it is written on a command line."""
+    return value.strip('"')
+
+
+def _training(run: Run) -> str:
+    """How training differs from the test in shots; empty where it does not."""
+    trained = settings_of(run)["trained.shot"]
+    if trained == str(run.result["shot"]):
+        return ""
+    return "training run not found" if trained == "unknown" else f"trained {trained}-shot"
+
+
+def _base_label(run: Run, *, with_shot: bool) -> str:
+    shot = f", {run.result['shot']}-shot" if with_shot else ""
+    training = _training(run)
+    return f"{run.result['dataset']}, {run.result['backbone']}{shot}{', ' if training else ''}{training}"
+
+
+def label_apart(studies: Sequence[Study], *, with_shot: bool) -> None:
+    """Give each study of a table a label of its own, in place: where data set and backbone agree, what differs."""
+    groups: dict[str, list[Study]] = {}
+    for study in studies:
+        groups.setdefault(_base_label(study.first, with_shot=with_shot), []).append(study)
+    for label, group in groups.items():
+        settings: list[dict[str, Any]] = [settings_of(study.first) for study in group]
+        untold = {
+            *SHOTS,
+            *(axis for study in group for axis in study.axes),
+            *set.intersection(*map(repeated, settings)),
+        }
+        keys = [key for key in differing(settings) if key not in untold]
+        for study, own in zip(group, settings, strict=True):
+            told = [f"{key}={_plain(own.get(key, ABSENT))}" for key in keys[:_SHOWN_DIFFERENCES]]
+            study.label = "; ".join([label, *told])
+        taken: dict[str, int] = {}
+        for study in group:  # those that differ only in what is not shown
+            number = taken[study.label] = taken.get(study.label, 0) + 1
+            study.label += f" ({number})" if number > 1 else ""
+
+
+def marked(study: Study, dataset: str) -> str:
+    """The label, with the mark of another data set than the paper's where it is one."""
+    other = bool(dataset) and not is_papers_dataset(study.first, dataset)
+    return f"{study.label} {OTHER_DATASET}" if other else study.label

@@ -1,0 +1,123 @@
+"""The whole report: from paths to files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from hdmnet.atomic import replacing
+from hdmnet.reporting.collect import Run, collect
+from hdmnet.reporting.costs import Costs, count_parameters
+from hdmnet.reporting.figures import Figure, draw_class_counts, draw_curves, draw_episode_numbers
+from hdmnet.reporting.formats import to_csv, to_latex, to_markdown
+from hdmnet.reporting.maps import draw_maps
+from hdmnet.reporting.page import make_page
+from hdmnet.reporting.tables import Table, make_tables
+
+_FIGURES = (6, 7, 8, 9, 12, 13)
+_FORMATS = {"md": to_markdown, "tex": to_latex, "csv": to_csv}
+
+
+def write_report(named: Iterable[str | Path], out: str | Path, *, num_episodes: int = 4) -> list[str]:
+    """Read runs and write `report.html`, `tables/` and `figures/`.
+
+    Args:
+        named: Run folders, folders of runs or `result.json` files.
+        out: The folder to write; made if needed. Figures of an earlier report that has more of them are removed.
+        num_episodes: Episodes in Figures 7, 12 and 13; 0: leave these out.
+
+    Returns:
+        What was written and left out, a line each, for the terminal.
+
+    Raises:
+        FileNotFoundError: A path does not exist or there is no result under any.
+        ValueError: `out` is a file, or no result can be read.
+    """
+    out = Path(out).expanduser()
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; expected a folder, which is made if needed")
+    found = collect(named)
+    out.mkdir(parents=True, exist_ok=True)  # before the work: a folder that cannot be made is told at once
+    counter = _Counter()
+    tables = make_tables(found.runs, counter)
+    figures, skipped = _draw(found.runs, out / "figures", num_episodes)
+    warnings = [*found.warnings, *skipped, *counter.warnings]
+    for table in tables:
+        warnings += [f"Table {table.number}: {warning}" for warning in table.warnings]
+        for ending, write in _FORMATS.items():
+            _write(out / "tables" / f"table{table.number}.{ending}", write(table))
+    warnings = _merged(warnings)
+    drawn = {figure.number for figure in figures}
+    without = [str(number) for number in _FIGURES if number not in drawn]
+    missing = (
+        f"No runs (or no data) for Figure{'s' if len(without) > 1 else ''} {', '.join(without)}." if without else ""
+    )
+    _write(out / "report.html", make_page(tables, figures, found.runs, warnings, missing))
+    return _summary(tables, figures, found.runs, warnings, missing, out)
+
+
+class _Counter:
+    """Counts parameters once for each model."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Costs | None] = {}
+        self.warnings: list[str] = []
+
+    def __call__(self, run: Run) -> Costs | None:
+        config = run.config
+        parts = [config["dataset"], config["backbone"], config["model"], run.result["shot"]]
+        key = json.dumps(parts, sort_keys=True)
+        if key not in self._known:
+            try:
+                self._known[key] = count_parameters(run)
+            except (ValueError, KeyError) as error:
+                self._known[key] = None
+                self.warnings.append(f"parameters of {run.folder} not counted: {' '.join(str(error).split())}")
+        return self._known[key]
+
+
+def _draw(runs: Sequence[Run], folder: Path, num_episodes: int) -> tuple[list[Figure], list[str]]:
+    """All figures in order, and what was left out; pictures of an earlier report that are not drawn now go."""
+    maps, no_maps = draw_maps(runs, folder, num_episodes)
+    counts, no_counts = draw_class_counts(runs, folder)
+    figures = [*draw_curves(runs, folder), *maps, *counts, *draw_episode_numbers(runs, folder)]
+    figures.sort(key=lambda figure: (figure.number, figure.name))
+    kept = {figure.path for figure in figures}
+    for number in _FIGURES:
+        for path in folder.glob(f"figure{number}_*.png"):
+            if path not in kept:
+                path.unlink()
+    return figures, [*no_counts, *no_maps]
+
+
+def _merged(warnings: Sequence[str]) -> list[str]:
+    """Each warning once; those of several tables under the numbers of all."""
+    tables: dict[str, list[str]] = {}
+    for warning in warnings:
+        head, _, text = warning.partition(": ")
+        if head.startswith("Table "):
+            tables.setdefault(text, []).append(head.removeprefix("Table "))
+        else:
+            tables.setdefault(warning, [])
+    return [
+        f"Table{'s' if len(numbers) > 1 else ''} {', '.join(dict.fromkeys(numbers))}: {text}" if numbers else text
+        for text, numbers in tables.items()
+    ]
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _summary(
+    tables: Sequence[Table], figures: Sequence[Figure], runs: Sequence[Run], warnings: Sequence[str], missing: str,
+    out: Path,
+) -> list[str]:  # fmt: skip
+    lines = [f"{len(runs)} runs read"]
+    lines += [f"Table {table.number}: {f'{len(table.runs)} runs' if table.runs else 'no runs'}" for table in tables]
+    lines += [f"Figure {figure.number}: {figure.path.name}" for figure in figures]
+    lines += [missing] if missing else []
+    lines += [f"warning: {warning}" for warning in warnings]
+    return [*lines, f"report: {out / 'report.html'}"]
