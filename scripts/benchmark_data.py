@@ -210,11 +210,14 @@ def run_data(context: Context) -> list[Row]:
         worker = time_in_worker(context, ours, release, episodes // BATCH)
         bytes_a_picture = statistics.mean(path.stat().st_size for path in Path(folder).glob("*.jpg"))
     rows = [Row("picture_kb", f"size of a picture ({size[1]}x{size[0]})", bytes_a_picture / 1e3, "kB")]
-    for where, label, times in (("process", "in the process", alone), ("worker", "of a worker", worker)):
+    for where, label, times, wanted in (
+        ("process", "in the process, nothing sent", alone, ""),
+        ("worker", "of a worker", worker, "≥ 2"),
+    ):
         rows += [
             Row(f"{where}_release_episodes_s", f"float32 pipeline, {label}", 1 / times["release"], "episodes/s"),
             Row(f"{where}_episodes_s", f"ours, {label}", 1 / times["ours"], "episodes/s"),
-            Row(f"{where}_ratio", f"{label}: times as fast", times["release"] / times["ours"], "", "≥ 2"),
+            Row(f"{where}_ratio", f"{label}: times as fast", times["release"] / times["ours"], "", wanted),
         ]
     return rows
 

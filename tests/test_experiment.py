@@ -122,7 +122,7 @@ def test_a_second_run_takes_the_base_learner_that_the_first_has_trained(first_ru
     output = first_run.folder.parents[2]
     again = run("train", output, *SHAPES, "shot=2", "trainer.limit_test_batches=1")
     assert "training it (stage 1)" not in again.out
-    (kept,) = (output / "cache" / "base_learners").iterdir()
+    (kept,) = (output / "cache" / "base_learners").glob("*.pt")
     assert f"base learner: {kept}" in again.out
     assert same_weights(kept, first_run.folder / "base_learner.pt")
     trunk = load(again.folder / "checkpoints" / "last.ckpt")["state_dict"]
