@@ -1,3 +1,17 @@
 """Few-shot semantic segmentation with the Hierarchically Decoupled Matching Network (HDMNet)."""
 
 __version__ = "0.1.0"
+__all__ = ["Segmenter", "__version__"]
+
+TYPE_CHECKING = False  # as in `typing`, which `import hdmnet` need not load
+if TYPE_CHECKING:
+    from hdmnet.segmenter import Segmenter
+
+
+def __getattr__(name: str) -> object:
+    """Import what needs PyTorch when it is first asked for: the doors' `--help` does not wait for it."""
+    if name != "Segmenter":
+        raise AttributeError(f"module 'hdmnet' has no attribute {name!r}")
+    from hdmnet.segmenter import Segmenter
+
+    return Segmenter

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from hdmnet.callbacks.class_scores import ClassScores
 from hdmnet.callbacks.progress import StageProgressBar
 from hdmnet.callbacks.visualise import EpisodePictures
+from hdmnet.checkpoints import load_strictly
 from hdmnet.config import image_size, instantiate, to_plain, to_stored
 from hdmnet.data.datamodule import FewShotDataModule
 from hdmnet.models.base_learner import BaseLearner
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from omegaconf import DictConfig
-    from torch import nn
+    from torch import Tensor, nn
 
     from hdmnet.data.source import Source
 
@@ -78,6 +79,29 @@ def build_model(cfg: DictConfig, learner: BaseLearner, *, num_shots: int | None 
     """The few-shot segmenter of the config on a base learner."""
     shots = cfg.shot if num_shots is None else num_shots
     model: nn.Module = instantiate(cfg.model, base_learner=learner, num_shots=shots)
+    return model
+
+
+def build_trained_model(cfg: DictConfig, state: dict[str, Tensor], path: str | Path, *, num_shots: int) -> nn.Module:
+    """The few-shot segmenter of the config with the weights of a run.
+
+    Args:
+        cfg: The run's config, or the evaluation's that is merged with it.
+        state: The network's state dict.
+        path: Where it comes from, for messages.
+        num_shots: K of the training: whatever is tested, the weights have its shapes, as with the base classes.
+
+    Raises:
+        ValueError: The weights do not fit.
+    """
+    try:
+        num_base = len(state["trunk.base_learner.classifier.2.bias"]) - 1
+    except KeyError:
+        raise ValueError(
+            f"checkpoint {str(path)!r} holds no base learner; expected checkpoints/best.ckpt of a run"
+        ) from None
+    model = build_model(cfg, build_base_learner(cfg, num_base, weights=None), num_shots=num_shots)
+    load_strictly(model, state, f"ckpt={path}")
     return model
 
 

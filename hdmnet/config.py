@@ -69,6 +69,22 @@ class EvaluateSchema(TrainSchema):
     seeds: int | None = None
 
 
+@dataclass
+class PredictSchema:
+    """Types of the keys of conf/predict.yaml; `support` and `query` are read by `hdmnet/predicting.py`."""
+
+    paths: Any = MISSING
+    ckpt: str | None = None
+    support: Any = None
+    query: Any = None
+    output: str = MISSING
+    maps: bool = False
+    save: str | None = None
+    device: str = "auto"
+    image_size: Any = None
+    official: Any = MISSING
+
+
 def register_schemas() -> None:
     """Make known to Hydra what the doors' configs name and no file under conf/ can hold.
 
@@ -83,6 +99,7 @@ def register_schemas() -> None:
     )
     store.store(name="train_schema", node=TrainSchema)
     store.store(name="evaluate_schema", node=EvaluateSchema)
+    store.store(name="predict_schema", node=PredictSchema)
 
 
 def conf_dir() -> Path:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hdmnet.launch import door
+from hdmnet.launch import HYDRA_VERSION_BASE, door
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from omegaconf import DictConfig
 
 
@@ -29,6 +32,35 @@ def main(cfg: DictConfig) -> None:
         cfg = merge_with_checkpoint(cfg, about["config"], job_overrides(cfg))
         validate(cfg)  # e.g. a fold that the checkpoint's data set does not have
     evaluate(cfg, official=about is None)
+
+
+def compose_config(checkpoint: Path, overrides: Sequence[str], run_dir: str) -> tuple[DictConfig, bool]:
+    """Compose what the door would run, for scripts.
+
+    Args:
+        checkpoint: Of a run or of the official release.
+        overrides: The door's command line without ``ckpt``.
+        run_dir: The run's folder.
+
+    Returns:
+        The config, and whether the checkpoint is the official release's.
+    """
+    from hydra import compose, initialize_config_dir
+
+    from hdmnet.checkpoints import read_checkpoint, run_entry
+    from hdmnet.config import conf_dir, make_paths_absolute, merge_with_checkpoint, register_schemas
+    from hdmnet.validation import validate
+
+    register_schemas()
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base=HYDRA_VERSION_BASE):
+        cfg = compose("evaluate", overrides=list(overrides))
+    cfg.ckpt = str(checkpoint)
+    make_paths_absolute(cfg, run_dir)
+    about = run_entry(read_checkpoint(checkpoint), checkpoint)
+    if about is not None:
+        cfg = merge_with_checkpoint(cfg, about["config"], list(overrides))
+    validate(cfg)
+    return cfg, about is None
 
 
 if __name__ == "__main__":

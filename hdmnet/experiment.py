@@ -19,6 +19,7 @@ from hdmnet.building import (
     build_model,
     build_source,
     build_task,
+    build_trained_model,
     build_trainer,
     epoch_length,
     head_bars,
@@ -157,10 +158,7 @@ def prepare_evaluation(cfg: DictConfig, *, official: bool = False) -> tuple[FewS
         checkpoint = _run_checkpoint(cfg.ckpt)
         trained, state = checkpoint[RUN_KEY]["config"], run_state_dict(checkpoint)
         _refuse_other_fold(cfg, checkpoint)
-        # Base classes and K are the training's, whatever is tested: the weights have their shapes.
-        learner = build_base_learner(cfg, _num_base(state, cfg.ckpt), weights=None)
-        model = build_model(cfg, learner, num_shots=trained["shot"])
-        load_strictly(model, state, f"ckpt={cfg.ckpt}")
+        model = build_trained_model(cfg, state, cfg.ckpt, num_shots=trained["shot"])
     return build_task(cfg, model, data), data
 
 
@@ -236,7 +234,7 @@ def every_object_foreground(data: FewShotDataModule) -> float:
     metric = FewShotIoU(len(data.novel_names))
     novel = data.fold_classes.novel
     for episode in data.test_manifests[0]:
-        mask = torch.from_numpy(data.source.read_mask(episode.query_id))
+        mask = torch.from_numpy(data.source.read_mask_of(episode.query_id, episode.class_value))
         target = torch.where(mask == 255, 255, (mask == episode.class_value).to(torch.uint8))
         class_index = torch.tensor([novel.index(episode.class_value)])
         metric.update((mask > 0).long()[None], target[None], class_index)
@@ -296,16 +294,6 @@ def _best_validation(trainer: L.Trainer) -> float | None:
     """Best mIoU on the validation episodes: what a search for settings goes by; None where nothing was trained."""
     score = getattr(trainer.checkpoint_callback, "best_model_score", None)
     return None if score is None else float(score)
-
-
-def _num_base(state: dict[str, torch.Tensor], path: str) -> int:
-    """Base classes of a run's base learner, from the shape of its classifier."""
-    try:
-        return len(state["trunk.base_learner.classifier.2.bias"]) - 1
-    except KeyError:
-        raise ValueError(
-            f"checkpoint {path!r} holds no base learner; expected checkpoints/best.ckpt of a run"
-        ) from None
 
 
 def _run_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def job_digest(cfg: DictConfig) -> str:
 
 
 def job_name(overrides: Sequence[str], varied: Collection[str]) -> str:
-    """What is special about a job, fit for a folder's name, e.g. `fold=1,loss.temperature=0.5`.
+    """What is special about a job, e.g. `fold=1,loss.temperature=0.5`.
 
     Args:
         overrides: The job's command line.
@@ -140,7 +140,9 @@ def job_name(overrides: Sequence[str], varied: Collection[str]) -> str:
 
 def _job_folder(sweep_dir: Path, name: str, digest: str) -> Path:
     """The folder of a job: the one that it has, whatever else was varied at the time, or a new one."""
-    return next(iter(sorted(sweep_dir.glob(f"*_{digest}"))), sweep_dir / f"{name}_{digest}")
+    # "=" and "," would have to be quoted in every ckpt=PATH.
+    readable = name.replace("=", "-").replace(",", "_")
+    return next(iter(sorted(sweep_dir.glob(f"*_{digest}"))), sweep_dir / f"{readable}_{digest}")
 
 
 class SweepLauncher(Launcher):

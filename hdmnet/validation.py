@@ -52,7 +52,7 @@ def _is_limit(value: Any) -> bool:
 
 
 _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("dataset.num_folds", _at_least(1), "an integer of at least 1"),
+    ("dataset.num_folds", _optional(_at_least(1)), "null or an integer of at least 1"),
     ("dataset.image_size", _is_size, "an integer of at least 1, or two of them: [H,W]"),
     ("dataset.base_image_size", _is_size, "an integer of at least 1, or two of them: [H,W]"),
     ("dataset.min_area", _optional(_at_least(0)), "null or an integer of at least 0"),
@@ -144,7 +144,7 @@ def validate(cfg: DictConfig) -> None:
             raise ValueError(f"{key}={_show(value)}: expected {' or '.join(choices)}{hint}")
     num_folds = look_up(plain, "dataset.num_folds")
     fold = look_up(plain, "fold")
-    if ABSENT not in (num_folds, fold) and not 0 <= fold < num_folds:
+    if ABSENT not in (num_folds, fold) and num_folds not in (None, 1) and not 0 <= fold < num_folds:
         name = look_up(plain, "dataset.name")
         raise ValueError(f"fold={fold}: expected 0 to {num_folds - 1}, {name} has {num_folds} folds")
 

@@ -24,36 +24,19 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
 
-from hydra import compose, initialize_config_dir  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 from hdmnet.atomic import replacing  # noqa: E402
 from hdmnet.building import build_trainer, progress_bars  # noqa: E402
-from hdmnet.checkpoints import read_checkpoint, run_entry  # noqa: E402
-from hdmnet.config import conf_dir, make_paths_absolute, merge_with_checkpoint, register_schemas  # noqa: E402
 from hdmnet.data.preparing import OneLineParser, run_main  # noqa: E402
+from hdmnet.evaluate import compose_config  # noqa: E402
 from hdmnet.experiment import prepare_evaluation  # noqa: E402
 from hdmnet.provenance import git_state, hardware, library_versions  # noqa: E402
 from hdmnet.quiet import quieten  # noqa: E402
-from hdmnet.validation import validate  # noqa: E402
 
 NAME = "benchmark_evaluation"
 COUNTS = ("intersection", "union", "counts")
 Seeds = list[dict[str, Any]]
-
-
-def compose_config(checkpoint: Path, overrides: Sequence[str], run_dir: str) -> tuple[DictConfig, bool]:
-    """The config that the evaluate door would run on, and whether the checkpoint is the official release's."""
-    register_schemas()
-    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
-        cfg = compose("evaluate", overrides=list(overrides))
-    cfg.ckpt = str(checkpoint)
-    make_paths_absolute(cfg, run_dir)
-    about = run_entry(read_checkpoint(checkpoint), checkpoint)
-    if about is not None:
-        cfg = merge_with_checkpoint(cfg, about["config"], list(overrides))
-    validate(cfg)
-    return cfg, about is None
 
 
 def measure(

@@ -177,7 +177,7 @@ def test_a_run_that_would_keep_no_checkpoint_is_refused(start, tmp_path):
 class Pictures:
     """Two pictures of two novel classes, 3 and 4, and base class 1; 255 is ignored."""
 
-    def read_mask(self, image_id):
+    def read_mask_of(self, image_id, class_value):
         return np.array({"a": [[3, 3, 1, 0]], "b": [[3, 4, 255, 0]]}[image_id], np.uint8)
 
 

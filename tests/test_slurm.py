@@ -64,7 +64,7 @@ def test_each_job_is_submitted_with_a_task_for_each_rank(tmp_path, slurm):
     done = sweep(tmp_path, "-m", "fold=0,1", *words, **slurm, FAIL_FOLD="0")
     assert done.states() == [["fold=0", "failed"], ["fold=1", "done"]], done.err
     assert done.code == 1
-    assert list(done.seen()) == ["fold=1"]
+    assert list(done.seen()) == ["fold-1"]
     options = (tmp_path / "options").read_text()
     for option in ("nodes=1", "ntasks-per-node=1", "partition=gpu", "array=0-1%2", "cpus-per-task=8"):
         assert f"#SBATCH --{option}\n" in options

@@ -26,9 +26,11 @@ def test_every_combination_is_a_job_in_a_folder_of_its_name(tmp_path):
         f"loss.temperature={t},ablation={a}": [1, float(t), 2, "resnet_narrow", None if a == "none" else a, 3e-4]
         for t, a in itertools.product(("0.5", "1"), ("none", "no_distillation"))
     }
-    assert {name: seen["config"] for name, seen in done.seen().items()} == expected
+    # Folder names without "=" and ",", which a ckpt=PATH would have to quote.
+    in_folders = {name.replace("=", "-").replace(",", "_"): config for name, config in expected.items()}
+    assert {name: seen["config"] for name, seen in done.seen().items()} == in_folders
     assert done.states() == [[name, "done"] for name in expected]
-    folder = next(done.folder.glob("loss.temperature=0.5,ablation=none_*"))
+    folder = next(done.folder.glob("loss.temperature-0.5_ablation-none_*"))
     assert OmegaConf.load(folder / ".hydra" / "overrides.yaml") == [
         *("model.num_stages=2", "fold=1", "loss.temperature=0.5", "ablation=none")
     ]
@@ -38,23 +40,23 @@ def test_every_combination_is_a_job_in_a_folder_of_its_name(tmp_path):
 def test_a_finished_job_is_not_run_again(tmp_path):
     first = sweep(tmp_path, "-m", "fold=0,1", FAIL_FOLD="1")
     assert first.states() == [["fold=0", "done"], ["fold=1", "failed"]]
-    pid = first.seen()["fold=0"]["pid"]
+    pid = first.seen()["fold-0"]["pid"]
 
     # Other keys that vary, another number of workers: the same jobs, and a new one.
     second = sweep(tmp_path, "-m", "fold=0,1,2", "num_workers=0", "logger=wandb")
     assert second.code == 0
     assert second.states() == [["fold=0", "skipped"], ["fold=1", "done"], ["fold=2", "done"]]
-    assert second.seen()["fold=0"]["pid"] == pid
+    assert second.seen()["fold-0"]["pid"] == pid
     assert "fold=0  skipped  10.0\n" in second.out  # its mIoU is shown all the same
-    attempts = [name for name in second.folders() if name.startswith("fold=1_")]
+    attempts = [name for name in second.folders() if name.startswith("fold-1_")]
     assert attempts[1] == f"{attempts[0]}.1"  # what the failed one has left is kept
 
     assert sweep(tmp_path, "-m", "fold=0", "shot=5").states() == [["job", "done"]]  # another setting
 
     third = sweep(tmp_path, "-m", "fold=0,2", "rerun=true")
     assert third.states() == [["fold=0", "done"], ["fold=2", "done"]]
-    assert third.seen()["fold=0"]["pid"] != pid
-    aside = next(third.folder.glob("fold=0_*.1"))
+    assert third.seen()["fold-0"]["pid"] != pid
+    aside = next(third.folder.glob("fold-0_*.1"))
     assert (aside / "result.replaced.json").is_file()
     assert not (aside / "result.json").is_file()
 
@@ -67,7 +69,7 @@ def test_a_failed_job_does_not_stop_the_others(tmp_path):
     assert "fold=9: expected 0 to 3, shapes has 4 folds" in done.out
     assert "killed by SIGKILL" in done.out
     assert done.err.endswith("error: 3 of 4 jobs failed or did not run: fold=0; fold=9; fold=1\n")
-    assert list(done.seen()) == ["fold=2"]
+    assert list(done.seen()) == ["fold-2"]
 
 
 def test_a_ready_made_sweep_needs_no_m_and_takes_a_plus(tmp_path):
@@ -76,7 +78,7 @@ def test_a_ready_made_sweep_needs_no_m_and_takes_a_plus(tmp_path):
     names = [f"ablation=table9_t{t}" for t in ("0.5", "1", "2", "5")]
     assert done.states() == [[name, "done"] for name in names]
     configs = {name: seen["config"][:2] for name, seen in done.seen().items()}
-    assert configs == {name: [2, t] for name, t in zip(names, (0.5, 1, 2, 5), strict=True)}
+    assert configs == {f"ablation-table9_t{t}": [2, t] for t in (0.5, 1, 2, 5)}
 
 
 def test_ablations_by_a_pattern_and_one_job_for_the_same_config_twice(tmp_path):
@@ -91,7 +93,7 @@ def test_side_by_side_jobs_share_the_machine_and_keep_their_lines_apart(tmp_path
     assert done.states() == [["fold=0", "done"], ["fold=1", "failed"], ["fold=2", "done"]]
     assert done.out.index("begins: fold=1") < done.out.index("done: fold=0")
     assert "Traceback" not in done.err
-    console = next(done.folder.glob("fold=1_*/console.log"))
+    console = next(done.folder.glob("fold-1_*/console.log"))
     assert "RuntimeError: a bug" in console.read_text()
     assert f"exit code 1, see {console}" in done.out
     for seen in done.seen().values():

@@ -28,7 +28,7 @@ def test_a_crash_of_one_rank_ends_its_job_and_not_the_sweep(tmp_path):
     assert done.states() == [["fold=0", "failed"], ["fold=1", "done"]]
     assert len(done.folders()) == 2
     seen = ranks(done)
-    assert sorted(seen) == [(f"fold={fold}", f"rank{rank}") for fold in (0, 1) for rank in (0, 1)]
+    assert sorted(seen) == [(f"fold-{fold}", f"rank{rank}") for fold in (0, 1) for rank in (0, 1)]
     assert [entry[0] for entry in seen.values()] == [0, 0, 1, 1]
     assert {entry[3] for entry in seen.values()} == {2}
     wait_until_gone(entry[4] for entry in seen.values())
@@ -127,7 +127,7 @@ def test_two_jobs_of_two_processes_give_what_they_give_one_by_one(tmp_path):
     both = run_process("train", tmp_path / "both", "-m", "fold=0,1", *words)
     assert both.code == 0, both.err
     for fold in (0, 1):
-        (folder,) = (tmp_path / "both" / "shapes" / "multirun" / "free").glob(f"fold={fold}_*")
+        (folder,) = (tmp_path / "both" / "shapes" / "multirun" / "free").glob(f"fold-{fold}_*")
         assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
         alone = run_process("train", tmp_path / f"alone{fold}", f"fold={fold}", *words)
         assert figures(json.loads((folder / "result.json").read_text())) == figures(alone.result)

@@ -294,18 +294,32 @@ def _scan_chunk(source: Source, start: int, ids: list[str]) -> tuple[int, _Rows]
     """Number of images, and their pairs (P, 3) int64, for images start, start+1, … of the list."""
     rows = []
     for position, image_id in enumerate(ids, start):
-        areas = _class_areas(source, image_id)
+        areas = class_areas(source, image_id)
         values = np.flatnonzero(areas)
         rows.append(np.stack([np.full_like(values, position), values, areas[values]], axis=1))
     return len(ids), np.concatenate(rows).astype(np.int64, copy=False)
 
 
-def _class_areas(source: Source, image_id: str) -> IntArray:
-    """Pixels of each value 0..C in one mask, (C+1,) int64, background set to 0; checks the mask."""
+def class_areas(source: Source, image_id: str) -> IntArray:
+    """Count the pixels of each class in one image, and check its mask.
+
+    Args:
+        source: The data set.
+        image_id: Which image.
+
+    Returns:
+        (C+1,) int64, by class value; 0 for the background.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: The mask is unreadable, holds other values, or has another size than its picture; one line that
+            names it.
+    """
     num_classes = len(source.class_names)
     where = source.mask_location(image_id)
     try:
         mask = source.read_mask(image_id)
+        covered = source.covered_areas(image_id)
         size = source.image_size(image_id)
     except (FileNotFoundError, ValueError) as error:
         if where in str(error) or image_id in str(error):
@@ -330,6 +344,8 @@ def _class_areas(source: Source, image_id: str) -> IntArray:
         )
     areas = areas[: num_classes + 1].astype(np.int64)
     areas[0] = 0
+    for value, area in covered.items():
+        areas[value] += area
     return areas
 
 

@@ -35,12 +35,13 @@ if TYPE_CHECKING:
 _PERMUTATION_ROLE = -1
 
 
-def read_pair(source: Source, image_id: str) -> tuple[UInt8, UInt8]:
+def read_pair(source: Source, image_id: str, class_value: int | None = None) -> tuple[UInt8, UInt8]:
     """Read an image with its mask and check that they fit.
 
     Args:
         source: The data set.
         image_id: Which image.
+        class_value: Class that is asked for, to be on top where classes overlap.
 
     Returns:
         image (H0, W0, 3) uint8 RGB and mask (H0, W0) uint8 class values.
@@ -49,7 +50,8 @@ def read_pair(source: Source, image_id: str) -> tuple[UInt8, UInt8]:
         FileNotFoundError: If a file is missing.
         ValueError: If a file cannot be read, or the two sizes differ.
     """
-    image, mask = source.read_image(image_id), source.read_mask(image_id)
+    image = source.read_image(image_id)
+    mask = source.read_mask(image_id) if class_value is None else source.read_mask_of(image_id, class_value)
     if image.shape[:2] != mask.shape:
         raise ValueError(
             f"{source.mask_location(image_id)} is {mask.shape[0]}x{mask.shape[1]} (HxW) but its picture is "
@@ -122,7 +124,7 @@ class TrainEpisodes(_Episodes):
         spec = self.manifest[index]
         pairs = []
         for role, image_id in enumerate((spec.query_id, *spec.support_ids)):
-            image, mask = read_pair(self.source, image_id)
+            image, mask = read_pair(self.source, image_id, spec.class_value)
             pairs.append(self.augment(image, mask, derive_seed(self.seed, index, role), spec.class_value))
         return self._pack(spec, pairs[0], pairs[1:])
 
@@ -160,8 +162,9 @@ class EvalEpisodes(_Episodes):
     def __getitem__(self, index: int) -> Episode:
         """Return an episode; `Episode.index` counts within its seed."""
         seed_index, spec = self.locate(index)
-        image, mask = read_pair(self.source, spec.query_id)
-        supports = [resize_pair(*read_pair(self.source, one), self.image_size) for one in spec.support_ids]
+        image, mask = read_pair(self.source, spec.query_id, spec.class_value)
+        pairs = (read_pair(self.source, one, spec.class_value) for one in spec.support_ids)
+        supports = [resize_pair(*pair, self.image_size) for pair in pairs]
         episode = self._pack(spec, resize_pair(image, mask, self.image_size), supports, seed_index=seed_index)
         episode.query_mask_original = _mask_tensor(mask, _binary_lookup(spec.class_value))
         if self.support_mask == "ones":
@@ -183,13 +186,13 @@ class EvalEpisodes(_Episodes):
 
     def support_pair(self, image_id: str, class_value: int) -> tuple[Tensor, Tensor]:
         """A support as (3, H, W) uint8 RGB with its mask (H, W) uint8, 0, 1 or 255, as in an `Episode`."""
-        image, mask = resize_pair(*read_pair(self.source, image_id), self.image_size)
+        image, mask = resize_pair(*read_pair(self.source, image_id, class_value), self.image_size)
         binary = _mask_tensor(mask, _binary_lookup(class_value))
         return _image_tensor(image), binary.fill_(1) if self.support_mask == "ones" else binary
 
     def query_mask_original(self, image_id: str, class_value: int) -> Tensor:
         """A query's mask (H0, W0) uint8, 0, 1 or 255, at original size."""
-        return _mask_tensor(self.source.read_mask(image_id), _binary_lookup(class_value))
+        return _mask_tensor(self.source.read_mask_of(image_id, class_value), _binary_lookup(class_value))
 
 
 class TrainSegmentation(Dataset[SegmentationSample]):

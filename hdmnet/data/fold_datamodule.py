@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from hdmnet.data.catalog import load_catalog
-from hdmnet.data.folds import Fold, make_fold
+from hdmnet.data.folds import Fold, fold_of
 from hdmnet.data.samplers import EpochSampler, EvalSampler
 from hdmnet.data.types import Episode, EvaluationBatch, SegmentationSample
 from hdmnet.provenance import available_cpus
@@ -131,7 +131,7 @@ class FoldDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.source = source
-        self.fold_classes: Fold = make_fold(len(source.class_names), source.num_folds, fold, source.split_rule)
+        self.fold_classes: Fold = fold_of(source, fold)
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.augment = augment
         self.batch_size = batch_size
@@ -204,6 +204,11 @@ class FoldDataModule(L.LightningDataModule):
     def _train_view(self) -> CatalogView:
         """Training images of the fold: a base class with enough area and, if filtered, no pixel of a novel class."""
         fold = self.fold_classes
+        if not fold.base:
+            raise ValueError(
+                f"all {len(fold.novel)} classes of {self.source.name} are novel, which is for evaluation only: set "
+                "dataset.num_folds or dataset.folds to train"
+            )
         exclude = fold.novel if self.filter_novel else ()
         return self._catalog("train").view(fold.base, min_area=self.source.min_area, exclude=exclude)
 

@@ -7,7 +7,7 @@ from typing import get_args
 
 import numpy as np
 
-from hdmnet.data.source import IGNORE, SplitRule, UInt8Array
+from hdmnet.data.source import IGNORE, Source, SplitRule, UInt8Array
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,31 @@ class Fold:
         table[list(self.novel)] = 0
         table[list(self.base)] = np.arange(1, len(self.base) + 1, dtype=np.uint8)
         return table
+
+
+def fold_of(source: Source, fold: int) -> Fold:
+    """Fold of a data set, by its own list of folds or by its rule.
+
+    Args:
+        source: The data set.
+        fold: Which fold, 0..num_folds-1. A data set of which all classes are novel has no others: it takes any number,
+            as checkpoints of any fold are tested on it.
+
+    Returns:
+        The fold.
+
+    Raises:
+        ValueError: No such fold.
+    """
+    if source.folds is None:
+        return make_fold(len(source.class_names), source.num_folds, fold, source.split_rule)
+    values = range(1, len(source.class_names) + 1)
+    if source.folds == (tuple(values),):
+        return Fold(index=0, base=(), novel=source.folds[0])
+    if fold not in range(len(source.folds)):
+        raise ValueError(f"fold={fold} does not exist, expected one of 0..{len(source.folds) - 1}: set fold to one")
+    novel = source.folds[fold]
+    return Fold(index=int(fold), base=tuple(value for value in values if value not in novel), novel=novel)
 
 
 def make_fold(num_classes: int, num_folds: int, fold: int, rule: SplitRule) -> Fold:

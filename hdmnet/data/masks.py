@@ -59,7 +59,7 @@ def read_image(path: str | Path) -> UInt8Array:
     image = _decode_plain_jpeg(path)
     if image is not None:
         return image
-    picture = _decode(path, "picture")
+    picture = decode(path, "picture")
     if picture.mode.startswith(("I", "F")):
         raise ValueError(f"picture {path} has mode {picture.mode} (over 8 bits a channel): convert it to 8-bit RGB")
     if "transparency" in picture.info:
@@ -85,7 +85,7 @@ def read_mask(path: str | Path) -> UInt8Array:
     indices = _decode_indices(path)
     if indices is not None:
         return indices
-    mask = _decode(path, "mask")
+    mask = decode(path, "mask")
     if mask.mode not in ("P", "L", "1"):
         raise ValueError(
             f"mask {path} is a picture of mode {mask.mode}, expected class indices (mode P or L): "
@@ -109,9 +109,9 @@ def read_size(path: str | Path) -> tuple[int, int]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no picture or not whole; one line that names the path.
     """
-    picture = _decode(path, "picture", header_only=True)
+    picture = decode(path, "picture", header_only=True)
     if not _has_end_mark(path, picture.format):
-        _decode(path, "picture")  # some whole files have no mark either; only decoding tells
+        decode(path, "picture")  # some whole files have no mark either; only decoding tells
     width, height = picture.size
     return height, width
 
@@ -124,11 +124,12 @@ def _has_end_mark(path: str | Path, file_format: str | None) -> bool:
         return file_format in marks and marks[file_format] in file.read()
 
 
-def _decode(path: str | Path, what: str, *, header_only: bool = False) -> Image.Image:
+def decode(path: str | Path, what: str, *, header_only: bool = False) -> Image.Image:
     """Open a picture, and decode it unless only the header is wanted; all failures become one line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large photographs are no attack here
+            warnings.filterwarnings("ignore", ".*EXIF", UserWarning)  # damaged notes on a whole picture
             with Image.open(path) as picture:
                 if not header_only:
                     picture.load()

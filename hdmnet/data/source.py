@@ -32,6 +32,7 @@ class Source(ABC):
         class_names: Names of the C classes; class value c in 1..C is `class_names[c - 1]`.
         num_folds: Number of folds that the classes are split into.
         split_rule: How the classes are dealt out to the folds (see `folds.make_fold`).
+        folds: Novel class values of each fold, where they are not dealt out by the rule.
         min_area: Fewest pixels, at original size, for a class to count in an image.
     """
 
@@ -39,6 +40,7 @@ class Source(ABC):
     class_names: tuple[str, ...]
     num_folds: int = 4
     split_rule: SplitRule = "contiguous"
+    folds: tuple[tuple[int, ...], ...] | None = None
     min_area: int = 2 * 32 * 32
 
     @abstractmethod
@@ -52,6 +54,14 @@ class Source(ABC):
     @abstractmethod
     def read_mask(self, image_id: str) -> UInt8Array:
         """Mask as (H, W) uint8 at original size: 0 background, 1..C class value, 255 ignore."""
+
+    def read_mask_of(self, image_id: str, class_value: int) -> UInt8Array:
+        """Mask as from `read_mask`; where classes may overlap, with all pixels of the class asked for on top."""
+        return self.read_mask(image_id)
+
+    def covered_areas(self, image_id: str) -> dict[int, int]:
+        """Pixels of each class that `read_mask` gives to another one; none where classes cannot overlap."""
+        return {}
 
     @abstractmethod
     def fingerprint(self, split: Split) -> str:

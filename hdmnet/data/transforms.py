@@ -62,13 +62,21 @@ def resize_pair(image: UInt8, mask: UInt8, size: tuple[int, int]) -> tuple[UInt8
     Returns:
         image (H, W, 3) uint8 and mask (H, W) uint8; the inputs themselves where they have the size already.
     """
+    return resize_image(image, size), resize_mask(mask, size)
+
+
+def resize_image(image: UInt8, size: tuple[int, int]) -> UInt8:
+    """The image's part of `resize_pair`: (H0, W0, 3) uint8 → (H, W, 3)."""
     if image.shape[:2] == size:
-        return image, mask
-    width_height = (size[1], size[0])
-    return (
-        cv2.resize(image, width_height, interpolation=cv2.INTER_LINEAR),  # type: ignore[return-value]
-        cv2.resize(mask, width_height, interpolation=cv2.INTER_NEAREST),
-    )
+        return image
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)  # type: ignore[return-value]
+
+
+def resize_mask(mask: UInt8, size: tuple[int, int]) -> UInt8:
+    """The mask's part of `resize_pair`: (H0, W0) uint8 → (H, W)."""
+    if mask.shape == size:
+        return mask
+    return cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)  # type: ignore[return-value]
 
 
 class Augment(ABC):

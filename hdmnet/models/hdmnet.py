@@ -341,8 +341,7 @@ class HDMNet(nn.Module):
         """
         with torch.no_grad():
             pairs = ((query.base_feature, support.base_feature), (query.layer4, support.layer4))
-            priors = [prior_mask(q, s, shots=shots, normalise=self.prior_norm) for q, s in pairs]
-            prior = torch.cat(priors, dim=1)  # (B, 2, h, w)
+            prior = torch.cat([self.prior(q, s, shots=shots) for q, s in pairs], dim=1)  # (B, 2, h, w)
         merged = self.meta_learner.embed_query(query.share, support.prototype.unflatten(0, (-1, shots)), prior)
         meta_scores, maps = self.meta_learner.match(merged, support.stages, prior, shots=shots)
         fused = self.ensemble is not None
@@ -354,6 +353,10 @@ class HDMNet(nn.Module):
                 distances = gram_distance(query.gram, support.gram.unflatten(0, (-1, shots)))
             final_scores = self.ensemble(meta_scores, query.base_scores, distances, class_index)
         return SegmentationOutput(final_scores, meta_scores, query.base_scores, query.size, maps, prior, fused)
+
+    def prior(self, query: Tensor, keys: Ragged, *, shots: int) -> Tensor:
+        """One prior mask (B, 1, h, w); see `prior_mask`."""
+        return prior_mask(query, keys, shots=shots, normalise=self.prior_norm)
 
     def parameter_groups(self, *, lr: float, head_lr_factor: float = 10.0) -> list[dict[str, object]]:
         """Optimiser groups of the release: the transformer at `lr`, reductions, merges and ensemble at ten times it.

@@ -196,13 +196,14 @@ class CorrelationMatching(nn.Module):
             for layer, tokens in ((self.query, query), (self.key, support), (self.value, support))
         )
         with torch.autocast(query.device.type, enabled=False):
-            if (self.score, self.normalise) == ("cosine", "query"):
-                message, correlation = correlate(q, k, v, valid, self.temperature)
-            else:
-                message, correlation = attend_variant(
-                    q, k, v, valid, score=self.score, normalise=self.normalise, temperature=self.temperature
-                )
+            message, correlation = self.correlate(q, k, v, valid)
         return self.dropout(self.output(merge_heads(message))), correlation.mean(1)
+
+    def correlate(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's score and softmax on heads; arguments and results as of the function `correlate`."""
+        if (self.score, self.normalise) == ("cosine", "query"):
+            return correlate(q, k, v, valid, self.temperature)
+        return attend_variant(q, k, v, valid, score=self.score, normalise=self.normalise, temperature=self.temperature)
 
 
 def correlate(q: Tensor, k: Tensor, v: Tensor, valid: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

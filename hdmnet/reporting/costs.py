@@ -40,7 +40,8 @@ def count_parameters(run: Run) -> Costs:
     from hdmnet.building import build_base_learner, build_model
 
     cfg = OmegaConf.create(dict(run.config))
-    num_base = len(run.result["test"]["iou_per_class"]) * (int(cfg.dataset.get("num_folds", 4)) - 1)
+    num_folds = cfg.dataset.get("num_folds")
+    num_base = len(run.result["test"]["iou_per_class"]) * (3 if num_folds is None else max(int(num_folds) - 1, 1))
     with torch.device("meta"):
         model = build_model(cfg, build_base_learner(cfg, num_base, weights=None))
     trained = [(name, parameter.numel()) for name, parameter in model.named_parameters() if parameter.requires_grad]

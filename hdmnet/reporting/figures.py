@@ -239,17 +239,18 @@ def class_counts(run: Run) -> dict[int, list[int]]:
 
     from hdmnet.building import build_source
     from hdmnet.data.catalog import load_catalog
-    from hdmnet.data.folds import make_fold
+    from hdmnet.data.folds import fold_of
 
     counts = {}
     cfg = OmegaConf.create(dict(run.config))
     cache = Path(str(cfg.paths.cache_dir))
-    for fold in range(int(cfg.dataset.num_folds)):
+    folds = cfg.dataset.num_folds
+    for fold in range(build_source(cfg).num_folds if folds is None else int(folds)):
         if "fold" in cfg.dataset.source:  # the embedded pictures are drawn for a fold
             cfg.dataset.source.fold = fold
         source = build_source(cfg)
         catalog = load_catalog(source, "val", cache / "catalogs" if cache.is_dir() else None, progress=False)
-        novel = make_fold(len(source.class_names), source.num_folds, fold, source.split_rule).novel
+        novel = fold_of(source, fold).novel
         view = catalog.view(novel, min_area=source.min_area)
         per_image = np.bincount(catalog.image_index, minlength=len(catalog))
         queries = per_image[np.isin(catalog.ids, view.ids)]

@@ -1,0 +1,258 @@
+"""What `python -m hdmnet.predict` does: words of its command line to files, and predictions to pictures.
+
+Of a query NAME it writes `NAME_mask.png` (0/255; of several classes a palette PNG of their indices),
+`NAME_probability.png` (16-bit grey, one a class), `NAME_overlay.jpg`, and with `maps=true` the prior masks and
+correlation maps, each stretched from its least to its largest value, at the picture's size.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from PIL import Image
+from tqdm import tqdm
+
+from hdmnet.atomic import replacing
+from hdmnet.callbacks.visualise import PREDICTION
+from hdmnet.config import to_plain
+from hdmnet.data.folder_files import IMAGE_SUFFIXES
+from hdmnet.data.masks import voc_palette, write_mask
+from hdmnet.data.own_pictures import read_picture
+from hdmnet.errors import user_message
+from hdmnet.memory import keep_freed_memory
+from hdmnet.segmenter import DEFAULT_CLASS, Maps, Prediction, Segmenter
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from hdmnet.data.source import UInt8Array
+
+Box = tuple[float, float, float, float]
+Supports = dict[str, list[tuple[Path, Path | Box]]]
+
+_NUMBERS = re.compile(r"-?\d+(\.\d*)?(,-?\d+(\.\d*)?){3}")
+_PRIORS = ("prior_base", "prior_layer4")
+_TINT = 0.45  # opacity of the overlay
+
+
+# --------------------------------------------------------------------------------------------------- the command line
+
+
+def parse_supports(value: Any) -> Supports | None:
+    """Read the key `support`.
+
+    Args:
+        value: IMG:MASK or IMG:x0,y0,x1,y1, a list of them, or such a list by class; null.
+
+    Returns:
+        Pictures with masks or boxes by class; None for null.
+
+    Raises:
+        ValueError: An entry is neither.
+    """
+    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    if plain is None:
+        return None
+    by_class = plain if isinstance(plain, dict) else {DEFAULT_CLASS: plain}
+    supports = {str(name): [_parse_support(word) for word in _words(words)] for name, words in by_class.items()}
+    empty = [name for name, pairs in supports.items() if not pairs]
+    if empty or not supports:
+        raise ValueError(f"support has no picture{f' of {empty[0]}' if empty else ''}; expected support=[IMG:MASK,…]")
+    return supports
+
+
+def _words(value: Any) -> list[str]:
+    """A list's words; numbers belong to the word before them, as Hydra takes a box's commas for the list's."""
+    words: list[str] = []
+    for item in value if isinstance(value, list) else [value]:
+        if words and isinstance(item, int | float) and not isinstance(item, bool):
+            words[-1] += f",{item}"
+        else:
+            words.append(str(item))
+    return words
+
+
+def _parse_support(word: str) -> tuple[Path, Path | Box]:
+    image, _, mask = word.rpartition(":")
+    if not image or not mask:
+        raise ValueError(f"support has {word!r}: expected IMG:MASK or IMG:x0,y0,x1,y1")
+    if not _NUMBERS.fullmatch(mask):
+        if re.fullmatch(r"[\d.,-]+", mask) and not Path(mask).exists():
+            raise ValueError(f"support has {word!r}: expected four numbers for a box, IMG:x0,y0,x1,y1")
+        return Path(image).expanduser(), Path(mask).expanduser()
+    x0, y0, x1, y1 = (float(number) for number in mask.split(","))
+    return Path(image).expanduser(), (x0, y0, x1, y1)
+
+
+def find_queries(value: Any) -> list[Path]:
+    """Read the key `query`.
+
+    Args:
+        value: A picture, a folder, a pattern with * or ?, or a list of them.
+
+    Returns:
+        The pictures: as named, and those of each folder (not of its subfolders) in the order of their names. Whether
+        they can be read is seen when it is their turn.
+
+    Raises:
+        ValueError: There is none.
+    """
+    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    queries: list[Path] = []
+    for word in [] if plain is None else plain if isinstance(plain, list) else [plain]:
+        path = Path(str(word)).expanduser()
+        found = sorted(map(Path, glob.glob(str(path)))) if re.search(r"[*?]", path.name) and not path.exists() else []
+        for one in found or [path]:
+            queries += sorted(_pictures_in(one)) if one.is_dir() else [one]
+    if not queries:
+        shown = "is not given" if plain is None else f"{plain} holds no picture ({', '.join(sorted(IMAGE_SUFFIXES))})"
+        raise ValueError(f"query {shown}; expected query=[IMG_OR_FOLDER,…]")
+    return queries
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    return [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+
+
+# -------------------------------------------------------------------------------------------------------- the command
+
+
+def predict(cfg: DictConfig, supports: Supports | None, queries: Sequence[Path]) -> None:
+    """Segment the queries and write what was found.
+
+    Args:
+        cfg: The config of the predict door.
+        supports: From `parse_supports`; None: the checkpoint is of a fitted segmenter.
+        queries: From `find_queries`.
+
+    Raises:
+        FileNotFoundError: The checkpoint or a support is missing.
+        ValueError: Checkpoint or supports are not right; or some queries were not, after all others are done.
+    """
+    keep_freed_memory()
+    plain = to_plain(cfg)
+    segmenter = Segmenter.from_checkpoint(
+        cfg.ckpt, device=cfg.device, image_size=plain["image_size"], **plain["official"]
+    )
+    if supports is not None:
+        pairs = {name: tuple(zip(*several, strict=True)) for name, several in supports.items()}
+        segmenter.fit(pairs)
+    elif not segmenter.classes:
+        raise ValueError(f"support is not given and ckpt={cfg.ckpt} keeps none; expected support=[IMG:MASK,…]")
+    if cfg.save is not None:
+        segmenter.save(Path(cfg.save).expanduser())
+    output = Path(cfg.paths.run_dir)
+    failed = 0
+    for path, name in tqdm(list(zip(queries, _names(queries), strict=True)), desc="predict", unit="picture"):
+        try:
+            picture = read_picture(path)[0]
+            write_prediction(output, name, picture, segmenter.predict(picture, maps=cfg.maps))
+        except (ValueError, OSError) as error:
+            message = user_message(error)
+            if message is None:
+                raise
+            failed += 1
+            tqdm.write(f"error: {message}", file=sys.stderr)
+    print(f"segmented {len(queries) - failed} of {len(queries)} pictures: {output}", flush=True)
+    if failed:
+        raise ValueError(f"{failed} of {len(queries)} queries could not be segmented, see above; the others are done")
+
+
+def _names(queries: Sequence[Path]) -> list[str]:
+    """What to call the outputs: file names without suffix, numbered where they meet again."""
+    taken: set[str] = set()
+    names = []
+    for path in queries:
+        name, number = path.stem, 1
+        while name in taken:
+            number += 1
+            name = f"{path.stem}_{number}"
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+
+def write_prediction(folder: Path, name: str, picture: UInt8Array, prediction: Prediction) -> None:
+    """Write the pictures of one query.
+
+    Args:
+        folder: Where to; made if needed.
+        name: How their names begin.
+        picture: (H0, W0, 3) uint8 RGB, the query.
+        prediction: What was found in it.
+    """
+    several = len(prediction.classes) > 1
+    if several:
+        write_mask(folder / f"{name}_mask.png", prediction.mask)
+    else:
+        _write(folder / f"{name}_mask.png", prediction.mask * np.uint8(255))
+    for label, probability in prediction.probabilities.items():
+        suffix = f"_{_file_name(label)}" if several else ""
+        _write(folder / f"{name}_probability{suffix}.png", np.rint(probability * 65535).astype(np.uint16))
+    colours = np.array(voc_palette(), dtype=np.uint8).reshape(-1, 3)
+    if not several:
+        colours[1] = PREDICTION
+    _write(folder / f"{name}_overlay.jpg", draw_overlay(picture, prediction.mask, colours))
+    for label, maps in prediction.maps.items():
+        suffix = f"_{_file_name(label)}" if several else ""
+        for kind, values in _named_maps(maps):
+            _write(folder / f"{name}_{kind}{suffix}.png", draw_map(values, picture.shape[:2]))
+
+
+def _named_maps(maps: Maps) -> list[tuple[str, NDArray[np.float32]]]:
+    priors = [] if maps.prior_masks is None else list(zip(_PRIORS, maps.prior_masks, strict=True))
+    return priors + [(f"correlation_{stage}", values) for stage, values in enumerate(maps.correlation_maps, start=1)]
+
+
+def _file_name(label: str) -> str:
+    """A class's name as part of a file's."""
+    return re.sub(r"[^\w.-]+", "_", label)
+
+
+def _write(path: Path, array: NDArray[Any]) -> None:
+    """Write (H, W) uint8 or uint16, or (H, W, 3) uint8 RGB, whole or not at all."""
+    with replacing(path) as temporary:
+        Image.fromarray(array).save(temporary, format="JPEG" if path.suffix == ".jpg" else "PNG", quality=90)
+
+
+def draw_overlay(picture: UInt8Array, mask: UInt8Array, colours: UInt8Array) -> UInt8Array:
+    """Tint what was found, and outline it.
+
+    Args:
+        picture: (H0, W0, 3) uint8 RGB.
+        mask: (H0, W0) uint8 class indices.
+        colours: (256, 3) uint8 RGB of the indices.
+
+    Returns:
+        (H0, W0, 3) uint8 RGB.
+    """
+    inside = mask > 0
+    drawn = picture.copy()
+    drawn[inside] = ((1 - _TINT) * picture[inside] + _TINT * colours[mask[inside]]).astype(np.uint8)
+    width = max(1, round(min(mask.shape) / 300))
+    for index in np.unique(mask[inside]):
+        outlines, _ = cv2.findContours((mask == index).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(drawn, outlines, -1, tuple(int(value) for value in colours[index]), width)
+    return drawn
+
+
+def draw_map(values: NDArray[np.float32], size: tuple[int, ...]) -> UInt8Array:
+    """A map (h, w) as a viridis picture (H0, W0, 3) uint8, its cells visible."""
+    from matplotlib import colormaps
+
+    low, high = float(values.min()), float(values.max())
+    scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    cells = np.asarray(colormaps["viridis"](scaled)[..., :3] * 255, dtype=np.uint8)
+    return np.asarray(cv2.resize(cells, (size[1], size[0]), interpolation=cv2.INTER_NEAREST), dtype=np.uint8)

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hdmnet.data.masks import write_mask
+from scripts import check_dataset
+from tests.helpers.folder_trees import WRITERS, shapes_content
+
+
+@pytest.fixture(scope="module")
+def content():
+    return shapes_content(num_pictures=12, one_class=True, side=48)
+
+
+@pytest.fixture
+def checked(content, tmp_path, capsys):
+    """`checked("index", damage, *words)` writes a folder, damages it and gives exit code, stdout and stderr."""
+
+    def check(layout, damage=lambda root: None, *words):
+        WRITERS[layout](tmp_path, *content)
+        damage(tmp_path)
+        code = check_dataset.main([f"dataset.root={tmp_path}", *words])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return check
+
+
+def lines(out, start):
+    return [line.removeprefix(f"{start}: ") for line in out.splitlines() if line.startswith(f"{start}: ")]
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_a_whole_folder_is_found_right_with_a_bar(checked, content, layout):
+    code, out, err = checked(layout)
+    assert code == 0
+    assert out.startswith(f"folder, layout {layout}: 12 images (12 train, 12 val), 4 classes, 0 images without any\n")
+    assert out.endswith("\nnothing wrong\n")
+    for value, name in enumerate(content[1], start=1):
+        count = sum((mask == value).any() for _, mask in content[0].values())
+        assert f"{name:<14}  novel       {count:>6}" in out
+    assert "12/12" in err
+
+
+def test_every_wrong_file_is_named(checked, content):
+    first, second, third, *_ = content[0]
+
+    def damage(root):
+        (root / f"images/{first}.bmp").write_bytes(b"no picture")
+        write_mask(root / f"masks/{second}.png", np.full((48, 48), 9, dtype=np.uint8))
+        write_mask(root / f"masks/{third}.png", np.zeros((8, 8), dtype=np.uint8))
+        write_mask(root / "masks/lost.png", np.zeros((8, 8), dtype=np.uint8))
+        Image.new("RGB", (9, 9)).save(root / "images/new.png")
+
+    code, out, _ = checked("index", damage)
+    found = lines(out, "wrong")
+    assert (code, len(found)) == (1, 4)
+    for part in (f"{first}.bmp cannot be read", f"{second}.png holds class index 9", f"{third}.png is 8x8 (HxW) but"):
+        assert sum(part in line for line in found) == 1
+    assert any(line.endswith("masks/lost.png has no picture") for line in found)
+    assert [line.endswith("new.png: no mask, left out") for line in lines(out, "note")] == [True]
+    assert out.endswith("\n4 wrong\n")
+
+
+def test_counts_are_those_of_the_fold(checked, content):
+    names = content[1]
+    code, out, _ = checked("fss", lambda root: None, "dataset.num_folds=2", "fold=1", "shot=5", "dataset.min_area=60")
+    assert code == 0
+    for value, name in enumerate(names, start=1):
+        count = sum(int((mask == value).sum() >= 60) for _, mask in content[0].values())
+        line = next(line for line in out.splitlines() if line.startswith(name))
+        assert line.split()[2:4] == ["base" if value < 3 else "novel", str(count)]
+        assert ("too few: shot=5 needs 6" in line) == (count < 6)
+
+
+def test_masks_of_0_and_255_as_indices_are_found_out(checked, content):
+    def damage(root):
+        for name, (_, mask) in content[0].items():
+            write_mask(root / f"masks/{name}.png", (mask > 0) * np.uint8(255))
+
+    code, out, _ = checked("index", damage)
+    assert code == 1
+    assert "holds any class: 255 is ignored, so put masks of 0 and 255 as masks/CLASS/NAME.png" in out
+
+
+def test_turned_pictures_whose_masks_cannot_be_told_are_noted(checked, content):
+    name = next(iter(content[0]))
+
+    def damage(root):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        (root / f"images/{name}.bmp").unlink()
+        Image.fromarray(content[0][name][0]).save(root / f"images/{name}.png", exif=exif)  # square
+
+    code, out, _ = checked("binary", damage)
+    assert (code, lines(out, "note")) == (
+        0,
+        [f"{name}: turned by EXIF, the masks are taken as drawn on the upright pictures"],
+    )
+
+
+def test_what_a_json_names_and_is_not_there(checked):
+    def damage(root):
+        next((root / "images").rglob("*.bmp")).unlink()
+        content = json.loads((root / "annotations.json").read_text())
+        content["annotations"][0]["category_id"] = 77
+        (root / "annotations.json").write_text(json.dumps(content))
+
+    code, out, _ = checked("coco", damage)
+    found = lines(out, "wrong")
+    assert (code, len(found)) == (1, 2)
+    assert "is missing: restore it" in found[0]
+    assert found[1].endswith("no such image or category in the file")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["dataset.root=none/such"], "folder none/such is missing: set dataset.root"),
+        (["dataset.rot=x"], "rot"),
+        (["dataset.min_area=-1"], "dataset.min_area=-1: expected null or an integer of at least 0"),
+    ],
+)
+def test_refuses_in_one_line(capsys, words, reason):
+    assert check_dataset.main(words) == 1
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 1
+    assert err[0].startswith("check_dataset: ")
+    assert reason in err[0]
+
+
+def test_other_data_sets_too(data_dir, capsys):
+    lists = data_dir / "pascal/ImageSets/Segmentation"
+    words = [f"dataset.{split}_list={lists}/{split}.txt" for split in ("train", "val")]
+    assert check_dataset.main(["dataset=pascal", f"paths.data_dir={data_dir}", *words]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("pascal: ")
+    assert "aeroplane" in out

@@ -1,0 +1,48 @@
+"""The README's example for one's own pictures runs as it stands."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers.doors import ROOT
+
+SECTION = "## Your own pictures"
+
+
+def example():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.partition(f"\n{SECTION}\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 1, f"README.md has {len(blocks)} python blocks under {SECTION!r}; expected one"
+    return blocks[0]
+
+
+@pytest.fixture
+def folder(tmp_path, start, monkeypatch):
+    """The files that the example names."""
+    (tmp_path / "RUN" / "checkpoints").mkdir(parents=True)
+    shutil.copyfile(start, tmp_path / "RUN" / "checkpoints" / "best.ckpt")
+    generator = np.random.default_rng(0)
+    for name in ("cat", "cat2", "dog", "query"):
+        picture = Image.fromarray(generator.integers(0, 256, (8, 10, 3), dtype=np.uint8)).resize((100, 80))
+        picture.save(tmp_path / f"{name}.jpg")
+        mask = np.zeros((80, 100), np.uint8)
+        mask[20:60, 30:70] = 255
+        Image.fromarray(mask).save(tmp_path / f"{name}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_example_runs(folder, capsys):
+    exec(compile(example(), "README.md", "exec"), {"__name__": "example"})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("(80, 100) ")
+    assert printed[1:3] == ["(80, 100)", "(90, 120)"]
+    assert "('cat', 'dog')" in printed[4]
+    with Image.open(folder / "probability.png") as picture:
+        assert picture.size == (100, 80)
