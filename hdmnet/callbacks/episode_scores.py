@@ -5,7 +5,7 @@ Dimension letters: E episodes, H0 W0 query's original size, V class values (0 ba
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -77,16 +77,20 @@ class EpisodeScores(Callback):
             One score an episode; nothing is kept.
         """
         batch: Episode | EvaluationBatch = outputs["episode"]
-        planned = isinstance(batch, EvaluationBatch)
-        queries = [key.image_id for key in batch.queries] if planned else list(batch.query_id)
-        masks: Any = batch.query_masks_original if planned else batch.query_mask_original
-        places = batch.mask_index if planned else range(len(queries))
+        masks: Any
+        places: Sequence[int]
+        items: Sequence[int]
+        if isinstance(batch, EvaluationBatch):
+            queries = [key.image_id for key in batch.queries]
+            masks, places, items = batch.query_masks_original, batch.mask_index, batch.item
+        else:
+            queries = list(batch.query_id)
+            masks, places, items = batch.query_mask_original, range(len(queries)), range(len(queries))
         logits, classes = outputs["output"].final_logits, batch.class_index.reshape(-1).tolist()
         found = [
             self._compare(logits[item : item + 1], masks[place], query)
             for item, (place, query) in enumerate(zip(places, queries, strict=True))
         ]
-        items = batch.item if planned else range(len(queries))
         indices, seeds = batch.index.reshape(-1).tolist(), batch.seed_index.reshape(-1).tolist()
         return [
             EpisodeScore(seed, index, classes[item], queries[item], *found[item])

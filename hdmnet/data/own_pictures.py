@@ -231,9 +231,10 @@ def _one_class(values: NDArray[Any], name: str, *, palette: bool) -> UInt8Array:
     found, counts = np.unique(values, return_counts=True)
     classes = [int(value) for value in found if value not in (0, IGNORE)]
     if not classes:  # only 0 and 255
-        return (values == IGNORE).astype(np.uint8)
+        only: UInt8Array = (values == IGNORE).astype(np.uint8)
+        return only
     if len(classes) == 1:
-        mask = (values == classes[0]).astype(np.uint8)
+        mask: UInt8Array = (values == classes[0]).astype(np.uint8)
         mask[values == IGNORE] = IGNORE
         return mask
     # Several grey values: a soft mask or a JPEG lies near 0 and its maximum, class indices are small numbers.
