@@ -46,7 +46,7 @@ def never(cfg):
         ("fodl=1", "fodl: no such key; did you mean 'fold'? (--cfg job shows all keys)"),
         (
             "dataset=pascl",
-            "dataset=pascl: no such option; did you mean 'pascal'? (dataset can be coco, pascal, shapes)",
+            "dataset=pascl: no such option; did you mean 'pascal'? (dataset can be coco, folder, pascal, shapes)",
         ),
         ("dataste=coco", "dataste: no such key; did you mean 'dataset'? (--cfg job shows all keys)"),
         (
@@ -181,7 +181,7 @@ def test_help_is_quick_and_loads_nothing_heavy(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     assert "python -m hdmnet.train dataset=coco fold=2 shot=5" in done.stdout
-    assert "dataset: coco, pascal, shapes" in done.stdout
+    assert "dataset: coco, folder, pascal, shapes" in done.stdout
     assert done.stderr == "[]\n"
     assert os.times().children_user - before < 3  # seconds of computing: the machine may be busy with other tests
     assert list(tmp_path.iterdir()) == []
