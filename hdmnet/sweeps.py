@@ -108,11 +108,18 @@ current = Sweep()  # of this process; emptied by the door
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The `result.json` of a finished job; None where there is none."""
+    """The `result.json` of a finished job; None where there is none.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
     file = folder / "result.json"
     if not file.is_file():
         return None
-    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); delete it to run the job again") from None
     return result
 
 

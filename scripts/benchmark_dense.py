@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from hdmnet.models.attention import merge_heads, split_heads, to_map, to_tokens
 from hdmnet.models.base_learner import BaseLearner
 from hdmnet.models.ensemble import gram_distance, gram_matrix
-from hdmnet.models.hdmnet import PRIOR_WEIGHT, HDMNet, SegmentationOutput
+from hdmnet.models.hdmnet import HDMNet, SegmentationOutput
 from hdmnet.models.matching import CorrelationMatching
+from hdmnet.models.meta_learner import PRIOR_WEIGHT
 
 PROTOTYPE_EPS, PRIOR_EPS, COUNT_EPS = 5e-4, 1e-7, 1e-9
 

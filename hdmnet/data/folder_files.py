@@ -140,12 +140,15 @@ def turn(array: UInt8Array, value: int) -> UInt8Array:
 
 def _orientation(header: Image.Image) -> int:
     # Pillow turns TIFFs itself. Without "exif" in a header Pillow would decode a whole PNG to look for more.
-    if header.format == "TIFF" or "exif" not in header.info:
-        return 1
+    return 1 if header.format == "TIFF" or "exif" not in header.info else exif_orientation(header)
+
+
+def exif_orientation(picture: Image.Image) -> int:
+    """Orientation 1..8 that the EXIF data of an opened picture tell; 1 where there are none or they are damaged."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            value = header.getexif().get(_ORIENTATION, 1)
+            value = picture.getexif().get(_ORIENTATION, 1)
     except Exception:  # Pillow raises many kinds on damaged EXIF data, which viewers pass over too
         return 1
     return value if value in range(1, 9) else 1

@@ -18,11 +18,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from hdmnet.data.folder_files import orientation, read_upright, turn
+from hdmnet.data.folder_files import exif_orientation, orientation, read_upright, turn
 from hdmnet.data.masks import decode
 from hdmnet.data.source import IGNORE, UInt8Array
 
-_ORIENTATION = 0x0112  # EXIF tag
 _HALF = 128  # of 255: where a soft mask turns to foreground
 
 _log = logging.getLogger(__name__)
@@ -99,13 +98,9 @@ def _existing(path: str | Path, what: str) -> Path:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """EXIF orientation (1..8) of a PIL image; 1 where there is none or the EXIF data are damaged."""
+    """EXIF orientation (1..8) of a PIL image."""
     picture.load()  # turns a TIFF, which then has none any more
-    try:
-        found = picture.getexif().get(_ORIENTATION, 1)
-    except Exception:  # Pillow raises many kinds on damaged EXIF data, which viewers pass over too
-        return 1
-    return found if found in range(1, 9) else 1
+    return exif_orientation(picture)
 
 
 def _pil_array(picture: Image.Image, name: str) -> NDArray[Any]:

@@ -20,9 +20,10 @@ from torch import Tensor
 from hdmnet.models.attention import to_map, to_tokens
 from hdmnet.models.base_learner import BaseLearner
 from hdmnet.models.ensemble import Ensemble
-from hdmnet.models.hdmnet import HDMNet, MetaLearner
+from hdmnet.models.hdmnet import HDMNet
 from hdmnet.models.interleaved import InterleavedTransformer
 from hdmnet.models.matching import CorrelationMatching
+from hdmnet.models.meta_learner import MetaLearner
 from hdmnet.models.ragged import Ragged, find_foreground
 
 

@@ -200,7 +200,11 @@ class CorrelationMatching(nn.Module):
         return self.dropout(self.output(merge_heads(message))), correlation.mean(1)
 
     def correlate(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer's score and softmax on heads; arguments and results as of the function `correlate`."""
+        """The layer's own score and softmax on heads q (B, heads, N, d), k and v (B, heads, M, d), valid (B, M) bool.
+
+        Returns:
+            Message (B, heads, N, d) and correlation map of each head (B, heads, N).
+        """
         if (self.score, self.normalise) == ("cosine", "query"):
             return correlate(q, k, v, valid, self.temperature)
         return attend_variant(q, k, v, valid, score=self.score, normalise=self.normalise, temperature=self.temperature)

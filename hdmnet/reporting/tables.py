@@ -187,17 +187,20 @@ def _basis_by_shot(study: Study, values: Iterable[Value]) -> str:
 # ------------------------------------------------------------------------------------------------ the full method
 
 
-def _comparison(paper: PaperTable, studies: Sequence[Study]) -> Table:
-    """Tables 1 and 2: methods by fold, 1-shot and 5-shot."""
-    table = Table(
-        paper.number,
-        paper.title,
-        [*(("", label) for label in paper.labels), *paper.columns, ("", "ours stands on")],
-    )
+def _with_papers_rows(paper: PaperTable) -> Table:
+    """A table in the paper's columns that begins with the paper's rows."""
+    columns = [*(("", label) for label in paper.labels), *paper.columns, ("", "ours stands on")]
+    table = Table(paper.number, paper.title, columns)
     for row in paper.rows:
         cells = _paper_cells(row.values)
         table.add([*row.labels, *cells, ""], ours=False)
         table.record(", ".join(row.labels), paper.columns, "paper", cells, ())
+    return table
+
+
+def _comparison(paper: PaperTable, studies: Sequence[Study]) -> Table:
+    """Tables 1 and 2: methods by fold, 1-shot and 5-shot."""
+    table = _with_papers_rows(paper)
     for study in studies:
         values = [value for shot in _SHOTS for value in _per_fold(study.rows.get(shot, []))]
         cells = [_percent(value) for value in values]
@@ -210,15 +213,7 @@ def _comparison(paper: PaperTable, studies: Sequence[Study]) -> Table:
 
 def _fb_iou(paper: PaperTable, studies: Sequence[Study], costs: CostsOf) -> Table:
     """Table 3: FB-IoU and learnable parameters."""
-    table = Table(
-        paper.number,
-        paper.title,
-        [*(("", label) for label in paper.labels), *paper.columns, ("", "ours stands on")],
-    )
-    for row in paper.rows:
-        cells = _paper_cells(row.values)
-        table.add([*row.labels, *cells, ""], ours=False)
-        table.record(", ".join(row.labels), paper.columns, "paper", cells, ())
+    table = _with_papers_rows(paper)
     for study in studies:
         values = [pool(study.rows.get(shot, []), FB_IOU) for shot in _SHOTS]
         counted = costs(study.first)
@@ -319,12 +314,7 @@ def _control(run: Run) -> float | None:
 
 def _support_mask(paper: PaperTable, studies: Sequence[Study], costs: CostsOf) -> Table:
     """Table 8: with and without the support mask, by fold; the data sets of ours below the paper's."""
-    columns = [*(("", label) for label in paper.labels), *paper.columns, ("", "ours stands on")]
-    table = Table(paper.number, paper.title, columns)
-    for row in paper.rows:
-        cells = _paper_cells(row.values)
-        table.add([*row.labels, *cells, ""], ours=False)
-        table.record(", ".join(row.labels), paper.columns, "paper", cells, ())
+    table = _with_papers_rows(paper)
     methods = {row.ablation: row.labels[1] for row in paper.rows}
     for study in studies:
         for name in (_MASK, _NO_MASK):

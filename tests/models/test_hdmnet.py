@@ -9,7 +9,8 @@ from torch import nn
 
 from hdmnet.models.backbone import build_backbone
 from hdmnet.models.base_learner import BaseLearner
-from hdmnet.models.hdmnet import build_hdmnet, masked_average
+from hdmnet.models.hdmnet import build_hdmnet
+from hdmnet.models.meta_learner import masked_average
 
 
 def make_model(backbone="resnet_narrow", **changes):

@@ -11,7 +11,7 @@ import official_recipe as recipe
 import pytest
 import torch
 
-from hdmnet.models.hdmnet import masked_average
+from hdmnet.models.meta_learner import masked_average
 from hdmnet.models.official import (
     build_official,
     load_official_base_learner,
