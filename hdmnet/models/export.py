@@ -85,9 +85,8 @@ class ExportableHDMNet(HDMNet):
     @property
     def smallest_side(self) -> int:
         """Least height and width in pixels that an exported graph admits; below, some map would be a single cell."""
-        cells = max(2 * max(REDUCTIONS), 2 ** (len(self.meta_learner.matching) - 1) + 1)
-        stride = max(int(level.stride) for level in self.trunk.levels)
-        return (cells - 1) * stride + 1
+        cells = max(2 * max(REDUCTIONS), (1 << len(self.meta_learner.matching) - 1) + 1)
+        return (cells - 1) * max(level.stride for level in self.trunk.levels) + 1
 
     def encode_support(self, images: Tensor, masks: Tensor) -> SupportFeatures:
         """As `HDMNet.encode_support`, with `MaskedRows` where that has `Ragged`."""

@@ -1,4 +1,4 @@
-"""The exportable twin computes what the model computes; what exporters make of it is tested with scripts/export.py."""
+"""The exportable twin computes what the model computes; exporters run on it in tests/test_exporting.py."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from test_hdmnet import make_episode, make_model
 from hdmnet.models.backbone import build_backbone
 from hdmnet.models.base_learner import BaseLearner, PyramidPooling
 from hdmnet.models.baseline import build_baseline
-from hdmnet.models.export import ExportableHDMNet, ExportSegmenter, FittedSegmenter, _nearest, _pool_pyramid
+from hdmnet.models.export import ExportableHDMNet, SupportAsInput, SupportFitted, _nearest, _pool_pyramid
 
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 CLOSE = {"rtol": 0, "atol": 1e-5}
 VARIANTS = (
     {"num_stages": 4, "prior_norm": True},
@@ -51,24 +52,46 @@ def test_query_and_supports_may_differ_in_size_and_k_from_the_training(size):
     compare(ExportableHDMNet(model)(query, support, mask), model(query, support, mask))
 
 
+def colours(*shape):
+    """Pictures from 0 to 255, and the same normalised."""
+    pictures = torch.randint(256, (*shape[:-2], 3, *shape[-2:])).float()
+    shift, scale = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return pictures, (pictures / 255 - shift) / scale
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("changes", [{}, {"ensemble": False, "prior_norm": True}], ids=str)
-def test_fitted_supports_serve_any_number_of_queries(changes):
+def test_fitted_supports_of_several_classes_serve_any_number_of_queries(changes):
     model = make_model(num_shots=2, **changes)
-    queries = make_episode(1, (65, 73), batch=3)[0]
-    _, support, mask = make_episode(2, (65, 73), batch=1)
-    mask[0, 1, 20:] = 0  # the two supports have unequal foregrounds
-    fitted = FittedSegmenter(model, model.encode_support(support[0], mask[0]))
-    expected = model(queries, support.expand(3, -1, -1, -1, -1), mask.expand(3, -1, -1, -1)).final_logits
-    torch.testing.assert_close(fitted(queries), expected, **CLOSE)
-    torch.testing.assert_close(fitted(queries[:1]), expected[:1], **CLOSE)
+    (queries, query_input), (_, support_input) = colours(3, 65, 73), colours(2, 2, 65, 73)
+    mask = make_episode(2, (65, 73), batch=2)[2]
+    mask[0, 1, 20:] = 0  # supports of unequal foregrounds
+    fitted = [model.encode_support(*pair) for pair in zip(support_input, mask, strict=True)]
+    logits, probability = SupportFitted(model, MEAN, STD, fitted)(queries)
+    for i in range(2):
+        supports = support_input[i].expand(3, -1, -1, -1, -1), mask[i].expand(3, -1, -1, -1)
+        expected = model(query_input, *supports).final_logits
+        torch.testing.assert_close(logits[:, i], expected, **CLOSE)
+        total = expected.clamp(min=1e-6).sum(1) if model.ensemble is not None else None
+        share = expected.softmax(1)[:, 1] if total is None else expected[:, 1].clamp(min=1e-6) / total
+        torch.testing.assert_close(probability[:, i], share, **CLOSE)
+
+
+@torch.no_grad()
+def test_supports_as_inputs_are_normalised_like_queries():
+    model = make_model()
+    (query, query_input), (support, support_input) = colours(2, 65, 73), colours(2, 1, 80, 65)
+    mask = make_episode(1, (80, 65))[2]
+    logits, probability = SupportAsInput(model, MEAN, STD)(query, support, mask)
+    assert probability.shape == (2, 1, 65, 73)
+    torch.testing.assert_close(logits[:, 0], model(query_input, support_input, mask).final_logits, **CLOSE)
 
 
 @torch.no_grad()
 def test_the_model_is_left_as_it_is():
     model = make_model().train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    twin = ExportSegmenter(model)
+    twin = SupportAsInput(model, MEAN, STD)
     assert model.training
     assert any(parameter.requires_grad for parameter in model.parameters())
     assert not any(parameter.requires_grad for parameter in twin.parameters())
@@ -92,7 +115,7 @@ def test_smallest_side_leaves_every_map_and_its_reduction_two_cells(backbone, st
 def test_the_baseline_is_refused():
     learner = BaseLearner(backbone=build_backbone("resnet_narrow"), num_base=4, feature_channels=16)
     with pytest.raises(ValueError, match=r"model=baseline cannot be exported; expected model=hdmnet"):
-        ExportSegmenter(build_baseline(learner))
+        SupportAsInput(build_baseline(learner), MEAN, STD)
 
 
 def test_nearest_neighbour_takes_torch_places():
