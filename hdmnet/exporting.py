@@ -26,9 +26,8 @@ from torch.export import Dim, ExportedProgram
 import hdmnet
 from hdmnet.atomic import replacing
 from hdmnet.data.fold_datamodule import normalise
-from hdmnet.models.ensemble import foreground_probability
-from hdmnet.models.export import SupportAsInput, SupportFitted
-from hdmnet.models.hdmnet import HDMNet, SegmentationOutput
+from hdmnet.models.export import SupportAsInput, SupportFitted, answers
+from hdmnet.models.hdmnet import HDMNet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,29 +76,18 @@ def export(segmenter: Segmenter, path: str | Path, *, shots: int | None = None) 
             or the file's answers are not the network's.
     """
     path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: expected a name that ends in {' or '.join(SUFFIXES)}")
-    if path.suffix == ".onnx":
-        _require_onnx(path)
-    model, recipe = cast("nn.Module", segmenter.model), segmenter.recipe
-    if not isinstance(model, HDMNet):
-        raise ValueError(f"a {type(model).__name__} cannot be exported; expected an HDMNet")
-    if segmenter.device.type != "cpu":
-        raise ValueError(f"export: the segmenter is on {segmenter.device}; expected device='cpu'")
-    if shots is None and not segmenter.classes:
-        raise ValueError("export: no supports are fitted; fit some, or give their number for supports as inputs")
-    if shots is not None and shots < 1:
-        raise ValueError(f"export: shots={shots}: expected at least 1")
-    fitted = list(segmenter.fitted.values()) if shots is None else []
+    _check(segmenter, path, shots)
+    model, recipe = cast("HDMNet", segmenter.model), segmenter.recipe
     module: SupportAsInput | SupportFitted
     if shots is None:
-        module = SupportFitted(
-            model, recipe.mean, recipe.std, [cast("SupportFeatures", one.features) for one in fitted]
-        )
+        supports = [cast("SupportFeatures", one.features) for one in segmenter.fitted.values()]
+        module = SupportFitted(model, recipe.mean, recipe.std, supports)
     else:
         module = SupportAsInput(model, recipe.mean, recipe.std)
     least = module.model.smallest_side
     about = describe(segmenter, shots, least)
+    height, width = (max(side, least) for side in segmenter.image_size)
+    sizes = tuple(dict.fromkeys([(least, least), (least + 7, 2 * least), (height, width), (height, width + 13)]))
     with _quiet():
         program = trace(module.eval(), shots)
     with replacing(path) as temporary:
@@ -110,8 +98,6 @@ def export(segmenter: Segmenter, path: str | Path, *, shots: int | None = None) 
         else:
             write_pt2(program, about, temporary)
             answer = open_pt2(temporary)
-        height, width = (max(side, least) for side in segmenter.image_size)
-        sizes = tuple(dict.fromkeys([(least, least), (least + 7, 2 * least), (height, width), (height, width + 13)]))
         difference = largest_difference(segmenter, answer, shots, sizes)
         if not difference <= TOLERANCE:
             raise ValueError(
@@ -119,6 +105,23 @@ def export(segmenter: Segmenter, path: str | Path, *, shots: int | None = None) 
                 f"{TOLERANCE:g}: not written"
             )
     return Exported(about, difference, sizes)
+
+
+def _check(segmenter: Segmenter, path: Path, shots: int | None) -> None:
+    """Refuse what cannot be exported, before any work; see `export`."""
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: expected a name that ends in {' or '.join(SUFFIXES)}")
+    model = cast("nn.Module", segmenter.model)
+    if not isinstance(model, HDMNet):
+        raise ValueError(f"a {type(model).__name__} cannot be exported; expected an HDMNet")
+    if segmenter.device.type != "cpu":
+        raise ValueError(f"export: the segmenter is on {segmenter.device}; expected device='cpu'")
+    if shots is not None and shots < 1:
+        raise ValueError(f"export: shots={shots}: expected at least 1")
+    if shots is None and not segmenter.classes:
+        raise ValueError("export: no supports are fitted; fit some, or give their number for supports as inputs")
+    if path.suffix == ".onnx":
+        _require_onnx(path)
 
 
 def describe(segmenter: Segmenter, shots: int | None, least: int) -> dict[str, str]:
@@ -284,7 +287,7 @@ def largest_difference(
             recipe = segmenter.recipe
             mean_std = recipe.mean, recipe.std
             output = segmenter.model(normalise(query, *mean_std), normalise(images, *mean_std), masks)
-            theirs, ours = answer(query, images, masks), _answers([output])
+            theirs, ours = answer(query, images, masks), answers([output])
         for one, other in zip(theirs, ours, strict=True):
             # Also NaN is a difference, and `max` would pass over it.
             largest = max(largest, float((one - other).abs().nan_to_num(nan=torch.inf).max()))
@@ -304,12 +307,7 @@ def fitted_answers(segmenter: Segmenter, query: Tensor) -> tuple[Tensor, Tensor]
         model.match(encoded, type(one.features).stack([one.features] * len(query)), shots=one.shots)
         for one in segmenter.fitted.values()
     ]
-    return _answers(outputs)
-
-
-def _answers(outputs: Sequence[SegmentationOutput]) -> tuple[Tensor, Tensor]:
-    logits = torch.stack([output.final_logits for output in outputs], dim=1)
-    return logits, foreground_probability(logits, is_probability=outputs[0].final_is_probability)
+    return answers(outputs)
 
 
 def random_pictures(count: int, size: tuple[int, int]) -> Tensor:

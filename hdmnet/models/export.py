@@ -161,6 +161,12 @@ class DenseMatching(CorrelationMatching):
         return (attention * weight) @ v, (scores * weight).sum(3) / count
 
 
+def answers(outputs: Sequence[SegmentationOutput]) -> tuple[Tensor, Tensor]:
+    """Logits (B, C, 2, H, W) and foreground probabilities (B, C, H, W) from the outputs of C classes."""
+    logits = torch.stack([output.final_logits for output in outputs], dim=1)
+    return logits, foreground_probability(logits, is_probability=outputs[0].final_is_probability)
+
+
 class _Export(nn.Module):
     """What both exported forms share: pictures in as colours, answers out.
 
@@ -184,11 +190,6 @@ class _Export(nn.Module):
         result: Tensor = (pictures / 255 - self.get_buffer("mean")) / self.get_buffer("std")
         return result
 
-    def answer(self, outputs: Sequence[SegmentationOutput]) -> tuple[Tensor, Tensor]:
-        """Logits (B, C, 2, H, W) and foreground probabilities (B, C, H, W) from the outputs of C classes."""
-        logits = torch.stack([output.final_logits for output in outputs], dim=1)
-        return logits, foreground_probability(logits, is_probability=outputs[0].final_is_probability)
-
 
 class SupportAsInput(_Export):
     """What is exported when the support is an input; see `_Export` for the arguments."""
@@ -205,7 +206,7 @@ class SupportAsInput(_Export):
             Logits (B, 1, 2, H, W) and foreground probability (B, 1, H, W).
         """
         pictures = self.normalise(query), self.normalise(support_images)
-        return self.answer([self.model(*pictures, support_masks)])
+        return answers([self.model(*pictures, support_masks)])
 
 
 class SupportFitted(_Export):
@@ -235,7 +236,7 @@ class SupportFitted(_Export):
         """
         encoded = self.model.encode_query(self.normalise(query))
         constants = [cast("_Constants", support) for support in self.supports]
-        return self.answer([self.model.match(encoded, one.features(), shots=one.shots) for one in constants])
+        return answers([self.model.match(encoded, one.features(), shots=one.shots) for one in constants])
 
 
 class _Constants(nn.Module):
