@@ -163,9 +163,10 @@ def make_paths_absolute(cfg: DictConfig, run_dir: str | Path) -> None:
 def merge_with_checkpoint(cfg: DictConfig, stored: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:
     """The config to evaluate a checkpoint with: what it was trained with, unless the command line says otherwise.
 
-    `dataset=pascal` replaces the stored group, `dataset.image_size=257` sets the one key of it. The trainer, loggers,
-    callbacks, output folders and the evaluation's own keys always come from the command at hand; the data folder is
-    the training run's where neither the command nor the environment variable names one and it still exists.
+    `dataset=pascal` replaces the stored group but for the size of the network's input, `dataset.image_size=257` sets
+    the one key of it. The trainer, loggers, callbacks, output folders and the evaluation's own keys always come from
+    the command at hand; the data folder is the training run's where neither the command nor the environment variable
+    names one and it still exists.
 
     Args:
         cfg: The door's composed config, command line included.
@@ -185,6 +186,9 @@ def merge_with_checkpoint(cfg: DictConfig, stored: Mapping[str, Any], overrides:
         merged[key] = copy.deepcopy(value)
         for path in sorted(path for path in mentioned if path.startswith(f"{key}.")):
             _set(merged, path, look_up(asked, path))
+    trained_size = OmegaConf.select(OmegaConf.create(dict(stored)), "dataset.image_size")
+    if "dataset" in mentioned and trained_size is not None and "dataset.image_size" not in mentioned:
+        merged.dataset.image_size = trained_size
     for key, variable in _FOLDER_VARIABLES.items():
         folder = look_up(stored, f"paths.{key}")
         named = variable in os.environ or not mentioned.isdisjoint({"paths", f"paths.{key}"})
