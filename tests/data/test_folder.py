@@ -157,6 +157,23 @@ def test_a_list_of_classes_in_the_folder_or_given(copy, one_class):
     assert FolderSource(root).class_names == one_class[1][::-1]
 
 
+def test_lists_from_other_systems(copy, one_class):
+    root = copy("index")
+    for start, end in ((b"", b"\r\n"), (b"\xef\xbb\xbf", b"\r\n"), (b"\xef\xbb\xbf", b"\n")):
+        lines = ["_background_", *one_class[1]]
+        (root / "classes.txt").write_bytes(start + end.join(line.encode() for line in lines) + end)
+        assert FolderSource(root).class_names == one_class[1]
+    (root / "classes.txt").write_text("\n".join(one_class[1]), encoding="utf-16")
+    with pytest.raises(ValueError, match=r"classes.txt is no UTF-8 text .*: save it as UTF-8"):
+        FolderSource(root)
+
+
+def test_a_json_with_a_byte_order_mark(copy, one_class):
+    root = copy("coco")
+    (root / "annotations.json").write_bytes(b"\xef\xbb\xbf" + (root / "annotations.json").read_bytes())
+    assert FolderSource(root).class_names == one_class[1]
+
+
 # ----------------------------------------------------------------------------------------------------------- overlaps
 
 
