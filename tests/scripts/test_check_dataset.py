@@ -103,6 +103,17 @@ def test_turned_pictures_whose_masks_cannot_be_told_are_noted(checked, content):
     )
 
 
+def test_empty_masks_are_noted(checked, content):
+    name = next(iter(content[0]))
+
+    def damage(root):
+        write_mask(root / f"{name}.png", np.zeros((48, 48), dtype=np.uint8))
+
+    code, out, _ = checked("fss", damage)
+    assert (code, lines(out, "note")) == (0, [f"{name}: nothing is marked in the mask"])
+    assert "4 classes, 1 images without any" in out
+
+
 def test_what_a_json_names_and_is_not_there(checked):
     def damage(root):
         next((root / "images").rglob("*.jpg")).unlink()
