@@ -7,6 +7,9 @@ matching, mask and probability at the picture's own size. Weights are random: th
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -93,16 +96,14 @@ def measure(case: Case, context: Context) -> list[Row]:
     alone.fit(supports[0], mask)
     fresh = Episode(segmenter, query, supports, mask)
     fitting = build_segmenter(case, SHOTS, context.device)
-    seconds = interleave(
-        context,
-        {
-            "fresh": fresh,
-            "fit": lambda: fitting.fit(supports, [mask] * SHOTS),
-            "query": lambda: segmenter.predict(query),
-            "query_1shot": lambda: alone.predict(query),
-        },
-        name=f"predict/{case.name}",
-    )
+    contestants: dict[str, Callable[[], object]] = {
+        "fresh": fresh,
+        "fit": lambda: fitting.fit(supports, [mask] * SHOTS),
+        "query": lambda: segmenter.predict(query),
+        "query_1shot": lambda: alone.predict(query),
+    }
+    seconds = interleave(context, contestants, name=f"predict/{case.name}")
+    processor = {name: _processor_seconds(call, context.repeats) for name, call in contestants.items()}
     logits = resize(fresh().final_logits, torch.Size(PICTURE))[0]
     unequal = (logits[1] > logits[0]).cpu().numpy() != (segmenter.predict(query).mask == 1)
     label = f"{case.name}, {SHOTS}-shot: "
@@ -114,8 +115,27 @@ def measure(case: Case, context: Context) -> list[Row]:
             f"{case.name}/query_1shot_s", f"{case.name}: a query after fit on one support", seconds["query_1shot"], "s"
         ),
         Row(f"{case.name}/ratio", f"{label}fresh over fitted", seconds["fresh"] / seconds["query"]),
+        Row(
+            f"{case.name}/processor_ratio",
+            f"{label}the same in processor time",
+            processor["fresh"] / processor["query"],
+        ),
+        *(
+            Row(f"{case.name}/{name}_processor_s", f"{label}{name}, processor time", processor[name], "s")
+            for name in processor
+        ),
         Row(f"{case.name}/pixels", f"{label}pixels of the mask that differ", int(unequal.sum())),
     ]
+
+
+def _processor_seconds(call: Callable[[], object], repeats: int) -> float:
+    """Median time of the processors, all threads together: what other programs beside take does not count."""
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        call()
+        times.append(time.process_time() - start)
+    return statistics.median(times)
 
 
 def run_predict(context: Context) -> list[Row]:
