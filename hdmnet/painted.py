@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from hdmnet.segmenter import Segmenter
 
 MAX_PIXELS = 50_000_000  # of a picture: more would take gigabytes at the picture's own size
-PAINT_SIDE = 1024  # longest side (pixels) of what is painted on: more than any of the networks sees
+PAINT_SIDE = 800  # longest side (pixels) of what is painted on: more than any of the networks sees
 BRUSH_OPACITY = 0.6  # the object stays visible under the paint
 
 
@@ -69,7 +69,7 @@ def read_limited(path: Path) -> UInt8Array:
 
 
 def shown_for_painting(path: Path) -> UInt8Array:
-    """A picture at the size at which it is painted on: (h, w, 3) uint8 RGB, no side above `PAINT_SIDE`.
+    """A picture at the size at which it is painted on: (h, w, 3) uint8 RGB, the longest side `PAINT_SIDE`.
 
     Args:
         path: The file.
@@ -80,10 +80,9 @@ def shown_for_painting(path: Path) -> UInt8Array:
     """
     picture = read_limited(path)
     scale = PAINT_SIDE / max(picture.shape[:2])
-    if scale >= 1:
-        return picture
     width, height = (max(1, round(side * scale)) for side in (picture.shape[1], picture.shape[0]))
-    return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(picture, (width, height), interpolation=kind), dtype=np.uint8)
 
 
 def painted_mask(layers: Sequence[UInt8Array], name: str) -> UInt8Array:

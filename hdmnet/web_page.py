@@ -7,11 +7,10 @@ a folder of their own that only this user may read; it is removed at the end.
 from __future__ import annotations
 
 import html
+import logging
 import os
 import shutil
-import signal
 import socket
-import tempfile
 import threading
 import time
 import uuid
@@ -47,7 +46,11 @@ Paint over an object in one picture. The network, which need not know its class,
 others. Nothing leaves this machine."""
 _HINT = "Paint over the whole object. The eraser takes paint away."
 _PROGRESS = gr.Progress()
-_STYLE = ".gradio-container {max-width: 1400px !important}"
+_STYLE = """
+.grid-wrap {overflow-y: auto !important; min-height: 0 !important; max-height: none !important}
+.gradio-container {max-width: 1400px !important}
+.caption-label {max-width: 100% !important; white-space: normal !important; font-size: 11px !important}
+"""
 
 Pictures = list[tuple[str, str]]  # files with captions, as a gallery takes them
 
@@ -140,8 +143,8 @@ class Callbacks:
         done = f"segmented {len(answers) - len(failed)} of {len(answers)} pictures in {seconds:.1f} s"
         return (
             gr.Textbox(value="\n".join([done, *failed]), visible=True),
-            _gallery(answers, "overlay"),
-            _gallery(answers, "mask"),
+            _gallery(answers, "overlay", columns=2),
+            _gallery(answers, "mask", columns=5),
             _map_gallery(answers),
             gr.DownloadButton(value=str(painted.pack(folder)), visible=True),
         )
@@ -180,16 +183,16 @@ def _example(picture: str, editor: dict[str, Any] | None) -> Example:
     return Example(path, painted.painted_mask(editor["layers"] if editor else [], path.name))
 
 
-def _gallery(answers: Sequence[Answer], kind: str) -> Any:
+def _gallery(answers: Sequence[Answer], kind: str, columns: int) -> Any:
     """One kind of the files of all queries."""
     pictures: Pictures = [(str(one.files[kind]), one.name) for one in answers if one.error is None]
-    return gr.Gallery(value=pictures, visible=bool(pictures))
+    return gr.Gallery(value=pictures, columns=columns, visible=bool(pictures))
 
 
 def _map_gallery(answers: Sequence[Answer]) -> Any:
     """Prior masks and correlation maps, a row for each query."""
     rows = [
-        [(str(path), f"{one.name}: {_words(kind)}") for kind, path in one.files.items() if _words(kind)]
+        [(str(path), f"{one.name}, {_words(kind)}") for kind, path in one.files.items() if _words(kind)]
         for one in answers
     ]
     pictures: Pictures = [picture for row in rows for picture in row]
@@ -200,8 +203,8 @@ def _words(kind: str) -> str:
     """What a kind of map is called on the page; nothing for what is no map."""
     if kind.startswith("correlation_"):
         stage = kind.removeprefix("correlation_")
-        return f"correlation, stage {stage}" + (" (finest)" if stage == "1" else "")
-    return {"prior_base": "prior, base learner", "prior_layer4": "prior, layer 4"}.get(kind, "")
+        return f"correlation {stage}"
+    return {"prior_base": "prior: base learner", "prior_layer4": "prior: layer 4"}.get(kind, "")
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
@@ -227,14 +230,17 @@ def build_page(segmenter: Segmenter, folder: Path) -> gr.Blocks:
         kept = gr.State([])
         with gr.Row():
             with gr.Column(scale=3):
-                picture = gr.File(label="1. Picture that shows the object", file_types=suffixes, elem_id="picture")
+                picture = gr.File(
+                    label="1. Picture that shows the object", file_types=suffixes, height=130, elem_id="picture"
+                )
                 editor = gr.ImageEditor(
                     label=_HINT,
                     sources=(),
                     transforms=(),
                     layers=False,
-                    brush=gr.Brush(colors=[(colour, painted.BRUSH_OPACITY)], color_mode="fixed"),
+                    brush=gr.Brush(default_size=20, colors=[(colour, painted.BRUSH_OPACITY)], color_mode="fixed"),
                     buttons=[],
+                    height=600,
                     visible=False,
                     elem_id="editor",
                 )
@@ -243,16 +249,19 @@ def build_page(segmenter: Segmenter, folder: Path) -> gr.Blocks:
                 forget = gr.Button("Forget the kept examples", size="sm", visible=False)
             with gr.Column(scale=2):
                 queries = gr.File(
-                    label="2. Pictures to search", file_count="multiple", file_types=suffixes, elem_id="queries"
+                    label="2. Pictures to search",
+                    file_count="multiple",
+                    file_types=suffixes,
+                    height=200,
+                    elem_id="queries",
                 )
                 maps = gr.Checkbox(label="Show prior masks and correlation maps too", elem_id="maps")
                 start = gr.Button("Segment", variant="primary", elem_id="segment")
                 status = gr.Textbox(label="Done", lines=1, max_lines=8, visible=False, elem_id="status")
+                overlays = _results("Found", "overlays")
                 archive = gr.DownloadButton("Download masks, probabilities and overlays", visible=False, elem_id="all")
-        with gr.Row():
-            overlays = gr.Gallery(label="Found", columns=3, visible=False, object_fit="contain", elem_id="overlays")
-            masks = gr.Gallery(label="Masks", columns=3, visible=False, object_fit="contain", elem_id="masks")
-        seen = gr.Gallery(label="What the network saw", visible=False, object_fit="contain", elem_id="seen")
+        masks = _results("Masks", "masks")
+        seen = _results("What the network saw: prior masks, and correlation maps by stage, 1 the finest", "seen")
 
         # `change`, not `upload`: removing the file and keeping the example empty the editor too.
         picture.change(callbacks.show, picture, editor)
@@ -271,6 +280,11 @@ def build_page(segmenter: Segmenter, folder: Path) -> gr.Blocks:
     return page
 
 
+def _results(label: str, name: str) -> gr.Gallery:
+    """A gallery for results, shown when there are some."""
+    return gr.Gallery(label=label, visible=False, object_fit="contain", height="auto", interactive=False, elem_id=name)
+
+
 def launch(page: gr.Blocks, port: int, *, inbrowser: bool = False) -> str:
     """Serve a page to this machine, in threads of their own.
 
@@ -282,10 +296,9 @@ def launch(page: gr.Blocks, port: int, *, inbrowser: bool = False) -> str:
     Returns:
         Its address.
     """
-    theme = gr.themes.Default(
-        font=[gr.themes.LocalFont("Source Sans Pro"), gr.themes.Font("sans-serif")],  # those that Gradio brings along
-        font_mono=[gr.themes.LocalFont("IBM Plex Mono"), gr.themes.Font("monospace")],
-    )
+    # Fonts that Gradio brings along: others it would have the browser fetch.
+    text, code = gr.themes.LocalFont("Source Sans Pro", weights=(400, 600, 700)), gr.themes.LocalFont("IBM Plex Mono")
+    theme = gr.themes.Default(font=[text, gr.themes.Font("sans-serif")], font_mono=[code, gr.themes.Font("monospace")])
     _, url, _ = page.launch(
         server_name=HOST,
         server_port=port,
@@ -326,11 +339,12 @@ def free_port(port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def serve(cfg: DictConfig) -> None:
-    """Serve the page until Ctrl-C or SIGTERM.
+def serve(cfg: DictConfig, folder: Path) -> None:
+    """Serve the page until Ctrl-C.
 
     Args:
         cfg: The config of the demo door.
+        folder: As in `build_page`.
 
     Raises:
         FileNotFoundError: The checkpoint is missing.
@@ -342,17 +356,16 @@ def serve(cfg: DictConfig) -> None:
     segmenter = Segmenter.from_checkpoint(
         cfg.ckpt, device=cfg.device, image_size=plain["image_size"], **plain["official"]
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with tempfile.TemporaryDirectory(prefix="hdmnet-demo-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        for name in ("no_proxy", "NO_PROXY"):  # Gradio asks its own server whether it is up
-            os.environ[name] = ",".join(filter(None, [os.environ.get(name), HOST]))
-        page = build_page(segmenter, Path(folder))
-        try:
-            url = launch(page, port, inbrowser=cfg.inbrowser)
-            print(f"the page is at {url} (Ctrl-C ends it)", flush=True)
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            print("the page is closed", flush=True)
-        finally:
-            page.close(verbose=False)
+    # Gradio asks its own server whether it is up.
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), HOST]))
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    page = build_page(segmenter, folder)
+    try:
+        url = launch(page, port, inbrowser=cfg.inbrowser)
+        print(f"the page is at {url} (Ctrl-C ends it)", flush=True)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("the page is closed", flush=True)
+    finally:
+        page.close(verbose=False)
