@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import logging
 import os
+import re
 import shutil
 import socket
 import threading
@@ -163,8 +164,8 @@ class Callbacks:
 
     def _shortened(self, message: str) -> str:
         """A message with the names of uploaded files as the user knows them, without our folders."""
-        words = message.split(" ")
-        return " ".join(word if str(self.folder) not in word else Path(word).name for word in words)
+        upload = re.escape(str(self.folder)) + r"/([0-9a-f]+/)?"  # a folder for each upload, named by its hash
+        return re.sub(upload, "", message)
 
     def _new_folder(self) -> Path:
         """A folder for results, not made yet; the oldest results go."""
