@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -294,3 +295,88 @@ def test_refusals_of_the_door(tmp_path, monkeypatch, words, code, message):
     assert answer.code == code
     assert not list(tmp_path.glob("hdmnet-demo-*"))
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+# ----------------------------------------------------------------------------------------------------------- a browser
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """A Chromium without a window, and without a way to any other machine."""
+    if not (CHROMIUM.is_file() and DRIVER.is_file()):
+        pytest.skip(f"no {CHROMIUM} and {DRIVER}: apt-get install chromium chromium-driver")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for word in (
+        *("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,1300", "--no-proxy-server"),
+        *("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"),  # the editor draws by WebGL
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    ):
+        options.add_argument(word)
+    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path)})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
+    yield driver
+    driver.quit()
+
+
+@pytest.mark.slow
+@FOREIGN
+def test_paint_and_segment_in_a_browser(served, browser, folder, start, tmp_path):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    address, root = served
+
+    def see(selector):
+        return wait_for(lambda: [one for one in browser.find_elements("css selector", selector) if one.is_displayed()])
+
+    def upload(name, *files):
+        wait_for(lambda: browser.find_elements("css selector", f"#{name} input[type=file]"))[0].send_keys(
+            "\n".join(map(str, files))
+        )
+
+    browser.get(address)
+    upload("picture", folder / "turned.jpg")
+    canvas = see("#editor canvas")[0]
+    upload("queries", *(folder / name for name in ("wide.png", "text.jpg", "rgba.png", "turned.jpg")))
+    wait_for(lambda: "rgba" in browser.find_element("id", "queries").text)
+
+    # Nothing painted: one line, no trace of our code or folders.
+    see("#segment")[0].click()
+    said = wait_for(lambda: " ".join(one.text for one in browser.find_elements("css selector", ".toast-body")))
+    assert "nothing is painted in turned.jpg: paint over the object first" in said
+    page = browser.find_element("tag name", "body").text
+    assert "Traceback" not in page
+    assert str(root) not in page
+
+    stroke = ActionChains(browser, duration=50).move_to_element_with_offset(canvas, -60, -60).click_and_hold()
+    for step in range(8):
+        stroke.move_by_offset(15, 40 if step % 2 else -20)
+    stroke.release().perform()
+    browser.find_element("css selector", "#maps input").click()
+    see("#segment")[0].click()
+    status = wait_for(lambda: see("#status textarea")[0].get_attribute("value"))
+    assert status.startswith("segmented 3 of 4 pictures in ")
+    assert "\nerror: picture text.jpg cannot be read" in status
+    assert len(see("#overlays img")) == len(see("#masks img")) == 3
+    assert len(see("#seen img")) == 15  # two priors, three stages
+    browser.save_screenshot(str(tmp_path / "page.png"))
+    foreign = (
+        "return performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith(location.origin))"
+    )
+    assert browser.execute_script(foreign) == []
+
+    # The masks that the page shows and those that it hands out are the Segmenter's with what was painted.
+    see("#all")[0].click()
+    with zipfile.ZipFile(wait_for(lambda: list(tmp_path.glob("*.zip")))[0]) as archive:
+        archive.extractall(tmp_path / "all")
+    mask = pixels(tmp_path / "all" / "examples" / "1_turned_mask.png")
+    assert mask.shape == (800, 533)
+    assert 0.01 < (mask == 255).mean() < 0.6
+    fitted = Segmenter.from_checkpoint(start, device="cpu").fit(folder / "turned.jpg", mask)
+    shown = [one.get_attribute("src") for one in see("#masks img")]
+    for name, source in zip(("wide.png", "rgba.png", "turned.jpg"), shown, strict=True):
+        expected = 255 * fitted.predict(folder / name).mask
+        assert (pixels(tmp_path / "all" / f"{Path(name).stem}_mask.png") == expected).all()
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(source) as answer:
+            assert (pixels(io.BytesIO(answer.read())) == expected).all()
