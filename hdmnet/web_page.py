@@ -297,8 +297,8 @@ def launch(page: gr.Blocks, port: int, *, inbrowser: bool = False) -> str:
     Returns:
         Its address.
     """
-    # Fonts that Gradio brings along: others it would have the browser fetch.
-    text, code = gr.themes.LocalFont("Source Sans Pro", weights=(400, 600, 700)), gr.themes.LocalFont("IBM Plex Mono")
+    # Fonts that Gradio brings along: others it would have the browser fetch. Of weight 600 it has some letters only.
+    text, code = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), gr.themes.LocalFont("IBM Plex Mono")
     theme = gr.themes.Default(font=[text, gr.themes.Font("sans-serif")], font_mono=[code, gr.themes.Font("monospace")])
     _, url, _ = page.launch(
         server_name=HOST,
