@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from gradio.themes.utils import fonts
 
 from hdmnet import painted
 from hdmnet.callbacks.visualise import PREDICTION
@@ -297,9 +298,8 @@ def launch(page: gr.Blocks, port: int, *, inbrowser: bool = False) -> str:
     Returns:
         Its address.
     """
-    # Fonts that Gradio brings along: others it would have the browser fetch. Of weight 600 it has some letters only.
-    text, code = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), gr.themes.LocalFont("IBM Plex Mono")
-    theme = gr.themes.Default(font=[text, gr.themes.Font("sans-serif")], font_mono=[code, gr.themes.Font("monospace")])
+    # The browser's own fonts: those of Gradio's themes it may have to fetch from elsewhere.
+    theme = gr.themes.Default(font=[fonts.Font("sans-serif")], font_mono=[fonts.Font("monospace")])
     _, url, _ = page.launch(
         server_name=HOST,
         server_port=port,
