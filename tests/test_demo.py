@@ -232,8 +232,12 @@ def served(start, tmp_path_factory):
         yield address[1], root
         assert list((root / "tmp").glob("hdmnet-demo-*"))
     finally:
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+        process.terminate()  # not SIGINT, which is ignored where the tests run in the background
+        try:
+            code = process.wait(60)
+        finally:
+            process.kill()
+    assert code == 0
     assert not [path for path in (root / "tmp").rglob("*") if path.is_file()]
     assert not list((root / "tmp").glob("*demo*"))
     assert (root / "out.txt").read_text().splitlines() == [
