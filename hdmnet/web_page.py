@@ -49,6 +49,7 @@ others. Nothing leaves this machine."""
 _HINT = "Paint over the whole object. The eraser takes paint away."
 _PROGRESS = gr.Progress()
 _STYLE = """
+#examples .grid-container {grid-template-columns: repeat(4, 1fr) !important}
 .grid-wrap {overflow-y: auto !important; min-height: 0 !important; max-height: none !important}
 .gradio-container {max-width: 1400px !important}
 .caption-label {max-width: 100% !important; white-space: normal !important; font-size: 11px !important}
@@ -247,7 +248,7 @@ def build_page(segmenter: Segmenter, folder: Path) -> gr.Blocks:
                     elem_id="editor",
                 )
                 keep = gr.Button("Keep it, and paint another picture of such an object", size="sm", elem_id="keep")
-                examples = gr.Gallery(label="Kept examples", columns=4, height=180, visible=False, elem_id="examples")
+                examples = _results("Kept examples", "examples")
                 forget = gr.Button("Forget the kept examples", size="sm", visible=False)
             with gr.Column(scale=2):
                 queries = gr.File(
