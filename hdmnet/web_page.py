@@ -225,7 +225,6 @@ def build_page(segmenter: Segmenter, folder: Path) -> gr.Blocks:
     """
     callbacks = Callbacks(segmenter, folder)
     suffixes = sorted(IMAGE_SUFFIXES)
-    colour = f"rgb{PREDICTION}"
     # Uploads of a session that is open for longer than a day go.
     page: gr.Blocks = gr.Blocks(title="hdmnet", analytics_enabled=False, delete_cache=(_HOUR, _DAY))
     with page:
@@ -233,23 +232,7 @@ def build_page(segmenter: Segmenter, folder: Path) -> gr.Blocks:
         kept = gr.State([])
         with gr.Row():
             with gr.Column(scale=3):
-                picture = gr.File(
-                    label="1. Picture that shows the object", file_types=suffixes, height=130, elem_id="picture"
-                )
-                editor = gr.ImageEditor(
-                    label=_HINT,
-                    sources=(),
-                    transforms=(),
-                    layers=False,
-                    brush=gr.Brush(default_size=20, colors=[(colour, painted.BRUSH_OPACITY)], color_mode="fixed"),
-                    buttons=[],
-                    height=600,
-                    visible=False,
-                    elem_id="editor",
-                )
-                keep = gr.Button("Keep it, and paint another picture of such an object", size="sm", elem_id="keep")
-                examples = _results("Kept examples", "examples")
-                forget = gr.Button("Forget the kept examples", size="sm", visible=False)
+                picture, editor, keep, examples, forget = _painting(suffixes)
             with gr.Column(scale=2):
                 queries = gr.File(
                     label="2. Pictures to search",
@@ -269,11 +252,7 @@ def build_page(segmenter: Segmenter, folder: Path) -> gr.Blocks:
         # `change`, not `upload`: removing the file and keeping the example empty the editor too.
         picture.change(callbacks.show, picture, editor)
         keep.click(callbacks.keep, [picture, editor, kept], [picture, kept, examples, forget])
-        forget.click(
-            lambda: ([], gr.Gallery(value=None, visible=False), gr.Button(visible=False)),
-            None,
-            [kept, examples, forget],
-        )
+        forget.click(callbacks.forget, None, [kept, examples, forget])
         start.click(
             callbacks.segment,
             [picture, editor, kept, queries, maps],
@@ -281,6 +260,27 @@ def build_page(segmenter: Segmenter, folder: Path) -> gr.Blocks:
             show_progress_on=[start],
         )
     return page
+
+
+def _painting(suffixes: list[str]) -> tuple[gr.File, gr.ImageEditor, gr.Button, gr.Gallery, gr.Button]:
+    """Where a picture is chosen and painted, and painted ones are kept."""
+    colour = f"rgb{PREDICTION}"
+    picture = gr.File(label="1. Picture that shows the object", file_types=suffixes, height=130, elem_id="picture")
+    editor = gr.ImageEditor(
+        label=_HINT,
+        sources=(),
+        transforms=(),
+        layers=False,
+        brush=gr.Brush(default_size=20, colors=[(colour, painted.BRUSH_OPACITY)], color_mode="fixed"),
+        buttons=[],
+        height=600,
+        visible=False,
+        elem_id="editor",
+    )
+    keep = gr.Button("Keep it, and paint another picture of such an object", size="sm", elem_id="keep")
+    examples = _results("Kept examples", "examples")
+    forget = gr.Button("Forget the kept examples", size="sm", visible=False)
+    return picture, editor, keep, examples, forget
 
 
 def _results(label: str, name: str) -> gr.Gallery:
