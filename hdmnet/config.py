@@ -85,6 +85,19 @@ class PredictSchema:
     official: Any = MISSING
 
 
+@dataclass
+class DemoSchema:
+    """Types of the keys of conf/demo.yaml."""
+
+    paths: Any = MISSING
+    ckpt: str | None = None
+    port: int = 7860
+    inbrowser: bool = False
+    device: str = "auto"
+    image_size: Any = None
+    official: Any = MISSING
+
+
 def register_schemas() -> None:
     """Make known to Hydra what the doors' configs name and no file under conf/ can hold.
 
@@ -100,6 +113,7 @@ def register_schemas() -> None:
     store.store(name="train_schema", node=TrainSchema)
     store.store(name="evaluate_schema", node=EvaluateSchema)
     store.store(name="predict_schema", node=PredictSchema)
+    store.store(name="demo_schema", node=DemoSchema)
 
 
 def conf_dir() -> Path:

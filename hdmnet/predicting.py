@@ -10,7 +10,8 @@ from __future__ import annotations
 import glob
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,9 +153,8 @@ def predict(cfg: DictConfig, supports: Supports | None, queries: Sequence[Path])
     """
     keep_freed_memory()
     plain, output = to_plain(cfg), Path(cfg.paths.run_dir)
-    names = _distinct([path.stem for path in queries])
     _refuse_to_replace(
-        output, names, [*queries, *(file for pairs in (supports or {}).values() for file in _files(pairs))]
+        output, _names(queries), [*queries, *(file for pairs in (supports or {}).values() for file in _files(pairs))]
     )
     segmenter = Segmenter.from_checkpoint(
         cfg.ckpt, device=cfg.device, image_size=plain["image_size"], **plain["official"]
@@ -167,19 +167,67 @@ def predict(cfg: DictConfig, supports: Supports | None, queries: Sequence[Path])
     if cfg.save is not None:
         segmenter.save(Path(cfg.save).expanduser())
     failed = 0
-    for path, name in tqdm(list(zip(queries, names, strict=True)), desc="predict", unit="picture"):
+    done = write_predictions(segmenter, queries, output, maps=cfg.maps)
+    for answer in tqdm(done, total=len(queries), desc="predict", unit="picture"):
+        if answer.error is not None:
+            failed += 1
+            tqdm.write(f"error: {answer.error}", file=sys.stderr)
+    print(f"segmented {len(queries) - failed} of {len(queries)} pictures: {output}", flush=True)
+    if failed:
+        raise ValueError(f"{failed} of {len(queries)} queries could not be segmented, see above; the others are done")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one query.
+
+    Attributes:
+        name: How the names of its files begin.
+        files: The files, by kind: "mask", "probability", "overlay", "prior_base", "correlation_1" …
+        error: One line that says why there are none.
+    """
+
+    name: str
+    files: dict[str, Path] = field(default_factory=dict)
+    error: str | None = None
+
+
+def write_predictions(
+    segmenter: Segmenter,
+    queries: Sequence[Path],
+    output: Path,
+    *,
+    maps: bool = False,
+    read: Callable[[Path], UInt8Array] = lambda path: read_picture(path)[0],
+) -> Iterator[Answer]:
+    """Segment pictures one after another and write what was found.
+
+    Args:
+        segmenter: With its supports.
+        queries: The pictures.
+        output: Where to.
+        maps: Prior masks and correlation maps too.
+        read: Reads a picture as (H0, W0, 3) uint8 RGB.
+
+    Yields:
+        Of each query, in order, what was written or why nothing was.
+    """
+    for path, name in zip(queries, _names(queries), strict=True):
         try:
-            picture = read_picture(path)[0]
-            write_prediction(output, name, picture, segmenter.predict(picture, maps=cfg.maps))
+            picture = read(path)
+            files = write_prediction(output, name, picture, segmenter.predict(picture, maps=maps))
         except (ValueError, OSError) as error:
             message = user_message(error)
             if message is None:
                 raise
-            failed += 1
-            tqdm.write(f"error: {message}", file=sys.stderr)
-    print(f"segmented {len(queries) - failed} of {len(queries)} pictures: {output}", flush=True)
-    if failed:
-        raise ValueError(f"{failed} of {len(queries)} queries could not be segmented, see above; the others are done")
+            yield Answer(name, error=message)
+        else:
+            yield Answer(name, files)
+
+
+def _names(queries: Sequence[Path]) -> list[str]:
+    """What to call the outputs: file names without suffix, numbered where they meet again."""
+    return _distinct([path.stem for path in queries])
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -219,7 +267,7 @@ def _refuse_to_replace(output: Path, names: Sequence[str], inputs: Sequence[Path
 # ------------------------------------------------------------------------------------------------------------ pictures
 
 
-def write_prediction(folder: Path, name: str, picture: UInt8Array, prediction: Prediction) -> None:
+def write_prediction(folder: Path, name: str, picture: UInt8Array, prediction: Prediction) -> dict[str, Path]:
     """Write the pictures of one query.
 
     Args:
@@ -227,24 +275,34 @@ def write_prediction(folder: Path, name: str, picture: UInt8Array, prediction: P
         name: How their names begin.
         picture: (H0, W0, 3) uint8 RGB, the query.
         prediction: What was found in it.
+
+    Returns:
+        The files, by kind.
     """
     several = len(prediction.classes) > 1
     # A class's name may hold what a file's may not.
     labels = _distinct([re.sub(r"[^\w.-]+", "_", label) for label in prediction.classes])
     suffixes = {label: f"_{part}" if several else "" for label, part in zip(prediction.classes, labels, strict=True)}
+    files = {kind: folder / f"{name}_{kind}{end}" for kind, end in (("mask", ".png"), ("overlay", ".jpg"))}
+
+    def write(kind: str, array: NDArray[Any]) -> None:
+        files[kind] = folder / f"{name}_{kind}.png"
+        _write(files[kind], array)
+
     if several:
-        write_mask(folder / f"{name}_mask.png", prediction.mask)
+        write_mask(files["mask"], prediction.mask)
     else:
-        _write(folder / f"{name}_mask.png", prediction.mask * np.uint8(255))
+        _write(files["mask"], prediction.mask * np.uint8(255))
     for label, probability in prediction.probabilities.items():
-        _write(folder / f"{name}_probability{suffixes[label]}.png", np.rint(probability * 65535).astype(np.uint16))
+        write(f"probability{suffixes[label]}", np.rint(probability * 65535).astype(np.uint16))
     colours = np.array(voc_palette(), dtype=np.uint8).reshape(-1, 3)
     if not several:
         colours[1] = PREDICTION
-    _write(folder / f"{name}_overlay.jpg", draw_overlay(picture, prediction.mask, colours))
+    _write(files["overlay"], draw_overlay(picture, prediction.mask, colours))
     for label, maps in prediction.maps.items():
         for kind, values in _named_maps(maps):
-            _write(folder / f"{name}_{kind}{suffixes[label]}.png", draw_map(values, picture.shape[:2]))
+            write(f"{kind}{suffixes[label]}", draw_map(values, picture.shape[:2]))
+    return files
 
 
 def _named_maps(maps: Maps) -> list[tuple[str, NDArray[np.float32]]]:

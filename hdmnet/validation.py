@@ -70,6 +70,7 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("batch_size", _at_least(1), "an integer of at least 1"),
     ("num_workers", _optional(_at_least(0)), "null or an integer of at least 0"),
     ("reuse_memory_gb", _is_positive, "a number above 0"),
+    ("port", lambda value: _at_least(0)(value) and value <= 65535, "an integer from 0 (any free port) to 65535"),
     ("episodes", _optional(_at_least(1)), "null or an integer of at least 1"),
     ("seeds", _optional(_at_least(1)), "null or an integer of at least 1"),
     ("model.num_rounds", _at_least(1), "an integer of at least 1"),
