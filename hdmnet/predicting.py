@@ -153,9 +153,8 @@ def predict(cfg: DictConfig, supports: Supports | None, queries: Sequence[Path])
     """
     keep_freed_memory()
     plain, output = to_plain(cfg), Path(cfg.paths.run_dir)
-    names = _distinct([path.stem for path in queries])
     _refuse_to_replace(
-        output, names, [*queries, *(file for pairs in (supports or {}).values() for file in _files(pairs))]
+        output, _names(queries), [*queries, *(file for pairs in (supports or {}).values() for file in _files(pairs))]
     )
     segmenter = Segmenter.from_checkpoint(
         cfg.ckpt, device=cfg.device, image_size=plain["image_size"], **plain["official"]
@@ -213,7 +212,7 @@ def write_predictions(
     Yields:
         Of each query, in order, what was written or why nothing was.
     """
-    for path, name in zip(queries, _distinct([path.stem for path in queries]), strict=True):
+    for path, name in zip(queries, _names(queries), strict=True):
         try:
             picture = read(path)
             files = write_prediction(output, name, picture, segmenter.predict(picture, maps=maps))
@@ -224,6 +223,11 @@ def write_predictions(
             yield Answer(name, error=message)
         else:
             yield Answer(name, files)
+
+
+def _names(queries: Sequence[Path]) -> list[str]:
+    """What to call the outputs: file names without suffix, numbered where they meet again."""
+    return _distinct([path.stem for path in queries])
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
