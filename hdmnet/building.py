@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ProgressBar
 
 from hdmnet.callbacks.class_scores import ClassScores
+from hdmnet.callbacks.finite import NonFiniteGuard
 from hdmnet.callbacks.progress import StageProgressBar
 from hdmnet.callbacks.visualise import EpisodePictures
 from hdmnet.checkpoints import load_strictly
@@ -139,7 +140,9 @@ def build_trainer(
     """A Lightning Trainer from ``cfg.trainer``, its bars headed by `stage`; `changes` replace its arguments."""
     if not cfg.trainer.enable_progress_bar:  # Lightning refuses the two together
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
-    trainer: L.Trainer = instantiate(cfg.trainer, **({"callbacks": callbacks, "logger": logger} | changes))
+    policy = cfg.optim.get("on_nonfinite", "stop")  # a checkpoint's config may be older than the key
+    guard = NonFiniteGuard(policy=policy, directory=cfg.paths.run_dir, config=to_stored(cfg))
+    trainer: L.Trainer = instantiate(cfg.trainer, **({"callbacks": [*callbacks, guard], "logger": logger} | changes))
     head_bars(trainer, stage)
     return trainer
 

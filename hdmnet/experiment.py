@@ -27,6 +27,7 @@ from hdmnet.building import (
     progress_bars,
     test_callbacks,
 )
+from hdmnet.callbacks.finite import count_skipped
 from hdmnet.callbacks.loggers import build_loggers
 from hdmnet.callbacks.wandb import one_wandb_run
 from hdmnet.checkpoints import RUN_KEY, load_strictly, read_checkpoint, run_entry, run_state_dict
@@ -211,6 +212,7 @@ def test(
         support_mask=cfg.support_mask,
         protocol=cfg.protocol,
         val_miou=_best_validation(trainer),
+        skipped_steps=count_skipped(cfg.paths.run_dir),
     )
     if trainer.is_global_zero:
         results.write_result(Path(cfg.paths.run_dir) / "result.json", result)
