@@ -164,7 +164,7 @@ def replay(path: Path, device: torch.device) -> bool:
     print(f"in the run:  loss {event['loss']}, not finite: {event['what']}")
     with as_in_the_run(content, device), _watch(task.model) as modules:
         terms = losses_of(task, batch)
-    terms["loss"].backward()  # type: ignore[no-untyped-call]
+    terms["loss"].backward()
     print("now:         " + ", ".join(f"{name} {float(value.detach())!r}" for name, value in terms.items()))
     if modules:
         print(f"first output that is not finite: {modules[0]}")

@@ -129,7 +129,7 @@ class NonFiniteGuard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, guilty: Sequence[_Part], *, what: str, action: str
     ) -> list[dict[str, Any]]:
         """Write this process's dump, share the events with the others, and let the first process record them."""
-        names = getattr(trainer.datamodule, "base_names", None)
+        names = getattr(cast(Any, trainer).datamodule, "base_names", None)
         events: list[dict[str, Any]] = []
         for part in guilty:
             events.append(
