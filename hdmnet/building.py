@@ -18,6 +18,7 @@ from hdmnet.checkpoints import load_strictly
 from hdmnet.config import image_size, instantiate, to_plain, to_stored
 from hdmnet.data.datamodule import FewShotDataModule
 from hdmnet.models.base_learner import BaseLearner
+from hdmnet.provenance import git_state, library_versions
 from hdmnet.tasks.evaluation import ReusableModel, measure_features
 from hdmnet.tasks.few_shot import FewShotTask, LossWeights, OptimiserSettings
 
@@ -125,7 +126,12 @@ def build_task(cfg: DictConfig, model: nn.Module, data: FewShotDataModule) -> Fe
         ),
         image_mean=list(cfg.backbone.mean),
         image_std=list(cfg.backbone.std),
-        checkpoint_extra={"config": to_stored(cfg), "class_names": list(data.novel_names)},
+        checkpoint_extra={
+            "config": to_stored(cfg),
+            "class_names": list(data.novel_names),
+            "versions": library_versions(),
+            **git_state(),
+        },
     )
 
 

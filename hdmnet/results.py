@@ -284,8 +284,8 @@ def format_fold_table(result: Mapping[str, Any]) -> str:
 
     Returns:
         Plain text of several lines without a trailing newline: IoU in % per novel class, mIoU ± standard deviation over
-        the seeds, FB-IoU, each of the final and of the meta learner's own prediction, then the controls, then notes on
-        classes that are left out and steps that were skipped.
+        the seeds, FB-IoU, each of the final and of the meta learner's own prediction, then the controls, then warnings
+        of classes that are left out and steps that were skipped.
     """
     final, meta = result["test"], result["test_no_ensemble"]
     counts = final.get("counts_per_class") or {}
@@ -319,7 +319,7 @@ def format_fold_table(result: Mapping[str, Any]) -> str:
         f"{final['num_episodes']} episodes x {num_seeds} test seed{'s' if num_seeds > 1 else ''}"
     )
     rule = "-" * max(len(title), sum(widths) + 6)
-    notes = [f"note: {text}" for text in (*left_out_notes(final), *_skipped_notes(result))]
+    notes = [f"warning: {text}" for text in (*left_out_notes(final), *_skipped_notes(result))]
     return "\n".join([title, rule, line(header), *map(line, rows), rule, *map(line, summary), *notes])
 
 

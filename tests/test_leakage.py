@@ -31,7 +31,14 @@ WORDS = {
     "pascal": (*REAL, "dataset=pascal", "dataset.train_list=voc", "augment=none", "optim.base.augment=none"),
     "coco": (*REAL, "dataset=coco", "augment=none", "optim.base.augment=none"),
     "shapes": (*SHAPES, "augment=none", "dataset.base_image_size=65", "optim.base.augment=none"),
-    "folder": (*REAL, "dataset=folder", "dataset.num_folds=2", "dataset.num_val_episodes=2", "augment=none", "optim.base.augment=none"),
+    "folder": (
+        *REAL,
+        "dataset=folder",
+        "dataset.num_folds=2",
+        "dataset.num_val_episodes=2",
+        "augment=none",
+        "optim.base.augment=none",
+    ),
 }
 
 

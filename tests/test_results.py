@@ -200,7 +200,7 @@ mIoU                                    20  55.0 ± 7.1  50.0 ± 7.1
 FB-IoU                                            75.0        70.0
 control: support mask all ones                    25.0
 control: every object foreground                  12.5
-note: moon has no episode: mIoU is the mean of the other classes, not of 3"""
+warning: moon has no episode: mIoU is the mean of the other classes, not of 3"""
     assert format_fold_table(_result()) == expected
     path = write_result(tmp_path / "result.json", _result())
     assert format_fold_table(read_result(path)) == expected  # null reads as undefined

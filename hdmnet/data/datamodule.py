@@ -152,6 +152,12 @@ class FewShotDataModule(FoldDataModule):
             allow_repeats=self.allow_repeats,
         )
 
+    def digest(self) -> str:
+        """Hex sha256 over the validation images, their classes and areas: the same where the labels are."""
+        catalog = self._catalog("val")
+        counts = np.stack([catalog.image_index, catalog.class_value, catalog.area]).astype("<i8")
+        return hashlib.sha256("\n".join(catalog.ids.tolist()).encode() + counts.tobytes()).hexdigest()
+
     def train_dataloader(self) -> DataLoader[Episode]:
         """Loader of this rank's training episodes; raises ValueError if an epoch fills no batch."""
         assert self.train_manifest is not None, "setup('fit') comes first"
