@@ -25,6 +25,18 @@ _PACKAGE = str(Path(__file__).resolve().parent) + os.sep
 # A frame of a traceback in text form, as worker processes send it: file, then its source line.
 _TEXT_FRAME = re.compile(r'^\s*File "(?P<file>.+)", line \d+, in .*\n\s*(?P<source>.*)$', re.MULTILINE)
 _WORKER_ERROR = re.compile(r"^Caught (?P<name>\w+) in .+\nOriginal Traceback", re.MULTILINE)
+# A DataLoader's process that is gone: torch raises it wherever the loop is when the system tells of the death.
+_DEAD_WORKER = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? (?P<pids>[\d, ]+)\) "
+    r"(?:is killed by signal: (?P<signal>[\w ]+)|exited unexpectedly(?: with exit code (?P<code>-?\d+))?)"
+)
+_WHY_DEAD = {
+    "Killed": "most often because memory ran out: lower num_workers, batch_size or image size, or get more memory",
+    "Bus error": "most often because shared memory ran out: enlarge /dev/shm (docker run --shm-size=8g), or lower "
+    "num_workers",
+    "Terminated": "by the system or somebody: run it again",
+}
+_CRASHED = "a library crashed on what it read: num_workers=0 shows where"
 
 
 def wants_traceback() -> bool:
@@ -51,12 +63,15 @@ def user_message(error: Exception) -> str | None:
 
     Returns:
         The message of our own ValueErrors and OSErrors, also out of worker processes; of the operating system's
-        refusals that name a file, and of a full disk; of Lightning's refusals of a setting. None for everything else.
+        refusals that name a file, and of a full disk; of Lightning's refusals of a setting; of processes of the job
+        that are gone. None for everything else.
     """
     if type(error).__name__ == "MisconfigurationException":
         return one_line(error)
     if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
         return one_line(error)
+    if isinstance(error, RuntimeError):
+        return _lost_process(error)
     if not isinstance(error, ValueError | OSError):
         return None
     worker = _WORKER_ERROR.match(str(error))
@@ -67,6 +82,25 @@ def user_message(error: Exception) -> str | None:
     remote = getattr(error.__cause__, "tb", None)  # a process pool's worker: the traceback is the cause
     raised_here = _raised_here_in_text(remote) if isinstance(remote, str) else _raised_here(error)
     return one_line(error) if raised_here else None
+
+
+def _lost_process(error: BaseException | None) -> str | None:
+    """The line for a worker or rank that has ended while it was needed; None where the error tells of no such thing."""
+    found = None
+    while error is not None:
+        found = _DEAD_WORKER.search(str(error)) or found  # the causes know more: torch looks twice
+        if found is None and "gloo" in str(error) and "onnection" in str(error):
+            return "the connection to another process of this job broke: it has ended, and its own message says why"
+        error = error.__cause__ or error.__context__
+    if found is None:
+        return None
+    if found["signal"] is not None:
+        name = found["signal"].strip()
+        how, why = f"was killed by signal: {name}", _WHY_DEAD.get(name, _CRASHED)
+    else:
+        how = "ended unexpectedly" + ("" if found["code"] is None else f" with exit code {found['code']}")
+        why = _CRASHED
+    return f"data loader worker (process {found['pids']}) {how}, {why}"
 
 
 def _raised_here(error: Exception) -> bool:
