@@ -10,6 +10,7 @@ import errno
 import linecache
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -86,21 +87,34 @@ def user_message(error: Exception) -> str | None:
 
 def _lost_process(error: BaseException | None) -> str | None:
     """The line for a worker or rank that has ended while it was needed; None where the error tells of no such thing."""
-    found = None
+    pids, name, code = "", None, None
     while error is not None:
-        found = _DEAD_WORKER.search(str(error)) or found  # the causes know more: torch looks twice
-        if found is None and "gloo" in str(error) and "onnection" in str(error):
+        if (found := _DEAD_WORKER.search(str(error))) is not None:  # torch may look twice, and the cause know more
+            pids = pids or found["pids"]
+            name, code = name or found["signal"], code or found["code"] or _exit_code(error)
+        elif not pids and "gloo" in str(error) and "onnection" in str(error):
             return "the connection to another process of this job broke: it has ended, and its own message says why"
         error = error.__cause__ or error.__context__
-    if found is None:
+    if not pids:
         return None
-    if found["signal"] is not None:
-        name = found["signal"].strip()
-        how, why = f"was killed by signal: {name}", _WHY_DEAD.get(name, _CRASHED)
+    if name is None and code is not None and int(code) < 0:
+        name = signal.strsignal(-int(code))
+    if name is not None:
+        how, why = f"was killed by signal: {name.strip()}", _WHY_DEAD.get(name.strip(), _CRASHED)
+    elif code is not None:
+        how, why = f"ended unexpectedly with exit code {code}", _CRASHED
     else:
-        how = "ended unexpectedly" + ("" if found["code"] is None else f" with exit code {found['code']}")
-        why = _CRASHED
-    return f"data loader worker (process {found['pids']}) {how}, {why}"
+        how, why = "ended unexpectedly", f"{_WHY_DEAD['Killed']}; or {_CRASHED}"
+    return f"data loader worker (process {pids}) {how}, {why}"
+
+
+def _exit_code(error: BaseException) -> int | None:
+    """Exit code of the first worker that torch has found dead: its message leaves it out, but not its frame."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    workers = [] if trace is None else trace.tb_frame.f_locals.get("failed_workers") or []
+    return getattr(workers[0], "exitcode", None) if workers else None
 
 
 def _raised_here(error: Exception) -> bool:

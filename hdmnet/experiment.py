@@ -303,7 +303,9 @@ def _chosen_checkpoint(cfg: DictConfig, trainer: L.Trainer) -> Path | None:
     best = keeper.best_model_path if cfg.selection == "best" else ""
     chosen = best or keeper.last_model_path
     if cfg.selection == "best" and chosen and not best:
-        log.warning("selection=best, but no validation ran: the last checkpoint is tested in its place")
+        log.warning(
+            "selection=best, but there is no best checkpoint, as no validation ran: the LAST one is tested in its place"
+        )
     if not chosen:
         raise ValueError(
             "training wrote no checkpoint; give it at least one step (trainer.max_steps, dataset.episodes_per_epoch)"

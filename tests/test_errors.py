@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -112,7 +113,7 @@ class _Ending(torch.utils.data.Dataset):
         (signal.SIGKILL, r"was killed by signal: Killed, most often because memory ran out: lower num_workers, "),
         (signal.SIGBUS, r"was killed by signal: Bus error, most often because shared memory ran out: enlarge /dev/shm"),
         (signal.SIGSEGV, r"was killed by signal: Segmentation fault, a library crashed on what it read: num_workers=0"),
-        (3, r"ended unexpectedly( with exit code 3)?, a library crashed"),
+        (3, r"ended unexpectedly with exit code 3, a library crashed"),
     ],
 )
 def test_a_dead_worker_is_one_line(how, message, capfd):
@@ -121,6 +122,22 @@ def test_a_dead_worker_is_one_line(how, message, capfd):
         list(loader)
     line = user_message(error.value)
     assert re.fullmatch(rf"data loader worker \(process \d+\) {message}.*", line)
+
+
+def test_a_worker_that_torch_only_misses_is_asked_for_its_end():
+    def missed(exitcode):
+        failed_workers = [SimpleNamespace(exitcode=exitcode)]
+        raise RuntimeError(f"DataLoader worker (pid(s) {len(failed_workers)}) exited unexpectedly")
+
+    lines = []
+    for exitcode in (-9, 3, None):
+        with pytest.raises(RuntimeError) as error:
+            missed(exitcode)
+        lines.append(user_message(error.value).removeprefix("data loader worker (process 1) "))
+    assert lines[0].startswith("was killed by signal: Killed, most often because memory ran out: lower num_workers")
+    assert lines[1].startswith("ended unexpectedly with exit code 3, a library crashed")
+    assert lines[2].startswith("ended unexpectedly, most often because memory ran out")
+    assert lines[2].endswith("; or a library crashed on what it read: num_workers=0 shows where")
 
 
 def test_a_lost_rank_is_one_line_and_other_runtime_errors_are_bugs():
