@@ -35,11 +35,12 @@ def patience():
 def training(tmp_path, start, *words):
     """A training in a process group of its own, some steps on its way; what is left of it is killed."""
     output = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hdmnet.train", *SHAPES, f"ckpt={start}", *_ENDLESS, *words, f"paths.output_dir={output}"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=(tmp_path / "out.txt").open("wb"),
-        stderr=(tmp_path / "err.txt").open("wb"), start_new_session=True, cwd=tmp_path,
-    )  # fmt: skip
+    words = [*SHAPES, f"ckpt={start}", *_ENDLESS, *words, f"paths.output_dir={output}"]
+    with (tmp_path / "out.txt").open("wb") as out, (tmp_path / "err.txt").open("wb") as err:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hdmnet.train", *words],
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=out, stderr=err, start_new_session=True, cwd=tmp_path,
+        )  # fmt: skip
     try:
         end = time.monotonic() + 300
         while not _has_lines(output, 3):
