@@ -112,6 +112,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "support_mask": ("given", "ones"),
     "dataset.split_rule": ("contiguous", "interleaved"),
     "augment.name": ("official", "paper", "flip", "none"),
+    "optim.on_nonfinite": ("stop", "skip"),
     "optim.base.augment": ("bam", "official", "paper", "flip", "none"),
     "optim.base.optimizer": ("sgd", "adamw"),
     "optim.base.freeze_backbone": ("none", "norm", "all"),
