@@ -23,7 +23,7 @@ ALLOWED_TARGETS = ("hdmnet.", "lightning.pytorch.", "torch.nn.", "torch.optim.",
 
 # Belongs to the machine or to the command at hand, never to the checkpoint that is evaluated.
 _NEVER_FROM_CHECKPOINT = frozenset(
-    {"paths", "trainer", "logger", "callbacks", "ckpt", "base_ckpt", "num_workers", "episodes", "seeds"}
+    {"paths", "trainer", "logger", "callbacks", "ckpt", "base_ckpt", "resume", "num_workers", "episodes", "seeds"}
     | {"sweep", "rerun", "reuse", "reuse_memory_gb"}
 )
 # Folders that are taken from the checkpoint's run while they exist and nothing else names them: key -> variable.
@@ -54,6 +54,7 @@ class TrainSchema:
     num_workers: int | None = None
     ckpt: str | None = None
     base_ckpt: str | None = None
+    resume: str | None = None
     selection: str = "best"
     protocol: str = "uniform"
     support_mask: str = "given"
