@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ProgressBar
 
+from hdmnet import stopping
 from hdmnet.callbacks.class_scores import ClassScores
 from hdmnet.callbacks.progress import StageProgressBar
 from hdmnet.callbacks.visualise import EpisodePictures
@@ -141,6 +142,10 @@ def build_trainer(
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     trainer: L.Trainer = instantiate(cfg.trainer, **({"callbacks": callbacks, "logger": logger} | changes))
     head_bars(trainer, stage)
+    if stopping.is_heard():
+        # Lightning's own handler lets the processes of a DDP job wait for one another wherever the signal meets them,
+        # for ever where it meets them at different places. It hands the signal on to ours in any case.
+        cast(Any, trainer)._signal_connector._sigterm_notifier_fn = lambda *_: None
     return trainer
 
 

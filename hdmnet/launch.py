@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -185,6 +186,11 @@ def _say_how_to_go_on(stop: stopping.Stopped, config_name: str) -> int:
     if ranks.rank() > 0:
         # Lightning kills the first rank, which has this to say, when another one fails.
         return stop.exit_code if ranks.started_together() else 0
+    if stop.wants_requeue:
+        try:
+            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"error: the job could not be put into the queue again: {errors.one_line(error)}", file=sys.stderr)
     by = "" if stop.exit_code == stopping.INTERRUPTED else f" by {stop}"
     saved = "" if stop.saved is None else f", checkpoint of {stop.saved} written"
     again = "; to go on: the same command with resume=auto" if config_name == "train" else ""

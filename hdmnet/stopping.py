@@ -39,10 +39,16 @@ class Stopped(BaseException):
         """Exit code of the process."""
         return INTERRUPTED if self.number == signal.SIGINT else EXIT_CODE
 
+    @property
+    def wants_requeue(self) -> bool:
+        """Whether it was SLURM's warning that the job's time is over; submitit's jobs are submitit's to put back."""
+        return self.number in _UNDER_SLURM and "SUBMITIT_EXECUTOR" not in os.environ
+
 
 class _State:
     """Of this process."""
 
+    heard = False  # whether signals come to `_hear`
     polled = False  # whether somebody asks `asked` again and again
     number: int | None = None
     owner = os.getpid()
@@ -59,12 +65,13 @@ def heard() -> Iterator[None]:
         return
     numbers = _ALWAYS + (_UNDER_SLURM if "SLURM_JOB_ID" in os.environ else ())
     before = {number: signal.getsignal(number) for number in numbers}
-    _State.polled, _State.number, _State.owner = False, None, os.getpid()
+    _State.heard, _State.polled, _State.number, _State.owner = True, False, None, os.getpid()
     for number in numbers:
         signal.signal(number, _hear)
     try:
         yield
     finally:
+        _State.heard = False
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -72,11 +79,19 @@ def heard() -> Iterator[None]:
 def _hear(number: int, _: FrameType | None) -> None:
     if os.getpid() != _State.owner:  # a process that was forked: its parent decides
         return
-    if not _State.polled or _State.number is not None:  # nobody would ask, or somebody has lost patience
+    # Nobody would ask, or somebody at a keyboard has lost patience; machines may well say the same thing twice.
+    if not _State.polled or _State.number == number == signal.SIGINT:
         raise Stopped(number)
+    if _State.number is not None:
+        return
     _State.number = number
     # Not `print`: it raises where the signal has interrupted another one.
     os.write(2, f"{signal.Signals(number).name}: the run will end after this step\n".encode())
+
+
+def is_heard() -> bool:
+    """Whether this is inside `heard`."""
+    return _State.heard
 
 
 @contextmanager

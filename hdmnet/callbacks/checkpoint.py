@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from hdmnet import stopping
+from hdmnet import ranks, stopping
 from hdmnet.atomic import remove_leftovers
 from hdmnet.callbacks import position
 from hdmnet.callbacks.metrics_file import MetricsFile
@@ -164,7 +164,10 @@ class RunCheckpoint(Checkpoint):
         Raises:
             Stopped: A signal asks for it, on this process.
         """
-        if stopping.asked() and self._writes(trainer):
+        # The processes may have different numbers of batches: they cannot ask one another. Those that Lightning has
+        # started end with the first one.
+        decides = trainer.is_global_zero or ranks.started_together()
+        if stopping.asked() and decides and self._writes(trainer):
             raise _stop(trainer, saved=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
