@@ -80,8 +80,8 @@ class Runner:
 
         Args:
             words: More of the command line.
-            until: Called every 2 ms with processor seconds, looked at five times a second, and process id; true: it has sent a
-                signal.
+            until: Called every 2 ms with processor seconds, looked at five times a second, and process id; true: it has
+                sent a signal.
             timeout: Seconds.
 
         Raises:
