@@ -142,11 +142,19 @@ def build_trainer(
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     trainer: L.Trainer = instantiate(cfg.trainer, **({"callbacks": callbacks, "logger": logger} | changes))
     head_bars(trainer, stage)
-    if stopping.is_heard():
-        # Lightning's own handler lets the processes of a DDP job wait for one another wherever the signal meets them,
-        # for ever where it meets them at different places. It hands the signal on to ours in any case.
-        cast(Any, trainer)._signal_connector._sigterm_notifier_fn = lambda *_: None
+    leave_signals_alone(trainer)
     return trainer
+
+
+def leave_signals_alone(trainer: L.Trainer) -> None:
+    """Leave SIGTERM to `hdmnet.stopping` alone, where that hears of it.
+
+    Lightning's own handler lets the processes of a DDP job wait for one another wherever the signal meets them, for
+    ever where it meets them at different places.
+    """
+    if stopping.is_heard():
+        # It is called before the handler that it has found, which is ours.
+        cast(Any, trainer)._signal_connector._sigterm_notifier_fn = lambda *_: None
 
 
 def head_bars(trainer: L.Trainer, stage: str) -> None:

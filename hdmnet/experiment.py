@@ -231,8 +231,8 @@ def test(
         checkpoint_failures=_failures(trainer),
     )
     if trainer.is_global_zero:
+        results.print_fold_table(result)  # first: the figures are not lost where they cannot be written
         results.write_result(Path(cfg.paths.run_dir) / "result.json", result)
-        results.print_fold_table(result)
         print(f"\nresult, checkpoints and pictures: {cfg.paths.run_dir}", flush=True)
     return result
 

@@ -71,7 +71,7 @@ def heard() -> Iterator[None]:
     try:
         yield
     finally:
-        _State.heard = False
+        _State.heard, _State.number = False, None
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -1,4 +1,4 @@
-"""A training of milliseconds on which everything that a resume could get wrong shows: samples, dropout, schedule, log."""
+"""A training of milliseconds on which all shows that a resume could get wrong: samples, dropout, schedule, log."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from hdmnet.building import leave_signals_alone
 from hdmnet.callbacks.checkpoint import RunCheckpoint
 from hdmnet.callbacks.metrics_file import MetricsFile
 from hdmnet.data.samplers import EpochSampler
@@ -34,10 +35,10 @@ class Data(L.LightningDataModule):
         self.samples_per_epoch = self.samples_per_epoch or self.samples
         rank, size = self.world
         sampler = EpochSampler(self.samples_per_epoch, rank=rank, world_size=size, start=self.start)
-        return DataLoader(Indices(), self.batch_size, sampler=sampler, drop_last=True)
+        return DataLoader(Indices(), self.batch_size, sampler=sampler, drop_last=True, generator=torch.Generator())
 
     def val_dataloader(self) -> Any:
-        return DataLoader(Indices(), 1, sampler=range(3))
+        return DataLoader(Indices(), 1, sampler=range(3), generator=torch.Generator())
 
 
 class Indices:
@@ -106,5 +107,6 @@ def fit(
         accelerator="cpu", logger=MetricsFile(folder), callbacks=[learning_rate, keeper], log_every_n_steps=1,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, **arguments,
     )  # fmt: skip
+    leave_signals_alone(one)
     one.fit(task, datamodule=data or Data(), ckpt_path=resume)
     return task, keeper
