@@ -67,6 +67,7 @@ class Run:
         plain = config.to_stored(cfg)
         facts = {key: value for key, value in plain.items() if key not in _NOT_OF_THE_RUN}
         facts["trainer"] = {key: value for key, value in plain["trainer"].items() if key not in _NOT_OF_THE_TRAINER}
+        facts["optim"] = {key: value for key, value in plain["optim"].items() if key != "batch_size"}
         facts["callbacks"] = {
             name: {key: value for key, value in node.items() if key != "every_n_minutes"}
             for name, node in plain["callbacks"].items()

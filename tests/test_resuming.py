@@ -79,6 +79,7 @@ def test_auto_begins_a_new_run_where_there_is_none(make, begin):
         ("num_workers=3", "logger=wandb", "trainer=cpu", "callbacks.checkpoint.every_n_minutes=1"),
         ("trainer=ddp_cpu", "trainer.devices=4"),
         ("trainer=ddp_cpu", "trainer.devices=4", "batch_size=2"),  # the same 8 episodes a step
+        ("trainer=ddp_cpu", "trainer.devices=4", "optim.batch_size=2"),
     ],
 )
 def test_the_machine_may_be_another(make, begin, words):
