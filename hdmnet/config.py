@@ -31,8 +31,8 @@ _FOLDER_VARIABLES = {"data_dir": "HDMNET_DATA", "weights_dir": "HDMNET_WEIGHTS"}
 
 
 @dataclass
-class TrainSchema:
-    """Types of the top-level keys of conf/train.yaml; the groups are checked by `hdmnet/validation.py`."""
+class ExperimentSchema:
+    """Types of the keys that conf/train.yaml and conf/evaluate.yaml share; `hdmnet/validation.py` checks the groups."""
 
     dataset: Any = MISSING
     backbone: Any = MISSING
@@ -54,7 +54,6 @@ class TrainSchema:
     num_workers: int | None = None
     ckpt: str | None = None
     base_ckpt: str | None = None
-    resume: str | None = None
     selection: str = "best"
     protocol: str = "uniform"
     support_mask: str = "given"
@@ -63,7 +62,14 @@ class TrainSchema:
 
 
 @dataclass
-class EvaluateSchema(TrainSchema):
+class TrainSchema(ExperimentSchema):
+    """Types of the top-level keys of conf/train.yaml."""
+
+    resume: str | None = None
+
+
+@dataclass
+class EvaluateSchema(ExperimentSchema):
     """Types of the top-level keys of conf/evaluate.yaml."""
 
     episodes: int | None = None

@@ -59,8 +59,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_KEEPER = f"{RunCheckpoint.__module__}.{RunCheckpoint.__qualname__}"
-
 
 class Timer:
     """Seconds by phase; use as ``with timer("fit"):``."""
@@ -116,6 +114,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     trainer = build_trainer(
         cfg, "stage 2", callbacks=instantiate_all(cfg.callbacks), logger=build_loggers(cfg, "train")
     )
+    _keeper(trainer)  # refused before anything is trained
     with timer("train"), stopping.polling():
         trainer.fit(task, datamodule=data, ckpt_path=point)
     timer.seconds["train"] += round(_keeper(trainer).seconds_before, 2)
@@ -228,7 +227,7 @@ def test(
         support_mask=cfg.support_mask,
         protocol=cfg.protocol,
         val_miou=_best_validation(trainer),
-        checkpoint_failures=_failures(trainer),
+        checkpoint_failures=sum(keeper.failures for keeper in _keepers(trainer)),
     )
     if trainer.is_global_zero:
         results.print_fold_table(result)  # first: the figures are not lost where they cannot be written
@@ -298,8 +297,7 @@ def resume_point(cfg: DictConfig) -> Path | None:
 
 def _check_config(cfg: DictConfig, *, resumed: bool) -> None:
     """Refuse what can be refused before the masks are scanned, which takes its time."""
-    keeper = cfg.callbacks.get("checkpoint")
-    if keeper is None or keeper.get("_target_") != _KEEPER:
+    if cfg.callbacks.get("checkpoint") is None:
         raise ValueError("callbacks.checkpoint is missing; a run needs it to choose the weights that are tested")
     if cfg.ckpt is not None and cfg.base_ckpt is not None:
         raise ValueError("ckpt and base_ckpt are both given; expected one: a run's ckpt holds its base learner")
@@ -340,19 +338,19 @@ def _chosen_checkpoint(cfg: DictConfig, trainer: L.Trainer) -> Path | None:
 
 def _best_validation(trainer: L.Trainer) -> float | None:
     """Best mIoU on the validation episodes: what a search for settings goes by; None where nothing was trained."""
-    score = getattr(trainer.checkpoint_callback, "best_model_score", None)
-    return None if score is None else float(score)
+    return next((keeper.best_model_score for keeper in _keepers(trainer)), None)
+
+
+def _keepers(trainer: L.Trainer) -> list[RunCheckpoint]:
+    """What keeps the run's checkpoints; empty in an evaluation."""
+    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, RunCheckpoint)]
 
 
 def _keeper(trainer: L.Trainer) -> RunCheckpoint:
-    keeper = trainer.checkpoint_callback
-    assert isinstance(keeper, RunCheckpoint)  # `_check_config` has seen to it
-    return keeper
-
-
-def _failures(trainer: L.Trainer) -> int:
-    """How many checkpoints could not be written; 0 where nothing was trained."""
-    return getattr(trainer.checkpoint_callback, "failures", 0)
+    keepers = _keepers(trainer)
+    if not keepers:
+        raise ValueError("callbacks.checkpoint is another callback; expected hdmnet.callbacks.checkpoint.RunCheckpoint")
+    return keepers[0]
 
 
 def _run_checkpoint(path: str | Path) -> dict[str, Any]:

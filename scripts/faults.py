@@ -116,7 +116,7 @@ class Harness:
     def _chains(self, part: str, *, kind: str, number: int, end: Callable[[random.Random, int], str]) -> Outcome:
         """End runs at random moments until there were as many faults as asked for, each run resumed to its end."""
         reference = self.reference(kind)
-        outcome = Outcome(part, figures={"resumes": 0, "steps_repeated": [], "seconds_to_end": [], "how": {}})
+        outcome = Outcome(part, figures={"resumes": 0, "seconds_to_end": [], "how": {}})
         while outcome.faults < number:
             runner = Runner(self.output / f"{part}-{outcome.runs}", self.words(kind))
             shutil.rmtree(runner.output, ignore_errors=True)
@@ -126,10 +126,8 @@ class Harness:
             if not runner.finished:
                 _resume(runner, outcome)
             outcome.problems += [f"run {outcome.runs - 1}: {what}" for what in _compare(reference, runner)]
-        for key in ("steps_repeated", "seconds_to_end"):
-            values = [value for value in outcome.figures.pop(key) if value is not None]
-            if values:
-                outcome.figures[key] = {"median": statistics.median(values), "most": max(values)}
+        seconds = outcome.figures["seconds_to_end"]
+        outcome.figures["seconds_to_end"] = {"median": statistics.median(seconds), "most": max(seconds)}
         return outcome
 
     def _one_fault(

@@ -81,6 +81,26 @@ def test_a_killed_run_goes_on_where_it_was(whole, tmp_path, monkeypatch, task, m
     assert again.result["checkpoint_failures"] == 0
 
 
+@pytest.mark.slow
+def test_a_resumed_run_is_the_same_wandb_run(tmp_path, monkeypatch):
+    words = (*WORDS, "logger=wandb", "resume=auto")
+    with monkeypatch.context() as patch:
+        kill(patch, FewShotTask, "training_step", 5)
+        with pytest.raises(Killed):
+            call("train", tmp_path, *words)
+    folder = run("train", tmp_path, *words).folder
+    parts = sorted(path.name for path in (folder / "wandb").glob("offline-run-*"))
+    assert len(parts) == 2
+    (run_id,) = {part.rpartition("-")[2] for part in parts}
+    assert run_id == (folder / "wandb_run_id").read_text().strip()
+
+
+def test_a_run_needs_its_own_kind_of_checkpoints(start, tmp_path):
+    words = ("~callbacks.checkpoint", "+callbacks.checkpoint._target_=lightning.pytorch.callbacks.ModelCheckpoint")
+    line = call("train", tmp_path, *SHAPES, f"ckpt={start}", *words).refusal()
+    assert line == "callbacks.checkpoint is another callback; expected hdmnet.callbacks.checkpoint.RunCheckpoint"
+
+
 def test_a_finished_run_is_not_gone_on_with(first_run):
     line = call("train", first_run.folder.parents[2], *SHAPES, "ckpt=last").refusal()
     assert line.startswith("no unfinished run of this config in ")

@@ -6,6 +6,8 @@ import logging
 import operator
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -212,9 +214,9 @@ class RunCheckpoint(Checkpoint):
         """Write a file; False, on all processes, where that failed."""
         for logger in trainer.loggers:
             logger.save()  # what was logged before the checkpoint is not logged again after a resume
-        self._files.error, self._files.before = None, before
-        trainer.save_checkpoint(path, weights_only=False)
-        error = cast("str | None", trainer.strategy.broadcast(self._files.error))
+        with self._files.catching(before):
+            trainer.save_checkpoint(path, weights_only=False)
+        error = trainer.strategy.broadcast(self._files.error)
         if error is not None:
             self.failures += 1
             log.warning(
@@ -233,19 +235,34 @@ class _Files(TorchCheckpointIO):
     """Writes and reads files for Lightning: whole or not at all, and tensors and plain containers only.
 
     Attributes:
-        before: Gets the file that is about to be replaced; None: it is lost.
-        error: Why the last file could not be written; raising would leave the other processes waiting.
+        error: Why the file could not be written that was to be written in `catching`.
     """
 
     def __init__(self) -> None:
-        self.before: Path | None = None
         self.error: str | None = None
+        self._before: Path | None = None
+        self._catches = False
+
+    @contextmanager
+    def catching(self, before: Path | None) -> Iterator[None]:
+        """Leave a failure in `error`: raised on the first process, it would leave the others waiting.
+
+        Args:
+            before: Gets the file that is about to be replaced; None: it is lost.
+        """
+        self.error, self._before, self._catches = None, before, True
+        try:
+            yield
+        finally:
+            self._before, self._catches = None, False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a file, on the first process; a failure is left in `error`."""
+        """Write a file, on the first process."""
         try:
-            write_durably(checkpoint, path, before=self.before)
+            write_durably(checkpoint, path, before=self._before)
         except OSError as error:
+            if not self._catches:
+                raise
             self.error = f"{path}: {error.strerror or error}"
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
