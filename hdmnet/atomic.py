@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -10,11 +12,13 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
     """Write beside a file, then rename: a reader never meets half a file, and of several writers the last wins.
 
     Args:
         path: The file; its folder is made if needed. It stays as it was when the block raises.
+        durable: Whether it is whole after a loss of power too: the content reaches the disk before the name does. Costs
+            some milliseconds, which is too much for thousands of files that can be made again.
 
     Yields:
         The temporary path to write to: hidden, unique, never taken for a finished file.
@@ -25,6 +29,37 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
+        if durable:
+            sync(temporary)
         os.replace(temporary, path)
+        if durable:
+            sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder may be gone; what went wrong is on its way up already
+            temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove the temporary files that writers have left in a folder which were killed.
+
+    Args:
+        folder: Nobody may be writing in it; it need not be there.
+    """
+    for file in Path(folder).glob(".*.tmp"):
+        file.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's or folder's content is on the disk.
+
+    Args:
+        path: It must be readable.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot, of folders
+            raise
+    finally:
+        os.close(descriptor)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ProgressBar
 
+from hdmnet import stopping
 from hdmnet.callbacks.class_scores import ClassScores
 from hdmnet.callbacks.finite import NonFiniteGuard
 from hdmnet.callbacks.progress import StageProgressBar
@@ -150,7 +151,19 @@ def build_trainer(
     guard = NonFiniteGuard(policy=policy, directory=cfg.paths.run_dir, config=to_stored(cfg))
     trainer: L.Trainer = instantiate(cfg.trainer, **({"callbacks": [*callbacks, guard], "logger": logger} | changes))
     head_bars(trainer, stage)
+    leave_signals_alone(trainer)
     return trainer
+
+
+def leave_signals_alone(trainer: L.Trainer) -> None:
+    """Leave SIGTERM to `hdmnet.stopping` alone, where that hears of it.
+
+    Lightning's own handler lets the processes of a DDP job wait for one another wherever the signal meets them, for
+    ever where it meets them at different places.
+    """
+    if stopping.is_heard():
+        # It is called before the handler that it has found, which is ours.
+        cast(Any, trainer)._signal_connector._sigterm_notifier_fn = lambda *_: None
 
 
 def head_bars(trainer: L.Trainer, stage: str) -> None:

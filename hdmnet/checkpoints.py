@@ -6,20 +6,28 @@ files of the official release (`hdmnet.models.official`).
 
 from __future__ import annotations
 
+import io
+import logging
+import os
+import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from hdmnet.atomic import replacing
+from hdmnet.atomic import replacing, sync
 from hdmnet.models.official import OFFICIAL_BACKBONES, load_official_base_learner
 
 if TYPE_CHECKING:
     from hdmnet.models.base_learner import BaseLearner
 
+log = logging.getLogger(__name__)
+
 BASE_LEARNER_KEY = "hdmnet_base_learner"
 RUN_KEY = "hdmnet"
+BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "last-previous.ckpt"  # in a run's folder checkpoints/
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -68,6 +76,75 @@ def write_atomically(content: dict[str, Any], path: str | Path) -> None:
     """Save with torch under a temporary name, then rename: the file is whole or not there."""
     with replacing(path) as temporary:
         torch.save(content, temporary)
+
+
+def write_durably(content: dict[str, Any], path: str | Path, *, before: Path | None = None) -> None:
+    """As `write_atomically`, and whole after a loss of power too.
+
+    Args:
+        content: Tensors and plain containers.
+        path: The file.
+        before: Where the present file goes, once the new one is whole; None: it is replaced.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written; the files that were there are whole.
+    """
+    # Into memory first: on a full disk torch's own writer raises nothing that could be told from a bug.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    path = Path(path)
+    with replacing(path, durable=True) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+        if before is not None and path.is_file():
+            sync(temporary)
+            os.replace(path, before)
+
+
+def newest_whole(folder: str | Path) -> Path | None:
+    """The checkpoint that a run in a folder goes on from.
+
+    Args:
+        folder: Holds `last.ckpt` and the one before it.
+
+    Returns:
+        `last.ckpt`, or the one before it where the last is damaged or was about to be replaced; None where neither is.
+
+    Raises:
+        ValueError: There are some, and all are damaged.
+    """
+    damaged = []
+    for file in (Path(folder) / LAST, Path(folder) / PREVIOUS):
+        if not file.is_file():
+            continue
+        try:
+            _check_sums(file)
+            read_checkpoint(file)
+        except (ValueError, OSError) as error:
+            damaged.append(file)
+            log.warning("CHECKPOINT DAMAGED: %s; the one before it is tried", error)
+            continue
+        return file
+    if damaged:
+        raise ValueError(
+            f"{' and '.join(map(str, damaged))} cannot be read; expected a whole one to go on from: delete them to "
+            "begin the run anew"
+        )
+    return None
+
+
+def _check_sums(path: Path) -> None:
+    """Compare a file's parts with their checksums, which torch does not.
+
+    Raises:
+        ValueError: One differs.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            wrong = file.testzip()
+    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is no whole file of torch.save ({error})") from None
+    if wrong is not None:
+        raise ValueError(f"{path} is damaged: checksum of {wrong}")
 
 
 def run_state_dict(checkpoint: dict[str, Any]) -> dict[str, Tensor]:

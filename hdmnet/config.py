@@ -23,7 +23,7 @@ ALLOWED_TARGETS = ("hdmnet.", "lightning.pytorch.", "torch.nn.", "torch.optim.",
 
 # Belongs to the machine or to the command at hand, never to the checkpoint that is evaluated.
 _NEVER_FROM_CHECKPOINT = frozenset(
-    {"paths", "trainer", "logger", "callbacks", "ckpt", "base_ckpt", "num_workers", "episodes", "seeds"}
+    {"paths", "trainer", "logger", "callbacks", "ckpt", "base_ckpt", "resume", "num_workers", "episodes", "seeds"}
     | {"sweep", "rerun", "reuse", "reuse_memory_gb"}
 )
 # Folders that are taken from the checkpoint's run while they exist and nothing else names them: key -> variable.
@@ -31,8 +31,8 @@ _FOLDER_VARIABLES = {"data_dir": "HDMNET_DATA", "weights_dir": "HDMNET_WEIGHTS"}
 
 
 @dataclass
-class TrainSchema:
-    """Types of the top-level keys of conf/train.yaml; the groups are checked by `hdmnet/validation.py`."""
+class ExperimentSchema:
+    """Types of the keys that conf/train.yaml and conf/evaluate.yaml share; `hdmnet/validation.py` checks the groups."""
 
     dataset: Any = MISSING
     backbone: Any = MISSING
@@ -62,7 +62,14 @@ class TrainSchema:
 
 
 @dataclass
-class EvaluateSchema(TrainSchema):
+class TrainSchema(ExperimentSchema):
+    """Types of the top-level keys of conf/train.yaml."""
+
+    resume: str | None = None
+
+
+@dataclass
+class EvaluateSchema(ExperimentSchema):
     """Types of the top-level keys of conf/evaluate.yaml."""
 
     episodes: int | None = None

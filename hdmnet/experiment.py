@@ -7,14 +7,13 @@ import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from hdmnet import results
+from hdmnet import results, stopping
 from hdmnet.building import (
     build_base_learner,
     build_few_shot_data,
@@ -29,10 +28,19 @@ from hdmnet.building import (
     progress_bars,
     test_callbacks,
 )
+from hdmnet.callbacks.checkpoint import RunCheckpoint
 from hdmnet.callbacks.finite import count_skipped
 from hdmnet.callbacks.loggers import build_loggers
+from hdmnet.callbacks.position import KEY
 from hdmnet.callbacks.wandb import one_wandb_run
-from hdmnet.checkpoints import RUN_KEY, load_strictly, read_checkpoint, run_entry, run_state_dict
+from hdmnet.checkpoints import (
+    RUN_KEY,
+    load_strictly,
+    newest_whole,
+    read_checkpoint,
+    run_entry,
+    run_state_dict,
+)
 from hdmnet.comparing import compare, say, training_facts
 from hdmnet.config import to_plain
 from hdmnet.memory import keep_freed_memory
@@ -84,30 +92,34 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ValueError: Data, checkpoint or config do not fit.
         FileNotFoundError: Something on disk is missing.
+        Stopped: A signal has ended the run.
     """
     quieten()
     keep_freed_memory()
     git_state()  # now: what is committed while the run goes on is not what ran
     timer = Timer()
     with timer("data"):
-        _check_config(cfg)
+        point = resume_point(cfg)
+        _check_config(cfg, resumed=point is not None)
         source = build_source(cfg)
         data = build_few_shot_data(cfg, source)
         data.setup()  # every list, mask and class count is checked before any training
         data.episodes_per_epoch = epoch_length(cfg, data.episodes_per_epoch, cfg.batch_size, cfg.trainer.max_steps)
     with timer("base_learner"):
-        given = cfg.ckpt is not None  # it holds its base learner: nothing to train or to look for
+        given = cfg.ckpt is not None or point is not None  # it holds its base learner: nothing to train or to look for
         learner = build_base_learner(cfg, data.num_base, weights=None) if given else obtain_base_learner(cfg, source)
     # Again, so that stage 2 starts alike whether stage 1 was trained just now or found on disk.
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     task = build_task(cfg, build_model(cfg, learner), data)
-    if given:
+    if cfg.ckpt is not None and point is None:
         load_strictly(task.model, run_state_dict(_run_checkpoint(cfg.ckpt)), f"ckpt={cfg.ckpt}")
     trainer = build_trainer(
         cfg, "stage 2", callbacks=instantiate_all(cfg.callbacks), logger=build_loggers(cfg, "train")
     )
-    with timer("train"):
-        trainer.fit(task, datamodule=data)
+    _keeper(trainer)  # refused before anything is trained
+    with timer("train"), stopping.polling():
+        trainer.fit(task, datamodule=data, ckpt_path=point)
+    timer.seconds["train"] += round(_keeper(trainer).seconds_before, 2)
     chosen = _chosen_checkpoint(cfg, trainer)
     if chosen is not None:
         load_strictly(task.model, run_state_dict(_run_checkpoint(chosen)), str(chosen))
@@ -226,12 +238,13 @@ def test(
         data_sha256=data.digest(),
         num_processes=trainer.world_size,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        checkpoint_failures=sum(keeper.failures for keeper in _keepers(trainer)),
     )
     if trained is not None:
         result["compared_with"] = compare(result, trained)
     if trainer.is_global_zero:
+        results.print_fold_table(result)  # first: the figures are not lost where they cannot be written
         results.write_result(Path(cfg.paths.run_dir) / "result.json", result)
-        results.print_fold_table(result)
         if trained is not None:
             say(result["compared_with"])
         print(f"\nresult, checkpoints and pictures: {cfg.paths.run_dir}", flush=True)
@@ -273,12 +286,38 @@ def _test_with_ones(cfg: DictConfig, task: FewShotTask, data: FewShotDataModule)
 # --------------------------------------------------------------------------------------------------------- checkpoints
 
 
-def _check_config(cfg: DictConfig) -> None:
+def resume_point(cfg: DictConfig) -> Path | None:
+    """The checkpoint that the run goes on from; None where it begins.
+
+    Args:
+        cfg: The config of the train door; its `resume` is null, a run's folder or a checkpoint.
+
+    Raises:
+        ValueError: There are checkpoints, and all are damaged; or the one named is not of a training.
+        FileNotFoundError: The one named is not there.
+    """
+    if cfg.resume is None:
+        return None
+    path = Path(cfg.resume)
+    point = newest_whole(path / "checkpoints") if path.is_dir() else path
+    if point is None:
+        log.info("resume: no checkpoint in %s yet, the run begins from the start", path)
+        return None
+    content = _run_checkpoint(point)
+    if KEY not in content:
+        raise ValueError(f"resume={cfg.resume}: {point} holds weights only; ckpt=PATH begins a new run from them")
+    log.info("resume: from step %d, %s", content["global_step"], point)
+    return point
+
+
+def _check_config(cfg: DictConfig, *, resumed: bool) -> None:
     """Refuse what can be refused before the masks are scanned, which takes its time."""
     if cfg.callbacks.get("checkpoint") is None:
         raise ValueError("callbacks.checkpoint is missing; a run needs it to choose the weights that are tested")
     if cfg.ckpt is not None and cfg.base_ckpt is not None:
         raise ValueError("ckpt and base_ckpt are both given; expected one: a run's ckpt holds its base learner")
+    if resumed:
+        return
     if cfg.ckpt is not None:
         _refuse_other_fold(cfg, _run_checkpoint(cfg.ckpt))
     if cfg.base_ckpt is not None:
@@ -296,16 +335,19 @@ def _refuse_other_fold(cfg: DictConfig, checkpoint: dict[str, Any]) -> None:
 
 
 def _chosen_checkpoint(cfg: DictConfig, trainer: L.Trainer) -> Path | None:
-    """The checkpoint to test, by `selection`; None where Lightning keeps none (``trainer.fast_dev_run``)."""
+    """The checkpoint to test, by `selection`; None where there is none: the last weights, which are at hand."""
     if cfg.trainer.fast_dev_run:
         return None
-    keeper = cast(ModelCheckpoint, trainer.checkpoint_callback)
+    keeper = _keeper(trainer)
     best = keeper.best_model_path if cfg.selection == "best" else ""
     chosen = best or keeper.last_model_path
     if cfg.selection == "best" and chosen and not best:
         log.warning(
             "selection=best, but there is no best checkpoint, as no validation ran: the LAST one is tested in its place"
         )
+    if not chosen and keeper.failures:
+        log.warning("no checkpoint could be written: the weights of the last step are tested")
+        return None
     if not chosen:
         raise ValueError(
             "training wrote no checkpoint; give it at least one step (trainer.max_steps, dataset.episodes_per_epoch)"
@@ -315,8 +357,19 @@ def _chosen_checkpoint(cfg: DictConfig, trainer: L.Trainer) -> Path | None:
 
 def _best_validation(trainer: L.Trainer) -> float | None:
     """Best mIoU on the validation episodes: what a search for settings goes by; None where nothing was trained."""
-    score = getattr(trainer.checkpoint_callback, "best_model_score", None)
-    return None if score is None else float(score)
+    return next((keeper.best_model_score for keeper in _keepers(trainer)), None)
+
+
+def _keepers(trainer: L.Trainer) -> list[RunCheckpoint]:
+    """What keeps the run's checkpoints; empty in an evaluation."""
+    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, RunCheckpoint)]
+
+
+def _keeper(trainer: L.Trainer) -> RunCheckpoint:
+    keepers = _keepers(trainer)
+    if not keepers:
+        raise ValueError("callbacks.checkpoint is another callback; expected hdmnet.callbacks.checkpoint.RunCheckpoint")
+    return keepers[0]
 
 
 def _run_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hdmnet import config, errors, ranks, sweeps
+from hdmnet import config, errors, ranks, resuming, stopping, sweeps
 from hdmnet.provenance import available_cpus
 from hdmnet.sweeps import JOB_FILE, JOB_VARIABLE
 from hdmnet.validation import validate
@@ -53,7 +54,8 @@ def door(config_name: str) -> Callable[[Job], Callable[..., None]]:
             if cfg is not None:
                 job(cfg)
                 return
-            code = _run_command(config_name, job)
+            with stopping.heard():
+                code = _run_command(config_name, job)
             if code:
                 sys.exit(code)
 
@@ -81,7 +83,10 @@ def _run_command(config_name: str, job: Job) -> int:
     except KeyboardInterrupt:
         sweeps.current.report()
         print("error: interrupted", file=sys.stderr)
-        return 130
+        return stopping.INTERRUPTED
+    except stopping.Stopped as stop:
+        sweeps.current.report()
+        return _say_how_to_go_on(stop, config_name)
     except (HydraException, OmegaConfBaseException) as error:
         if errors.wants_traceback():
             raise
@@ -104,7 +109,13 @@ def _compose_and_run(config_name: str, job: Job) -> int:
 
     @functools.wraps(job)  # Hydra names the job, and a sweep its command, by the function's module
     def task(cfg: DictConfig) -> None:
-        config.make_paths_absolute(cfg, HydraConfig.get().runtime.output_dir)
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            folder = resuming.find_folder(cfg, folder) if "resume" in cfg else folder
+        except (ValueError, FileNotFoundError) as error:
+            codes.append(_refuse(error))
+            return
+        config.make_paths_absolute(cfg, folder)
         codes.append(_run_job(job, cfg))
 
     try:
@@ -119,6 +130,8 @@ def _run_handed_over(job: Job, job_file: Path) -> int:
     """Run a job that another process has composed; returns the exit code."""
     cfg = cast(DictConfig, OmegaConf.load(job_file))
     OmegaConf.set_struct(cfg, True)
+    if "resume" in cfg and resuming.can_go_on(cfg, Path(cfg.paths.run_dir)):  # SLURM has started it again
+        cfg.resume = cfg.paths.run_dir
     if ranks.rank() == 0:  # a job of a multirun: log as Hydra would
         logging_config = OmegaConf.load(job_file.with_name("hydra.yaml")).hydra
         configure_log(logging_config.job_logging, logging_config.verbose)
@@ -146,13 +159,11 @@ def _run_job(job: Job, cfg: DictConfig) -> int:
         validate(cfg)
         _check_processes(cfg)
     except (ValueError, OmegaConfBaseException) as error:
-        if errors.wants_traceback():
-            raise
-        print(f"error: {errors.one_line(error)}", file=sys.stderr)
-        return CONFIG_ERROR
+        return _refuse(error)
     with _job_environment(cfg):
         try:
-            job(cfg)
+            with resuming.claimed(cfg) if "resume" in cfg and ranks.rank() == 0 else contextlib.nullcontext():
+                job(cfg)
         except Exception as error:
             message = None if errors.wants_traceback() else errors.user_message(error)
             if message is None:
@@ -160,6 +171,31 @@ def _run_job(job: Job, cfg: DictConfig) -> int:
             print(f"error: {message}", file=sys.stderr)
             return 1
     return 0
+
+
+def _refuse(error: Exception) -> int:
+    """Say what is wrong with the command; returns the exit code."""
+    if errors.wants_traceback():
+        raise error
+    print(f"error: {errors.one_line(error)}", file=sys.stderr)
+    return CONFIG_ERROR
+
+
+def _say_how_to_go_on(stop: stopping.Stopped, config_name: str) -> int:
+    """Say what a signal has left; returns the exit code."""
+    if ranks.rank() > 0:
+        # Lightning kills the first rank, which has this to say, when another one fails.
+        return stop.exit_code if ranks.started_together() else 0
+    if stop.wants_requeue:
+        try:
+            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"error: the job could not be put into the queue again: {errors.one_line(error)}", file=sys.stderr)
+    by = "" if stop.exit_code == stopping.INTERRUPTED else f" by {stop}"
+    saved = "" if stop.saved is None else f", checkpoint of {stop.saved} written"
+    again = "; to go on: the same command with resume=auto" if config_name == "train" else ""
+    print(f"error: interrupted{by}{saved}{again}", file=sys.stderr)
+    return stop.exit_code
 
 
 # -------------------------------------------------------------------------------------------- processes and threads

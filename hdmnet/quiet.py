@@ -15,6 +15,7 @@ _PATTERNS = (
     r"This DataLoader will create \d+ worker processes in total.*",
     r".*Checkpoint directory .* exists and is not empty.*",  # the run's folder is made before
     r".*Experiment logs directory .* exists and is not empty.*",  # the same folder: Hydra has written .hydra/ there
+    r"You're resuming from a checkpoint that ended before the epoch ended.*",  # the sampler knows where: data.start
     r".*number of training batches .* is smaller than the logging interval.*",  # so is trainer.log_every_n_steps
     r".*isinstance\(treespec, LeafSpec\).* is deprecated.*",  # Lightning 2.6 with torch 2.9 and newer
     r"Found \d+ module\(s\) in eval mode at the start of training.*",  # the frozen trunk

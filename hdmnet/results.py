@@ -232,7 +232,7 @@ def write_result(path: str | Path, result: Mapping[str, Any]) -> Path:
     path = Path(path)
     _check_result(result, "result")
     text = json.dumps(_plain(result, "result"), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    with replacing(path) as temporary:
+    with replacing(path, durable=True) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 

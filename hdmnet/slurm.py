@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -11,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from hdmnet import ranks
+from hdmnet import ranks, stopping
 from hdmnet.sweeps import JOB_FILE, JOB_VARIABLE, SweepJob, SweepLauncher
 
 log = logging.getLogger(__name__)
@@ -37,10 +39,29 @@ class Task:
             RuntimeError: It failed: SLURM then ends the job's other ranks.
         """
         environment = {**os.environ, JOB_VARIABLE: self.job_file, ranks.PARENT_VARIABLE: str(os.getpid())}
-        code = subprocess.run(self.command, env=environment, check=False).returncode
+        with subprocess.Popen(self.command, env=environment) as process:
+            self._pid = process.pid
+            code = process.wait()
+        if code == stopping.EXIT_CODE and ranks.rank() > 0:
+            return code  # the first rank sees to it that the job is put into the queue again
         if code:
             raise RuntimeError(f"rank {ranks.rank()} ended with exit code {code}")
         return code
+
+    def checkpoint(self) -> Any:
+        """What is to run when the job begins again; submitit asks the first rank shortly before SLURM ends the job.
+
+        Waits until the run has written its checkpoint. The same task then goes on from there: SLURM counts restarts.
+        """
+        from submitit.helpers import DelayedSubmission
+
+        pid = getattr(self, "_pid", None)
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGTERM)
+                # Not `Popen.wait`: submitit's signal handler, where this runs, has interrupted one.
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        return DelayedSubmission(Task(self.command, self.job_file))
 
 
 class SlurmSweepLauncher(SweepLauncher):

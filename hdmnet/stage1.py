@@ -14,11 +14,18 @@ from typing import TYPE_CHECKING
 
 import lightning as L
 from filelock import FileLock, Timeout
-from lightning.pytorch.callbacks import ModelCheckpoint
 
-from hdmnet import ranks
+from hdmnet import ranks, stopping
 from hdmnet.building import build_base_learner, build_trainer, epoch_length, num_processes, progress_bars
-from hdmnet.checkpoints import load_base_learner, load_strictly, read_checkpoint, run_state_dict, save_base_learner
+from hdmnet.callbacks.checkpoint import RunCheckpoint
+from hdmnet.checkpoints import (
+    load_base_learner,
+    load_strictly,
+    newest_whole,
+    read_checkpoint,
+    run_state_dict,
+    save_base_learner,
+)
 from hdmnet.config import image_size, to_plain
 from hdmnet.data.datamodule import BaseLearnerDataModule
 from hdmnet.data.transforms import BaseLearnerAugment, build_augment
@@ -186,14 +193,20 @@ def _augment(cfg: DictConfig, size: tuple[int, int], mean: list[float]) -> Augme
 
 
 def train_base_learner(cfg: DictConfig, learner: BaseLearner, data: BaseLearnerDataModule, path: Path) -> BaseLearner:
-    """Train the base learner, take the best by base-class mIoU, write it to `path` and into the run's folder."""
+    """Train the base learner, take the best by base-class mIoU, write it to `path` and into the run's folder.
+
+    Its checkpoints are kept beside `path` meanwhile. Whichever job is next to train the same one goes on from there:
+    the name says that all it depends on is the same.
+    """
     base, run_dir = cfg.optim.base, Path(cfg.paths.run_dir)
     limits = _stage1_limits(cfg)
     data.base_samples_per_epoch = epoch_length(cfg, len(data.train_ids), data.batch_size, limits["max_steps"])
     keys = ("optimizer", "lr", "momentum", "weight_decay", "power", "head_lr_factor", "warmup_steps", "freeze_backbone")
     task = BaseLearnerTask(model=learner, optimiser=BaseOptimiserSettings(**{key: base[key] for key in keys}))
-    checkpoints = run_dir / "base_learner"
-    keeper = ModelCheckpoint(dirpath=checkpoints, filename="best", monitor="base/miou", mode="max")
+    checkpoints = path.with_suffix(".checkpoints")
+    minutes = cfg.callbacks.checkpoint.every_n_minutes
+    keeper = RunCheckpoint(dirpath=checkpoints, monitor="base/miou", mode="max", every_n_minutes=minutes)
+    point = None if cfg.trainer.fast_dev_run else newest_whole(checkpoints)
     trainer = build_trainer(
         cfg,
         "stage 1 (base learner)",
@@ -203,18 +216,24 @@ def train_base_learner(cfg: DictConfig, learner: BaseLearner, data: BaseLearnerD
         **limits,
     )
     log.info("base learner: training it (stage 1), to be kept as %s", path)
-    trainer.fit(task, datamodule=data)
+    if point is not None:
+        log.info("base learner: going on from %s", point)
+    with stopping.polling():
+        trainer.fit(task, datamodule=data, ckpt_path=point)
     best = keeper.best_model_path
     if best:
         load_strictly(task.model, run_state_dict(read_checkpoint(best)), best)
     if trainer.is_global_zero:
         miou = None if keeper.best_model_score is None else float(keeper.best_model_score)
         about = {"fold": cfg.fold, "backbone": cfg.backbone.name, "dataset": cfg.dataset.name, "base_miou": miou}
-        for file in (path, run_dir / "base_learner.pt"):
-            save_base_learner(learner, file, about)
+        try:
+            for file in (path, run_dir / "base_learner.pt"):
+                save_base_learner(learner, file, about)
+        except OSError as error:
+            log.warning("BASE LEARNER NOT WRITTEN: %s; the run goes on with it, others will have to train it", error)
         log.info("base learner: base-class mIoU %s", "not measured" if miou is None else f"{miou:.3f}")
     trainer.strategy.barrier()  # every process has read the best by now
-    if trainer.is_global_zero:
+    if trainer.is_global_zero and path.is_file():
         shutil.rmtree(checkpoints, ignore_errors=True)
     return learner.cpu()
 

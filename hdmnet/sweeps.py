@@ -27,7 +27,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from hdmnet import config, errors, jobs
+from hdmnet import config, errors, jobs, resuming
 from hdmnet.provenance import available_cpus
 from hdmnet.validation import validate
 
@@ -38,7 +38,7 @@ JOB_FILE = Path(".hydra") / "job.yaml"
 AUTOMATIC = "auto"  # hydra.sweep.subdir: named here
 
 # Keys that say where and how a job runs, not what it computes.
-_NOT_OF_THE_JOB = ("paths", "logger", "num_workers", "sweep", "rerun")
+_NOT_OF_THE_JOB = ("paths", "logger", "num_workers", "sweep", "rerun", "resume")
 _NOT_OF_THE_TRAINER = ("enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profiler")
 _LONGEST_NAME = 120  # file systems allow 255 bytes
 
@@ -239,15 +239,18 @@ def _refuse_or_skip(job: SweepJob) -> None:
 
 
 def _write_job(job: SweepJob) -> None:
-    """Make the job's folder with what it is to run; what an earlier attempt has left there is moved aside."""
-    if job.folder.is_dir() and any(job.folder.iterdir()):
+    """Make the job's folder with what it is to run; what an earlier attempt has left there is gone on with or moved."""
+    unfinished = resuming.can_go_on(job.cfg, job.folder)
+    with open_dict(job.cfg):
+        job.cfg.resume = str(job.folder) if unfinished else None
+    if not unfinished and job.folder.is_dir() and any(job.folder.iterdir()):
         number = 1
         while (aside := job.folder.with_name(f"{job.folder.name}.{number}")).exists():
             number += 1
         job.folder.rename(aside)
         if (aside / "result.json").is_file():  # counted no longer
             (aside / "result.json").rename(aside / "result.replaced.json")
-    (job.folder / JOB_FILE).parent.mkdir(parents=True)
+    (job.folder / JOB_FILE).parent.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(job.cfg, job.folder / JOB_FILE)
     for file, content in (("config", job.cfg), ("hydra", job.hydra_cfg), ("overrides", job.overrides)):
         OmegaConf.save(OmegaConf.create(content), job.folder / ".hydra" / f"{file}.yaml")

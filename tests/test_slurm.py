@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import sys
+import threading
+import time
 
 import pytest
 
+from hdmnet.slurm import Task
 from tests.helpers.sweeps import sweep
 
 # Takes submitit's batch script, and runs it for every task of the array in the background.
@@ -87,6 +91,71 @@ def test_a_job_of_unknown_size_is_refused(tmp_path, slurm):
     assert (done.code, done.err.splitlines()[0]) == (
         2, "error: trainer.devices=auto: launcher=slurm has to ask for them; expected a number"
     )  # fmt: skip
+
+
+SLEEPER = """
+import pathlib, signal, sys, time
+def end(*_):
+    time.sleep(0.5)
+    pathlib.Path(sys.argv[1]).write_text("checkpoint")
+    sys.exit(75)
+signal.signal(signal.SIGTERM, end)
+pathlib.Path(sys.argv[2]).touch()
+time.sleep(60)
+"""
+
+
+def test_submitit_is_given_the_task_again_when_its_checkpoint_is_written(tmp_path):
+    """Its signal comes while the task waits for its process, on the main thread: here another one waits."""
+    pytest.importorskip("submitit")
+    files = [tmp_path / "checkpoint", tmp_path / "begun"]
+    task = Task([sys.executable, "-c", SLEEPER, *map(str, files)], "job.yaml")
+    errors = []
+
+    def call():
+        try:
+            task()
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    while not files[1].exists():
+        time.sleep(0.05)
+    delayed = task.checkpoint()
+    assert files[0].read_text() == "checkpoint"
+    assert vars(delayed.function) == {"command": task.command, "job_file": "job.yaml"}
+    thread.join(timeout=20)
+    assert errors == ["rank 0 ended with exit code 75"]
+
+
+WARNED_DOOR = """
+import os, signal
+from hdmnet.launch import door
+
+@door("train")
+def main(cfg):
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.parametrize("under_slurm", [True, False])
+def test_a_job_that_slurm_warns_is_put_into_the_queue_again(tmp_path, slurm, under_slurm):
+    """With `#SBATCH --signal=USR1@60`. Outside of SLURM the signal ends a process as ever."""
+    note = tmp_path / "scontrol.txt"
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {note}\n')
+    scontrol.chmod(0o755)
+    done = sweep(tmp_path, door=WARNED_DOOR, **slurm, **({"SLURM_JOB_ID": "7"} if under_slurm else {}))
+    assert done.code == (75 if under_slurm else -signal.SIGUSR1)
+    assert (note.read_text() if note.exists() else None) == ("requeue 7\n" if under_slurm else None)
+    if under_slurm:
+        assert done.err.splitlines()[-1] == (
+            "error: interrupted by SIGUSR1; to go on: the same command with resume=auto"
+        )
 
 
 RANKS_DOOR = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+log = logging.getLogger(__name__)
 
 # Okabe and Ito's palette: told apart with any of the common colour-vision deficiencies.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -155,5 +158,8 @@ class TrainingCurves(Callback):
             if isinstance(logger, CSVLogger):
                 logger.save()
                 metrics = Path(logger.log_dir) / "metrics.csv"
-                if metrics.is_file():
-                    plot_curves(metrics, metrics.with_name(self.filename))
+                try:
+                    if metrics.is_file():
+                        plot_curves(metrics, metrics.with_name(self.filename))
+                except OSError as error:  # a full disk costs the picture, not the run
+                    log.warning("%s cannot be drawn: %s", metrics.with_name(self.filename), error)

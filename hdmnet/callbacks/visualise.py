@@ -10,6 +10,7 @@ the square), not the original pixels.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +25,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from hdmnet.data.types import IGNORE, Episode, EvaluationBatch
+
+log = logging.getLogger(__name__)
 
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
 
@@ -352,9 +355,12 @@ class EpisodePictures(Callback):
         if not trainer.is_global_zero or not rows:
             return
         directory = Path(self.directory or Path(trainer.default_root_dir) / "pictures")
-        directory.mkdir(parents=True, exist_ok=True)
         sheet = stack_rows([rows[index] for index in sorted(rows)], heading)
-        Image.fromarray(sheet).save(directory / f"{name}.png", optimize=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(sheet).save(directory / f"{name}.png", optimize=True)
+        except OSError as error:  # a full disk costs the picture, not the run
+            log.warning("%s cannot be written: %s", directory / f"{name}.png", error)
         key = "episodes/" + ("val" if name.startswith("val_") else name)
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):

@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
+from hdmnet import stopping
 from hdmnet.data.catalog import load_catalog
 from hdmnet.data.folds import Fold, fold_of
 from hdmnet.data.samplers import EpochSampler, EvalSampler
@@ -68,9 +69,13 @@ def default_num_workers(num_processes: int = 1) -> int:
 
 
 def init_worker(worker_id: int) -> None:
-    """Keep a worker to one thread: OpenCV's own threads times the workers would oversubscribe the cores."""
+    """Keep a worker to one thread, and alive as long as its training wants a checkpoint.
+
+    OpenCV's own threads times the workers would oversubscribe the cores.
+    """
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    stopping.outlive_one_signal()
 
 
 class FoldOptions(TypedDict):
@@ -94,6 +99,9 @@ class FoldDataModule(L.LightningDataModule):
 
     Attributes:
         fold_classes: Base and novel class values; known before `setup`, as are the names.
+        start: Where a resumed training goes on: epoch, and number of its samples that all ranks together have seen.
+        samples_per_epoch: Training samples an epoch over all processes; known once the training loader is made. Set
+            before that it wins over what the config asks for: a resumed training keeps its epochs.
 
     Args:
         source: The data set.
@@ -142,6 +150,8 @@ class FoldDataModule(L.LightningDataModule):
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)
         self.cache_dir = cache_dir
+        self.start = (0, 0)
+        self.samples_per_epoch: int | None = None
         self._catalogs: dict[Split, Catalog] = {}
         self._check_arguments()
 
@@ -218,13 +228,15 @@ class FoldDataModule(L.LightningDataModule):
         """Make the loader of this rank: for training with `num_train` samples an epoch, else for evaluation."""
         training = num_train is not None
         rank, world_size = self.rank, self.world_size
+        if training:
+            num_train = self.samples_per_epoch = num_train if self.samples_per_epoch is None else self.samples_per_epoch
         if num_train is not None and num_train // world_size < self.batch_size:
             raise ValueError(
                 f"{num_train} training samples an epoch on {world_size} process(es) fill no batch of {self.batch_size}"
                 "; lower batch_size or raise the samples an epoch"
             )
         sampler: Sampler[int] = (
-            EpochSampler(num_train, rank=rank, world_size=world_size)
+            EpochSampler(num_train, rank=rank, world_size=world_size, start=self.start)
             if num_train is not None
             else EvalSampler(num_eval, rank=rank, world_size=world_size)
         )

@@ -26,32 +26,38 @@ class EpochSampler(Sampler[int]):
         num_samples: Samples an epoch, over all ranks.
         rank: This process.
         world_size: Number of processes; each gets `num_samples // world_size`, the rest of the epoch is dropped.
+        start: Where a resumed training goes on: epoch, and number of its samples that all ranks together have seen.
 
     Raises:
         ValueError: If a rank would get no sample, or the rank is out of range.
     """
 
-    def __init__(self, num_samples: int, *, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, num_samples: int, *, rank: int = 0, world_size: int = 1, start: tuple[int, int] = (0, 0)
+    ) -> None:
         _check_rank(rank, world_size)
         if num_samples < world_size:
             raise ValueError(f"{num_samples} samples an epoch for {world_size} processes; expected one each at least")
         self.num_samples = num_samples
         self.rank = rank
         self.world_size = world_size
-        self.epoch = 0
+        self.start = start
+        self.epoch = start[0]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration walks."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Number of samples of this rank."""
+        """Number of samples of this rank in a whole epoch, also where the first one is resumed: Lightning counts on."""
         return self.num_samples // self.world_size
 
     def __iter__(self) -> Iterator[int]:
-        """Yield this rank's global indices in order."""
-        start = self.epoch * self.num_samples
-        return (start + self.rank + step * self.world_size for step in range(len(self)))
+        """Yield this rank's global indices in order; of a resumed epoch those that are left."""
+        seen = self.start[1] if self.epoch == self.start[0] else 0
+        first = self.epoch * self.num_samples + seen
+        share = (self.num_samples - seen) // self.world_size
+        return (first + self.rank + step * self.world_size for step in range(share))
 
 
 class EvalSampler(Sampler[int]):

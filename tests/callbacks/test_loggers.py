@@ -82,7 +82,7 @@ def test_an_evaluation_is_in_the_group_of_its_training(job, tmp_path):
 def test_the_config_names_what_it_wants_named(job):
     words = ("logger=wandb", "logger.wandb.group=mine", "logger.wandb.tags=[paper]", "logger.wandb.offline=true")
     csv, wandb = build_loggers(job(*words), "train")
-    assert type(csv).__name__ == "CSVLogger"
+    assert type(csv).__name__ == "MetricsFile"
     init = wandb._wandb_init
     assert init["group"] == "mine"
     assert init["name"].endswith("fold0 seed0")
