@@ -16,6 +16,7 @@ from hdmnet.callbacks.visualise import EpisodePictures
 from hdmnet.checkpoints import load_strictly
 from hdmnet.config import image_size, instantiate, to_plain, to_stored
 from hdmnet.data.datamodule import FewShotDataModule
+from hdmnet.data.skipping import Skips
 from hdmnet.models.base_learner import BaseLearner
 from hdmnet.tasks.evaluation import ReusableModel, measure_features
 from hdmnet.tasks.few_shot import FewShotTask, LossWeights, OptimiserSettings
@@ -35,6 +36,8 @@ def build_source(cfg: DictConfig) -> Source:
     for key in ("min_area", "num_folds"):
         if cfg.dataset.get(key) is not None:
             setattr(source, key, cfg.dataset[key])
+    if cfg.dataset.get("on_error") == "skip":
+        source.skips = Skips(None if cfg.paths.run_dir is None else Path(cfg.paths.run_dir) / "skipped")
     source.check()
     return source
 
@@ -59,6 +62,7 @@ def build_few_shot_data(cfg: DictConfig, source: Source, **changes: Any) -> FewS
         "protocol": cfg.protocol,
         "filter_novel": dataset.filter_novel,
         "support_mask": cfg.support_mask,
+        "check_files": dataset.get("check_files", 0),
         "allow_repeats": dataset.get("allow_repeats", False),
         "reuse_memory_gb": cfg.reuse_memory_gb if cfg.reuse else None,
         "mean": mean,

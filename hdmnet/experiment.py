@@ -31,6 +31,7 @@ from hdmnet.callbacks.loggers import build_loggers
 from hdmnet.callbacks.wandb import one_wandb_run
 from hdmnet.checkpoints import RUN_KEY, load_strictly, read_checkpoint, run_entry, run_state_dict
 from hdmnet.config import to_plain
+from hdmnet.disk import check_free_disk
 from hdmnet.memory import keep_freed_memory
 from hdmnet.metrics import FewShotIoU
 from hdmnet.models.official import load_official_checkpoint
@@ -88,6 +89,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         source = build_source(cfg)
         data = build_few_shot_data(cfg, source)
         data.setup()  # every list, mask and class count is checked before any training
+        check_free_disk(cfg, data.num_base)
         data.episodes_per_epoch = epoch_length(cfg, data.episodes_per_epoch, cfg.batch_size, cfg.trainer.max_steps)
     with timer("base_learner"):
         given = cfg.ckpt is not None  # it holds its base learner: nothing to train or to look for
@@ -211,6 +213,7 @@ def test(
         support_mask=cfg.support_mask,
         protocol=cfg.protocol,
         val_miou=_best_validation(trainer),
+        skipped=data.skipped_files(),
     )
     if trainer.is_global_zero:
         results.write_result(Path(cfg.paths.run_dir) / "result.json", result)

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hdmnet import config, errors, ranks, sweeps
 from hdmnet.provenance import available_cpus
+from hdmnet.run_folder import own_folder
 from hdmnet.sweeps import JOB_FILE, JOB_VARIABLE
 from hdmnet.validation import validate
 
@@ -87,6 +88,12 @@ def _run_command(config_name: str, job: Job) -> int:
             raise
         print(f"error: {errors.composition_message(error, config_name)}", file=sys.stderr)
         return CONFIG_ERROR
+    except OSError as error:  # e.g. where the folder of runs cannot be written to
+        message = errors.user_message(error)
+        if errors.wants_traceback() or message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 1
     except ValueError as error:
         message = errors.user_message(error)
         if str(error).startswith("Config group override"):
@@ -150,16 +157,24 @@ def _run_job(job: Job, cfg: DictConfig) -> int:
             raise
         print(f"error: {errors.one_line(error)}", file=sys.stderr)
         return CONFIG_ERROR
-    with _job_environment(cfg):
-        try:
+    try:
+        with _folder_of(cfg), _job_environment(cfg):
             job(cfg)
-        except Exception as error:
-            message = None if errors.wants_traceback() else errors.user_message(error)
-            if message is None:
-                raise
-            print(f"error: {message}", file=sys.stderr)
-            return 1
+    except Exception as error:
+        message = None if errors.wants_traceback() else errors.user_message(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _folder_of(cfg: DictConfig) -> contextlib.AbstractContextManager[None]:
+    """Hold the run's folder, once for all of the job's processes; only segmented pictures may be replaced."""
+    if ranks.rank() > 0:
+        return contextlib.nullcontext()
+    replace = "dataset" not in cfg or bool(cfg.get("rerun") or cfg.get("resume"))
+    return own_folder(Path(cfg.paths.run_dir), replace=replace)
 
 
 # -------------------------------------------------------------------------------------------- processes and threads

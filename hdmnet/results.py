@@ -7,6 +7,7 @@
                         counts_per_class {name: episodes over all seeds}, num_episodes, num_episodes_per_seed}
     test_no_ensemble:  the same of the meta learner's own prediction, or null where the model has none
     controls:          {support_mask_ones: miou, every_object_foreground: miou}, each only when measured
+    skipped:           files that `dataset.on_error=skip` left out: [{split, why, episodes}], see `skipped_files`
     manifest_sha256 config versions git_commit git_dirty hardware timings {phase: seconds}
 """
 

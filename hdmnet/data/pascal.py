@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from hdmnet.data.source import Split, SplitRule, fingerprint_files
-from hdmnet.data.tree import TreeSource, find_list, read_ids, refuse_shared_ids, require_ids
+from hdmnet.data.tree import TreeSource, find_list, read_ids, refuse_shared_ids
 
 #: Ids that are shipped: VOC 2012 train (1,464) and val (1,449), SBD's `train_noval` (5,623).
 LISTS = Path(__file__).parent / "lists"
@@ -144,12 +144,12 @@ class PascalSource(TreeSource):
             remedy = "run scripts/prepare_pascal.py"
             if split == "train":
                 remedy += ", or for a reduced tree set dataset.train_list=voc or the path of a list"
-            require_ids(
+            self.require_ids(
                 ids,
                 pictures,
                 origin,
                 "picture in JPEGImages",
                 "unpack the VOC 2012 tar again" if split == "val" else remedy,
             )
-            require_ids(ids, masks, origin, f"mask in {_AUG} or {_VOC}", remedy)
+            self.require_ids(ids, masks, origin, f"mask in {_AUG} or {_VOC}", remedy)
         refuse_shared_ids(**lists)

@@ -16,6 +16,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from hdmnet.data.skipping import Skips
+
 Split = Literal["train", "val"]
 SplitRule = Literal["contiguous", "interleaved"]
 UInt8Array = npt.NDArray[np.uint8]
@@ -34,6 +36,7 @@ class Source(ABC):
         split_rule: How the classes are dealt out to the folds (see `folds.make_fold`).
         folds: Novel class values of each fold, where they are not dealt out by the rule.
         min_area: Fewest pixels, at original size, for a class to count in an image.
+        skips: Lists what cannot be read, which is then left out; None: it is an error (`dataset.on_error`).
     """
 
     name: str
@@ -42,6 +45,7 @@ class Source(ABC):
     split_rule: SplitRule = "contiguous"
     folds: tuple[tuple[int, ...], ...] | None = None
     min_area: int = 2 * 32 * 32
+    skips: Skips | None = None
 
     @abstractmethod
     def ids(self, split: Split) -> list[str]:
