@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hdmnet.atomic import replacing
+from hdmnet.config import look_up
 from hdmnet.models.official import OFFICIAL_BACKBONES, load_official_base_learner
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ def run_entry(content: dict[str, Any], path: str | Path) -> dict[str, Any] | Non
         return None
     if not isinstance(entry, dict) or not isinstance(entry.get("config"), dict) or "state_dict" not in content:
         raise ValueError(f"checkpoint {str(path)!r} lacks its config or weights; expected a file that hdmnet wrote")
+    for key, kind in (("dataset.name", str), ("fold", int), ("shot", int)):
+        if not isinstance(look_up(entry["config"], key), kind):
+            raise ValueError(f"checkpoint {str(path)!r} has no {key} in its config; expected a file that hdmnet wrote")
     return entry
 
 

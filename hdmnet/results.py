@@ -243,7 +243,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
         )
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable JSON ({error}); run it again") from error
     _check_result(result, str(path))
     return dict(result)

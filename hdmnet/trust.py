@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -55,7 +55,7 @@ def evaluation_config(cfg: DictConfig, stored: Any, overrides: Sequence[str], or
     """
     own = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
     check_stored(stored, origin, also={str(value) for key, value in _walk(own, "") if _is_target(key)})
-    merged = _resolvable(merge_with_checkpoint(cfg, stored, overrides), origin)
+    merged = _resolvable(lambda: merge_with_checkpoint(cfg, stored, overrides), origin)
     validate(merged)  # e.g. a fold that the checkpoint's data set does not have
     return merged
 
@@ -80,7 +80,7 @@ def stored_config(stored: Any, origin: str) -> DictConfig:
     for key in folders if isinstance(paths, Mapping) else ():
         folder = paths.get(key)
         folders[key] = folder if isinstance(folder, str) and "${" not in folder else None
-    cfg = _resolvable(OmegaConf.create({**kept, "paths": folders}), origin)
+    cfg = _resolvable(lambda: OmegaConf.create({**kept, "paths": folders}), origin)
     validate(cfg)
     for key in _NEEDED:
         if OmegaConf.select(cfg, key) is None:
@@ -123,9 +123,10 @@ def check_stored(
             )
 
 
-def _resolvable(cfg: DictConfig, origin: str) -> DictConfig:
-    """The config itself, once it is known that its interpolations can be resolved."""
+def _resolvable(make: Callable[[], DictConfig], origin: str) -> DictConfig:
+    """Make a config, once it is known that its interpolations can be read and resolved."""
     try:
+        cfg = make()
         to_plain(cfg)
     except (OmegaConfBaseException, RecursionError, TypeError, ValueError) as error:
         reason = " ".join(str(error).partition("\n")[0].split())

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from hdmnet.atomic import replacing
+from hdmnet.data.skipping import tell_skipped
 from hdmnet.data.source import IGNORE, Source, Split, check_unique
 from hdmnet.provenance import available_cpus
 
@@ -201,7 +202,7 @@ def load_catalog(
             _write_cache(path, key, *found)
     pairs, skipped = found
     if skipped:
-        _tell_skipped(skipped, len(ids), f"{split} images of {source.name}")
+        logger.warning("%s", tell_skipped([why for _, why in skipped], len(ids), f"{split} images of {source.name}"))
     kept = np.ones(len(ids), dtype=bool)
     kept[[position for position, _ in skipped]] = False
     return Catalog(
@@ -212,17 +213,6 @@ def load_catalog(
         class_names=tuple(source.class_names),
         skipped=tuple((ids[position], why) for position, why in skipped),
     )
-
-
-def _tell_skipped(skipped: _Skipped, total: int, what: str) -> None:
-    """Say what was left out; refuse to go on with the smaller half."""
-    first = f"the first because {skipped[0][1]}"
-    if 2 * len(skipped) > total:
-        raise ValueError(
-            f"{len(skipped):,} of {total:,} {what} cannot be read, {first}: too many to skip, mend them or check the "
-            "dataset settings"
-        )
-    logger.warning("dataset.on_error=skip: %d of %d %s are left out, %s", len(skipped), total, what, first)
 
 
 def _pointers(counts: npt.NDArray[np.intp]) -> IntArray:

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from hdmnet.atomic import replacing
+from hdmnet.data.segmentations import check_polygons, run_lengths
 from hdmnet.data.source import IGNORE  # not from `types`: workers need no torch
 
 if TYPE_CHECKING:
@@ -278,17 +279,22 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> npt.NDArr
     if isinstance(segmentation, list):
         if not segmentation:
             return np.zeros((height, width), dtype=bool)  # an annotation without a part: pycocotools would fail
-        if any(not isinstance(part, list) or len(part) < 4 or len(part) % 2 for part in segmentation):
-            raise ValueError("a polygon is no list of x, y pairs")
+        check_polygons(segmentation)
         code = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
     elif isinstance(segmentation, dict) and {"size", "counts"} <= segmentation.keys():
         if list(segmentation["size"]) != [height, width]:
             raise ValueError(f"its run-length code has size {segmentation['size']}, its picture [{height}, {width}]")
-        code = segmentation
-        if isinstance(segmentation["counts"], list):
-            if sum(segmentation["counts"]) != height * width:
-                raise ValueError(f"its run lengths add up to {sum(segmentation['counts'])}, expected {height * width}")
-            code = coco_mask.frPyObjects(segmentation, height, width)
+        counts = segmentation["counts"]
+        lengths = counts if isinstance(counts, list) else run_lengths(counts)
+        if not all(type(length) is int and length >= 0 for length in lengths):
+            raise ValueError("its run lengths are no integers of at least 0")
+        if sum(lengths) != height * width:
+            raise ValueError(f"its run lengths add up to {sum(lengths)}, expected {height * width}")
+        code = (
+            coco_mask.frPyObjects(segmentation, height, width)
+            if isinstance(counts, list)
+            else {"size": [height, width], "counts": counts}
+        )
     else:
         raise ValueError("its segmentation is neither polygons nor a run-length code")
     with warnings.catch_warnings():

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -67,6 +67,29 @@ class Skips:
                     continue
                 met.setdefault(str(entry["why"]), set()).add(int(entry["index"]))
         return {why: len(met[why]) for why in sorted(met)}
+
+
+def tell_skipped(reasons: Sequence[str], total: int, what: str) -> str:
+    """What to say of images that are left out.
+
+    Args:
+        reasons: Why, of each.
+        total: How many images there are with them.
+        what: What to call them.
+
+    Returns:
+        One line.
+
+    Raises:
+        ValueError: They are more than half, so that something else must be wrong.
+    """
+    first = f"the first because {reasons[0]}"
+    if 2 * len(reasons) > total:
+        raise ValueError(
+            f"{len(reasons):,} of {total:,} {what} cannot be read, {first}: too many to skip, mend them or check the "
+            "dataset settings"
+        )
+    return f"dataset.on_error=skip: {len(reasons):,} of {total:,} {what} are left out, {first}"
 
 
 def first_readable(index: int, draw: Callable[[int], _T], skips: Skips | None) -> _T:

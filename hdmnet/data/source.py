@@ -108,7 +108,11 @@ def read_id_list(path: str | Path) -> list[str]:
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"list of image ids {path} is missing")
-    ids = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"list of image ids {path} is no UTF-8 text ({error}): save it as text") from None
+    ids = [line.strip() for line in text.splitlines() if line.strip()]
     if not ids:
         raise ValueError(f"list of image ids {path} is empty, expected one id a line")
     check_unique(ids, str(path))
