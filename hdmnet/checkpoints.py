@@ -115,6 +115,12 @@ def _likely_cause(found: dict[str, list[str]], own: set[str]) -> str:
     return f"{likely}?" if likely else "check dataset, backbone, model and shot"
 
 
+def _like(value: object, own: Tensor) -> bool:
+    """Whether a file's value is an ordinary tensor of numbers, of the shape of ours."""
+    plain = isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_quantized)
+    return plain and isinstance(value, Tensor) and value.shape == own.shape and value.is_complex() == own.is_complex()
+
+
 def load_strictly(model: torch.nn.Module, state: dict[str, Tensor], what: str) -> None:
     """Load a state dict whole.
 
@@ -130,7 +136,7 @@ def load_strictly(model: torch.nn.Module, state: dict[str, Tensor], what: str) -
     found = {
         "missing": sorted(own.keys() - state.keys()),
         "surplus": sorted(state.keys() - own.keys()),
-        "misshapen": sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape),
+        "misshapen": sorted(k for k in own.keys() & state.keys() if not _like(state[k], own[k])),
     }
     problems = [f"{len(keys)} {kind} ({', '.join(keys[:2])} …)" for kind, keys in found.items() if keys]
     if problems:

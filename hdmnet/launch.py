@@ -11,9 +11,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log
 from hydra.errors import HydraException
@@ -107,6 +108,7 @@ def _run_command(config_name: str, job: Job) -> int:
 
 def _compose_and_run(config_name: str, job: Job) -> int:
     """Run the job, or the multirun, that the command line describes; returns the exit code."""
+    _check_flags()
     codes = []
 
     @functools.wraps(job)  # Hydra names the job, and a sweep its command, by the function's module
@@ -120,6 +122,21 @@ def _compose_and_run(config_name: str, job: Job) -> int:
         if not codes and ranks.started_together():
             ranks.tell(_JOB_FILE, "")  # a multirun, which starts its ranks itself, or --help, or a refusal
     return codes[0] if codes else sweeps.current.report()
+
+
+def _check_flags() -> None:
+    """Refuse flags that are none, e.g. `--fold 1`, in one line; left alone, argparse prints its usage.
+
+    Raises:
+        ValueError: There is one.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        raise ValueError(f"{message}; expected group=option and key=value, e.g. fold=1 (--help lists the flags)")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args(sys.argv[1:])
 
 
 def _run_handed_over(job: Job, job_file: Path) -> int:

@@ -44,7 +44,7 @@ from hdmnet.data.preparing import OneLineParser, run_main  # noqa: E402
 
 NAME = "fuzz"
 OUTCOMES = ("accepted", "refused", "crash", "hang", "executed")
-SECONDS = 20.0  # an input
+SECONDS = 60.0  # an input
 _GRACE = 10.0  # more, until a child that does not even hear its alarm is killed
 _MEMORY = 4_000_000_000  # bytes of data of a child
 # What no reader of a file may do; `open` is looked at apart.
