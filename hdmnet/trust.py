@@ -15,7 +15,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hdmnet.config import NEVER_FROM_CHECKPOINT, RESOLVER, conf_dir, merge_with_checkpoint, to_plain
+from hdmnet.config import ABSENT, NEVER_FROM_CHECKPOINT, RESOLVER, conf_dir, look_up, merge_with_checkpoint, to_plain
 from hdmnet.validation import validate
 
 _TARGET = re.compile(r"^[\s-]*_target_:\s*['\"]?([\w.]+)", re.MULTILINE)
@@ -82,8 +82,9 @@ def stored_config(stored: Any, origin: str) -> DictConfig:
         folders[key] = folder if isinstance(folder, str) and "${" not in folder else None
     cfg = _resolvable(lambda: OmegaConf.create({**kept, "paths": folders}), origin)
     validate(cfg)
+    plain = to_plain(cfg)
     for key in _NEEDED:
-        if OmegaConf.select(cfg, key) is None:
+        if look_up(plain, key) in (ABSENT, None):
             raise ValueError(f"{origin}: its config has no {key}; expected a file that hdmnet wrote")
     return cfg
 

@@ -17,15 +17,14 @@ import fuzz_mutations as mutate
 import numpy as np
 import prepare_coco
 import torch
-from hydra import compose, initialize_config_dir
+from bad_input_bench import TINY, compose_door, write_coco_folder, write_run_files
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from hdmnet import building, experiment, launch
 from hdmnet.callbacks.loggers import build_loggers
-from hdmnet.checkpoints import load_base_learner, read_checkpoint, run_entry, save_base_learner
-from hdmnet.config import conf_dir, make_paths_absolute, register_schemas, to_stored
+from hdmnet.checkpoints import load_base_learner, read_checkpoint, run_entry
 from hdmnet.data import masks, own_pictures
 from hdmnet.data.catalog import class_areas, load_catalog
 from hdmnet.data.episodes import read_manifest
@@ -41,11 +40,6 @@ from hdmnet.results import make_result, write_result
 from hdmnet.segmenter import Segmenter
 from hdmnet.trust import evaluation_config
 
-_TINY = (
-    *("trainer=cpu", "num_workers=0", "dataset.image_size=65", "dataset.num_train=40", "dataset.num_val=30"),
-    *("dataset.num_val_episodes=2", "dataset.num_test_episodes=2", "dataset.num_test_seeds=1", "logger=csv"),
-    *("dataset.episodes_per_epoch=4", "optim.batch_size=2", "trainer.enable_progress_bar=false"),
-)
 # Where a run writes, and what starts other processes, is the user's to say: a fuzzed value would be obeyed.
 _LEFT_OUT = ("paths", "hydra", "sweep", "launcher", "callbacks", "logger", "local", "trainer.default_root_dir")
 
@@ -75,7 +69,6 @@ def all_kinds(scratch: Path) -> dict[str, Kind]:
     Args:
         scratch: An empty folder.
     """
-    register_schemas()
     runs, trees = _Checkpoints(scratch / "seeds"), _Trees(scratch / "trees")
     pictures = _pictures()
     return {
@@ -181,21 +174,8 @@ class _Trees:
     """A user's folder in COCO's layout, and lists of ids, classes and folds."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        (root / "images").mkdir(parents=True)
-        images, annotations = [], []
-        for number in range(1, 5):
-            Image.new("RGB", (32, 24)).save(root / "images" / f"p{number}.jpg")
-            images.append({"id": number, "file_name": f"p{number}.jpg", "height": 24, "width": 32})
-            square = [[4.0, 4.0, 20.0, 4.0, 20.0, 16.0, 4.0, 16.0]]
-            runs = {"size": [24, 32], "counts": [100, 200, 468]}
-            for category, region, crowd in ((1, square, 0), (2, runs, 1), (3, runs, 0)):
-                entry = {"id": 10 * number + category, "image_id": number, "category_id": category, "iscrowd": crowd}
-                annotations.append(entry | {"segmentation": region, "area": 192.0, "bbox": [4, 4, 16, 12]})
-        categories = [{"id": number, "name": f"class {number}"} for number in (1, 2, 3)]
-        self.content = {"images": images, "annotations": annotations, "categories": categories}
-        self.coco = json.dumps(self.content).encode()
-        (root / "annotations.json").write_bytes(self.coco)
+        self.root = write_coco_folder(root)
+        self.coco = (root / "annotations.json").read_bytes()
         self.lists = (b"p1\np2\np3\n", b"class 1\nclass 2\nclass 3\n", b"class 1,class 2\nclass 3\n")
 
     def read_coco(self, path: Path) -> None:
@@ -238,51 +218,21 @@ def _read_manifest(path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- checkpoints and results
 
 
-def _compose(door: str, *words: str) -> DictConfig:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(conf_dir()), version_base=launch.HYDRA_VERSION_BASE):
-        return compose(door, overrides=list(words))
-
-
 class _Checkpoints:
     """Whole files of a run: checkpoint, base learner, fitted segmenter, plain weights, manifest, catalog, result."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
-        torch.manual_seed(0)
-        cfg = _compose("train", *_TINY)
-        make_paths_absolute(cfg, folder)
-        self.source = building.build_source(cfg)
-        data = building.build_few_shot_data(cfg, self.source, cache_dir=folder / "catalogs")
-        data.setup("test")
-        self.learner = building.build_base_learner(cfg, data.num_base, weights=None)
-        model = building.build_model(cfg, self.learner).eval()
-        state = {f"model.{key}": value for key, value in model.state_dict().items()}
-        entry = {"config": to_stored(cfg), "class_names": list(data.novel_names)}
-        run, base, fitted, plain = (folder / f"{name}.pt" for name in ("run", "base", "fitted", "plain"))
-        torch.save({"state_dict": state, "hdmnet": entry, "epoch": 1, "global_step": 4}, run)
-        save_base_learner(self.learner, base, {"fold": 0, "dataset": "shapes", "backbone": "resnet_narrow"})
-        picture = np.zeros((24, 32, 3), dtype=np.uint8)
-        Segmenter.from_checkpoint(run, device="cpu").fit(picture, (4, 4, 20, 20)).save(fitted)
-        torch.save({key: value[:1] for key, value in list(self.learner.state_dict().items())[:6] if value.ndim}, plain)
-        self.files = tuple(file.read_bytes() for file in (run, base, fitted, plain))
-        data.test_manifests[0].write(folder / "episodes.jsonl")
-        self.manifest = (folder / "episodes.jsonl").read_bytes()
-        self.cache = next((folder / "catalogs").glob("*val*.npz"))
+        paths = write_run_files(folder)
+        self.files = tuple(paths[name].read_bytes() for name in ("run", "base", "fitted", "plain"))
+        self.manifest, self.cache = paths["manifest"].read_bytes(), paths["catalog"]
         self.catalog = self.cache.read_bytes()
-        test = {
-            **{"miou": 0.5, "fb_iou": 0.5, "miou_per_seed": [0.5], "num_episodes": 2},
-            "iou_per_class": dict.fromkeys(data.novel_names, 0.5),
-        }
-        about: Any = {
-            "dataset": "shapes",
-            "fold": 0,
-            "shot": 1,
-            "backbone": "resnet_narrow",
-            "ablation": None,
-            "seed": 0,
-        }
-        about |= {"test": test, "test_no_ensemble": None, "manifest_sha256": "0", "timings": {}, **entry}
+        entry = torch.load(paths["run"], map_location="cpu", weights_only=True)["hdmnet"]
+        self.source = building.build_source(OmegaConf.create(entry["config"]))
+        self.learner = building.build_base_learner(OmegaConf.create(entry["config"]), 15, weights=None)
+        test = {"miou": 0.5, "fb_iou": 0.5, "miou_per_seed": [0.5], "num_episodes": 2}
+        about: dict[str, Any] = {"dataset": "shapes", "fold": 0, "shot": 1, "backbone": "resnet_narrow", "seed": 0}
+        about |= {"ablation": None, "test": test | {"iou_per_class": dict.fromkeys(entry["class_names"], 0.5)}}
+        about |= {"test_no_ensemble": None, "manifest_sha256": "0", "timings": {}, "config": entry["config"]}
         self.result = write_result(folder / "result.json", make_result(**about)).read_bytes()
 
     def read(self, path: Path) -> None:
@@ -296,7 +246,7 @@ class _Checkpoints:
         content = read_checkpoint(path)
         about = run_entry(content, path)
         if about is not None:
-            cfg = evaluation_config(_compose("evaluate", *_TINY[:2]), about["config"], [], f"ckpt={path}")
+            cfg = evaluation_config(compose_door("evaluate", *TINY[:2]), about["config"], [], f"ckpt={path}")
             building.build_source(cfg)
             experiment._refuse_other_fold(cfg, content)
 
@@ -349,7 +299,7 @@ def run_command(path: Path) -> None:
     door, *words = json.loads(path.read_bytes())
     job = {"train": _prepare_training, "evaluate": _prepare_evaluation, "predict": _prepare_prediction}[door]
     run_dir = path.parent / "run"
-    tiny = {"train": _TINY, "evaluate": ("trainer=cpu",), "predict": ()}[door]
+    tiny = {"train": TINY, "evaluate": ("trainer=cpu",), "predict": ()}[door]
     where = [f"hydra.run.dir={run_dir}"] if door != "predict" else [f"output={run_dir}"]
     argv, out, err = sys.argv, io.StringIO(), io.StringIO()
     environment = dict(os.environ)

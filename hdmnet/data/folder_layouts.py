@@ -258,7 +258,7 @@ def _read_coco(places: Places, path: Path, content: dict[str, Any]) -> Tree:
     pictures, regions = {}, {}
     for image in sorted(content["images"], key=lambda image: str(image["file_name"])):
         name = PurePosixPath(str(image["file_name"]))
-        if name.is_absolute() or ".." in name.parts:
+        if name.is_absolute() or ".." in name.parts or not name.name:
             raise ValueError(f"{path}: file_name {str(name)!r} leads outside, expected a path below {folder}")
         image_id = name.with_suffix("").as_posix()
         if image_id in pictures:

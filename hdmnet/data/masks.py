@@ -127,10 +127,11 @@ def _has_end_mark(path: str | Path, file_format: str | None) -> bool:
 
 def decode(path: str | Path, what: str, *, header_only: bool = False) -> Image.Image:
     """Open a picture, and decode it unless only the header is wanted; all failures become one line."""
+    _refuse_other_kinds(path, what)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large photographs are no attack here
-            warnings.filterwarnings("ignore", ".*EXIF", UserWarning)  # damaged notes on a whole picture
+            warnings.simplefilter("ignore", UserWarning)  # damaged notes on a picture: what counts is raised
             with Image.open(path) as picture:
                 if not header_only:
                     picture.load()
@@ -140,6 +141,12 @@ def decode(path: str | Path, what: str, *, header_only: bool = False) -> Image.I
     except _DECODING_ERRORS as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{what} {path} cannot be read ({reason}): replace the file by a whole one") from None
+
+
+def _refuse_other_kinds(path: str | Path, what: str) -> None:
+    """Refuse folders, pipes and devices: opening a pipe would wait for somebody to write."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{what} {path} cannot be read (it is no file): replace it by a picture")
 
 
 def _is_plain_jpeg(content: bytes) -> bool:
@@ -192,10 +199,15 @@ def _decode_indices(path: str | Path) -> UInt8Array | None:
 def _content(path: str | Path) -> bytes:
     """All bytes of a file; none if it cannot be read, for then Pillow's error is the one to raise."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
             return file.read()
     except OSError:
         return b""
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; of a pipe what is in it now, which is nothing."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def voc_palette() -> list[int]:
