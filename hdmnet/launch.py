@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ Job = Callable[[DictConfig], None]
 
 HYDRA_VERSION_BASE = "1.3"
 CONFIG_ERROR = 2  # exit code where the command line is wrong; 1 where the job found something wrong
+_BETWEEN = re.compile(r"[^,{}\[\]]+")  # an item of a list
 _JOB_FILE = "job file"  # what the first rank tells the others
 
 
@@ -69,7 +71,8 @@ def _run_command(config_name: str, job: Job) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing and exiting
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its newest version
     # `+sweep=table9` is how Hydra's users write what is `sweep=table9` here.
-    sys.argv[1:] = [word.removeprefix("+") if word.startswith("+sweep=") else word for word in sys.argv[1:]]
+    words = [word.removeprefix("+") if word.startswith("+sweep=") else word for word in sys.argv[1:]]
+    sys.argv[1:] = map(quote_paths, words)
     config.register_schemas()
     ranks.end_with_parent()
     sweeps.current.jobs.clear()
@@ -104,6 +107,28 @@ def _run_command(config_name: str, job: Job) -> int:
             raise
         print(f"error: {message}", file=sys.stderr)
         return CONFIG_ERROR
+
+
+def quote_paths(word: str) -> str:
+    """Quote what Hydra's grammar has no letters for: `query=[größe (1).jpg]` becomes `query=['größe (1).jpg']`.
+
+    Args:
+        word: Of the command line, e.g. key=value.
+
+    Returns:
+        The word; as it is where it is plain, quoted already, or refers to other keys.
+    """
+    key, equals, value = word.partition("=")
+    call = re.fullmatch(r"\w+\(.*\)", value)  # choice(a,b), glob(*)
+    if not equals or call or re.search(r"['\"]|\$\{", value):
+        return word
+
+    def quote(match: re.Match[str]) -> str:
+        text = match[0].strip()
+        path = re.search(r"[()]", text) and re.search(r"[\s/.]", text)
+        return f"'{text}'" if path or not text.isascii() else match[0]
+
+    return f"{key}={_BETWEEN.sub(quote, value)}"
 
 
 def _compose_and_run(config_name: str, job: Job) -> int:

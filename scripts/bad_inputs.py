@@ -1,6 +1,6 @@
 """Gives every known kind of bad input to the doors and scripts, each in a process of its own, and lists the answers.
 
-    python scripts/bad_inputs.py --out docs/bad_input.md [--only TEXT] [--jobs 2]
+    python scripts/bad_inputs.py --out docs/bad_input.md [--only TEXT]
 
 Fails where an answer is not one line that names the culprit, with the right exit code, in time, and nothing half
 written left behind. The cases (scripts/bad_input_*.py) are those of the tests.
@@ -9,14 +9,16 @@ written left behind. The cases (scripts/bad_input_*.py) are those of the tests.
 from __future__ import annotations
 
 import argparse
+import importlib
+import multiprocessing
 import os
 import re
-import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(folder) for folder in (ROOT, ROOT / "scripts") if str(folder) not in sys.path]
@@ -101,22 +103,38 @@ def run_case(case: Case, bench: Bench, place: Path) -> tuple[int, str]:
         ValueError: The answer is not what it should be, or does not come.
     """
     place.mkdir(parents=True)
-    target = ["-m", f"hdmnet.{case.door}"] if case.door in DOORS else [str(ROOT / "scripts" / f"{case.door}.py")]
     words = [*case.words(bench, place), *output_word(case, place / "out")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    # Forked, as importing the libraries takes longer than all else; a bad input must not end this process.
+    child = multiprocessing.get_context("fork").Process(target=_as_command, args=(case.door, words, place))
+    child.start()
+    child.join(_SECONDS)
+    if child.exitcode is None:
+        child.kill()
+        raise ValueError(f"{case.door}, {case.given}: no answer in {_SECONDS:g} s")
+    out, err = ((place / name).read_text(encoding="utf-8", errors="replace") for name in ("stdout", "stderr"))
+    if "training it (stage 1)" in out:
+        raise ValueError(f"{case.door}, {case.given}: training had begun")
+    return child.exitcode, check_answer(case, place, child.exitcode, err)
+
+
+def _as_command(door: str, words: list[str], place: Path) -> None:
+    """Be the command: `python -m hdmnet.<door> words` or `python scripts/<door>.py words`, in the case's folder."""
+    os.chdir(place)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(place / name, os.O_WRONLY | os.O_CREAT), number)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 (until the end)
+    sys.argv = [door, *words]
+    code: Any = 1
     try:
-        done = subprocess.run(
-            [sys.executable, *target, *words],
-            cwd=place,
-            env=environment,
-            timeout=_SECONDS,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise ValueError(f"{case.door}, {case.given}: no answer in {_SECONDS:g} s") from None
-    return done.returncode, check_answer(case, place, done.returncode, done.stderr)
+        main = importlib.import_module(f"hdmnet.{door}" if door in DOORS else door).main
+        code = main() or 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
 
 
 def write_table(answers: Sequence[tuple[Case, Path, int, str]], path: Path) -> None:
@@ -141,22 +159,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = OneLineParser(prog=NAME, description="Give bad inputs to the doors and scripts and list the answers.")
     parser.add_argument("--out", type=Path, help="the table, e.g. docs/bad_input.md; nothing is written without it")
     parser.add_argument("--only", default="", help="only the cases whose description holds this text")
-    parser.add_argument("--jobs", type=int, default=2, help="processes at a time (default 2)")
 
     def body() -> bool:
         arguments: argparse.Namespace = parser.parse_args(argv)
         cases = [case for case in ALL_CASES if arguments.only in case.given]
         with tempfile.TemporaryDirectory(prefix="hdmnet-bad-") as name:
             bench = Bench(Path(name) / "whole")
-            _ = bench.run_files, bench.voc(Path(name) / "first")  # before several threads ask for them
-            places = [Path(name) / f"case{number:03}" for number in range(len(cases))]
-            with ThreadPoolExecutor(arguments.jobs) as pool:
-                futures = [pool.submit(run_case, case, bench, place) for case, place in zip(cases, places, strict=True)]
-            errors = [error for error in (future.exception() for future in futures) if error is not None]
-            for error in errors:
-                print(f"{NAME}: {error}", file=sys.stderr)
-            done = zip(cases, places, futures, strict=True)
-            answers = [(case, place, *future.result()) for case, place, future in done if future.exception() is None]
+            _ = bench.run_files, bench.voc(Path(name) / "first")  # here, and not anew in every process
+            answers, errors = [], []
+            for number, case in enumerate(cases):
+                place = Path(name) / f"case{number:03}"
+                try:
+                    answers.append((case, place, *run_case(case, bench, place)))
+                except ValueError as error:
+                    errors.append(str(error))
+                    print(f"{NAME}: {error}", file=sys.stderr, flush=True)
             print(f"{len(answers)} of {len(cases)} answers are what they should be")
             if arguments.out is not None and not errors:
                 write_table(answers, arguments.out)

@@ -72,17 +72,17 @@ def all_kinds(scratch: Path) -> dict[str, Kind]:
     runs, trees = _Checkpoints(scratch / "seeds"), _Trees(scratch / "trees")
     pictures = _pictures()
     return {
-        "png": Kind(30, "mask.png", pictures["png"], mutate.mutate_png, _read_mask),
-        "jpeg": Kind(30, "picture.jpg", pictures["jpeg"], mutate.mutate_bytes, _read_picture),
-        "other pictures": Kind(10, "picture.tif", pictures["other"], mutate.mutate_bytes, _read_picture),
-        "coco json": Kind(20, "annotations.json", (trees.coco,), mutate.mutate_json, trees.read_coco),
-        "list": Kind(10, "classes.txt", trees.lists, mutate.mutate_lines, trees.read_lists),
-        "result.json": Kind(10, "result.json", (runs.result,), mutate.mutate_json, lambda path: void(collect([path]))),
-        "manifest": Kind(10, "episodes.jsonl", (runs.manifest,), mutate.mutate_bytes, _read_manifest),
+        "png": Kind(120, "mask.png", pictures["png"], mutate.mutate_png, _read_mask),
+        "jpeg": Kind(120, "picture.jpg", pictures["jpeg"], mutate.mutate_bytes, _read_picture),
+        "other pictures": Kind(40, "picture.tif", pictures["other"], mutate.mutate_bytes, _read_picture),
+        "coco json": Kind(80, "annotations.json", (trees.coco,), mutate.mutate_json, trees.read_coco),
+        "list": Kind(40, "classes.txt", trees.lists, mutate.mutate_lines, trees.read_lists),
+        "result.json": Kind(20, "result.json", (runs.result,), mutate.mutate_json, lambda path: void(collect([path]))),
+        "manifest": Kind(20, "episodes.jsonl", (runs.manifest,), mutate.mutate_bytes, _read_manifest),
         "catalog cache": Kind(5, "cache.npz", (runs.catalog,), mutate.mutate_zip, runs.read_catalog),
         "checkpoint": Kind(8, "input.ckpt", runs.files, mutate.mutate_zip, runs.read),
         "checkpoint's content": Kind(8, "input.ckpt", runs.files, mutate_checkpoint, runs.read),
-        "command line": Kind(6, "words.json", (b"[]",), mutate_command, run_command),
+        "command line": Kind(4, "words.json", (b"[]",), mutate_command, run_command),
     }
 
 
