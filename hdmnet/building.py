@@ -183,7 +183,15 @@ def epoch_length(cfg: DictConfig, samples: int | None, batch_size: int, max_step
 
     Returns:
         At most `samples`.
+
+    Raises:
+        ValueError: They fill no batch.
     """
+    if samples is not None and samples // num_processes(cfg) < batch_size:
+        raise ValueError(
+            f"{samples} training samples an epoch on {num_processes(cfg)} process(es) fill no batch of {batch_size}; "
+            "lower batch_size or raise dataset.episodes_per_epoch"
+        )
     if samples is None or max_steps is None or max_steps < 1:
         return samples
     samples_per_step = batch_size * num_processes(cfg) * int(cfg.trainer.accumulate_grad_batches)

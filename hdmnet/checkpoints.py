@@ -6,6 +6,7 @@ files of the official release (`hdmnet.models.official`).
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {str(path)!r} not found; expected the path of a .ckpt or .pth file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on odd files before it refuses them
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds here; a user sees one line
         raise ValueError(
             f"checkpoint {str(path)!r} cannot be read: damaged, or more than tensors and plain containers (nothing in "

@@ -58,7 +58,7 @@ for _words, _code, _names in (
     ("seed=abc", 2, "seed=abc: "),
     ("fodl=1", 2, "fodl: no such key; did you mean 'fold'?"),
     ("fold", 2, "fold: expected key=value"),
-    ("--fold 1", 2, "unrecognized arguments: --fold; expected group=option and key=value"),
+    ("--fold 1", 2, "unrecognized arguments: --fold 1"),
     ("fold=0,1", 2, "fold=0,1: several values; add -m"),
     ("backbone=resnet5", 2, "backbone=resnet5: no such option; did you mean 'resnet50'?"),
     ("ablation=null", 2, "a config group cannot be null"),
