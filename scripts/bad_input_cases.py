@@ -202,7 +202,7 @@ _add(
 _add(
     "a fold that the checkpoint's data set has not",
     "evaluate",
-    FILES,
+    COMMAND,
     "fold=4: expected 0 to 3",
     lambda bench, place: [f"ckpt={bench.run_files['run']}", "fold=4", "trainer=cpu"],
 )

@@ -104,6 +104,10 @@ def _make_text(path: Path) -> None:
     path.write_text("no picture\n")
 
 
+def _make_deep(path: Path) -> None:
+    Image.fromarray(read_mask(path).astype(np.uint16)).save(path)
+
+
 def _make_circle(path: Path) -> None:
     _replace(path, lambda new: new.symlink_to(new.name))
 
@@ -125,7 +129,7 @@ for _split in ("train", "val"):
 _index = _on("mask", lambda path: repaint(path, 21))
 _add("a class index above the range", "holds class index 21, expected 0..20 or 255", _index)
 _add("a mask in colours", "is a picture of mode RGB, expected class indices", _on("mask", _save("RGB")))
-_add("a mask of 16 bits", "is a picture of mode I", _on("mask", _save("I")))
+_add("a mask of 16 bits", "is a picture of mode I", _on("mask", _make_deep))
 _jpeg = _on("mask", _save("L", "JPEG"))
 _add("a mask that is a JPEG", "is a JPEG, whose compression changes indices", _jpeg)
 _add("masks that are all 255", "no image of pascal fold 0 train holds any of the classes", _all_ignored)

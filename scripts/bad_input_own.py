@@ -99,7 +99,11 @@ for _given, _names, _prepare in (
     ("no root", "dataset.root is not given", lambda bench, place: ["dataset=folder", "trainer=cpu"]),
     ("a root that is not there", "nowhere", lambda b, place: ["dataset=folder", f"dataset.root={place}/nowhere"]),
     ("an empty root", "{place}", lambda bench, place: ["dataset=folder", f"dataset.root={place}"]),
-    ("a class list with an unknown class", "extra.txt", _folder("dataset.classes={place}/extra.txt", file="cat\n")),
+    (
+        "a class list with an unknown class",
+        "class 'cat' of the list of classes is not in",
+        _folder("dataset.classes={place}/extra.txt", file="cat\n"),
+    ),
     (
         "folds with an unknown class",
         "'cat' is no class",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from hdmnet.data.source import Split, SplitRule, fingerprint_files
@@ -101,7 +102,7 @@ class PascalSource(TreeSource):
     def mask_path(self, image_id: str) -> Path:
         """Path of a mask: in SegmentationClassAug if it is there, else in SegmentationClass (it need not exist)."""
         path = self.root / _AUG / f"{image_id}.png"
-        return path if path.is_file() else self.root / _VOC / f"{image_id}.png"
+        return path if os.path.lexists(path) else self.root / _VOC / f"{image_id}.png"
 
     def fingerprint(self, split: Split) -> str:
         """Hex sha256 over the split's ids, in order, and its masks' and pictures' names, sizes and times.

@@ -136,6 +136,17 @@ def check_unique(ids: list[str], origin: str) -> None:
         seen.add(image_id)
 
 
+def _facts(entry: os.DirEntry[str]) -> list[str]:
+    """A file's name, size and time; the name alone of one that cannot be looked at, which reading it will tell."""
+    try:
+        if not entry.is_file():
+            return []
+        stat = entry.stat()
+    except OSError:  # e.g. a circle of links
+        return [entry.name]
+    return [f"{entry.name}\0{stat.st_size}\0{stat.st_mtime_ns}"]
+
+
 def fingerprint_files(folder: str | Path, *, names: Iterable[str] | None = None, extra: Iterable[str] = ()) -> str:
     """Hash names, sizes and modification times of a folder's files, without opening them.
 
@@ -156,9 +167,8 @@ def fingerprint_files(folder: str | Path, *, names: Iterable[str] | None = None,
         with os.scandir(folder) as entries:  # one pass; os.listdir + os.stat per file is several times slower
             rows = []
             for entry in entries:
-                if (wanted is None or entry.name in wanted) and entry.is_file():
-                    stat = entry.stat()
-                    rows.append(f"{entry.name}\0{stat.st_size}\0{stat.st_mtime_ns}")
+                if wanted is None or entry.name in wanted:
+                    rows += _facts(entry)
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"folder of masks {folder} is missing") from None
     rows.sort()
