@@ -23,13 +23,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(folder) for folder in (ROOT, ROOT / "scripts") if str(folder) not in sys.path]
 
-from bad_input_bench import Bench  # noqa: E402
+from bad_input_bench import Bench, first  # noqa: E402
 from bad_input_cases import CASES, Case  # noqa: E402
 from bad_input_data import DATA_CASES  # noqa: E402
 from bad_input_own import OWN_CASES  # noqa: E402
 
 from hdmnet.atomic import replacing  # noqa: E402
 from hdmnet.data.preparing import OneLineParser, run_main  # noqa: E402
+
+__all__ = ["ALL_CASES", "Bench", "check_answer", "first"]
 
 NAME = "bad_inputs"
 DOORS = ("train", "evaluate", "predict", "report")

@@ -6,6 +6,7 @@ no further otherwise; JSON and checkpoints are changed value by value, so that t
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import pickle
@@ -114,33 +115,32 @@ def mutate_tree(tree: Any, rng: random.Random) -> Any:
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         places = list(_places(tree))
         if not places:
-            return rng.choice(ODD_VALUES)
+            return copy.deepcopy(rng.choice(ODD_VALUES))
         holder, key = rng.choice(places)
         kind = rng.randrange(8)
         if kind == 0:
             del holder[key]
         elif kind == 1 and isinstance(holder, list):
-            holder.append(holder[key])
+            holder.append(copy.deepcopy(holder[key]))
         elif kind == 2 and isinstance(holder, dict):
-            holder[str(rng.choice(ODD_VALUES))[:50]] = holder[key]
+            holder[str(rng.choice(ODD_VALUES))[:50]] = copy.deepcopy(holder[key])
         elif kind == 3:
             other, other_key = rng.choice(places)
-            holder[key] = other[other_key] if other[other_key] is not holder else None
+            holder[key] = copy.deepcopy(other[other_key])  # a copy, as the tree must not bite its tail
         else:
-            holder[key] = rng.choice(ODD_VALUES)
+            holder[key] = copy.deepcopy(rng.choice(ODD_VALUES))
     return tree
 
 
 def _places(node: Any) -> Iterator[tuple[Any, Any]]:
-    """Every (container, key or index), without following what was tied to a circle."""
-    stack, seen = [node], {id(node)}
+    """Every (container, key or index)."""
+    stack = [node]
     while stack:
         holder = stack.pop()
         items = list(holder.items()) if isinstance(holder, dict) else list(enumerate(holder))
         for key, value in items:
             yield holder, key
-            if isinstance(value, dict | list) and id(value) not in seen:
-                seen.add(id(value))
+            if isinstance(value, dict | list):
                 stack.append(value)
 
 
