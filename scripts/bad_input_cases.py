@@ -79,8 +79,16 @@ for _words, _code, _names in (
     ("backbone.weights=no/such.pth", 1, "backbone weights 'no/such.pth' not found"),
     ("ckpt=no/such.ckpt", 1, "checkpoint 'no/such.ckpt' not found"),
     ("base_ckpt=no/such.pt", 1, "checkpoint 'no/such.pt' not found"),
-    ("trainer=ddp_cpu trainer.devices=3", 1, "optim.base.batch_size=4 cannot be shared by 3 processes"),
-    ("trainer=ddp_cpu trainer.devices=4", 1, "optim.base.batch_size=4 leaves one picture a process"),
+    (
+        "trainer=ddp_cpu trainer.devices=3 dataset.episodes_per_epoch=8",
+        1,
+        "optim.base.batch_size=4 cannot be shared by 3 processes",
+    ),
+    (
+        "trainer=ddp_cpu trainer.devices=4 dataset.episodes_per_epoch=8",
+        1,
+        "optim.base.batch_size=4 leaves one picture a process",
+    ),
 ):
     _add(f"`{_words}`", "train", _code, _names, _fixed(*TINY, "optim.base.batch_size=4", *_words.split()))
 
