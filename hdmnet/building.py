@@ -18,6 +18,7 @@ from hdmnet.callbacks.visualise import EpisodePictures
 from hdmnet.checkpoints import load_strictly
 from hdmnet.config import image_size, instantiate, to_plain, to_stored
 from hdmnet.data.datamodule import FewShotDataModule
+from hdmnet.data.skipping import Skips
 from hdmnet.models.base_learner import BaseLearner
 from hdmnet.provenance import git_state, library_versions
 from hdmnet.tasks.evaluation import ReusableModel, measure_features
@@ -38,6 +39,8 @@ def build_source(cfg: DictConfig) -> Source:
     for key in ("min_area", "num_folds"):
         if cfg.dataset.get(key) is not None:
             setattr(source, key, cfg.dataset[key])
+    if cfg.dataset.get("on_error") == "skip":
+        source.skips = Skips(None if cfg.paths.run_dir is None else Path(cfg.paths.run_dir) / "skipped")
     source.check()
     return source
 
@@ -62,6 +65,7 @@ def build_few_shot_data(cfg: DictConfig, source: Source, **changes: Any) -> FewS
         "protocol": cfg.protocol,
         "filter_novel": dataset.filter_novel,
         "support_mask": cfg.support_mask,
+        "check_files": dataset.get("check_files", 0),
         "allow_repeats": dataset.get("allow_repeats", False),
         "reuse_memory_gb": cfg.reuse_memory_gb if cfg.reuse else None,
         "mean": mean,
@@ -201,7 +205,15 @@ def epoch_length(cfg: DictConfig, samples: int | None, batch_size: int, max_step
 
     Returns:
         At most `samples`.
+
+    Raises:
+        ValueError: They fill no batch.
     """
+    if samples is not None and samples // num_processes(cfg) < batch_size:
+        raise ValueError(
+            f"{samples} training samples an epoch on {num_processes(cfg)} process(es) fill no batch of {batch_size}; "
+            "lower batch_size or raise dataset.episodes_per_epoch"
+        )
     if samples is None or max_steps is None or max_steps < 1:
         return samples
     samples_per_step = batch_size * num_processes(cfg) * int(cfg.trainer.accumulate_grad_batches)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hdmnet.atomic import replacing, sync
+from hdmnet.config import look_up
 from hdmnet.models.official import OFFICIAL_BACKBONES, load_official_base_learner
 
 if TYPE_CHECKING:
@@ -47,7 +49,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {str(path)!r} not found; expected the path of a .ckpt or .pth file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on odd files before it refuses them
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds here; a user sees one line
         raise ValueError(
             f"checkpoint {str(path)!r} cannot be read: damaged, or more than tensors and plain containers (nothing in "
@@ -69,6 +73,9 @@ def run_entry(content: dict[str, Any], path: str | Path) -> dict[str, Any] | Non
         return None
     if not isinstance(entry, dict) or not isinstance(entry.get("config"), dict) or "state_dict" not in content:
         raise ValueError(f"checkpoint {str(path)!r} lacks its config or weights; expected a file that hdmnet wrote")
+    for key, kind in (("dataset.name", str), ("fold", int), ("shot", int)):
+        if not isinstance(look_up(entry["config"], key), kind):
+            raise ValueError(f"checkpoint {str(path)!r} has no {key} in its config; expected a file that hdmnet wrote")
     return entry
 
 
@@ -188,6 +195,12 @@ def _likely_cause(found: dict[str, list[str]], own: set[str]) -> str:
     return f"{likely}?" if likely else "check dataset, backbone, model and shot"
 
 
+def _like(value: object, own: Tensor) -> bool:
+    """Whether a file's value is an ordinary tensor of numbers, of the shape of ours."""
+    plain = isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_quantized)
+    return plain and isinstance(value, Tensor) and value.shape == own.shape and value.is_complex() == own.is_complex()
+
+
 def load_strictly(model: torch.nn.Module, state: dict[str, Tensor], what: str) -> None:
     """Load a state dict whole.
 
@@ -203,7 +216,7 @@ def load_strictly(model: torch.nn.Module, state: dict[str, Tensor], what: str) -
     found = {
         "missing": sorted(own.keys() - state.keys()),
         "surplus": sorted(state.keys() - own.keys()),
-        "misshapen": sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape),
+        "misshapen": sorted(k for k in own.keys() & state.keys() if not _like(state[k], own[k])),
     }
     problems = [f"{len(keys)} {kind} ({', '.join(keys[:2])} …)" for kind, keys in found.items() if keys]
     if problems:

@@ -10,6 +10,7 @@ import difflib
 import functools
 import importlib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,12 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 ALLOWED_TARGETS = ("hdmnet.", "lightning.pytorch.", "torch.nn.", "torch.optim.", "torchvision.")
 
 # Belongs to the machine or to the command at hand, never to the checkpoint that is evaluated.
-_NEVER_FROM_CHECKPOINT = frozenset(
+NEVER_FROM_CHECKPOINT = frozenset(
     {"paths", "trainer", "logger", "callbacks", "ckpt", "base_ckpt", "resume", "num_workers", "episodes", "seeds"}
     | {"sweep", "rerun", "reuse", "reuse_memory_gb"}
 )
+# An interpolation that calls a resolver (`${oc.env:HOME}`) and does not just name a key.
+RESOLVER = re.compile(r"\$\{.*:", re.DOTALL)
 # Folders that are taken from the checkpoint's run while they exist and nothing else names them: key -> variable.
 _FOLDER_VARIABLES = {"data_dir": "HDMNET_DATA", "weights_dir": "HDMNET_WEIGHTS"}
 
@@ -153,10 +156,20 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
 def to_stored(cfg: DictConfig) -> dict[str, Any]:
     """The config as plain dicts and lists, for a checkpoint.
 
-    Interpolations are kept, so that `evaluate dataset.image_size=257` also reaches the places that refer to it. Folders
-    are already absolute by then (see `make_paths_absolute`).
+    Interpolations are kept, so that `evaluate dataset.image_size=257` also reaches the places that refer to it; what
+    calls a resolver is not, for it means this machine. Folders are already absolute (see `make_paths_absolute`).
     """
-    return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
+    stored = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
+    return _without_resolvers(stored, to_plain(cfg)) if RESOLVER.search(str(stored)) else stored
+
+
+def _without_resolvers(node: Any, plain: Any) -> Any:
+    """The node, its values that call a resolver taken from the resolved one."""
+    if isinstance(node, str):
+        return plain if RESOLVER.search(node) else node
+    if isinstance(node, dict):
+        return {key: _without_resolvers(value, plain[key]) for key, value in node.items()}
+    return [_without_resolvers(*pair) for pair in zip(node, plain, strict=True)] if isinstance(node, list) else node
 
 
 def image_size(value: int | Sequence[int]) -> tuple[int, int]:
@@ -202,7 +215,7 @@ def merge_with_checkpoint(cfg: DictConfig, stored: Mapping[str, Any], overrides:
     merged = copy.deepcopy(cfg)
     OmegaConf.set_struct(merged, False)
     for key, value in stored.items():
-        if key in _NEVER_FROM_CHECKPOINT or key in mentioned:
+        if key in NEVER_FROM_CHECKPOINT or key in mentioned:
             continue
         merged[key] = copy.deepcopy(value)
         for path in sorted(path for path in mentioned if path.startswith(f"{key}.")):

@@ -19,18 +19,16 @@ def main(cfg: DictConfig) -> None:
     if cfg.ckpt is None:
         raise ValueError("ckpt is not given; expected the checkpoint to evaluate, e.g. ckpt=RUN/checkpoints/best.ckpt")
     from hdmnet.checkpoints import BASE_LEARNER_KEY, read_checkpoint, run_entry
-    from hdmnet.config import merge_with_checkpoint
     from hdmnet.experiment import evaluate
     from hdmnet.launch import job_overrides
-    from hdmnet.validation import validate
+    from hdmnet.trust import evaluation_config
 
     content = read_checkpoint(cfg.ckpt)
     if BASE_LEARNER_KEY in content:
         raise ValueError(f"ckpt={cfg.ckpt} is a base learner; expected checkpoints/best.ckpt of a run's folder")
     about = run_entry(content, cfg.ckpt)
     if about is not None:
-        cfg = merge_with_checkpoint(cfg, about["config"], job_overrides(cfg))
-        validate(cfg)  # e.g. a fold that the checkpoint's data set does not have
+        cfg = evaluation_config(cfg, about["config"], job_overrides(cfg), f"ckpt={cfg.ckpt}")
     evaluate(cfg, official=about is None)
 
 
@@ -48,7 +46,8 @@ def compose_config(checkpoint: Path, overrides: Sequence[str], run_dir: str) -> 
     from hydra import compose, initialize_config_dir
 
     from hdmnet.checkpoints import read_checkpoint, run_entry
-    from hdmnet.config import conf_dir, make_paths_absolute, merge_with_checkpoint, register_schemas
+    from hdmnet.config import conf_dir, make_paths_absolute, register_schemas
+    from hdmnet.trust import evaluation_config
     from hdmnet.validation import validate
 
     register_schemas()
@@ -58,9 +57,9 @@ def compose_config(checkpoint: Path, overrides: Sequence[str], run_dir: str) -> 
     make_paths_absolute(cfg, run_dir)
     about = run_entry(read_checkpoint(checkpoint), checkpoint)
     if about is not None:
-        cfg = merge_with_checkpoint(cfg, about["config"], list(overrides))
+        return evaluation_config(cfg, about["config"], overrides, f"ckpt={checkpoint}"), False
     validate(cfg)
-    return cfg, about is None
+    return cfg, True
 
 
 if __name__ == "__main__":

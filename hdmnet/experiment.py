@@ -43,6 +43,7 @@ from hdmnet.checkpoints import (
 )
 from hdmnet.comparing import compare, say, training_facts
 from hdmnet.config import to_plain
+from hdmnet.disk import check_free_disk
 from hdmnet.memory import keep_freed_memory
 from hdmnet.metrics import FewShotIoU
 from hdmnet.models.official import load_official_checkpoint
@@ -104,6 +105,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         source = build_source(cfg)
         data = build_few_shot_data(cfg, source)
         data.setup()  # every list, mask and class count is checked before any training
+        check_free_disk(cfg, data.num_base)
         data.episodes_per_epoch = epoch_length(cfg, data.episodes_per_epoch, cfg.batch_size, cfg.trainer.max_steps)
     with timer("base_learner"):
         given = cfg.ckpt is not None or point is not None  # it holds its base learner: nothing to train or to look for
@@ -239,6 +241,7 @@ def test(
         num_processes=trainer.world_size,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         checkpoint_failures=sum(keeper.failures for keeper in _keepers(trainer)),
+        skipped=data.skipped_files(),
     )
     if trained is not None:
         result["compared_with"] = compare(result, trained)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from hdmnet.building import build_trained_model
@@ -25,6 +25,7 @@ from hdmnet.config import image_size as as_size
 from hdmnet.models.features import SupportFeatures
 from hdmnet.models.official import NUM_BASE, OFFICIAL_BACKBONES, build_official, load_official_checkpoint
 from hdmnet.models.ragged import Ragged
+from hdmnet.trust import stored_config
 
 FITTED_KEY = "hdmnet_segmenter"
 
@@ -71,7 +72,7 @@ def find_recipe(
         return _from_fitted(content, path, image_size)
     about = run_entry(content, path)
     if about is not None:
-        cfg = OmegaConf.create(about["config"])
+        cfg = stored_config(about["config"], f"ckpt={path}")
         model = build_trained_model(cfg, run_state_dict(content), path, num_shots=cfg.shot)
         return model, _recipe(cfg.dataset, cfg.backbone, image_size, config=about["config"]), content
     if dataset not in NUM_BASE or backbone not in OFFICIAL_BACKBONES:
@@ -119,7 +120,7 @@ def _from_fitted(
             f"image_size={image_size}: {path} was fitted at {list(recipe.image_size)}; fit again to change it"
         )
     if recipe.config is not None:
-        cfg: DictConfig = OmegaConf.create(recipe.config)
+        cfg = stored_config(recipe.config, f"ckpt={path}")
         return build_trained_model(cfg, state, path, num_shots=cfg.shot), recipe, content
     model = build_official(**(recipe.official or {}))
     load_strictly(model, state, str(path))

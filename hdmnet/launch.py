@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log
 from hydra.errors import HydraException
@@ -30,6 +32,7 @@ Job = Callable[[DictConfig], None]
 
 HYDRA_VERSION_BASE = "1.3"
 CONFIG_ERROR = 2  # exit code where the command line is wrong; 1 where the job found something wrong
+_BETWEEN = re.compile(r"[^,{}\[\]]+")  # an item of a list
 _JOB_FILE = "job file"  # what the first rank tells the others
 
 
@@ -69,7 +72,8 @@ def _run_command(config_name: str, job: Job) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing and exiting
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its newest version
     # `+sweep=table9` is how Hydra's users write what is `sweep=table9` here.
-    sys.argv[1:] = [word.removeprefix("+") if word.startswith("+sweep=") else word for word in sys.argv[1:]]
+    words = [word.removeprefix("+") if word.startswith("+sweep=") else word for word in sys.argv[1:]]
+    sys.argv[1:] = map(quote_paths, words)
     config.register_schemas()
     ranks.end_with_parent()
     sweeps.current.jobs.clear()
@@ -92,6 +96,12 @@ def _run_command(config_name: str, job: Job) -> int:
             raise
         print(f"error: {errors.composition_message(error, config_name)}", file=sys.stderr)
         return CONFIG_ERROR
+    except OSError as error:  # e.g. where the folder of runs cannot be written to
+        message = errors.user_message(error)
+        if errors.wants_traceback() or message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 1
     except ValueError as error:
         message = errors.user_message(error)
         if str(error).startswith("Config group override"):
@@ -103,8 +113,31 @@ def _run_command(config_name: str, job: Job) -> int:
         return CONFIG_ERROR
 
 
+def quote_paths(word: str) -> str:
+    """Quote what Hydra's grammar has no letters for: `query=[größe (1).jpg]` becomes `query=['größe (1).jpg']`.
+
+    Args:
+        word: Of the command line, e.g. key=value.
+
+    Returns:
+        The word; as it is where it is plain, quoted already, or refers to other keys.
+    """
+    key, equals, value = word.partition("=")
+    call = re.fullmatch(r"\w+\(.*\)", value)  # choice(a,b), glob(*)
+    if not equals or call or re.search(r"['\"]|\$\{", value):
+        return word
+
+    def quote(match: re.Match[str]) -> str:
+        text = match[0].strip()
+        path = re.search(r"[()]", text) and re.search(r"[\s/.]", text)
+        return f"'{text}'" if path or not text.isascii() else match[0]
+
+    return f"{key}={_BETWEEN.sub(quote, value)}"
+
+
 def _compose_and_run(config_name: str, job: Job) -> int:
     """Run the job, or the multirun, that the command line describes; returns the exit code."""
+    _check_flags()
     codes = []
 
     @functools.wraps(job)  # Hydra names the job, and a sweep its command, by the function's module
@@ -124,6 +157,21 @@ def _compose_and_run(config_name: str, job: Job) -> int:
         if not codes and ranks.started_together():
             ranks.tell(_JOB_FILE, "")  # a multirun, which starts its ranks itself, or --help, or a refusal
     return codes[0] if codes else sweeps.current.report()
+
+
+def _check_flags() -> None:
+    """Refuse flags that are none, e.g. `--fold 1`, in one line; left alone, argparse prints its usage.
+
+    Raises:
+        ValueError: There is one.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        raise ValueError(f"{message}; expected group=option and key=value, e.g. fold=1 (--help lists the flags)")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args(sys.argv[1:])
 
 
 def _run_handed_over(job: Job, job_file: Path) -> int:
@@ -162,7 +210,8 @@ def _run_job(job: Job, cfg: DictConfig) -> int:
         return _refuse(error)
     with _job_environment(cfg):
         try:
-            with resuming.claimed(cfg) if "resume" in cfg and ranks.rank() == 0 else contextlib.nullcontext():
+            # Once for all of the job's processes.
+            with resuming.claimed(cfg) if ranks.rank() == 0 else contextlib.nullcontext():
                 job(cfg)
         except Exception as error:
             message = None if errors.wants_traceback() else errors.user_message(error)

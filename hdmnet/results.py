@@ -9,6 +9,7 @@
                         classes_left_out {name: {seeds: test seeds in which it has no IoU, reason}}}
     test_no_ensemble:  the same of the meta learner's own prediction, or null where the model has none
     controls:          {support_mask_ones: miou, every_object_foreground: miou}, each only when measured
+    skipped:           files that `dataset.on_error=skip` left out: [{split, why, episodes}], see `skipped_files`
     manifest_sha256 config versions git_commit git_dirty hardware timings {phase: seconds}
 """
 
@@ -259,7 +260,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
         )
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable JSON ({error}); run it again") from error
     _check_result(result, str(path))
     return dict(result)

@@ -14,23 +14,21 @@ import json
 import logging
 import os
 import shutil
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, open_dict
 
 from hdmnet import config
 from hdmnet.atomic import replacing
+from hdmnet.run_folder import is_held, own_folder
 
 log = logging.getLogger(__name__)
 
 RUN_FILE = Path(".hydra") / "run.json"
-_LOCK_FILE = Path(".hydra") / "running.lock"
 AUTO, LAST = "auto", "last"
 
 # Keys that say where and how a run is computed. Devices and batch size are looked at apart: see `_same_batches`.
@@ -190,7 +188,7 @@ def _newest_unfinished(asked: Run, *, any_ckpt: bool) -> Run | None:
     for run in runs:
         if run.finished or run.differences(asked) or not (any_ckpt or run.ckpt == asked.ckpt):
             continue
-        if _is_running(run.folder):
+        if is_held(run.folder):
             log.info("resume: the run in %s is still running, it is left alone", run.folder)
             continue
         return run
@@ -256,45 +254,19 @@ def can_go_on(cfg: DictConfig, folder: Path) -> bool:
 
 @contextmanager
 def claimed(cfg: DictConfig) -> Iterator[None]:
-    """Keep other processes out of the run's folder, and let a later command find the run there.
+    """Keep other processes out of the run's folder, and let a later command find a training there.
 
     Args:
-        cfg: The config of the run, `paths.run_dir` filled in.
+        cfg: The config of the job, `paths.run_dir` filled in.
 
     Raises:
-        ValueError: Another process is running there.
+        ValueError: Another process is at work there, or the folder holds the result of a finished run.
+        OSError: It cannot be written to.
     """
     folder = Path(cfg.paths.run_dir)
-    lock = FileLock(folder / _LOCK_FILE)
-    (folder / _LOCK_FILE).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(
-            f"{folder}: another run is at work there ({_holder(folder)}); expected a folder of its own"
-        ) from None
-    try:
-        who = f"process {os.getpid()} on {socket.gethostname()}"
-        (folder / _LOCK_FILE).with_suffix(".txt").write_text(who, encoding="utf-8")
-        if cfg.resume is None or Run.read(folder) is None:
+    # Segmented pictures may be replaced, results may not.
+    replace = "dataset" not in cfg or bool(cfg.get("rerun") or cfg.get("resume"))
+    with own_folder(folder, replace=replace):
+        if "resume" in cfg and (cfg.resume is None or Run.read(folder) is None):
             Run.of(cfg, folder).write()
         yield
-    finally:
-        lock.release()
-
-
-def _is_running(folder: Path) -> bool:
-    lock = FileLock(folder / _LOCK_FILE)
-    try:
-        lock.acquire(timeout=0)
-    except (Timeout, OSError):
-        return True
-    lock.release()
-    return False
-
-
-def _holder(folder: Path) -> str:
-    try:
-        return (folder / _LOCK_FILE).with_suffix(".txt").read_text(encoding="utf-8")
-    except OSError:
-        return "unknown"

@@ -57,9 +57,8 @@ def base_learner_path(cfg: DictConfig, data: BaseLearnerDataModule) -> Path:
         data: Set up; its training images and their areas stand for the data, wherever the folder lies.
     """
     plain = to_plain(cfg)
-    dataset = {
-        k: v for k, v in plain["dataset"].items() if not k.startswith(("num_val_", "num_test_", "controls", "root"))
-    }
+    unused = ("num_val_", "num_test_", "check_files", "controls", "root")
+    dataset = {k: v for k, v in plain["dataset"].items() if not k.startswith(unused)}
     dataset.pop("image_size"), dataset.pop("episodes_per_epoch"), dataset["source"].pop("root", None)
     facts = {
         "dataset": dataset,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +11,11 @@ from omegaconf import DictConfig
 
 from hdmnet.config import ABSENT, did_you_mean, look_up, to_plain
 
+LARGEST_SIDE = 4096  # px; a side of a million would only be found out when the memory is full
+
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _at_least(least: int) -> Callable[[Any], bool]:
@@ -20,7 +24,16 @@ def _at_least(least: int) -> Callable[[Any], bool]:
 
 def _is_size(value: Any) -> bool:
     sides = value if isinstance(value, list) and len(value) == 2 else [value]
-    return all(_at_least(1)(side) for side in sides)
+    return all(_at_least(1)(side) and side <= LARGEST_SIDE for side in sides)
+
+
+def _is_name(value: Any) -> bool:
+    """Names become parts of file names: of a checkpoint's config they must not lead out of a folder."""
+    return isinstance(value, str) and re.fullmatch(r"(?!\.)[^/\\\x00-\x1f]{1,100}", value) is not None
+
+
+def _is_colour(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))
 
 
 def _is_range(value: Any) -> bool:
@@ -51,13 +64,21 @@ def _is_limit(value: Any) -> bool:
     return value == -1 or _at_least(1)(value)
 
 
+_NAME = "a name of 1 to 100 characters, without / or \\ and with no dot in front"
+_SIZE = f"an integer of 1 to {LARGEST_SIDE}, or two of them: [H,W]"
+
 _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("dataset.name", _is_name, _NAME),
+    ("backbone.name", _is_name, _NAME),
+    ("backbone.mean", _is_colour, "three numbers: red, green, blue, in 0..1"),
+    ("backbone.std", lambda value: _is_colour(value) and min(value) > 0, "three numbers above 0: red, green, blue"),
     ("dataset.num_folds", _optional(_at_least(1)), "null or an integer of at least 1"),
-    ("dataset.image_size", _is_size, "an integer of at least 1, or two of them: [H,W]"),
-    ("dataset.base_image_size", _is_size, "an integer of at least 1, or two of them: [H,W]"),
+    ("dataset.image_size", _is_size, _SIZE),
+    ("dataset.base_image_size", _is_size, _SIZE),
     ("dataset.min_area", _optional(_at_least(0)), "null or an integer of at least 0"),
     ("dataset.filter_novel", _is_bool, "true or false"),
     ("dataset.allow_repeats", _is_bool, "true or false"),
+    ("dataset.check_files", _at_least(0), "an integer of at least 0"),
     ("dataset.controls", _is_bool, "true or false"),
     ("dataset.augment_scale", _is_range, "two numbers above 0, the smaller first"),
     ("backbone.feature_channels", _at_least(1), "an integer of at least 1"),
@@ -65,6 +86,7 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("dataset.num_val_episodes", _at_least(1), "an integer of at least 1"),
     ("dataset.num_test_episodes", _at_least(1), "an integer of at least 1"),
     ("dataset.num_test_seeds", _at_least(1), "an integer of at least 1"),
+    ("fold", lambda value: isinstance(value, int), "an integer of at least 0"),
     ("shot", _at_least(1), "an integer of at least 1"),
     ("seed", _at_least(0), "an integer of at least 0"),
     ("batch_size", _at_least(1), "an integer of at least 1"),
@@ -110,6 +132,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "selection": ("best", "last"),
     "protocol": ("uniform", "official"),
     "support_mask": ("given", "ones"),
+    "dataset.on_error": ("raise", "skip"),
     "dataset.split_rule": ("contiguous", "interleaved"),
     "augment.name": ("official", "paper", "flip", "none"),
     "optim.on_nonfinite": ("stop", "skip"),

@@ -295,7 +295,7 @@ def run_catalog(context: Context) -> list[Row]:
         context.progress.step(f"catalog: {number} images")
         source, pairs = simulate(folder, number)
         key = catalog_module._cache_key(source, "train", source.ids("train"))
-        catalog_module._write_cache(cache / f"{source.name}-train-{key[:16]}.npz", key, pairs)
+        catalog_module._write_cache(cache / f"{source.name}-train-{key[:16]}.npz", key, pairs, [])
         context.progress.step("catalog: loading")
 
         def load() -> Catalog:

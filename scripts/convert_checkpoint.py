@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from hdmnet.building import build_base_learner, build_model
 from hdmnet.checkpoints import (
@@ -42,6 +42,7 @@ from hdmnet.models.official import (
     to_official_base_learner_state_dict,
     to_official_state_dict,
 )
+from hdmnet.trust import stored_config
 
 NAME = "convert_checkpoint"
 CLASS_NAMES = {"pascal": pascal.CLASS_NAMES, "coco": coco.CLASS_NAMES}
@@ -100,10 +101,11 @@ def _config(dataset: str, backbone: str, *, shot: int, fold: int) -> DictConfig:
 
 
 def _run_to_official(content: dict[str, Any], source: Path, target: Path) -> str:
-    cfg, state = OmegaConf.create(content[RUN_KEY]["config"]), run_state_dict(content)
+    state = run_state_dict(content)
     classifier = state.get("trunk.base_learner.classifier.2.weight")
     if classifier is None:
         raise ValueError(f"{source} holds no HDMNet; expected a run of model=hdmnet")
+    cfg = stored_config(content[RUN_KEY]["config"], str(source))
     learner = build_base_learner(cfg, classifier.shape[0] - 1, weights=None)
     model = build_model(cfg, learner)
     if not isinstance(model, HDMNet):

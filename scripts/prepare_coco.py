@@ -71,7 +71,7 @@ def load_instances(path: Path, pictures: Path, masks: Path) -> Instances:
             kept = {key: annotation[key] for key in ("id", "category_id", "segmentation")}
             annotations[annotation["image_id"]].append(kept | {"iscrowd": annotation.get("iscrowd", 0)})
         items = [_item(image, annotations[image["id"]], pictures, masks) for image in content["images"]]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path} is no COCO instances file (not found in it: {error}): download it again") from None
     except ValueError as error:  # also what json raises
         raise ValueError(f"{path} cannot be used: {error}; download it again") from None

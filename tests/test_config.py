@@ -171,7 +171,7 @@ def test_paths_become_absolute(compose_config, monkeypatch, tmp_path):
         ("loss.temperature=0", "loss.temperature=0: expected a number above 0"),
         ("loss.temperature=hot", "loss.temperature=hot: expected a number above 0"),
         ("loss.distillation=-1", "loss.distillation=-1: expected a number of at least 0"),
-        ("dataset.image_size=[1,2,3]", r"dataset.image_size=\[1, 2, 3\]: expected an integer of at least 1, or two"),
+        ("dataset.image_size=[1,2,3]", r"dataset.image_size=\[1, 2, 3\]: expected an integer of 1 to 4096, or two of"),
         ("dataset.filter_novel=maybe", "dataset.filter_novel=maybe: expected true or false"),
         ("dataset.num_val_episodes=null", "dataset.num_val_episodes=null: expected an integer of at least 1"),
         ("optim.max_steps=0", r"optim.max_steps=0: expected -1 \(no limit\) or an integer of at least 1"),

@@ -37,12 +37,18 @@ def config(compose_config, tmp_path, *words):
         (3000, 8, 4, 2, 64),
         (3000, 8, 500, 1, 2000),  # 375 and 125 become 250 twice
         (3000, 8, 501, 1, 2000),  # the last step is not worth an epoch
-        (4, 8, 10, 1, 4),  # fills no batch: refused by the loader, which says so
     ],
 )
 def test_training_ends_with_an_epoch(samples, batch_size, max_steps, processes, expected):
     cfg = OmegaConf.create({"trainer": {"devices": processes, "num_nodes": 1, "accumulate_grad_batches": 1}})
     assert epoch_length(cfg, samples, batch_size, max_steps) == expected
+
+
+@pytest.mark.parametrize(("samples", "processes"), [(4, 1), (15, 2)])
+def test_an_epoch_that_fills_no_batch_is_refused_before_stage_1(samples, processes):
+    cfg = OmegaConf.create({"trainer": {"devices": processes, "num_nodes": 1, "accumulate_grad_batches": 1}})
+    with pytest.raises(ValueError, match=rf"^{samples} training samples an epoch on {processes} process.* of 8; lower"):
+        epoch_length(cfg, samples, 8, -1)
 
 
 def test_epochs_count_optimiser_steps():

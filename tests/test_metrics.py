@@ -11,6 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from hdmnet.metrics import FewShotIoU, SegmentationIoU
@@ -224,3 +226,42 @@ def test_two_processes_compute_the_one_process_value(tmp_path: Path) -> None:
         found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
         torch.testing.assert_close(found["few_shot"], few_shot.compute(), rtol=0, atol=0, equal_nan=True)
         torch.testing.assert_close(found["base"], base.compute(), rtol=0, atol=0, equal_nan=True)
+
+
+# ----------------------------------------------------------------------------------------------------- any episodes
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 8), st.integers(1, 4), st.data())
+def test_any_split_of_any_episodes_gives_the_pooled_figures(seed, num, num_classes, data):
+    """Order, batches and processes must not matter, and the figures are those of the plain loop."""
+    logits, target, classes = _random_episodes(seed, num, num_classes, size=4)
+    whole = FewShotIoU(num_classes)
+    whole.update(logits, target, classes)
+    order = data.draw(st.permutations(range(num)))
+    cut = data.draw(st.integers(0, num))
+    parts = FewShotIoU(num_classes)
+    for part in (order[:cut], order[cut:]):
+        if part:
+            parts.update(logits[part], target[part], classes[part])
+    for name in ("intersection", "union", "counts"):
+        assert torch.equal(whole.compute()[name], parts.compute()[name]), name
+    values, expected = whole.compute(), _reference(logits, target, classes, num_classes)
+    assert values["counts"].sum() == num
+    np.testing.assert_allclose(values["iou_per_class"].numpy(), expected["iou_per_class"], rtol=1e-6)
+    if not np.isnan(expected["miou"]):
+        np.testing.assert_allclose(float(values["miou"]), expected["miou"], rtol=1e-6)
+        assert 0 <= float(values["miou"]) <= 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 6))
+def test_ignored_pixels_count_nowhere(seed, num):
+    logits, target, classes = _random_episodes(seed, num, 3, size=4)
+    metric, other = FewShotIoU(3), FewShotIoU(3)
+    metric.update(logits, target, classes)
+    changed = logits.clone()
+    changed[(target == 255)[:, None].expand_as(logits)] *= -1
+    other.update(changed, target, classes)
+    assert torch.equal(metric.compute()["union"], other.compute()["union"])
+    assert torch.equal(metric.compute()["intersection"], other.compute()["intersection"])

@@ -157,7 +157,7 @@ def test_a_run_that_is_still_at_work_is_left_alone(make, begin, caplog):
         cfg, _ = make("1")
         make_paths_absolute(cfg, folder)
         with (
-            pytest.raises(ValueError, match=f"another run is at work there .process {os.getpid()} on"),
+            pytest.raises(ValueError, match=f"is in use by process {os.getpid()} on"),
             resuming.claimed(cfg),
         ):
             pytest.fail("two at once")

@@ -7,6 +7,7 @@ can be sent to worker processes cheaply. Legend: N images, P (image, class) pair
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import multiprocessing
 from collections.abc import Iterator, Sequence
@@ -14,12 +15,14 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
 from hdmnet.atomic import replacing
+from hdmnet.data.skipping import tell_skipped
 from hdmnet.data.source import IGNORE, Source, Split, check_unique
 from hdmnet.provenance import available_cpus
 
@@ -34,6 +37,8 @@ _MIN_PARALLEL = 512  # fewer images than this are scanned sooner than worker pro
 
 # One row a pair: position of the image in the list, class value, area in pixels at original size.
 _Rows = npt.NDArray[np.int64]
+# Position of an image that could not be read, and why.
+_Skipped = list[tuple[int, str]]
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ class Catalog:
         class_value: (P,) int64 class value 1..C.
         area: (P,) int64 pixels at original size, at least 1.
         class_names: Names of the C classes.
+        skipped: Images of the list that could not be read and are not among `ids`, each with one line that says why.
     """
 
     ids: StrArray
@@ -96,6 +102,7 @@ class Catalog:
     class_value: IntArray
     area: IntArray
     class_names: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -172,12 +179,14 @@ def load_catalog(
         progress: Show a progress bar while scanning.
 
     Returns:
-        The catalog.
+        The catalog. Where the source's files may be skipped, every picture was decoded too, and what cannot be read is
+        in `skipped`.
 
     Raises:
         FileNotFoundError: An id of the list has no file; the message names it.
         ValueError: A mask is unreadable, holds a class index out of range, or has another size than its picture (the
-            message names the file); or the list is empty or holds an id twice.
+            message names the file); or the list is empty or holds an id twice. Where files may be skipped: over half of
+            the images cannot be read.
     """
     ids = source.ids(split)
     if not ids:
@@ -185,18 +194,24 @@ def load_catalog(
     check_unique(ids, f"the {split} list of {source.name}")
     key = _cache_key(source, split, ids)
     path = None if cache_dir is None else Path(cache_dir) / f"{source.name}-{split}-{key[:16]}.npz"
-    pairs = None if path is None else _read_cache(path, key)
-    if pairs is None:
+    found = None if path is None else _read_cache(path, key)
+    if found is None:
         workers = available_cpus() if num_workers is None else num_workers
-        pairs = _scan(source, ids, num_workers=workers, progress=progress, title=f"{source.name} {split} masks")
+        found = _scan(source, ids, num_workers=workers, progress=progress, title=f"{source.name} {split} masks")
         if path is not None:
-            _write_cache(path, key, pairs)
+            _write_cache(path, key, *found)
+    pairs, skipped = found
+    if skipped:
+        logger.warning("%s", tell_skipped([why for _, why in skipped], len(ids), f"{split} images of {source.name}"))
+    kept = np.ones(len(ids), dtype=bool)
+    kept[[position for position, _ in skipped]] = False
     return Catalog(
-        ids=np.array(ids),
-        image_index=pairs[:, 0].copy(),
+        ids=np.array(ids)[kept],
+        image_index=(np.cumsum(kept) - 1)[pairs[:, 0]].astype(np.int64),
         class_value=pairs[:, 1].copy(),
         area=pairs[:, 2].copy(),
         class_names=tuple(source.class_names),
+        skipped=tuple((ids[position], why) for position, why in skipped),
     )
 
 
@@ -208,43 +223,47 @@ def _pointers(counts: npt.NDArray[np.intp]) -> IntArray:
 def _cache_key(source: Source, split: Split, ids: list[str]) -> str:
     inputs = hashlib.sha256()
     # The number of classes decides which mask values are refused, so it belongs to the inputs.
-    for text in (_FORMAT, source.name, split, str(len(source.class_names)), source.fingerprint(split), *ids):
+    first = _FORMAT if source.skips is None else f"{_FORMAT}-skip"  # other files are looked into, and otherwise
+    for text in (first, source.name, split, str(len(source.class_names)), source.fingerprint(split), *ids):
         inputs.update(f"{len(text)}:{text}".encode())
     return inputs.hexdigest()
 
 
-def _read_cache(path: Path, key: str) -> _Rows | None:
-    """Pairs of a cache file, or None when there is none or it cannot be trusted."""
+def _read_cache(path: Path, key: str) -> tuple[_Rows, _Skipped] | None:
+    """Pairs and skipped images of a cache file, or None when there is none or it cannot be trusted."""
     if not path.exists():
         return None
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             pairs: _Rows = data["pairs"]
-            if str(data["digest"]) == _digest(key, pairs):
-                return pairs
+            skipped = str(data["skipped"]) if "skipped" in data else ""
+            if str(data["digest"]) == _digest(key, pairs, skipped):
+                return pairs, [(int(position), str(why)) for position, why in json.loads(skipped or "[]")]
     except Exception as error:  # a file can be broken in endless ways, and scanning again mends them all
         logger.debug("catalog cache %s: %s", path, error)
     logger.warning("catalog cache %s is damaged or not ours: scanning the masks again", path)
     return None
 
 
-def _digest(key: str, pairs: _Rows) -> str:
+def _digest(key: str, pairs: _Rows, skipped: str) -> str:
     """Checksum of a cache file; the zip format's own does not cover its headers, and thus not the array's type."""
-    head = f"{key} {pairs.dtype.str} {pairs.shape} ".encode()
+    head = f"{key} {pairs.dtype.str} {pairs.shape} {skipped}".encode()
     return hashlib.sha256(head + np.ascontiguousarray(pairs).tobytes()).hexdigest()
 
 
-def _write_cache(path: Path, key: str, pairs: _Rows) -> None:
+def _write_cache(path: Path, key: str, pairs: _Rows, skipped: _Skipped) -> None:
     """Write a cache file; several processes may do so at once."""
+    text = json.dumps(skipped) if skipped else ""
+    digest = _digest(key, pairs, text)
     try:
         with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, digest=np.array(_digest(key, pairs)), pairs=pairs)
+            np.savez_compressed(file, digest=np.array(digest), pairs=pairs, skipped=np.array(text))
     except OSError as error:  # the scan is done and right: a full or read-only disk must not cost the run
         logger.warning("catalog cache %s cannot be written (%s): the next run scans the masks again", path, error)
 
 
-def _scan(source: Source, ids: list[str], *, num_workers: int, progress: bool, title: str) -> _Rows:
-    """Pairs (P, 3) int64 of a whole list, sorted by image and class."""
+def _scan(source: Source, ids: list[str], *, num_workers: int, progress: bool, title: str) -> tuple[_Rows, _Skipped]:
+    """Pairs (P, 3) int64 of a whole list, sorted by image and class, and what could not be read."""
     chunks = [(start, ids[start : start + _CHUNK]) for start in range(0, len(ids), _CHUNK)]
     with tqdm(total=len(ids), desc=title, unit="mask", disable=not progress) as bar:
         if num_workers > 1 and len(ids) >= _MIN_PARALLEL:
@@ -257,15 +276,16 @@ def _scan(source: Source, ids: list[str], *, num_workers: int, progress: bool, t
         return _collect((_scan_chunk(source, start, chunk) for start, chunk in chunks), bar)
 
 
-def _collect(results: Iterator[tuple[int, _Rows]], bar: tqdm[None]) -> _Rows:
-    parts = []
-    for num_images, rows in results:
-        parts.append(rows)
-        bar.update(num_images)
-    return np.concatenate(parts)
+def _collect(results: Iterator[_Part], bar: tqdm[None]) -> tuple[_Rows, _Skipped]:
+    parts, skipped = [], []
+    for part in results:
+        parts.append(part.rows)
+        skipped += part.skipped
+        bar.update(part.num_images)
+    return np.concatenate(parts), skipped
 
 
-def _scan_in_pool(source: Source, chunks: list[tuple[int, list[str]]], num_workers: int) -> Iterator[tuple[int, _Rows]]:
+def _scan_in_pool(source: Source, chunks: list[tuple[int, list[str]]], num_workers: int) -> Iterator[_Part]:
     # Never fork: the caller may have torch loaded, whose threads' locks would be copied in whatever state they are in.
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
@@ -285,19 +305,42 @@ def _set_worker_source(source: Source) -> None:
     _worker_source = source
 
 
-def _scan_chunk_in_worker(chunk: tuple[int, list[str]]) -> tuple[int, _Rows]:
+def _scan_chunk_in_worker(chunk: tuple[int, list[str]]) -> _Part:
     assert _worker_source is not None
     return _scan_chunk(_worker_source, *chunk)
 
 
-def _scan_chunk(source: Source, start: int, ids: list[str]) -> tuple[int, _Rows]:
-    """Number of images, and their pairs (P, 3) int64, for images start, start+1, … of the list."""
-    rows = []
+class _Part(NamedTuple):
+    """What a chunk of images holds."""
+
+    num_images: int
+    rows: _Rows
+    skipped: _Skipped
+
+
+def _scan_chunk(source: Source, start: int, ids: list[str]) -> _Part:
+    """Pairs (P, 3) int64 of images start, start+1, … of the list."""
+    rows, skipped = [np.empty((0, 3), dtype=np.int64)], []
     for position, image_id in enumerate(ids, start):
-        areas = class_areas(source, image_id)
+        try:
+            areas = class_areas(source, image_id)
+            if source.skips is not None:
+                _check_picture(source, image_id)
+        except (ValueError, OSError) as error:
+            if source.skips is None:
+                raise
+            skipped.append((position, " ".join(str(error).split())))
+            continue
         values = np.flatnonzero(areas)
         rows.append(np.stack([np.full_like(values, position), values, areas[values]], axis=1))
-    return len(ids), np.concatenate(rows).astype(np.int64, copy=False)
+    return _Part(len(ids), np.concatenate(rows).astype(np.int64, copy=False), skipped)
+
+
+def _check_picture(source: Source, image_id: str) -> None:
+    """Decode a picture: its header, which `class_areas` looks at, may be whole where the rest is not."""
+    size, mask_size = source.read_image(image_id).shape[:2], source.read_mask(image_id).shape
+    if size != mask_size:
+        raise ValueError(f"{source.mask_location(image_id)} is {mask_size} (H, W) but its picture is {size}")
 
 
 def class_areas(source: Source, image_id: str) -> IntArray:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from hdmnet.data.source import Split, SplitRule, fingerprint_files
-from hdmnet.data.tree import TreeSource, find_list, read_ids, refuse_shared_ids, require_ids, strip_path
+from hdmnet.data.tree import TreeSource, find_list, read_ids, refuse_shared_ids, strip_path
 
 FOLDERS: dict[Split, str] = {"train": "train2014", "val": "val2014"}
 
@@ -128,8 +128,8 @@ class CocoSource(TreeSource):
             folders = sorted({image_id.split("/")[0] for image_id in ids})
             masks = set().union(*(self._list_folder(self.root / "masks", folder, ".png") for folder in folders))
             pictures = set().union(*(self._list_folder(self.root, folder, ".jpg") for folder in folders))
-            require_ids(ids, masks, origin, "mask", "run scripts/prepare_coco.py, or take them off the list")
-            require_ids(ids, pictures, origin, "picture", "unpack the COCO 2014 images zips of the COCO site again")
+            self.require_ids(ids, masks, origin, "mask", "run scripts/prepare_coco.py, or take them off the list")
+            self.require_ids(ids, pictures, origin, "picture", "unpack the COCO 2014 images zips again")
         refuse_shared_ids(**lists)
 
 

@@ -6,10 +6,11 @@ Validation and test episodes have seeds of their own, independent of the run's: 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
+from hdmnet.data.checking import check_files
 from hdmnet.data.datasets import EvalEpisodes, EvalSegmentation, TrainEpisodes, TrainSegmentation, permutation
 from hdmnet.data.episodes import EpisodeManifest
 from hdmnet.data.evaluation import PlannedEvaluation
@@ -60,6 +61,7 @@ class FewShotDataModule(FoldDataModule):
         num_test_seeds: Number of test manifests.
         protocol: `uniform`, or `official` for the release's in-order walk in evaluation.
         support_mask: `given`, or `ones` for all-ones support masks in evaluation (the control of Table 8).
+        check_files: How many pictures and masks of each split `setup` decodes, to find damaged ones before a run.
         allow_repeats: Repeat supports where a class has too few images, in place of an error.
         reuse_memory_gb: Memory, in 10^9 bytes and for each process, for features that evaluation keeps to reuse them;
             None: every episode is encoded anew.
@@ -81,6 +83,7 @@ class FewShotDataModule(FoldDataModule):
         protocol: Protocol = "uniform",
         support_mask: str = "given",
         allow_repeats: bool = False,
+        check_files: int = 0,
         reuse_memory_gb: float | None = None,
         **options: Unpack[FoldOptions],
     ) -> None:
@@ -92,6 +95,7 @@ class FewShotDataModule(FoldDataModule):
         self.protocol: Protocol = protocol
         self.support_mask = support_mask
         self.allow_repeats = allow_repeats
+        self.check_files = check_files
         self.reuse_memory_gb = reuse_memory_gb
         self.measure_features: Callable[[], FeatureBytes] | None = None
         super().__init__(source, **options)
@@ -119,6 +123,7 @@ class FewShotDataModule(FoldDataModule):
         """
         if stage in (None, "fit") and self.train_manifest is None:
             view = self._train_view()
+            check_files(self.source, view.ids.tolist(), self.check_files)
             # The in-order walk is a habit of the evaluation; the release shuffles in training.
             self.train_manifest = self._manifest(view, "train", self.seed, num_episodes=None, protocol="uniform")
             if self.episodes_per_epoch is None:
@@ -135,6 +140,8 @@ class FewShotDataModule(FoldDataModule):
     def _eval_manifest(self, seed: int, num_episodes: int) -> EpisodeManifest:
         """Make a manifest on the novel classes, without the filter of training."""
         view = self._catalog("val").view(self.fold_classes.novel, min_area=self.source.min_area)
+        if seed in (VAL_SEED, FIRST_TEST_SEED):
+            check_files(self.source, view.ids.tolist(), self.check_files, seed)
         return self._manifest(view, "val", seed, num_episodes=num_episodes, protocol=self.protocol)
 
     def _manifest(
@@ -157,6 +164,21 @@ class FewShotDataModule(FoldDataModule):
         catalog = self._catalog("val")
         counts = np.stack([catalog.image_index, catalog.class_value, catalog.area]).astype("<i8")
         return hashlib.sha256("\n".join(catalog.ids.tolist()).encode() + counts.tobytes()).hexdigest()
+
+    def skipped_files(self) -> list[dict[str, Any]]:
+        """What `dataset.on_error=skip` left out so far, on all processes; empty where nothing may be.
+
+        Returns:
+            Of each file `split`, `why` (one line that names it) and `episodes`: how many training episodes or samples
+            were replaced for it, 0 where it was left out from the start.
+        """
+        found: list[dict[str, Any]] = [
+            {"split": split, "why": why, "episodes": 0}
+            for split in sorted(self._catalogs)
+            for _, why in self._catalogs[split].skipped
+        ]
+        replaced = {} if self.source.skips is None else self.source.skips.read()
+        return found + [{"split": "train", "why": why, "episodes": number} for why, number in replaced.items()]
 
     def train_dataloader(self) -> DataLoader[Episode]:
         """Loader of this rank's training episodes; raises ValueError if an epoch fills no batch."""
@@ -252,6 +274,8 @@ class BaseLearnerDataModule(FoldDataModule):
                 raise ValueError(f"{name}={value}; expected at least 1, or null for all")
 
     def _splits(self, stage: str | None) -> tuple[Split, ...]:
+        if self.source.skips is not None:
+            return super()._splits(stage)  # which files can be read, only a catalog tells
         return ("train",) if stage in (None, "fit") else ()  # all validation images are used: no areas are asked for
 
     def setup(self, stage: str | None = None) -> None:
@@ -268,7 +292,7 @@ class BaseLearnerDataModule(FoldDataModule):
                     "check the lists, or set filter_novel=false"
                 )
         if not self.val_ids:
-            ids = self.source.ids("val")
+            ids = self.source.ids("val") if self.source.skips is None else self._catalog("val").ids.tolist()
             chosen = sorted(permutation(VAL_SEED, 0, len(ids))[: self.num_val_samples].tolist())
             self.val_ids = [ids[position] for position in chosen]
 

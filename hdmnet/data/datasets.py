@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from hdmnet.data.skipping import UnreadableError, first_readable
 from hdmnet.data.transforms import derive_seed, resize_pair
 from hdmnet.data.types import IGNORE, Episode, SegmentationSample
 
@@ -48,8 +49,17 @@ def read_pair(source: Source, image_id: str, class_value: int | None = None) -> 
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file cannot be read, or the two sizes differ.
+        ValueError: If a file cannot be read, or the two sizes differ; an `UnreadableError` where it may be skipped.
     """
+    try:
+        return _read_pair(source, image_id, class_value)
+    except (ValueError, OSError) as error:
+        if source.skips is None:
+            raise
+        raise UnreadableError(str(error)) from None
+
+
+def _read_pair(source: Source, image_id: str, class_value: int | None) -> tuple[UInt8, UInt8]:
     image = source.read_image(image_id)
     mask = source.read_mask(image_id) if class_value is None else source.read_mask_of(image_id, class_value)
     if image.shape[:2] != mask.shape:
@@ -121,6 +131,9 @@ class TrainEpisodes(_Episodes):
 
     def __getitem__(self, index: int) -> Episode:
         """Return the episode of a global index, which keeps counting over the epochs."""
+        return first_readable(index, self._episode, self.source.skips)
+
+    def _episode(self, index: int) -> Episode:
         spec = self.manifest[index]
         pairs = []
         for role, image_id in enumerate((spec.query_id, *spec.support_ids)):
@@ -216,6 +229,9 @@ class TrainSegmentation(Dataset[SegmentationSample]):
 
     def __getitem__(self, index: int) -> SegmentationSample:
         """Return the sample of a global index, which keeps counting over the epochs."""
+        return first_readable(index, self._sample, self.source.skips)
+
+    def _sample(self, index: int) -> SegmentationSample:
         number, position = divmod(index, len(self.ids))
         if self._pass is None or self._pass[0] != number:  # only a memory of what `permutation` gives anyway
             self._pass = (number, permutation(self.seed, number, len(self.ids)))

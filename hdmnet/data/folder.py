@@ -253,6 +253,9 @@ class FolderSource(Source):
             if listed is not None:
                 what = f"picture with a mask in {self.root}"
                 require_ids(self.ids(split), known, f"list {listed}", what, "take them off, or label them")
+        if self.tree.annotations is not None and self.tree.problems and self.skips is None:
+            more = f" (and {len(self.tree.problems) - 1} more)" if len(self.tree.problems) > 1 else ""
+            raise ValueError(f"{self.tree.problems[0]}{more}: mend it, or set dataset.on_error=skip to do without")
         if self.tree.annotations is not None:  # of the other layouts the pictures themselves were listed
             there = {image_id for image_id, path in self.tree.pictures.items() if path.is_file()}
             folder = next(iter(self.tree.pictures.values())).parent

@@ -25,6 +25,7 @@ LayoutName = Literal["index", "binary", "coco", "fss"]
 
 IMAGE_FOLDERS = ("images", "JPEGImages", "imgs", "img")
 MASK_FOLDERS = ("masks", "SegmentationClass", "labels", "annotations", "mask")
+_LARGEST_SIDE = 65535  # px: what JPEG can hold
 CLASS_FILES = ("classes.txt", "class_names.txt", "labels.txt")
 # What annotation tools write into a list of classes for values that are no class.
 _NO_CLASS = frozenset({"background", "_background_", "__background__", "__ignore__", "_ignore_"})
@@ -233,13 +234,13 @@ def _scan_coco(places: Places, jsons: dict[Path, dict[str, Any]]) -> Tree:
     path, content = next(iter(jsons.items()))
     try:
         return _read_coco(places, path, content)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{path} is no COCO-style annotation file ({reason}): export it again") from None
 
 
 def _read_coco(places: Places, path: Path, content: dict[str, Any]) -> Tree:
-    named = {int(category["id"]): str(category["name"]) for category in content["categories"]}
+    named = {_integer(category["id"], "category id", path): str(category["name"]) for category in content["categories"]}
     check_unique(list(named.values()), f"categories of {path}")
     in_order = [named[category] for category in sorted(named)]
     names = _choose(places, in_order)
@@ -257,13 +258,18 @@ def _read_coco(places: Places, path: Path, content: dict[str, Any]) -> Tree:
     pictures, regions = {}, {}
     for image in sorted(content["images"], key=lambda image: str(image["file_name"])):
         name = PurePosixPath(str(image["file_name"]))
-        if name.is_absolute() or ".." in name.parts:
+        if name.is_absolute() or ".." in name.parts or not name.name:
             raise ValueError(f"{path}: file_name {str(name)!r} leads outside, expected a path below {folder}")
         image_id = name.with_suffix("").as_posix()
         if image_id in pictures:
             raise ValueError(f"{path} names picture {image_id!r} twice, expected each once: rename or remove one")
         pictures[image_id] = folder / name
-        regions[image_id] = Regions((int(image["height"]), int(image["width"])), entries[image["id"]])
+        height, width = (_integer(image[side], f"{side} of {image_id!r}", path) for side in ("height", "width"))
+        if not (0 < height <= _LARGEST_SIDE and 0 < width <= _LARGEST_SIDE):
+            raise ValueError(
+                f"{path}: {image_id!r} is {height}x{width} (HxW), expected sides of 1 to {_LARGEST_SIDE}: mend it"
+            )
+        regions[image_id] = Regions((height, width), entries[image["id"]])
     order = sorted(pictures)  # as in the other layouts: by id, not by file name
     return Tree(
         layout="coco",
@@ -273,6 +279,13 @@ def _read_coco(places: Places, path: Path, content: dict[str, Any]) -> Tree:
         annotations=path,
         problems=tuple(problems),
     )
+
+
+def _integer(value: Any, what: str, path: Path) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(f"{path}: {what} is {str(value)[:80]!r}, expected an integer: export it again") from None
 
 
 def _coco_pictures(places: Places, path: Path, names: list[str]) -> Path:
@@ -296,7 +309,7 @@ def _find_jsons(places: Places) -> dict[Path, dict[str, Any]]:
             content = json.loads(path.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             raise FileNotFoundError(f"annotations {path} are missing: correct dataset.annotations") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is no JSON ({error}): export it again, or set dataset.annotations") from None
         if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
             found[path] = content

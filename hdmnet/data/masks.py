@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from hdmnet.atomic import replacing
+from hdmnet.data.segmentations import check_polygons, run_lengths
 from hdmnet.data.source import IGNORE  # not from `types`: workers need no torch
 
 if TYPE_CHECKING:
@@ -126,10 +127,11 @@ def _has_end_mark(path: str | Path, file_format: str | None) -> bool:
 
 def decode(path: str | Path, what: str, *, header_only: bool = False) -> Image.Image:
     """Open a picture, and decode it unless only the header is wanted; all failures become one line."""
+    _refuse_other_kinds(path, what)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large photographs are no attack here
-            warnings.filterwarnings("ignore", ".*EXIF", UserWarning)  # damaged notes on a whole picture
+            warnings.simplefilter("ignore", UserWarning)  # damaged notes on a picture: what counts is raised
             with Image.open(path) as picture:
                 if not header_only:
                     picture.load()
@@ -139,6 +141,12 @@ def decode(path: str | Path, what: str, *, header_only: bool = False) -> Image.I
     except _DECODING_ERRORS as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{what} {path} cannot be read ({reason}): replace the file by a whole one") from None
+
+
+def _refuse_other_kinds(path: str | Path, what: str) -> None:
+    """Refuse folders, pipes and devices: opening a pipe would wait for somebody to write."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{what} {path} cannot be read (it is no file): replace it by a picture")
 
 
 def _is_plain_jpeg(content: bytes) -> bool:
@@ -191,10 +199,15 @@ def _decode_indices(path: str | Path) -> UInt8Array | None:
 def _content(path: str | Path) -> bytes:
     """All bytes of a file; none if it cannot be read, for then Pillow's error is the one to raise."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
             return file.read()
     except OSError:
         return b""
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; of a pipe what is in it now, which is nothing."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def voc_palette() -> list[int]:
@@ -278,17 +291,22 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> npt.NDArr
     if isinstance(segmentation, list):
         if not segmentation:
             return np.zeros((height, width), dtype=bool)  # an annotation without a part: pycocotools would fail
-        if any(not isinstance(part, list) or len(part) < 4 or len(part) % 2 for part in segmentation):
-            raise ValueError("a polygon is no list of x, y pairs")
+        check_polygons(segmentation)
         code = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
     elif isinstance(segmentation, dict) and {"size", "counts"} <= segmentation.keys():
         if list(segmentation["size"]) != [height, width]:
             raise ValueError(f"its run-length code has size {segmentation['size']}, its picture [{height}, {width}]")
-        code = segmentation
-        if isinstance(segmentation["counts"], list):
-            if sum(segmentation["counts"]) != height * width:
-                raise ValueError(f"its run lengths add up to {sum(segmentation['counts'])}, expected {height * width}")
-            code = coco_mask.frPyObjects(segmentation, height, width)
+        counts = segmentation["counts"]
+        lengths = counts if isinstance(counts, list) else run_lengths(counts)
+        if not all(type(length) is int and length >= 0 for length in lengths):
+            raise ValueError("its run lengths are no integers of at least 0")
+        if sum(lengths) != height * width:
+            raise ValueError(f"its run lengths add up to {sum(lengths)}, expected {height * width}")
+        code = (
+            coco_mask.frPyObjects(segmentation, height, width)
+            if isinstance(counts, list)
+            else {"size": [height, width], "counts": counts}
+        )
     else:
         raise ValueError("its segmentation is neither polygons nor a run-length code")
     with warnings.catch_warnings():

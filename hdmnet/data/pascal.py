@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from hdmnet.data.source import Split, SplitRule, fingerprint_files
-from hdmnet.data.tree import TreeSource, find_list, read_ids, refuse_shared_ids, require_ids
+from hdmnet.data.tree import TreeSource, find_list, read_ids, refuse_shared_ids
 
 #: Ids that are shipped: VOC 2012 train (1,464) and val (1,449), SBD's `train_noval` (5,623).
 LISTS = Path(__file__).parent / "lists"
@@ -101,7 +102,7 @@ class PascalSource(TreeSource):
     def mask_path(self, image_id: str) -> Path:
         """Path of a mask: in SegmentationClassAug if it is there, else in SegmentationClass (it need not exist)."""
         path = self.root / _AUG / f"{image_id}.png"
-        return path if path.is_file() else self.root / _VOC / f"{image_id}.png"
+        return path if os.path.lexists(path) else self.root / _VOC / f"{image_id}.png"
 
     def fingerprint(self, split: Split) -> str:
         """Hex sha256 over the split's ids, in order, and its masks' and pictures' names, sizes and times.
@@ -144,12 +145,12 @@ class PascalSource(TreeSource):
             remedy = "run scripts/prepare_pascal.py"
             if split == "train":
                 remedy += ", or for a reduced tree set dataset.train_list=voc or the path of a list"
-            require_ids(
+            self.require_ids(
                 ids,
                 pictures,
                 origin,
                 "picture in JPEGImages",
                 "unpack the VOC 2012 tar again" if split == "val" else remedy,
             )
-            require_ids(ids, masks, origin, f"mask in {_AUG} or {_VOC}", remedy)
+            self.require_ids(ids, masks, origin, f"mask in {_AUG} or {_VOC}", remedy)
         refuse_shared_ids(**lists)

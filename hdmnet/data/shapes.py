@@ -73,6 +73,9 @@ def _sample(recipe: Recipe, split: Split, index: int) -> Sample:
     )
 
 
+_MOST_PICTURES = 1_000_000  # their ids are kept in memory
+
+
 class ShapesSource(Source):
     """SHAPES-5i as a data set like any other.
 
@@ -110,16 +113,18 @@ class ShapesSource(Source):
         object_scale: float = 1.0,
         vary_size: bool = False,
     ) -> None:
-        sides = (image_size, image_size) if isinstance(image_size, int) else tuple(int(side) for side in image_size)
-        if len(sides) != 2:
+        sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if len(sides) != 2 or not all(type(side) is int for side in sides):
             raise ValueError(f"shapes image_size is {image_size}, expected a side or [height, width]: change it")
         height, width = sides
         if min(sides) < 48 or max(sides) > MAX_IMAGE_SIDE:
             raise ValueError(f"shapes image_size is {image_size}, expected sides of 48..{MAX_IMAGE_SIDE} px: change it")
         if not 4 <= num_classes <= len(PATTERNS) * len(SILHOUETTES) or num_classes % self.num_folds:
             raise ValueError(f"shapes num_classes is {num_classes}, expected a multiple of 4 in 4..400: change it")
-        if min(num_train, num_val) < 1:
-            raise ValueError(f"shapes num_train={num_train} num_val={num_val}, expected at least 1 each: raise them")
+        if not all(type(number) is int and 1 <= number <= _MOST_PICTURES for number in (num_train, num_val)):
+            raise ValueError(
+                f"shapes num_train={num_train} num_val={num_val}, expected 1 to {_MOST_PICTURES:,} of each"
+            )
         if not 0.5 <= object_scale <= 1.4:
             raise ValueError(f"shapes object_scale is {object_scale}, expected 0.5..1.4: change it")
         if fold is not None:

@@ -16,6 +16,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from hdmnet.data.skipping import Skips
+
 Split = Literal["train", "val"]
 SplitRule = Literal["contiguous", "interleaved"]
 UInt8Array = npt.NDArray[np.uint8]
@@ -34,6 +36,7 @@ class Source(ABC):
         split_rule: How the classes are dealt out to the folds (see `folds.make_fold`).
         folds: Novel class values of each fold, where they are not dealt out by the rule.
         min_area: Fewest pixels, at original size, for a class to count in an image.
+        skips: Lists what cannot be read, which is then left out; None: it is an error (`dataset.on_error`).
     """
 
     name: str
@@ -42,6 +45,7 @@ class Source(ABC):
     split_rule: SplitRule = "contiguous"
     folds: tuple[tuple[int, ...], ...] | None = None
     min_area: int = 2 * 32 * 32
+    skips: Skips | None = None
 
     @abstractmethod
     def ids(self, split: Split) -> list[str]:
@@ -132,6 +136,17 @@ def check_unique(ids: list[str], origin: str) -> None:
         seen.add(image_id)
 
 
+def _facts(entry: os.DirEntry[str]) -> list[str]:
+    """A file's name, size and time; the name alone of one that cannot be looked at, which reading it will tell."""
+    try:
+        if not entry.is_file():
+            return []
+        stat = entry.stat()
+    except OSError:  # e.g. a circle of links
+        return [entry.name]
+    return [f"{entry.name}\0{stat.st_size}\0{stat.st_mtime_ns}"]
+
+
 def fingerprint_files(folder: str | Path, *, names: Iterable[str] | None = None, extra: Iterable[str] = ()) -> str:
     """Hash names, sizes and modification times of a folder's files, without opening them.
 
@@ -152,9 +167,8 @@ def fingerprint_files(folder: str | Path, *, names: Iterable[str] | None = None,
         with os.scandir(folder) as entries:  # one pass; os.listdir + os.stat per file is several times slower
             rows = []
             for entry in entries:
-                if (wanted is None or entry.name in wanted) and entry.is_file():
-                    stat = entry.stat()
-                    rows.append(f"{entry.name}\0{stat.st_size}\0{stat.st_mtime_ns}")
+                if wanted is None or entry.name in wanted:
+                    rows += _facts(entry)
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"folder of masks {folder} is missing") from None
     rows.sort()

@@ -53,6 +53,11 @@ class TreeSource(Source):
         """Size (H, W) of the picture, from its header; refuses one that is cut short."""
         return read_size(self.image_path(image_id))
 
+    def require_ids(self, ids: list[str], present: set[str], origin: str, what: str, remedy: str) -> None:
+        """As the function below; does nothing where files may be skipped, for then the catalog leaves them out."""
+        if self.skips is None:
+            require_ids(ids, present, origin, what, remedy)
+
     def mask_location(self, image_id: str) -> str:
         """Path of the mask, for error messages."""
         return str(self.mask_path(image_id))

@@ -9,6 +9,7 @@ Dimension letters: B batch, H W input pixels, C_l / h_l / w_l channels and size 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -264,7 +265,9 @@ def _read_state(name: str, weights: str | Path, weights_dir: str | Path | None) 
 def _read_file(path: Path) -> dict[str, Tensor]:
     """The tensors of a state dict on disk, unwrapped, DDP's prefix removed."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on odd files before it refuses them
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
             f"cannot read weights {str(path)!r}: not a torch state dict ({type(error).__name__})"

@@ -35,11 +35,11 @@ def count_parameters(run: Run) -> Costs:
         ValueError: This version of the code cannot build the model.
     """
     import torch
-    from omegaconf import OmegaConf
 
     from hdmnet.building import build_base_learner, build_model
+    from hdmnet.trust import stored_config
 
-    cfg = OmegaConf.create(dict(run.config))
+    cfg = stored_config(run.config, str(run.path))
     num_folds = cfg.dataset.get("num_folds")
     num_base = len(run.result["test"]["iou_per_class"]) * (3 if num_folds is None else max(int(num_folds) - 1, 1))
     with torch.device("meta"):

@@ -236,14 +236,13 @@ def class_counts(run: Run) -> dict[int, list[int]]:
         ValueError: The config does not fit this version, or a mask is damaged.
         FileNotFoundError: The data set is not there.
     """
-    from omegaconf import OmegaConf
-
     from hdmnet.building import build_source
     from hdmnet.data.catalog import load_catalog
     from hdmnet.data.folds import fold_of
+    from hdmnet.trust import stored_config
 
     counts = {}
-    cfg = OmegaConf.create(dict(run.config))
+    cfg = stored_config(run.config, str(run.path))
     cache = Path(str(cfg.paths.cache_dir))
     folds = cfg.dataset.num_folds
     for fold in range(build_source(cfg).num_folds if folds is None else int(folds)):

@@ -73,11 +73,11 @@ def _run_episodes(run: Run, num_episodes: int) -> _Episodes:
         FileNotFoundError: Data or checkpoint are not there.
     """
     import torch
-    from omegaconf import OmegaConf
 
     from hdmnet import building
     from hdmnet.checkpoints import load_strictly, read_checkpoint, run_entry, run_state_dict
     from hdmnet.data.types import collate_episodes
+    from hdmnet.trust import stored_config
 
     path = run.checkpoint
     if path is None:
@@ -86,7 +86,7 @@ def _run_episodes(run: Run, num_episodes: int) -> _Episodes:
     entry = run_entry(content, path)
     if entry is None:
         raise ValueError(f"{path} is not of an hdmnet run; expected checkpoints/best.ckpt of a run's folder")
-    cfg = OmegaConf.create(dict(run.config))
+    cfg = stored_config(run.config, str(run.path))
     cache = Path(str(cfg.paths.cache_dir)) / "catalogs"
     data = building.build_few_shot_data(
         cfg,

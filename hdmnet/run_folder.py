@@ -1,0 +1,69 @@
+"""One run, one folder: a second process is kept out while the first is at work, and a finished result is kept."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+_LOCK = Path(".hydra") / "running.lock"
+_HOLDER = _LOCK.with_suffix(".txt")
+
+
+@contextmanager
+def own_folder(folder: Path, *, replace: bool) -> Iterator[None]:
+    """Hold a run's folder; the system frees it when the process is gone, however it ended.
+
+    Args:
+        folder: The run's folder; made if needed.
+        replace: Whether a result that is there already may be replaced.
+
+    Yields:
+        Nothing, while the folder is held.
+
+    Raises:
+        ValueError: Another process holds it, or it has a result.
+        OSError: It cannot be written to.
+    """
+    file = folder / _LOCK
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"run folder {folder} is in use by {_holder(folder)}: wait for it, or give this run a folder of its own "
+            "(hydra.run.dir=DIR)"
+        ) from None
+    try:
+        if not replace and (folder / "result.json").is_file():
+            raise ValueError(
+                f"run folder {folder} holds the result.json of a finished run: give this run a folder of its own "
+                "(hydra.run.dir=DIR), or move that one away"
+            )
+        (folder / _HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process is at work in a run's folder."""
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError):
+        return True
+    lock.release()
+    return False
+
+
+def _holder(folder: Path) -> str:
+    try:
+        return (folder / _HOLDER).read_text(encoding="utf-8")
+    except OSError:
+        return "another process"
