@@ -1,4 +1,4 @@
-"""The README's examples for one's own pictures run as they stand."""
+"""The examples for one's own pictures, in README.md and docs/own_pictures.md, run as they stand."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from hdmnet import Segmenter
 from scripts import export
 from tests.helpers.doors import ROOT
 
-SECTION = "## Your own pictures"
+ONNX = (ROOT / "docs" / "own_pictures.md").read_text(encoding="utf-8")
 
 
-def examples():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.partition(f"\n{SECTION}\n")[2].partition("\n## ")[0]
-    blocks = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 2, f"README.md has {len(blocks)} python blocks under {SECTION!r}; expected two"
-    return blocks
+def example(text):
+    """The only Python block of a text."""
+    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return block
 
 
 @pytest.fixture
@@ -41,7 +39,8 @@ def folder(tmp_path, start, monkeypatch):
 
 
 def test_the_example_of_the_segmenter_runs(folder, capsys):
-    exec(compile(examples()[0], "README.md", "exec"), {"__name__": "example"})
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    exec(compile(example(readme), "README.md", "exec"), {"__name__": "example"})
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("(80, 100) ")
     assert printed[1:3] == ["(80, 100)", "(90, 120)"]
@@ -55,11 +54,10 @@ def test_the_commands_and_the_example_of_onnx_run(folder, capsys):
     Segmenter.from_checkpoint("RUN/checkpoints/best.ckpt").fit(
         {"cat": (["cat.jpg"], ["cat.png"]), "dog": (["dog.jpg"], ["dog.png"])}
     ).save("cats-and-dogs.pt")
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^python scripts/export\.py ([^#\n]+)", text, re.MULTILINE)
+    commands = re.findall(r"^python scripts/export\.py ([^#\n]+)", ONNX, re.MULTILINE)
     assert len(commands) == 3
     for command in commands:
         assert export.main(command.split()) == 0, capsys.readouterr().err
     capsys.readouterr()
-    exec(compile(examples()[1], "README.md", "exec"), {"__name__": "example"})
+    exec(compile(example(ONNX), "own_pictures.md", "exec"), {"__name__": "example"})
     assert capsys.readouterr().out.startswith("cat (80, 100) ")
