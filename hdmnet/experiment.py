@@ -344,12 +344,14 @@ def _chosen_checkpoint(cfg: DictConfig, trainer: L.Trainer) -> Path | None:
     keeper = _keeper(trainer)
     best = keeper.best_model_path if cfg.selection == "best" else ""
     chosen = best or keeper.last_model_path
-    if cfg.selection == "best" and chosen and not best:
+    if cfg.selection == "best" and chosen and not best and not keeper.failures:
         log.warning(
             "selection=best, but there is no best checkpoint, as no validation ran: the LAST one is tested in its place"
         )
-    if not chosen and keeper.failures:
-        log.warning("no checkpoint could be written: the weights of the last step are tested")
+    if keeper.failures and not best and cfg.selection == "best":
+        log.warning("no best checkpoint could be written: the LAST weights are tested in its place")
+        return Path(chosen) if chosen else None
+    if keeper.failures and not chosen:
         return None
     if not chosen:
         raise ValueError(

@@ -5,6 +5,7 @@ Imports nothing heavy.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -58,13 +59,15 @@ class _State:
 def heard() -> Iterator[None]:
     """Turn signals that would end the process into `Stopped`, or into an answer of `asked` inside `polling`.
 
-    Outside the main thread nothing changes: only that one can be told of signals.
+    Outside the main thread nothing changes: only that one can be told of signals. Worker processes that are left at the
+    end are killed: they would outlive the signal by which Python ends them, and Python would wait for them for ever.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     numbers = _ALWAYS + (_UNDER_SLURM if "SLURM_JOB_ID" in os.environ else ())
     before = {number: signal.getsignal(number) for number in numbers}
+    others = {child.pid for child in multiprocessing.active_children()}
     _State.heard, _State.polled, _State.number, _State.owner = True, False, None, os.getpid()
     for number in numbers:
         signal.signal(number, _hear)
@@ -74,6 +77,10 @@ def heard() -> Iterator[None]:
         _State.heard, _State.number = False, None
         for number, handler in before.items():
             signal.signal(number, handler)
+        for child in multiprocessing.active_children():
+            if child.daemon and child.pid not in others:
+                child.kill()
+                child.join()
 
 
 def _hear(number: int, _: FrameType | None) -> None:
@@ -116,11 +123,13 @@ def asked() -> int | None:
 
 
 def outlive_one_signal() -> None:
-    """Make a worker process ignore Ctrl-C and its first SIGTERM.
+    """Make a worker process that was forked inside `heard` ignore Ctrl-C and its first SIGTERM.
 
     A terminal, SLURM and `timeout` send them to all processes of a job at once. Without its workers a training would
-    break off before it can write its checkpoint; it ends them itself.
+    break off before it can write its checkpoint; `heard` ends them.
     """
+    if not _State.heard:
+        return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     seen: list[int] = []
 

@@ -1,15 +1,14 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
+import time
 
 import pytest
 
 from hdmnet import stopping
-from tests.helpers.doors import ROOT
 
 
 def send(number):
@@ -100,11 +99,46 @@ def test_another_thread_cannot_hear_and_does_not_fail():
     assert seen == [False]
 
 
-def test_a_worker_outlives_one_signal():
-    code = (
-        "import os, signal, time\nfrom hdmnet import stopping\nstopping.outlive_one_signal()\n"
-        "os.kill(os.getpid(), signal.SIGINT)\nos.kill(os.getpid(), signal.SIGTERM)\nprint('alive', flush=True)\n"
-        "os.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(1)\nprint('still', flush=True)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
+def worker(says, *, signals=2):
+    stopping.outlive_one_signal()
+    for _ in range(signals):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        says.put("alive")
+    time.sleep(60)
+
+
+def test_a_worker_outlives_one_signal_of_a_run_that_wants_a_checkpoint():
+    context = multiprocessing.get_context("fork")
+    says = context.SimpleQueue()
+    with stopping.heard():
+        process = context.Process(target=worker, args=(says,), daemon=True)
+        process.start()
+        assert says.get() == "alive"
+        process.join(timeout=20)
+        assert process.exitcode == 0  # the second one
+        assert says.empty()
+
+
+def test_a_worker_that_is_left_does_not_keep_the_run_from_ending():
+    """Python would end it by one SIGTERM and wait."""
+    context = multiprocessing.get_context("fork")
+    says = context.SimpleQueue()
+    other = context.Process(target=time.sleep, args=(60,), daemon=True)
+    other.start()
+    with stopping.heard():
+        process = context.Process(target=worker, args=(says,), kwargs={"signals": 1}, daemon=True)
+        process.start()
+        assert says.get() == "alive"
+        assert process.is_alive()
+    assert process.exitcode == -signal.SIGKILL
+    assert other.is_alive()  # none of the run's
+    other.kill()
+
+
+def test_a_worker_of_any_other_process_ends_as_ever():
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=worker, args=(context.SimpleQueue(),), daemon=True)
+    process.start()
+    process.join(timeout=20)
+    assert process.exitcode != 0

@@ -70,10 +70,10 @@ class NonFiniteGuard(Callback):
         self._statistics: list[tuple[Tensor, Tensor]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what an earlier run in this folder recorded, unless this one goes on from it."""
+        """Forget what an earlier run in this folder recorded; if this one goes on from it, of the steps to come."""
         self._parts.clear()
-        if trainer.is_global_zero and trainer.global_step == 0:
-            _forget(self.directory, _stage(pl_module))
+        if trainer.is_global_zero:
+            _forget(self.directory, _stage(pl_module), trainer.global_step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note what the forward pass begins from: generators, and the running statistics that it will move."""
@@ -255,8 +255,8 @@ def _events(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def _forget(directory: Path, stage: str) -> None:
-    kept = [event for event in _events(directory) if event["stage"] != stage]
+def _forget(directory: Path, stage: str, step: int) -> None:
+    kept = [event for event in _events(directory) if event["stage"] != stage or event["step"] < step]
     if kept:
         (directory / RECORD).write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
     else:
