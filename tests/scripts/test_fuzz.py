@@ -17,9 +17,10 @@ ROOT = Path(__file__).parents[2]
 import fuzz_mutations as mutate  # noqa: E402 (by the name that the script imports it by)
 
 JUDGE = """
-import os, sys, time, pathlib
+import os, pathlib, signal, sys
 import fuzz
 fuzz.SECONDS = 0.5
+signal.signal(signal.SIGALRM, fuzz._ring)
 here = pathlib.Path(".").resolve()
 watch = fuzz._Watch(here)
 def refuse(path):
