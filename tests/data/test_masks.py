@@ -344,13 +344,11 @@ def test_a_picture_of_more_pixels_than_any_camera_has_is_not_decoded(tmp_path, m
     path = tmp_path / "a.png"
     Image.new(mode, (32, 24)).save(path)
     data = bytearray(path.read_bytes())
-    data[16:20] = (2**24).to_bytes(4, "big")
+    data[16:20] = (6_000_000).to_bytes(4, "big")
     data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
     path.write_bytes(data)
     for read in (read_mask, read_image):
-        with pytest.raises(
-            ValueError, match=r"a.png cannot be read \(402,653,184 pixels, expected at most 128,000,000"
-        ):
+        with pytest.raises(ValueError, match=r"cannot be read \(144,000,000 pixels, expected at most 128,000,000"):
             read(path)
 
 

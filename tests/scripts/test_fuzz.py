@@ -82,6 +82,7 @@ def test_some_seconds_of_it(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["counts.json"]
 
 
+@pytest.mark.slow
 def test_an_unknown_kind_is_one_line(tmp_path, capsys):
     assert fuzz.main(["--kinds", "gif", "--output", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("fuzz: kind 'gif' is unknown: expected some of png, jpeg")
