@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ProgressBar
 
 from hdmnet.callbacks.class_scores import ClassScores
+from hdmnet.callbacks.finite import NonFiniteGuard
 from hdmnet.callbacks.progress import StageProgressBar
 from hdmnet.callbacks.visualise import EpisodePictures
 from hdmnet.checkpoints import load_strictly
@@ -18,6 +19,7 @@ from hdmnet.config import image_size, instantiate, to_plain, to_stored
 from hdmnet.data.datamodule import FewShotDataModule
 from hdmnet.data.skipping import Skips
 from hdmnet.models.base_learner import BaseLearner
+from hdmnet.provenance import git_state, library_versions
 from hdmnet.tasks.evaluation import ReusableModel, measure_features
 from hdmnet.tasks.few_shot import FewShotTask, LossWeights, OptimiserSettings
 
@@ -128,7 +130,12 @@ def build_task(cfg: DictConfig, model: nn.Module, data: FewShotDataModule) -> Fe
         ),
         image_mean=list(cfg.backbone.mean),
         image_std=list(cfg.backbone.std),
-        checkpoint_extra={"config": to_stored(cfg), "class_names": list(data.novel_names)},
+        checkpoint_extra={
+            "config": to_stored(cfg),
+            "class_names": list(data.novel_names),
+            "versions": library_versions(),
+            **git_state(),
+        },
     )
 
 
@@ -143,7 +150,9 @@ def build_trainer(
     """A Lightning Trainer from ``cfg.trainer``, its bars headed by `stage`; `changes` replace its arguments."""
     if not cfg.trainer.enable_progress_bar:  # Lightning refuses the two together
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
-    trainer: L.Trainer = instantiate(cfg.trainer, **({"callbacks": callbacks, "logger": logger} | changes))
+    policy = cfg.optim.get("on_nonfinite", "stop")  # a checkpoint's config may be older than the key
+    guard = NonFiniteGuard(policy=policy, directory=cfg.paths.run_dir, config=to_stored(cfg))
+    trainer: L.Trainer = instantiate(cfg.trainer, **({"callbacks": [*callbacks, guard], "logger": logger} | changes))
     head_bars(trainer, stage)
     return trainer
 

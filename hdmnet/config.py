@@ -88,6 +88,19 @@ class PredictSchema:
     official: Any = MISSING
 
 
+@dataclass
+class DemoSchema:
+    """Types of the keys of conf/demo.yaml."""
+
+    paths: Any = MISSING
+    ckpt: str | None = None
+    port: int = 7860
+    inbrowser: bool = False
+    device: str = "auto"
+    image_size: Any = None
+    official: Any = MISSING
+
+
 def register_schemas() -> None:
     """Make known to Hydra what the doors' configs name and no file under conf/ can hold.
 
@@ -103,6 +116,7 @@ def register_schemas() -> None:
     store.store(name="train_schema", node=TrainSchema)
     store.store(name="evaluate_schema", node=EvaluateSchema)
     store.store(name="predict_schema", node=PredictSchema)
+    store.store(name="demo_schema", node=DemoSchema)
 
 
 def conf_dir() -> Path:
@@ -176,9 +190,10 @@ def make_paths_absolute(cfg: DictConfig, run_dir: str | Path) -> None:
 def merge_with_checkpoint(cfg: DictConfig, stored: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:
     """The config to evaluate a checkpoint with: what it was trained with, unless the command line says otherwise.
 
-    `dataset=pascal` replaces the stored group, `dataset.image_size=257` sets the one key of it. The trainer, loggers,
-    callbacks, output folders and the evaluation's own keys always come from the command at hand; the data folder is
-    the training run's where neither the command nor the environment variable names one and it still exists.
+    `dataset=pascal` replaces the stored group but for the size of the network's input, `dataset.image_size=257` sets
+    the one key of it. The trainer, loggers, callbacks, output folders and the evaluation's own keys always come from
+    the command at hand; the data folder is the training run's where neither the command nor the environment variable
+    names one and it still exists.
 
     Args:
         cfg: The door's composed config, command line included.
@@ -198,6 +213,9 @@ def merge_with_checkpoint(cfg: DictConfig, stored: Mapping[str, Any], overrides:
         merged[key] = copy.deepcopy(value)
         for path in sorted(path for path in mentioned if path.startswith(f"{key}.")):
             _set(merged, path, look_up(asked, path))
+    trained_size = OmegaConf.select(OmegaConf.create(dict(stored)), "dataset.image_size")
+    if "dataset" in mentioned and trained_size is not None and "dataset.image_size" not in mentioned:
+        merged.dataset.image_size = trained_size
     for key, variable in _FOLDER_VARIABLES.items():
         folder = look_up(stored, f"paths.{key}")
         named = variable in os.environ or not mentioned.isdisjoint({"paths", f"paths.{key}"})

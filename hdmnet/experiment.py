@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,9 +29,11 @@ from hdmnet.building import (
     progress_bars,
     test_callbacks,
 )
+from hdmnet.callbacks.finite import count_skipped
 from hdmnet.callbacks.loggers import build_loggers
 from hdmnet.callbacks.wandb import one_wandb_run
 from hdmnet.checkpoints import RUN_KEY, load_strictly, read_checkpoint, run_entry, run_state_dict
+from hdmnet.comparing import compare, say, training_facts
 from hdmnet.config import to_plain
 from hdmnet.disk import check_free_disk
 from hdmnet.memory import keep_freed_memory
@@ -47,6 +51,8 @@ if TYPE_CHECKING:
 
     from hdmnet.data.datamodule import FewShotDataModule
     from hdmnet.tasks.few_shot import FewShotTask
+
+log = logging.getLogger(__name__)
 
 
 class Timer:
@@ -107,7 +113,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     chosen = _chosen_checkpoint(cfg, trainer)
     if chosen is not None:
         load_strictly(task.model, run_state_dict(_run_checkpoint(chosen)), str(chosen))
-    return test(cfg, task, data, trainer, timer, checkpoint=chosen)
+    return test(cfg, task, data, trainer, timer, checkpoint=chosen, trained=None)
 
 
 @one_wandb_run()
@@ -133,7 +139,9 @@ def evaluate(cfg: DictConfig, *, official: bool = False) -> dict[str, Any]:
         task, data = prepare_evaluation(cfg, official=official)
     dashboards = [logger for logger in build_loggers(cfg, "evaluate") if not isinstance(logger, CSVLogger)]
     trainer = build_trainer(cfg, "test", callbacks=list(test_callbacks(cfg)), logger=dashboards)
-    return test(cfg, task, data, trainer, timer, checkpoint=Path(cfg.ckpt).expanduser().absolute())
+    checkpoint = Path(cfg.ckpt).expanduser().absolute()
+    facts = training_facts(checkpoint, None if official else read_checkpoint(checkpoint)[RUN_KEY])
+    return test(cfg, task, data, trainer, timer, checkpoint=checkpoint, trained=facts)
 
 
 def prepare_evaluation(cfg: DictConfig, *, official: bool = False) -> tuple[FewShotTask, FewShotDataModule]:
@@ -172,6 +180,7 @@ def test(
     timer: Timer,
     *,
     checkpoint: Path | None,
+    trained: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Test, measure the controls, write ``result.json`` and print the table.
 
@@ -182,6 +191,7 @@ def test(
         trainer: Runs it.
         timer: Gets the phases "test" and "controls".
         checkpoint: Which weights they are, for the result; None = not kept.
+        trained: What is known of the run that made them, to compare with.
 
     Returns:
         The result.
@@ -214,10 +224,19 @@ def test(
         protocol=cfg.protocol,
         val_miou=_best_validation(trainer),
         skipped=data.skipped_files(),
+        skipped_steps=count_skipped(cfg.paths.run_dir),
+        seeds={"train": cfg.seed, "test": [manifest.header["seed"] for manifest in data.test_manifests]},
+        data_sha256=data.digest(),
+        num_processes=trainer.world_size,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    if trained is not None:
+        result["compared_with"] = compare(result, trained)
     if trainer.is_global_zero:
         results.write_result(Path(cfg.paths.run_dir) / "result.json", result)
         results.print_fold_table(result)
+        if trained is not None:
+            say(result["compared_with"])
         print(f"\nresult, checkpoints and pictures: {cfg.paths.run_dir}", flush=True)
     return result
 
@@ -286,6 +305,10 @@ def _chosen_checkpoint(cfg: DictConfig, trainer: L.Trainer) -> Path | None:
     keeper = cast(ModelCheckpoint, trainer.checkpoint_callback)
     best = keeper.best_model_path if cfg.selection == "best" else ""
     chosen = best or keeper.last_model_path
+    if cfg.selection == "best" and chosen and not best:
+        log.warning(
+            "selection=best, but there is no best checkpoint, as no validation ran: the LAST one is tested in its place"
+        )
     if not chosen:
         raise ValueError(
             "training wrote no checkpoint; give it at least one step (trainer.max_steps, dataset.episodes_per_epoch)"

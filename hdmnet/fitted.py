@@ -93,7 +93,10 @@ def find_recipe(
 
 def _recipe(dataset: Any, backbone: Any, image_size: int | Sequence[int] | None, **origin: Any) -> Recipe:
     """The recipe of a data set's and a backbone's config; `image_size` replaces the data set's."""
-    size = as_size(dataset.image_size if image_size is None else image_size)
+    try:
+        size = as_size(dataset.image_size if image_size is None else image_size)
+    except (TypeError, ValueError):
+        size = (0, 0)
     if min(size) < 1:
         raise ValueError(f"image_size={image_size}: expected an integer of at least 1, or two of them: [H,W]")
     return Recipe(size, tuple(backbone.mean), tuple(backbone.std), **origin)

@@ -36,10 +36,10 @@ def segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:
         Scalar.
     """
     target = mask.long()
-    if not bool((target != IGNORE_INDEX).any()):
-        return logits.sum() * 0.0  # torch's mean over no pixel is NaN
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # 16 bits would lose the sum over the pixels
-    return F.cross_entropy(logits, target, ignore_index=IGNORE_INDEX)
+    total = F.cross_entropy(logits, target, ignore_index=IGNORE_INDEX, reduction="sum")
+    # torch's own mean over no pixel is NaN; to ask beforehand whether there is one would wait for the GPU.
+    return total / (target != IGNORE_INDEX).sum().clamp(min=1)
 
 
 def probability_loss(probabilities: Tensor, mask: Tensor) -> Tensor:

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from hdmnet.launch import door
+from hdmnet.quoting import quote_files
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+_FILES = ("ckpt", "support", "query", "output", "save")
+
+
+def main(cfg: DictConfig | None = None) -> None:
+    """Segment as the config or the command line says; exit code 1 if a query could not be."""
+    if cfg is None:
+        sys.argv[1:] = quote_files(sys.argv[1:], _FILES)
+    run(cfg)
+
 
 @door("predict")
-def main(cfg: DictConfig) -> None:
-    """Segment as the config says; exit code 1 if a query could not be."""
+def run(cfg: DictConfig) -> None:
+    """Segment as the config says.
+
+    Raises:
+        ValueError: Something is not as it should be, or a query could not be segmented.
+    """
     if cfg.ckpt is None:
         raise ValueError("ckpt is not given; expected a checkpoint, e.g. ckpt=RUN/checkpoints/best.ckpt")
     from hdmnet.predicting import find_queries, parse_supports, predict

@@ -10,7 +10,8 @@ from __future__ import annotations
 import glob
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 Box = tuple[float, float, float, float]
 Supports = dict[str, list[tuple[Path, Path | Box]]]
 
-_NUMBERS = re.compile(r"-?\d+(\.\d*)?(,-?\d+(\.\d*)?){3}")
 _PRIORS = ("prior_base", "prior_layer4")
 _TINT = 0.45  # opacity of the overlay
 
@@ -82,15 +82,27 @@ def _words(value: Any) -> list[str]:
 
 
 def _parse_support(word: str) -> tuple[Path, Path | Box]:
-    image, _, mask = word.rpartition(":")
-    if not image or not mask:
+    colons = [place for place, letter in enumerate(word) if letter == ":"]
+    splits = [(Path(word[:at]).expanduser(), word[at + 1 :].strip()) for at in colons if word[:at] and word[at + 1 :]]
+    if not splits:
         raise ValueError(f"support has {word!r}: expected IMG:MASK or IMG:x0,y0,x1,y1")
-    if not _NUMBERS.fullmatch(mask):
-        if re.fullmatch(r"[\d.,-]+", mask) and not Path(mask).exists():
-            raise ValueError(f"support has {word!r}: expected four numbers for a box, IMG:x0,y0,x1,y1")
-        return Path(image).expanduser(), Path(mask).expanduser()
-    x0, y0, x1, y1 = (float(number) for number in mask.split(","))
-    return Path(image).expanduser(), (x0, y0, x1, y1)
+    # Names may hold colons: the last one counts that leaves a picture that is there.
+    image, mask = next((split for split in splits[::-1] if split[0].is_file()), splits[-1])
+    numbers = _numbers(mask)
+    if numbers is None or Path(mask).exists():
+        return image, Path(mask).expanduser()
+    if len(numbers) != 4:
+        raise ValueError(f"support has {word!r}: expected four numbers for a box, IMG:x0,y0,x1,y1")
+    x0, y0, x1, y1 = numbers
+    return image, (x0, y0, x1, y1)
+
+
+def _numbers(text: str) -> list[float] | None:
+    """Numbers split by commas; None where there is anything else."""
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        return None
 
 
 def find_queries(value: Any) -> list[Path]:
@@ -120,7 +132,8 @@ def find_queries(value: Any) -> list[Path]:
 
 
 def _pictures_in(folder: Path) -> list[Path]:
-    return [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+    named = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    return [path for path in named if path.is_file() and not path.name.startswith(".")]
 
 
 # -------------------------------------------------------------------------------------------------------- the command
@@ -139,7 +152,10 @@ def predict(cfg: DictConfig, supports: Supports | None, queries: Sequence[Path])
         ValueError: Checkpoint or supports are not right; or some queries were not, after all others are done.
     """
     keep_freed_memory()
-    plain = to_plain(cfg)
+    plain, output = to_plain(cfg), Path(cfg.paths.run_dir)
+    _refuse_to_replace(
+        output, _names(queries), [*queries, *(file for pairs in (supports or {}).values() for file in _files(pairs))]
+    )
     segmenter = Segmenter.from_checkpoint(
         cfg.ckpt, device=cfg.device, image_size=plain["image_size"], **plain["official"]
     )
@@ -150,41 +166,108 @@ def predict(cfg: DictConfig, supports: Supports | None, queries: Sequence[Path])
         raise ValueError(f"support is not given and ckpt={cfg.ckpt} keeps none; expected support=[IMG:MASK,…]")
     if cfg.save is not None:
         segmenter.save(Path(cfg.save).expanduser())
-    output = Path(cfg.paths.run_dir)
     failed = 0
-    for path, name in tqdm(list(zip(queries, _names(queries), strict=True)), desc="predict", unit="picture"):
-        try:
-            picture = read_picture(path)[0]
-            write_prediction(output, name, picture, segmenter.predict(picture, maps=cfg.maps))
-        except (ValueError, OSError) as error:
-            message = user_message(error)
-            if message is None:
-                raise
+    done = write_predictions(segmenter, queries, output, maps=cfg.maps)
+    for answer in tqdm(done, total=len(queries), desc="predict", unit="picture"):
+        if answer.error is not None:
             failed += 1
-            tqdm.write(f"error: {message}", file=sys.stderr)
+            tqdm.write(f"error: {answer.error}", file=sys.stderr)
     print(f"segmented {len(queries) - failed} of {len(queries)} pictures: {output}", flush=True)
     if failed:
         raise ValueError(f"{failed} of {len(queries)} queries could not be segmented, see above; the others are done")
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What became of one query.
+
+    Attributes:
+        name: How the names of its files begin.
+        files: The files, by kind: "mask", "probability", "overlay", "prior_base", "correlation_1" …
+        error: One line that says why there are none.
+    """
+
+    name: str
+    files: dict[str, Path] = field(default_factory=dict)
+    error: str | None = None
+
+
+def write_predictions(
+    segmenter: Segmenter,
+    queries: Sequence[Path],
+    output: Path,
+    *,
+    maps: bool = False,
+    read: Callable[[Path], UInt8Array] = lambda path: read_picture(path)[0],
+) -> Iterator[Answer]:
+    """Segment pictures one after another and write what was found.
+
+    Args:
+        segmenter: With its supports.
+        queries: The pictures.
+        output: Where to.
+        maps: Prior masks and correlation maps too.
+        read: Reads a picture as (H0, W0, 3) uint8 RGB.
+
+    Yields:
+        Of each query, in order, what was written or why nothing was.
+    """
+    for path, name in zip(queries, _names(queries), strict=True):
+        try:
+            picture = read(path)
+            files = write_prediction(output, name, picture, segmenter.predict(picture, maps=maps))
+        except (ValueError, OSError) as error:
+            message = user_message(error)
+            if message is None:
+                raise
+            yield Answer(name, error=message)
+        else:
+            yield Answer(name, files)
+
+
 def _names(queries: Sequence[Path]) -> list[str]:
     """What to call the outputs: file names without suffix, numbered where they meet again."""
+    return _distinct([path.stem for path in queries])
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names as parts of file names, numbered where one comes again."""
     taken: set[str] = set()
-    names = []
-    for path in queries:
-        name, number = path.stem, 1
+    distinct = []
+    for given in names:
+        name, number = given, 1
         while name in taken:
             number += 1
-            name = f"{path.stem}_{number}"
+            name = f"{given}_{number}"
         taken.add(name)
-        names.append(name)
-    return names
+        distinct.append(name)
+    return distinct
+
+
+def _files(pairs: Sequence[tuple[Path, Path | Box]]) -> list[Path]:
+    """Pictures and masks of a class's supports."""
+    return [part for pair in pairs for part in pair if isinstance(part, Path)]
+
+
+def _refuse_to_replace(output: Path, names: Sequence[str], inputs: Sequence[Path]) -> None:
+    """Refuse an output folder in which an input bears the name of an output.
+
+    Raises:
+        ValueError: One line that names it.
+    """
+    kinds = ("_mask.png", "_overlay.jpg", "_probability", *(f"_{prior}" for prior in _PRIORS), "_correlation_")
+    starts = {name + kind for name in names for kind in kinds}
+    for path in inputs:
+        if path.parent.resolve() == output.resolve() and any(path.name.startswith(start) for start in starts):
+            raise ValueError(
+                f"output={output} holds {path.name}, which is read and might be replaced: choose another folder"
+            )
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures
 
 
-def write_prediction(folder: Path, name: str, picture: UInt8Array, prediction: Prediction) -> None:
+def write_prediction(folder: Path, name: str, picture: UInt8Array, prediction: Prediction) -> dict[str, Path]:
     """Write the pictures of one query.
 
     Args:
@@ -192,33 +275,39 @@ def write_prediction(folder: Path, name: str, picture: UInt8Array, prediction: P
         name: How their names begin.
         picture: (H0, W0, 3) uint8 RGB, the query.
         prediction: What was found in it.
+
+    Returns:
+        The files, by kind.
     """
     several = len(prediction.classes) > 1
+    # A class's name may hold what a file's may not.
+    labels = _distinct([re.sub(r"[^\w.-]+", "_", label) for label in prediction.classes])
+    suffixes = {label: f"_{part}" if several else "" for label, part in zip(prediction.classes, labels, strict=True)}
+    files = {kind: folder / f"{name}_{kind}{end}" for kind, end in (("mask", ".png"), ("overlay", ".jpg"))}
+
+    def write(kind: str, array: NDArray[Any]) -> None:
+        files[kind] = folder / f"{name}_{kind}.png"
+        _write(files[kind], array)
+
     if several:
-        write_mask(folder / f"{name}_mask.png", prediction.mask)
+        write_mask(files["mask"], prediction.mask)
     else:
-        _write(folder / f"{name}_mask.png", prediction.mask * np.uint8(255))
+        _write(files["mask"], prediction.mask * np.uint8(255))
     for label, probability in prediction.probabilities.items():
-        suffix = f"_{_file_name(label)}" if several else ""
-        _write(folder / f"{name}_probability{suffix}.png", np.rint(probability * 65535).astype(np.uint16))
+        write(f"probability{suffixes[label]}", np.rint(probability * 65535).astype(np.uint16))
     colours = np.array(voc_palette(), dtype=np.uint8).reshape(-1, 3)
     if not several:
         colours[1] = PREDICTION
-    _write(folder / f"{name}_overlay.jpg", draw_overlay(picture, prediction.mask, colours))
+    _write(files["overlay"], draw_overlay(picture, prediction.mask, colours))
     for label, maps in prediction.maps.items():
-        suffix = f"_{_file_name(label)}" if several else ""
         for kind, values in _named_maps(maps):
-            _write(folder / f"{name}_{kind}{suffix}.png", draw_map(values, picture.shape[:2]))
+            write(f"{kind}{suffixes[label]}", draw_map(values, picture.shape[:2]))
+    return files
 
 
 def _named_maps(maps: Maps) -> list[tuple[str, NDArray[np.float32]]]:
     priors = [] if maps.prior_masks is None else list(zip(_PRIORS, maps.prior_masks, strict=True))
     return priors + [(f"correlation_{stage}", values) for stage, values in enumerate(maps.correlation_maps, start=1)]
-
-
-def _file_name(label: str) -> str:
-    """A class's name as part of a file's."""
-    return re.sub(r"[^\w.-]+", "_", label)
 
 
 def _write(path: Path, array: NDArray[Any]) -> None:

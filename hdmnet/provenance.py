@@ -18,7 +18,11 @@ _DISTRIBUTIONS = {
     "torchmetrics": "torchmetrics",
     "numpy": "numpy",
     "albumentations": "albumentations",
+    "cv2": "opencv-python-headless",  # decodes and resizes pictures, as the next does
+    "PIL": "pillow",
+    "pycocotools": "pycocotools",
     "hydra": "hydra-core",
+    "omegaconf": "omegaconf",
     "hdmnet": "hdmnet",
 }
 _PACKAGE_ROOT = Path(__file__).resolve().parent.parent
@@ -89,15 +93,18 @@ def _processor() -> str:
 
 
 def hardware() -> dict[str, Any]:
-    """Describe the machine: system, CPU, usable cores, torch threads, GPUs by name."""
+    """Describe the machine, and what on it settles the order of float sums: CPU, its instructions, threads, GPUs."""
     import torch  # here, so that reading results (reports) needs no torch
 
     cuda = torch.cuda.is_available()
     return {
         "system": platform.platform(),
         "cpu": _processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpu_cores": available_cpus(),
         "torch_threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if cuda else [],
         "cuda": torch.version.cuda if cuda else None,
+        "cudnn": torch.backends.cudnn.version() if cuda else None,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }

@@ -4,7 +4,9 @@
 
     dataset fold shot backbone ablation seed
     test:              {miou, miou_std, miou_per_seed, fb_iou, fb_iou_per_seed, iou_per_class {name: iou},
-                        counts_per_class {name: episodes over all seeds}, num_episodes, num_episodes_per_seed}
+                        counts_per_class {name: episodes over all seeds}, num_episodes, num_episodes_per_seed,
+                        num_classes_averaged [a seed's mIoU is the mean of so many classes, one number a seed],
+                        classes_left_out {name: {seeds: test seeds in which it has no IoU, reason}}}
     test_no_ensemble:  the same of the meta learner's own prediction, or null where the model has none
     controls:          {support_mask_ones: miou, every_object_foreground: miou}, each only when measured
     skipped:           files that `dataset.on_error=skip` left out: [{split, why, episodes}], see `skipped_files`
@@ -99,7 +101,22 @@ def summarise_seeds(computed: Sequence[Mapping[str, Any]], class_names: Sequence
         "counts_per_class": {name: sum(row) for name, row in zip(class_names, zip(*counts, strict=True), strict=True)},
         "num_episodes": max(sum(row) for row in counts),
         "num_episodes_per_seed": [sum(row) for row in counts],
+        "num_classes_averaged": [sum(map(math.isfinite, row)) for row in per_class],
+        "classes_left_out": _left_out(per_class, counts, class_names),
     }
+
+
+def _left_out(
+    per_class: Sequence[Sequence[float]], counts: Sequence[Sequence[int]], class_names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Classes that a seed's mIoU is not averaged over, as they have no IoU there; the rows are seeds."""
+    left_out = {}
+    for place, name in enumerate(class_names):
+        seeds = [seed for seed, row in enumerate(per_class) if not math.isfinite(row[place])]
+        if seeds:
+            has_none = all(counts[seed][place] == 0 for seed in seeds)
+            left_out[name] = {"seeds": len(seeds), "reason": "no episode" if has_none else "no pixel to count"}
+    return left_out
 
 
 def make_result(
@@ -268,7 +285,8 @@ def format_fold_table(result: Mapping[str, Any]) -> str:
 
     Returns:
         Plain text of several lines without a trailing newline: IoU in % per novel class, mIoU ± standard deviation over
-        the seeds, FB-IoU, each of the final and of the meta learner's own prediction, then the controls.
+        the seeds, FB-IoU, each of the final and of the meta learner's own prediction, then the controls, then warnings
+        of classes that are left out and steps that were skipped.
     """
     final, meta = result["test"], result["test_no_ensemble"]
     counts = final.get("counts_per_class") or {}
@@ -302,7 +320,36 @@ def format_fold_table(result: Mapping[str, Any]) -> str:
         f"{final['num_episodes']} episodes x {num_seeds} test seed{'s' if num_seeds > 1 else ''}"
     )
     rule = "-" * max(len(title), sum(widths) + 6)
-    return "\n".join([title, rule, line(header), *map(line, rows), rule, *map(line, summary)])
+    notes = [f"warning: {text}" for text in (*left_out_notes(final), *_skipped_notes(result))]
+    return "\n".join([title, rule, line(header), *map(line, rows), rule, *map(line, summary), *notes])
+
+
+def left_out_notes(entry: Mapping[str, Any]) -> list[str]:
+    """What has to be said beside an mIoU that leaves classes out.
+
+    Args:
+        entry: From `summarise_seeds`, also read back from an older result, which tells of no class.
+
+    Returns:
+        One line a class; none where every class has an IoU in every seed.
+    """
+    seeds, num_classes = len(entry["miou_per_seed"]), len(entry["iou_per_class"])
+    lines = []
+    for name, about in (entry.get("classes_left_out") or {}).items():
+        where = "" if about["seeds"] == seeds else f" in {about['seeds']} of {seeds} test seeds"
+        lines.append(
+            f"{name} has {about['reason']}{where}: mIoU is the mean of the other classes, not of {num_classes}"
+        )
+    return lines
+
+
+def _skipped_notes(result: Mapping[str, Any]) -> list[str]:
+    steps = result.get("skipped_steps") or {}
+    return [
+        f"{count} step{' of' if count == 1 else 's of'} {stage} {'was' if count == 1 else 'were'} skipped, as loss or "
+        "gradient was not finite: nonfinite.jsonl"
+        for stage, count in steps.items()
+    ]
 
 
 def print_fold_table(result: Mapping[str, Any]) -> None:

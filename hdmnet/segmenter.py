@@ -24,12 +24,12 @@ from hdmnet.data.own_pictures import read_mask, read_picture
 from hdmnet.data.source import UInt8Array
 from hdmnet.data.transforms import resize_image, resize_mask
 from hdmnet.fitted import Recipe, find_recipe, read_fitted, write_fitted
+from hdmnet.models.ensemble import foreground_probability
 from hdmnet.tasks.evaluation import Features, Output, ReusableModel, resize
 
 Float32 = NDArray[np.float32]
 DEFAULT_CLASS = "object"
 MAX_CLASSES = 254  # an index mask has 8 bits, 255 is ignore
-_SMALL = 1e-6  # least of a fused "probability", which can be negative
 
 
 @dataclass(frozen=True)
@@ -293,7 +293,7 @@ def _prediction(outputs: Mapping[str, Output], item: int, size: torch.Size, *, m
     for index, (name, output) in enumerate(outputs.items(), start=1):
         logits = resize(output.final_logits[item : item + 1], size)[0]  # (2, H0, W0)
         foreground = logits[1] > logits[0]  # as the metric decides, see `hdmnet.metrics.count_pixels`
-        probability = _foreground_probability(logits, is_probability=output.final_is_probability)
+        probability = foreground_probability(logits, is_probability=output.final_is_probability)
         probabilities[name] = probability.cpu().numpy()
         if mask is None or best is None:
             mask, best = foreground.to(torch.uint8), probability.where(foreground, probability.new_tensor(-1.0))
@@ -308,18 +308,6 @@ def _prediction(outputs: Mapping[str, Output], item: int, size: torch.Size, *, m
             )
     assert mask is not None
     return Prediction(mask.cpu().numpy(), probabilities, kept)
-
-
-def _foreground_probability(logits: Tensor, *, is_probability: bool) -> Tensor:
-    """(2, H0, W0) of background and foreground → (H0, W0) in [0, 1], above 0.5 where foreground is ahead.
-
-    The ensemble's two fused maps do not add up to 1 (and may leave [0, 1]): they are scaled so that they do.
-    """
-    if not is_probability:
-        return (logits[1] - logits[0]).sigmoid()
-    background, foreground = logits.clamp(min=_SMALL)
-    share: Tensor = foreground / (background + foreground)
-    return share
 
 
 def _is_several(images: Any) -> bool:

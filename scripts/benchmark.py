@@ -4,10 +4,10 @@
     python scripts/benchmark.py matching model --repeats 9 --json out.json --markdown out.md
     python scripts/benchmark.py model --device cuda --sides 473,633 --batch 4 --precision fp32,bf16 --dense
 
-Sections: `matching`, `model`, `growth` and `trunk` need only torch and torchvision; `data` and `catalog` the whole
-package; `startup` what `python -m hdmnet.train` needs. Times are medians of wall time, the contestants in turns. Peak
-memory is measured in a process for each figure: on a CPU the growth of the resident memory's peak (small blocks are
-mapped apart there, so that freed memory does not count), on a GPU torch's own count. Close other programs first.
+Sections: `matching`, `model`, `growth` and `trunk` need only torch and torchvision; `data`, `catalog` and `predict` the
+whole package; `startup` what `python -m hdmnet.train` needs. Times are medians of wall time, the contestants in turns.
+Peak memory is measured in a process for each figure: on a CPU the growth of the resident memory's peak (small blocks
+are mapped apart there, so that freed memory does not count), on a GPU torch's own count. Close other programs first.
 """
 
 from __future__ import annotations
@@ -32,17 +32,22 @@ from benchmark_measure import Context, Progress, Row, machine, measure_call  # n
 from benchmark_model import Spec, build_case, run_matching, run_model, run_trunk  # noqa: E402
 
 NAME = "benchmark"
-SECTIONS = ("matching", "model", "trunk", "growth", "data", "catalog", "startup")
+SECTIONS = ("matching", "model", "trunk", "growth", "data", "catalog", "startup", "predict")
 # What a section needs beyond torch and torchvision.
 NEEDS = {
     "data": ("cv2", "albumentations", "lightning", "PIL", "tqdm"),
     "catalog": ("cv2", "PIL", "tqdm"),
     "startup": ("lightning", "hydra"),
+    "predict": ("cv2", "lightning", "hydra", "PIL"),
 }
 
 
 def section_runner(name: str) -> Callable[[Context], list[Row]]:
     """The function that runs a section; what it needs is imported only now."""
+    if name == "predict":
+        import benchmark_predict
+
+        return benchmark_predict.run_predict
     if name in NEEDS:
         import benchmark_data
 
@@ -83,6 +88,7 @@ def count_steps(names: Sequence[str], context: Context) -> int:
         "data": 3,
         "catalog": 3,
         "startup": 1,
+        "predict": 1 if context.quick else 2,
     }
     return sum(steps[name] for name in names)
 

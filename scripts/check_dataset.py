@@ -89,6 +89,9 @@ def look_around(source: FolderSource, findings: Findings) -> None:
     if findings.areas and not any(areas.any() for areas in findings.areas.values()):
         remedy = "255 is ignored, so put masks of 0 and 255 as masks/CLASS/NAME.png" if tree.layout == "index" else ""
         findings.wrong.append(f"no mask of {source.root} holds any class{': ' if remedy else ''}{remedy}")
+    bare = [image_id for image_id, areas in findings.areas.items() if not areas.any()]
+    if bare and tree.layout in ("binary", "fss"):  # elsewhere pictures without an object are usual
+        findings.notes.append(f"{_some(bare)}: nothing is marked in the mask")
     turned = []
     for image_id in findings.areas:
         value, (height, width) = orientation(tree.pictures[image_id]), source.image_size(image_id)

@@ -1,7 +1,8 @@
-"""Writes the embedded shapes out as a real VOC or COCO tree, to try the real path without the real data.
+"""Writes the embedded shapes out as a real VOC or COCO tree, or as a folder of one's own: to try the real path.
 
     python scripts/write_shapes.py --format voc --output DATA/pascal
     python scripts/write_shapes.py --format coco --output DATA/coco
+    python scripts/write_shapes.py --format folder-index --output DIR    # also -binary, -coco, -fss
 
 `voc`: 20 classes; `JPEGImages/*.jpg`, palette PNGs in `SegmentationClass/` and `SegmentationClassAug/`, lists in
 `ImageSets/Segmentation/`. Train on it with `dataset=pascal dataset.train_list=voc`, which takes the tree's own lists.
@@ -10,6 +11,10 @@
 the visible parts (several where something cuts an object in two; holes are filled), crowd regions as uncompressed RLE.
 Objects that can hardly be seen are annotated too. Paint it with `scripts/prepare_coco.py` next.
 
+`folder-…`: 20 classes, or as many as `--num-classes` says, in each of the layouts of `dataset=folder dataset.root=DIR`,
+with `train.txt` and `val.txt` for `dataset.train_list` and `dataset.val_list`. With `--one-class`, as in FSS-1000,
+objects of one class are marked in each picture, named CLASS/NAME: then all four layouts hold the same.
+
 By default every class has enough pictures with at least 2,048 px of it for 5 shots in each fold and split. The tree
 appears under its name only when it is complete.
 """
@@ -17,26 +22,33 @@ appears under its name only when it is complete.
 from __future__ import annotations
 
 import argparse
-import io
+import functools
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-from tqdm import tqdm
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(folder) for folder in (ROOT, ROOT / "scripts") if str(folder) not in sys.path]
 
-from hdmnet.data.masks import write_mask
-from hdmnet.data.preparing import OneLineParser, run_main
-from hdmnet.data.shapes import Sample, ShapesSource
-from hdmnet.data.source import Split
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+from write_shapes_folders import encode_counts, encode_jpeg, write_folder  # noqa: E402
+
+from hdmnet.data.masks import write_mask  # noqa: E402
+from hdmnet.data.preparing import OneLineParser, run_main  # noqa: E402
+from hdmnet.data.shapes import Sample, ShapesSource  # noqa: E402
+from hdmnet.data.source import Split  # noqa: E402
 
 NAME = "write_shapes"
-NUM_PICTURES = {"voc": (240, 120), "coco": (480, 280)}  # (train, val): enough of every class, see the tests
+# (train, val): enough of every class, see the tests.
+NUM_PICTURES = {"voc": (240, 120), "coco": (480, 280)} | {
+    f"folder-{layout}": (240, 120) for layout in ("index", "binary", "coco", "fss")
+}
 COCO_GAPS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})  # ids up to 90 that no category of COCO has
 CATEGORY_IDS = [number for number in range(1, 91) if number not in COCO_GAPS]
 CROWD_EVERY = 8  # one picture in so many holds a crowd region
@@ -46,13 +58,6 @@ _YEARS: dict[Split, int] = {"train": 2011, "val": 2012}  # as in VOC's names
 _FIRST_IDS: dict[Split, int] = {"train": 9, "val": 42}  # ids of COCO's pictures differ between the splits and have gaps
 
 Polygon = list[float]
-
-
-def encode_jpeg(image: NDArray[np.uint8]) -> bytes:
-    """Encode a picture (H, W, 3) uint8 RGB as JPEG."""
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, format="JPEG", quality=92)
-    return stream.getvalue()
 
 
 def drop_slivers(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -80,14 +85,6 @@ def trace(mask: NDArray[np.bool_]) -> list[Polygon]:
         points = cv2.approxPolyDP(contour, 0.5, True).reshape(-1, 2)
         polygons.append([float(value) for value in ((points + 0.5) / 2).ravel()])
     return polygons
-
-
-def encode_counts(mask: NDArray[np.bool_]) -> list[int]:
-    """Uncompressed RLE of a mask (H, W) bool: run lengths down the columns, beginning with a run of zeros."""
-    flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
-    edges = np.flatnonzero(flat[1:] != flat[:-1])
-    runs: list[int] = np.diff(np.concatenate([[0], edges, [mask.size]])).tolist()
-    return runs if runs[-1] else runs[:-1]
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> list[float]:
@@ -233,14 +230,19 @@ def write_tree(arguments: argparse.Namespace) -> None:
     if len(arguments.image_size) > 2:
         raise ValueError(f"--image-size has {len(arguments.image_size)} numbers, expected a side or height and width")
     size = arguments.image_size * (2 if len(arguments.image_size) == 1 else 1)
-    num_train, num_val = NUM_PICTURES[arguments.format]
+    chosen: str = arguments.format
+    if not chosen.startswith("folder-") and (arguments.num_classes is not None or arguments.one_class):
+        raise ValueError(
+            f"--num-classes and --one-class are for --format folder-…, got --format {chosen}: leave them out"
+        )
+    num_train, num_val = NUM_PICTURES[chosen]
     source = ShapesSource(
         seed=arguments.seed,
         image_size=(size[0], size[1]),
         num_train=num_train if arguments.num_train is None else arguments.num_train,
         num_val=num_val if arguments.num_val is None else arguments.num_val,
-        num_classes=20 if arguments.format == "voc" else 80,
-        split_rule="contiguous" if arguments.format == "voc" else "interleaved",
+        num_classes=80 if chosen == "coco" else 20 if arguments.num_classes is None else arguments.num_classes,
+        split_rule="interleaved" if chosen == "coco" else "contiguous",
         object_scale=arguments.object_scale,
         vary_size=True,
     )
@@ -248,7 +250,12 @@ def write_tree(arguments: argparse.Namespace) -> None:
     shutil.rmtree(partial, ignore_errors=True)  # left over by a stopped run
     partial.mkdir(parents=True)
     try:
-        (write_voc if arguments.format == "voc" else write_coco)(source, partial)
+        if chosen.startswith("folder-"):
+            total = len(source.ids("train")) + len(source.ids("val"))
+            watch = functools.partial(tqdm, total=total, desc=chosen, unit="pictures")
+            write_folder(chosen.removeprefix("folder-"), source, partial, one_class=arguments.one_class, watch=watch)
+        else:
+            (write_voc if chosen == "voc" else write_coco)(source, partial)
         partial.replace(output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -263,11 +270,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 if the tree is complete, else 1.
     """
-    parser = OneLineParser(prog=NAME, description="Write the embedded shapes as a real VOC or COCO tree.")
-    parser.add_argument("--format", choices=NUM_PICTURES, required=True, help="voc (20 classes) or coco (80)")
+    parser = OneLineParser(prog=NAME, description="Write the embedded shapes as a real tree of files.")
+    kinds = "voc (20 classes), coco (80), or a layout of dataset=folder"
+    parser.add_argument("--format", choices=NUM_PICTURES, required=True, help=kinds)
     parser.add_argument("--output", type=Path, required=True, help="root of the tree; new or empty")
-    parser.add_argument("--num-train", type=int, help="training pictures (default: voc 240, coco 480)")
-    parser.add_argument("--num-val", type=int, help="validation pictures (default: voc 120, coco 280)")
+    parser.add_argument("--num-train", type=int, help="training pictures (default: 240, coco 480)")
+    parser.add_argument("--num-val", type=int, help="validation pictures (default: 120, coco 280)")
+    parser.add_argument("--num-classes", type=int, help="of a folder: a multiple of 4 (default: 20)")
+    parser.add_argument("--one-class", action="store_true", help="of a folder: one class a picture, as fss always has")
     parser.add_argument("--seed", type=int, default=0, help="seed of the pictures (default: 0)")
     parser.add_argument(
         "--image-size",

@@ -241,6 +241,14 @@ def test_the_command_line_replaces_a_key_or_a_group(compose_config, stored):
     assert (group.dataset.name, group.dataset.image_size, group.backbone.name) == ("pascal", 97, "vgg16")
 
 
+@pytest.mark.parametrize("size", [257, [97, 129]])
+def test_another_data_set_is_seen_at_the_size_trained_with(compose_config, stored, size):
+    stored["dataset"] |= {"image_size": "${.side}", "side": size}
+    cfg = evaluate(compose_config, stored, "dataset=folder", "dataset.root=/mine")
+    assert (cfg.dataset.name, cfg.dataset.image_size) == ("folder", size)
+    assert evaluate(compose_config, stored, "dataset=folder", "dataset.image_size=33").dataset.image_size == 33
+
+
 def test_interpolations_follow_the_overriding_key(compose_config, stored):
     cfg = evaluate(compose_config, stored, "dataset.root=/coco", "optim.batch_size=3")
     assert (cfg.dataset.source.root, cfg.batch_size) == ("/coco", 3)

@@ -237,3 +237,13 @@ def test_every_source_takes_the_datasets_rules(compose_config, tmp_path):
     with open_dict(cfg):
         cfg.dataset.min_area = None
     assert build_source(cfg).min_area == 65 * 65 // 100
+
+
+@pytest.mark.filterwarnings("ignore:.*could not find the monitored key")  # Lightning's words for the same
+def test_that_no_validation_ran_is_said_where_the_best_was_asked_for(start, tmp_path):
+    words = ("trainer.limit_val_batches=0", "dataset.num_test_seeds=1")
+    answer = run("train", tmp_path, *SHAPES, f"ckpt={start}", *words)
+    assert "selection=best, but there is no best checkpoint, as no validation ran: the LAST one is tested" in answer.out
+    assert answer.result["checkpoint"].endswith("last.ckpt")
+    assert answer.result["val_miou"] is None
+    assert "LAST" not in run("train", tmp_path, *SHAPES, f"ckpt={start}", *words, "selection=last").out

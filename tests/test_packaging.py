@@ -69,6 +69,10 @@ def test_the_wheel_holds_the_configs_and_nothing_private(wheel):
     lists = {str(file.relative_to(ROOT)) for file in (ROOT / "hdmnet" / "data" / "lists").glob("*.txt")}
     assert lists
     assert lists <= names
+    sources = {
+        str(file.relative_to(ROOT)) for folder in ("hdmnet", "hydra_plugins") for file in (ROOT / folder).rglob("*.*")
+    }
+    assert {name for name in sources if name.endswith((".py", ".json"))} <= names
     assert not [name for name in names if re.search(r"(^|/)(tests|outputs|local)/", name)]
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
@@ -79,10 +83,13 @@ def test_doors_of_an_installed_wheel_work_in_another_folder(installed_python, tm
     assert where.endswith("site-packages/hdmnet/conf")
     assert str(ROOT) not in where
     shown = run(installed_python, "-m", "hdmnet.train", "--help", cwd=tmp_path)
-    assert "dataset: coco, pascal, shapes" in shown
+    assert "dataset: coco, folder, pascal, shapes" in shown
     composed = run(installed_python, "-m", "hdmnet.train", "--cfg", "job", "dataset=coco", "fold=2", cwd=tmp_path)
     assert "fold: 2" in composed
     run(installed_python, "-m", "hdmnet.evaluate", "--help", cwd=tmp_path)
+    plugins = run(installed_python, "-m", "hdmnet.train", "--info", "plugins", cwd=tmp_path)
+    assert "LocalSweepLauncher" in plugins
+    run(installed_python, "-c", "from hdmnet.reporting import paper; assert paper.paper_tables()", cwd=tmp_path)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -132,16 +133,36 @@ def test_refusals(folder, start, tmp_path, monkeypatch, words, message):
     assert answer.code == 1
 
 
+def test_names_with_colons_and_all_that_hydra_knows(folder, start, tmp_path):
+    for name in ("m:1", "x=y", "käfer 飛行機", "a[1]"):
+        for kind in ("", "_mask"):
+            shutil.copy(folder / f"a{kind}.png", tmp_path / f"{name}{kind}.png")
+    support = f"support=[{tmp_path}/m:1.png:{tmp_path}/m:1_mask.png,{tmp_path}/x=y.png:{tmp_path}/x=y_mask.png]"
+    query = f"query=[{tmp_path}/m:1.png,{tmp_path}/x=y.png,{tmp_path}/käfer 飛行機.png,{tmp_path}/a[1].png]"
+    answer = predict(tmp_path, start, support, query)
+    assert answer.code == 0, answer.err
+    masks = [pixels(tmp_path / "out" / f"{name}_mask.png") for name in ("m:1", "x=y", "käfer 飛行機", "a[1]")]
+    assert all((mask == masks[0]).all() for mask in masks)
+
+
+def test_a_folder_s_other_content_is_no_query(tmp_path):
+    for name in ("b.png", "a.JPG", "c.txt", ".hidden.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.jpg").mkdir()
+    assert find_queries(str(tmp_path)) == [tmp_path / "a.JPG", tmp_path / "b.png"]
+
+
 def test_words_of_the_command_line(tmp_path):
-    assert parse_supports(["a:b.jpg:m.png", "c.jpg:1", 2, 3.5, 4]) == {
-        "object": [(Path("a:b.jpg"), Path("m.png")), (Path("c.jpg"), (1.0, 2.0, 3.5, 4.0))]
+    assert parse_supports(["a:b.jpg:m.png", "c.jpg:1", 2, 3.5, 4, "d.jpg: -1,2e1,30,40"]) == {
+        "object": [
+            (Path("a:b.jpg"), Path("m.png")),
+            (Path("c.jpg"), (1.0, 2.0, 3.5, 4.0)),
+            (Path("d.jpg"), (-1.0, 20.0, 30.0, 40.0)),
+        ]
     }
     assert parse_supports(None) is None
     with pytest.raises(ValueError, match="support has no picture of dog"):
         parse_supports({"dog": []})
-    for name in ("b.png", "a.jpg", "c.txt", ".hidden.png"):
-        (tmp_path / name).touch()
-    assert find_queries(str(tmp_path)) == [tmp_path / "a.jpg", tmp_path / "b.png"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no picture"):
         find_queries([str(tmp_path / "empty")])
@@ -151,6 +172,23 @@ def test_queries_of_one_name_do_not_replace_each_other(folder, start, tmp_path):
     query = f"query=[{folder}/a.png,{folder}/queries/grey.png,{folder}/a.png]"
     assert predict(tmp_path, start, f"support=[{folder}/a.png:{folder}/a_mask.png]", query).code == 0
     assert (pixels(tmp_path / "out" / "a_mask.png") == pixels(tmp_path / "out" / "a_2_mask.png")).all()
+
+
+def test_classes_whose_names_are_alike_as_files_do_not_replace_each_other(folder, start, tmp_path):
+    support = f"support={{a b:[{folder}/a.png:{folder}/a_mask.png],a_b:[{folder}/b.png:1,2,30,40]}}"
+    assert predict(tmp_path, start, support, f"query={folder}/queries/grey.png").code == 0
+    found = [pixels(tmp_path / "out" / f"grey_probability_{name}.png") for name in ("a_b", "a_b_2")]
+    assert (found[0] != found[1]).any()
+
+
+def test_what_is_read_is_never_replaced(folder, start, tmp_path):
+    for name in ("a.png", "a_mask.png"):
+        shutil.copy(folder / name, tmp_path / name)
+    before = (tmp_path / "a_mask.png").read_bytes()
+    words = (f"support=[{tmp_path}/a.png:{tmp_path}/a_mask.png]", f"query={tmp_path}/a.png", f"output={tmp_path}")
+    refusal = predict(tmp_path, start, *words).refusal()
+    assert "holds a_mask.png, which is read and might be replaced: choose another folder" in refusal
+    assert (tmp_path / "a_mask.png").read_bytes() == before
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The README's example for one's own pictures runs as it stands."""
+"""The README's examples for one's own pictures run as they stand."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hdmnet import Segmenter
+from scripts import export
 from tests.helpers.doors import ROOT
 
 SECTION = "## Your own pictures"
 
 
-def example():
+def examples():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     section = text.partition(f"\n{SECTION}\n")[2].partition("\n## ")[0]
     blocks = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 1, f"README.md has {len(blocks)} python blocks under {SECTION!r}; expected one"
-    return blocks[0]
+    assert len(blocks) == 2, f"README.md has {len(blocks)} python blocks under {SECTION!r}; expected two"
+    return blocks
 
 
 @pytest.fixture
@@ -38,11 +40,26 @@ def folder(tmp_path, start, monkeypatch):
     return tmp_path
 
 
-def test_the_example_runs(folder, capsys):
-    exec(compile(example(), "README.md", "exec"), {"__name__": "example"})
+def test_the_example_of_the_segmenter_runs(folder, capsys):
+    exec(compile(examples()[0], "README.md", "exec"), {"__name__": "example"})
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("(80, 100) ")
     assert printed[1:3] == ["(80, 100)", "(90, 120)"]
     assert "('cat', 'dog')" in printed[4]
     with Image.open(folder / "probability.png") as picture:
         assert picture.size == (100, 80)
+
+
+@pytest.mark.slow
+def test_the_commands_and_the_example_of_onnx_run(folder, capsys):
+    Segmenter.from_checkpoint("RUN/checkpoints/best.ckpt").fit(
+        {"cat": (["cat.jpg"], ["cat.png"]), "dog": (["dog.jpg"], ["dog.png"])}
+    ).save("cats-and-dogs.pt")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^python scripts/export\.py ([^#\n]+)", text, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        assert export.main(command.split()) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    exec(compile(examples()[1], "README.md", "exec"), {"__name__": "example"})
+    assert capsys.readouterr().out.startswith("cat (80, 100) ")

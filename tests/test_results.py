@@ -17,6 +17,7 @@ from hdmnet.provenance import git_state
 from hdmnet.results import (
     FIXED_KEYS,
     format_fold_table,
+    left_out_notes,
     make_result,
     print_fold_table,
     read_result,
@@ -66,6 +67,27 @@ def test_summary_is_the_mean_over_seeds_of_pooled_figures() -> None:
     assert math.isnan(entry["iou_per_class"]["moon"])
     assert entry["counts_per_class"] == {"ring": 12, "star": 8, "moon": 0}
     assert entry["num_episodes"] == 10
+    assert entry["num_classes_averaged"] == [2, 2]
+    assert entry["classes_left_out"] == {"moon": {"seeds": 2, "reason": "no episode"}}
+
+
+def test_a_class_is_told_that_some_seeds_lack_or_that_has_no_pixel() -> None:
+    metric = FewShotIoU(3)
+    target = torch.tensor([[[0, 1]], [[255, 255]]])
+    metric.update(torch.ones(2, 1, 2, dtype=torch.long), target, torch.tensor([0, 2]))
+    first = metric.compute()
+    metric.update(torch.ones(2, 1, 2, dtype=torch.long), target[[0, 0]], torch.tensor([1, 2]))
+    entry = summarise_seeds([first, metric.compute()], NAMES)
+    assert entry["num_classes_averaged"] == [1, 3]
+    assert entry["classes_left_out"] == {
+        "star": {"seeds": 1, "reason": "no episode"},
+        "moon": {"seeds": 1, "reason": "no pixel to count"},
+    }
+    assert left_out_notes(entry) == [
+        "star has no episode in 1 of 2 test seeds: mIoU is the mean of the other classes, not of 3",
+        "moon has no pixel to count in 1 of 2 test seeds: mIoU is the mean of the other classes, not of 3",
+    ]
+    assert left_out_notes(summarise_seeds([metric.compute()], NAMES)) == []
 
 
 def test_summary_takes_a_one_class_metric_and_refuses_wrong_names() -> None:
@@ -177,7 +199,8 @@ moon                                     0           -           -
 mIoU                                    20  55.0 ± 7.1  50.0 ± 7.1
 FB-IoU                                            75.0        70.0
 control: support mask all ones                    25.0
-control: every object foreground                  12.5"""
+control: every object foreground                  12.5
+warning: moon has no episode: mIoU is the mean of the other classes, not of 3"""
     assert format_fold_table(_result()) == expected
     path = write_result(tmp_path / "result.json", _result())
     assert format_fold_table(read_result(path)) == expected  # null reads as undefined

@@ -16,6 +16,7 @@ from hdmnet.data.episodes import EpisodeManifest
 from hdmnet.data.evaluation import PlannedEvaluation
 from hdmnet.data.fold_datamodule import FoldDataModule, FoldOptions
 from hdmnet.data.reuse import FeatureCost, plan_batches
+from hdmnet.data.tree import refuse_shared_ids
 from hdmnet.data.types import (
     Episode,
     EvaluationBatch,
@@ -116,6 +117,9 @@ class FewShotDataModule(FoldDataModule):
 
         Args:
             stage: `fit`, `validate`, `test`, or None for all.
+
+        Raises:
+            ValueError: A class has too few images, or images are both trained on and evaluated.
         """
         if stage in (None, "fit") and self.train_manifest is None:
             view = self._train_view()
@@ -126,6 +130,9 @@ class FewShotDataModule(FoldDataModule):
                 self.episodes_per_epoch = len(view)
         if stage in (None, "fit", "validate") and self.val_manifest is None:
             self.val_manifest = self._eval_manifest(VAL_SEED, self.num_val_episodes)
+        if self.train_manifest is not None and self.val_manifest is not None:
+            # Of any data set, whatever its lists and its own check: no picture that is trained on is tested on.
+            refuse_shared_ids(self.train_manifest.view.ids.tolist(), self.val_manifest.view.ids.tolist())
         if stage in (None, "test") and not self.test_manifests:
             seeds = range(FIRST_TEST_SEED, FIRST_TEST_SEED + self.num_test_seeds)
             self.test_manifests = tuple(self._eval_manifest(seed, self.num_test_episodes) for seed in seeds)
@@ -151,6 +158,12 @@ class FewShotDataModule(FoldDataModule):
             protocol=protocol,
             allow_repeats=self.allow_repeats,
         )
+
+    def digest(self) -> str:
+        """Hex sha256 over the validation images, their classes and areas: the same where the labels are."""
+        catalog = self._catalog("val")
+        counts = np.stack([catalog.image_index, catalog.class_value, catalog.area]).astype("<i8")
+        return hashlib.sha256("\n".join(catalog.ids.tolist()).encode() + counts.tobytes()).hexdigest()
 
     def skipped_files(self) -> list[dict[str, Any]]:
         """What `dataset.on_error=skip` left out so far, on all processes; empty where nothing may be.

@@ -9,11 +9,14 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from hdmnet.data.folder_files import IMAGE_SUFFIXES, fit_mask, read_binary, read_upright, upright_size
+from hdmnet.data.folder_files import IMAGE_SUFFIXES, fit_mask, orientation, read_upright, upright_size
 from hdmnet.data.folder_layouts import LayoutName, Places, scan
 from hdmnet.data.masks import decode_segmentation, read_mask
+from hdmnet.data.object_masks import read_object_mask
 from hdmnet.data.source import IGNORE, Source, Split, SplitRule, UInt8Array, read_id_list
 from hdmnet.data.tree import refuse_shared_ids, require_ids
+
+_READER = "2"  # part of the fingerprint: another number when masks are read by another rule
 
 
 class FolderSource(Source):
@@ -23,7 +26,7 @@ class FolderSource(Source):
 
     Where masks of several classes overlap, each class keeps all of its pixels: its area counts them, and
     `read_mask_of` a class has it on top. In `read_mask`, which asks for none, smaller regions lie on larger ones. What
-    a COCO-style JSON marks as a crowd is ignored (255) where nothing else lies on it.
+    a COCO-style JSON marks as a crowd, or a binary mask as 255 beside 1, is ignored where nothing else lies on it.
 
     Splits: without lists every image is in both. Training takes only images without novel classes and evaluation only
     images with one, so the two do not share any; but the base learner is then validated on what it trained on. With
@@ -182,20 +185,24 @@ class FolderSource(Source):
             order = sorted(regions, key=lambda value: (value == top, -int(regions[value].sum()), value))
             for value in order:
                 mask[regions[value]] = value
-        return fit_mask(mask, self.tree.pictures[image_id])
+        picture = self.tree.pictures[image_id]
+        turned = orientation(picture)
+        return mask if turned == 1 else fit_mask(mask, upright_size(picture), turned)
 
     def _regions(self, image_id: str) -> tuple[dict[int, npt.NDArray[np.bool_]], npt.NDArray[np.bool_]]:
         """Where each class is, and what is ignored, (H, W) bool each, as stored."""
         if self.tree.layout == "coco":
             return self._coco_regions(image_id)
         files = self.tree.masks[image_id]
-        regions = {value: read_binary(path) for value, path in files}
-        shapes = {region.shape: path for region, (_, path) in zip(regions.values(), files, strict=True)}
+        masks = {value: read_object_mask(path, f"mask {path}") for value, path in files}
+        shapes = {mask.shape: path for mask, (_, path) in zip(masks.values(), files, strict=True)}
         if len(shapes) > 1:
             sizes = ", ".join(f"{path} {shape[0]}x{shape[1]}" for shape, path in shapes.items())
             raise ValueError(f"masks of {image_id!r} have unequal sizes (HxW): {sizes}: expected the picture's for all")
-        shape = next(iter(shapes), None) or self.image_size(image_id)
-        return regions, np.zeros(shape, dtype=bool)
+        ignored = np.zeros(next(iter(shapes), None) or self.image_size(image_id), dtype=bool)
+        for mask in masks.values():
+            ignored |= mask == IGNORE
+        return {value: mask == 1 for value, mask in masks.items()}, ignored
 
     def _coco_regions(self, image_id: str) -> tuple[dict[int, npt.NDArray[np.bool_]], npt.NDArray[np.bool_]]:
         about = self.tree.regions[image_id]
@@ -227,7 +234,7 @@ class FolderSource(Source):
         paths += [self.tree.pictures[image_id] for image_id in ids if image_id in self.tree.pictures]
         if self.tree.annotations is not None:
             paths.append(self.tree.annotations)
-        rows = [self.tree.layout, *self.class_names, *ids]
+        rows = [_READER, self.tree.layout, *self.class_names, *ids]
         for path in paths:
             if path.exists():
                 stat = path.stat()

@@ -1,4 +1,4 @@
-"""Files as users have them: pictures of any kind, turned upright, and binary masks in any of the usual encodings.
+"""Pictures as users have them: of any kind, turned upright; and masks turned with them.
 
 Upright: a camera that was held on its side notes so in the EXIF data, and every viewer and annotation tool turns the
 picture; so do we here, other than for VOC and COCO, whose masks are drawn on the stored pixels (`masks.read_image`).
@@ -16,9 +16,6 @@ import numpy as np
 from hdmnet.data.masks import decode, read_image, read_size
 
 if TYPE_CHECKING:
-    from typing import Any
-
-    import numpy.typing as npt
     from PIL import Image
 
     from hdmnet.data.source import UInt8Array
@@ -26,7 +23,8 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 
 _ORIENTATION = 0x0112  # the EXIF tag: 1 upright, 2..8 flipped or turned
-_SIDEWAYS = 5  # from this value on height and width change places
+#: EXIF orientation: from this value on height and width change places.
+SIDEWAYS = 5
 
 
 def list_files(folder: Path) -> dict[str, list[Path]]:
@@ -84,7 +82,7 @@ def upright_size(path: Path) -> tuple[int, int]:
         ValueError: If it is no picture or not whole.
     """
     height, width = read_size(path)
-    return (width, height) if orientation(path) >= _SIDEWAYS else (height, width)
+    return (width, height) if orientation(path) >= SIDEWAYS else (height, width)
 
 
 def orientation(path: Path) -> int:
@@ -100,24 +98,28 @@ def orientation(path: Path) -> int:
     return _orientation(decode(path, "picture", header_only=True))
 
 
-def fit_mask(mask: UInt8Array, picture: Path) -> UInt8Array:
+def fit_mask(mask: UInt8Array, size: tuple[int, ...], turned: int) -> UInt8Array:
     """Turn a mask upright that was drawn on the stored pixels of a picture.
 
-    Told by the size: a mask of the upright picture's size stays as it is, so a mask of a picture that is stored upside
-    down, flipped, or square and turned is taken as drawn on the upright one.
+    Told by the shape: a mask of the upright picture's shape stays as it is, so a mask of a picture that is stored
+    upside down, flipped, or square and turned is taken as drawn on the upright one.
 
     Args:
-        mask: (h, w) uint8.
-        picture: Its picture.
+        mask: (h, w) uint8, maybe at another scale.
+        size: (H, W) of the upright picture.
+        turned: The picture's EXIF orientation.
 
     Returns:
-        The mask, turned if it has the stored and not the upright size. One of any other size is returned too: the
-        catalog refuses it.
+        The mask, turned if it has the stored and not the upright shape. One of neither is returned as it is, to be
+        refused.
     """
-    header = decode(picture, "picture", header_only=True)
-    height, width = header.size[::-1]
-    sideways = _orientation(header) >= _SIDEWAYS
-    return turn(mask, _orientation(header)) if sideways and mask.shape == (height, width) != (width, height) else mask
+    drawn_on_stored = turned >= SIDEWAYS and same_shape(mask.shape, size[::-1]) and not same_shape(mask.shape, size)
+    return turn(mask, turned) if drawn_on_stored else mask
+
+
+def same_shape(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two sizes (H, W) are equal up to scale, a pixel of rounding allowed."""
+    return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)
 
 
 def turn(array: UInt8Array, value: int) -> UInt8Array:
@@ -132,7 +134,7 @@ def turn(array: UInt8Array, value: int) -> UInt8Array:
     """
     if value == 1:
         return array
-    if value >= _SIDEWAYS:
+    if value >= SIDEWAYS:
         array = array.swapaxes(0, 1)  # 5; the others are a flip of it
     rows, columns = value in (3, 4, 7, 8), value in (2, 3, 6, 7)
     return np.ascontiguousarray(array[:: -1 if rows else 1, :: -1 if columns else 1])
@@ -152,38 +154,3 @@ def exif_orientation(picture: Image.Image) -> int:
     except Exception:  # Pillow raises many kinds on damaged EXIF data, which viewers pass over too
         return 1
     return value if value in range(1, 9) else 1
-
-
-def read_binary(path: Path) -> npt.NDArray[np.bool_]:
-    """Read a mask of one class: 0/1, 0/255 or soft (foreground from half on), of 1, 8 or 16 bits, grey or in colours.
-
-    In colours any bright channel counts, so that a red object on black is foreground. Of a palette in colours every
-    index but 0 is; a palette of greys is taken as what it shows.
-
-    Args:
-        path: The mask.
-
-    Returns:
-        (H, W) bool.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is unreadable, or holds values that are none of these; one line that names the path.
-    """
-    mask = decode(path, "mask")
-    if mask.mode == "P":
-        palette = np.array(mask.getpalette("RGB")).reshape(-1, 3)
-        if (palette != palette[:, :1]).any():
-            return np.asarray(np.asarray(mask) != 0)
-        mask = mask.convert("RGBA" if "transparency" in mask.info else "RGB")
-    values: npt.NDArray[Any] = np.asarray(mask if mask.mode.startswith(("1", "L", "I", "F")) else mask.convert("RGB"))
-    if values.ndim == 3:  # mode LA: the second channel is no colour
-        values = values[:, :, 0] if mask.mode.startswith("L") else values.max(axis=2)
-    highest = values.max()
-    full = 1 if highest <= 1 else 255 if highest <= 255 else 65535
-    if values.min() < 0 or highest > full or 0 < highest <= full / 2:
-        raise ValueError(
-            f"mask {path} holds values {values.min()}..{highest}, expected 0/1, 0/255 or soft ones up to 255: save it "
-            "so, or set dataset.layout=index if they are class indices"
-        )
-    return np.asarray(values > full / 2)

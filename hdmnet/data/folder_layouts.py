@@ -306,7 +306,7 @@ def _find_jsons(places: Places) -> dict[Path, dict[str, Any]]:
     found = {}
     for path in paths:
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             raise FileNotFoundError(f"annotations {path} are missing: correct dataset.annotations") from None
         except (ValueError, RecursionError) as error:

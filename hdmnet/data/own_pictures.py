@@ -18,11 +18,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from hdmnet.data.folder_files import exif_orientation, orientation, read_upright, turn
-from hdmnet.data.masks import decode
-from hdmnet.data.source import IGNORE, UInt8Array
-
-_HALF = 128  # of 255: where a soft mask turns to foreground
+from hdmnet.data.folder_files import (
+    SIDEWAYS,
+    exif_orientation,
+    fit_mask,
+    orientation,
+    read_upright,
+    same_shape,
+    turn,
+)
+from hdmnet.data.object_masks import object_mask, pil_object_mask, read_object_mask
+from hdmnet.data.source import UInt8Array
 
 _log = logging.getLogger(__name__)
 
@@ -46,15 +52,15 @@ def read_picture(image: Any) -> tuple[UInt8Array, int]:
         return read_upright(path), orientation(path)
     if isinstance(image, Image.Image):
         turned = _orientation(image)
-        return turn(_to_rgb(_pil_array(image, "picture"), "picture"), turned), turned
+        return turn(_to_rgb(_pil_array(image), "picture"), turned), turned
     return _to_rgb(_plain_array(image, "picture"), "picture"), 1
 
 
 def read_mask(mask: Any, picture: UInt8Array, turned: int = 1, *, name: str = "mask") -> UInt8Array:
     """Read where the object is in a support picture.
 
-    Files may be grey or palette PNGs with one class (0/1, 0/255, 0/5, with 255 as ignore beside another value), soft
-    masks, JPEGs, black with one colour, or cut-outs whose alpha tells; arrays (h, w) alike, bool, or float in [0, 1].
+    Files and arrays may be of any of the kinds that `hdmnet/data/object_masks.py` lists: 0/1, 0/255, soft, a palette's
+    index, one colour on black, a cut-out; arrays (h, w) or (h, w, C).
 
     Args:
         mask: A path, PIL image, array, tensor; or a box x0, y0, x1, y1 in the pixels of the picture as shown, the
@@ -76,11 +82,11 @@ def read_mask(mask: Any, picture: UInt8Array, turned: int = 1, *, name: str = "m
     if _is_box(mask):
         return _box_mask(mask, size, name)
     if isinstance(mask, str | Path):
-        values = _file_mask(_existing(mask, "mask"), name)
+        values = read_object_mask(_existing(mask, "mask"), name)
     elif isinstance(mask, Image.Image):
-        values = turn(_binary(_pil_array(mask, name), name, palette=mask.mode == "P"), _orientation(mask))
+        values = pil_object_mask(mask, name)
     else:
-        values = _binary(_plain_array(mask, name), name)
+        values = object_mask(_plain_array(mask, name), name)
     if not (values == 1).any():
         raise ValueError(f"{name} is empty: expected the object marked in it")
     return _fit(values, size, turned, name)
@@ -103,11 +109,11 @@ def _orientation(picture: Image.Image) -> int:
     return exif_orientation(picture)
 
 
-def _pil_array(picture: Image.Image, name: str) -> NDArray[Any]:
-    """Stored pixels of a PIL image: indices of a palette only for masks, else colours."""
-    if picture.mode == "P" and name.startswith("picture"):
+def _pil_array(picture: Image.Image) -> NDArray[Any]:
+    """Stored colours of a PIL image."""
+    if picture.mode == "P":
         picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
-    elif picture.mode not in ("1", "L", "P", "LA", "RGB", "RGBA", "F") and not picture.mode.startswith("I"):
+    elif picture.mode not in ("1", "L", "LA", "RGB", "RGBA", "F") and not picture.mode.startswith("I"):
         picture = picture.convert("RGB")  # CMYK and the like
     return np.asarray(picture)
 
@@ -177,85 +183,14 @@ def _box_mask(box: Sequence[float], size: tuple[int, ...], name: str) -> UInt8Ar
     return mask
 
 
-def _file_mask(path: Path, name: str) -> UInt8Array:
-    """Read a mask file as a viewer shows it: (h, w) uint8 0/1/255."""
-    picture = decode(path, "mask")
-    indices = picture.mode == "P"
-    if indices and _is_grey(picture.getpalette("RGB")):
-        picture, indices = picture.convert("L"), False  # grey shades kept as a palette: what it shows
-    return turn(_binary(_pil_array(picture, name), name, palette=indices), orientation(path))
-
-
-def _is_grey(palette: Sequence[int] | None) -> bool:
-    colours = np.array(palette or [0, 0, 0]).reshape(-1, 3)
-    return bool((colours == colours[:, :1]).all())
-
-
-def _binary(array: NDArray[Any], name: str, *, palette: bool = False) -> UInt8Array:
-    """Stored values (h, w) or (h, w, C) to 0 background, 1 object, 255 ignore."""
-    if array.ndim == 3:
-        array = _one_channel(array, name)
-    if array.dtype.kind == "f":
-        return (np.asarray(_to_uint8(array, name)) >= _HALF).astype(np.uint8)
-    if array.dtype.kind == "b":
-        return array.astype(np.uint8)
-    return _one_class(array, name, palette=palette)
-
-
-def _one_channel(array: NDArray[Any], name: str) -> NDArray[Any]:
-    """Of a mask with channels (h, w, C) the one that tells: alpha where it varies, grey, or where the colour is."""
-    channels = array.shape[2]
-    if channels in (2, 4) and array[..., -1].min() != array[..., -1].max():
-        return np.asarray(array[..., -1] > (0.5 if array.dtype.kind == "f" else np.iinfo(array.dtype).max // 2))
-    colours = array[..., : 3 if channels >= 3 else 1]
-    if channels > 4 or (colours == colours[..., :1]).all():
-        if channels > 4:
-            raise ValueError(f"{name} has {channels} channels: expected one, or RGB or RGBA")
-        return np.asarray(colours[..., 0])
-    coloured = colours.max(axis=2) >= (0.5 if array.dtype.kind == "f" else np.iinfo(array.dtype).max // 4)
-    found = np.unique(colours[coloured].reshape(-1, 3), axis=0) if coloured.any() else colours[:0, 0]
-    spread = float((found.max(axis=0) - found.min(axis=0)).max()) if len(found) else 0.0
-    # A JPEG's one colour scatters a little; two that a person would choose are further apart.
-    if spread > (0.25 if array.dtype.kind == "f" else np.iinfo(array.dtype).max // 4):
-        raise ValueError(f"{name} holds {len(found)} colours: expected one on black, for one class")
-    return np.asarray(coloured)
-
-
-def _one_class(values: NDArray[Any], name: str, *, palette: bool) -> UInt8Array:
-    """Integer values (h, w) to 0/1/255: which value is the object, is told from those that there are."""
-    found, counts = np.unique(values, return_counts=True)
-    classes = [int(value) for value in found if value not in (0, IGNORE)]
-    if not classes:  # only 0 and 255
-        only: UInt8Array = (values == IGNORE).astype(np.uint8)
-        return only
-    if len(classes) == 1:
-        mask: UInt8Array = (values == classes[0]).astype(np.uint8)
-        mask[values == IGNORE] = IGNORE
-        return mask
-    # Several grey values: a soft mask or a JPEG lies near 0 and its maximum, class indices are small numbers.
-    half = _HALF << 8 if found[-1] > IGNORE else _HALF
-    bright = int(counts[found >= half].sum())
-    if palette or bright <= int(counts[(found > 0) & (found < half)].sum()):
-        shown = ", ".join(map(str, classes[:5])) + (" …" if len(classes) > 5 else "")
-        raise ValueError(f"{name} holds {len(classes)} classes ({shown}): expected one, give each class its own mask")
-    return (values >= half).astype(np.uint8)
-
-
 def _fit(mask: UInt8Array, size: tuple[int, ...], turned: int, name: str) -> UInt8Array:
     """See that a mask has the picture's shape, maybe scaled; turn one that was drawn on the stored pixels."""
-    stored = (size[1], size[0]) if turned >= 5 else size
-    if _same_shape(mask.shape, size):
-        if turned != 1 and _same_shape(mask.shape, stored):
-            _log.warning("%s: its picture is turned by EXIF; taken as drawn on the picture as a viewer shows it", name)
-        return mask
-    if _same_shape(mask.shape, stored):
-        return turn(mask, turned)
-    raise ValueError(
-        f"{name} is {mask.shape[0]}x{mask.shape[1]} (HxW) but its picture {size[0]}x{size[1]}: expected the same size, "
-        "or the same shape at another scale"
-    )
-
-
-def _same_shape(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    """Whether two sizes (H, W) are equal up to scale, a pixel of rounding allowed."""
-    return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)
+    fitted = fit_mask(mask, size, turned)
+    if not same_shape(fitted.shape, size):
+        raise ValueError(
+            f"{name} is {mask.shape[0]}x{mask.shape[1]} (HxW) but its picture {size[0]}x{size[1]}: expected the same "
+            "size, or the same shape at another scale"
+        )
+    if fitted is mask and turned != 1 and (turned < SIDEWAYS or same_shape(mask.shape, size[::-1])):
+        _log.warning("%s: its picture is turned by EXIF; taken as drawn on the picture as a viewer shows it", name)
+    return fitted

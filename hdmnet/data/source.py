@@ -104,14 +104,14 @@ def read_id_list(path: str | Path) -> list[str]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file holds no id or one id twice.
+        ValueError: The file holds no id or one id twice, or is no UTF-8.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"list of image ids {path} is missing")
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
-        raise ValueError(f"list of image ids {path} is no UTF-8 text ({error}): save it as text") from None
+        raise ValueError(f"list {path} is no UTF-8 text ({error.reason}): save it as UTF-8") from None
     ids = [line.strip() for line in text.splitlines() if line.strip()]
     if not ids:
         raise ValueError(f"list of image ids {path} is empty, expected one id a line")

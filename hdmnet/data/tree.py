@@ -91,14 +91,13 @@ def refuse_shared_ids(train: list[str], val: list[str]) -> None:
         val: Validation ids.
 
     Raises:
-        ValueError: If an id is in both.
+        ValueError: If an id is in both; names the first three.
     """
     shared = sorted(set(train) & set(val))
     if shared:
-        raise ValueError(
-            f"{len(shared):,} ids are in the train list and in the val list, first {shared[0]!r}: "
-            "take them off one of them"
-        )
+        named = ", ".join(map(repr, shared[:3])) + (f" and {len(shared) - 3:,} more" if len(shared) > 3 else "")
+        what, them = ("1 id is", "it") if len(shared) == 1 else (f"{len(shared):,} ids are", "them")
+        raise ValueError(f"{what} in the train list and in the val list: {named}: take {them} off one of them")
 
 
 def find_list(listed: str, folder: Path, *, names: str) -> Path:

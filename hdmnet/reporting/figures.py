@@ -128,7 +128,8 @@ def draw_curves(runs: Sequence[Run], folder: Path) -> list[Figure]:
         axes[1, 0].set_ylim(0, 1.1 * highest if highest > 0 else 1)
         axes[0, 0].set_ylabel("training loss\n(segmentation, final)")
         axes[1, 0].set_ylabel("validation mIoU (%)")
-        axes[0, 0].legend(fontsize=8)
+        if axes[0, 0].get_legend_handles_labels()[0]:  # none where runs were too short to log a loss
+            axes[0, 0].legend(fontsize=8)
         seeds = sorted({one.result["seed"] for one, _ in pairs})
         name = f"figure6_{dataset}"
         caption = (

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import torch
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from hdmnet.data.types import SegmentationSample
     from hdmnet.models.base_learner import BaseLearner
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class BaseLearnerTask(L.LightningModule):
         self.model = model
         self.optimiser_settings = optimiser
         self.val_metric = SegmentationIoU(1 + model.num_base)
+        self._tells_absent = True
         if optimiser.freeze_backbone == "all":
             model.backbone.requires_grad_(False)
 
@@ -82,8 +86,17 @@ class BaseLearnerTask(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the base classes' mIoU, background left out."""
-        self.log("base/miou", float(self.val_metric.compute()["miou"]), prog_bar=True)
+        values = self.val_metric.compute()
         self.val_metric.reset()
+        self.log("base/miou", float(values["miou"]), prog_bar=True)
+        absent = (~values["iou_per_class"][1:].isfinite()).nonzero().flatten().tolist()
+        if absent and self._tells_absent and self.trainer.is_global_zero:
+            names = getattr(cast(Any, self.trainer).datamodule, "base_names", None)
+            named = ", ".join(f"base class {place + 1}" if names is None else names[place] for place in absent)
+            log.warning(
+                "stage 1: no validation pixel is, or is taken for, %s: base/miou is the mean of the others", named
+            )
+        self._tells_absent &= not absent
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Backbone at `lr`, pyramid pooling and head at `head_lr_factor` times it; poly decay every iteration."""

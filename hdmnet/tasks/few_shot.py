@@ -6,6 +6,7 @@ are any), and nothing else of HDMNet: other methods run on the same task.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     from hdmnet.data.types import Episode
     from hdmnet.tasks.evaluation import Output
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ class FewShotTask(L.LightningModule):
         self.test_metrics = _metrics(num_classes, self.class_names, num_test_seeds)
         self.val_results: dict[str, list[dict[str, Any]]] = {}
         self.test_results: dict[str, list[dict[str, Any]]] = {}
+        self._tells_left_out = True
         self.features = FeatureStore()  # filled in a validation or test, empty before and after
 
     def forward(self, episode: Episode, *, class_index: Tensor | None = None) -> Output:
@@ -195,10 +199,21 @@ class FewShotTask(L.LightningModule):
             values = metric.compute()
             metric.reset()
             self.val_results[name] = [values]
+            if name == "final":
+                self._tell_left_out(values["iou_per_class"])
             miou = float(values["miou"])
             # NaN would end the choice of the best checkpoint silently; no episode at all is 0.
             self.log(f"val/miou{suffix}", 0.0 if math.isnan(miou) else miou, prog_bar=not suffix)
             self.log(f"val/fb_iou{suffix}", float(values["fb_iou"]))
+
+    def _tell_left_out(self, iou_per_class: Tensor) -> None:
+        """Say once which classes (C,) have no IoU: the best checkpoint is chosen without them."""
+        defined = iou_per_class.reshape(-1).isfinite().tolist()
+        names = [name for name, known in zip(self.class_names, defined, strict=True) if not known]
+        if names and self._tells_left_out and self.trainer.is_global_zero:
+            value = "the mean of the others" if any(defined) else "0"
+            log.warning("validation has no episode to count of %s: val/miou is %s", ", ".join(names), value)
+        self._tells_left_out &= not names
 
     def on_test_epoch_end(self) -> None:
         """Keep each seed's figures in `test_results`, by prediction."""

@@ -75,7 +75,7 @@ def test_lists_restrict_a_split(tree):
     (tree / "few.txt").write_text("COCO_train2014_000000000025.jpg\nval2014/COCO_val2014_000000000042\n")
     source = CocoSource(tree, train_list="few.txt")
     assert source.ids("train") == [image_id("train2014", 25), image_id("val2014", 42)]
-    with pytest.raises(ValueError, match=r"1 ids are in the train list and in the val list, first 'val2014/"):
+    with pytest.raises(ValueError, match=r"1 id is in the train list and in the val list: 'val2014/"):
         source.check()
     (tree / "few.txt").write_text(f"{image_id('train2014', 25)}\n{image_id('train2014', 99)}\n")
     with pytest.raises(FileNotFoundError, match=r"by list 'few\.txt': 1 of 2 ids have no mask, first 'train2014/.*99'"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import shutil
@@ -14,7 +15,7 @@ from hdmnet.data.episodes import EpisodeManifest
 from hdmnet.data.folder import FolderSource
 from hdmnet.data.folds import fold_of
 from hdmnet.data.masks import write_mask
-from tests.helpers.folder_trees import WRITERS, shapes_content
+from tests.helpers.folder_trees import WRITERS, shapes_content, write
 
 MIXED = ("index", "binary", "coco")  # FSS-1000 has one class a picture
 
@@ -33,10 +34,10 @@ def mixed():
 def roots(one_class, mixed, tmp_path_factory):
     """Folders by layout: of pictures with one class, and with several ("mixed-…"). Not to be written to."""
     found = {}
-    for prefix, (content, names) in (("", one_class), ("mixed-", mixed)):
+    for prefix, content in (("", one_class), ("mixed-", mixed)):
         for layout in WRITERS if not prefix else MIXED:
             found[prefix + layout] = tmp_path_factory.mktemp(prefix + layout)
-            WRITERS[layout](found[prefix + layout], content, names)
+            write(layout, found[prefix + layout], content)
     return found
 
 
@@ -73,10 +74,10 @@ def test_every_layout_is_recognised_and_read_exactly(roots, one_class, mixed, la
     assert source.tree.layout == layout.removeprefix("mixed-")
     assert source.class_names == names
     assert source.ids("val") == source.ids("train") == list(content)
-    for image_id, (image, mask) in content.items():
-        np.testing.assert_array_equal(source.read_image(image_id), image)
-        np.testing.assert_array_equal(source.read_mask(image_id), mask)
-        assert source.image_size(image_id) == mask.shape
+    for image_id, entry in content.items():
+        np.testing.assert_array_equal(source.read_image(image_id), np.asarray(Image.open(io.BytesIO(entry.jpeg))))
+        np.testing.assert_array_equal(source.read_mask(image_id), entry.mask)
+        assert source.image_size(image_id) == entry.mask.shape
         assert source.covered_areas(image_id) == {}
 
 
@@ -154,6 +155,23 @@ def test_a_list_of_classes_in_the_folder_or_given(copy, one_class):
     assert FolderSource(root, classes="test.txt").class_names == one_class[1][1:3]
     (root / "classes.txt").write_text("\n".join(one_class[1][::-1]))
     assert FolderSource(root).class_names == one_class[1][::-1]
+
+
+def test_lists_from_other_systems(copy, one_class):
+    root = copy("index")
+    for start, end in ((b"", b"\r\n"), (b"\xef\xbb\xbf", b"\r\n"), (b"\xef\xbb\xbf", b"\n")):
+        lines = ["_background_", *one_class[1]]
+        (root / "classes.txt").write_bytes(start + end.join(line.encode() for line in lines) + end)
+        assert FolderSource(root).class_names == one_class[1]
+    (root / "classes.txt").write_text("\n".join(one_class[1]), encoding="utf-16")
+    with pytest.raises(ValueError, match=r"classes.txt is no UTF-8 text .*: save it as UTF-8"):
+        FolderSource(root)
+
+
+def test_a_json_with_a_byte_order_mark(copy, one_class):
+    root = copy("coco")
+    (root / "annotations.json").write_bytes(b"\xef\xbb\xbf" + (root / "annotations.json").read_bytes())
+    assert FolderSource(root).class_names == one_class[1]
 
 
 # ----------------------------------------------------------------------------------------------------------- overlaps
@@ -264,7 +282,7 @@ def test_folds_by_file(roots, one_class, tmp_path):
 
 def test_lists(roots, one_class, tmp_path):
     ids = list(one_class[0])
-    (tmp_path / "val.txt").write_text(f"{ids[5]}.bmp\n{ids[2]}\n")
+    (tmp_path / "val.txt").write_text(f"{ids[5]}.jpg\n{ids[2]}\n")
     source = FolderSource(roots["index"], val_list=str(tmp_path / "val.txt"), filter_novel=False)
     source.check()
     assert source.ids("val") == [ids[5], ids[2]]
@@ -361,7 +379,7 @@ def test_a_broken_annotation_file(copy):
 
 def test_missing_pictures_of_a_json(copy):
     root = copy("coco")
-    gone = next((root / "images").rglob("*.bmp"))
+    gone = next((root / "images").rglob("*.jpg"))
     gone.unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 24 ids have no picture in .*, first '.*': restore them"):
         FolderSource(root).check()

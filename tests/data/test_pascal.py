@@ -164,5 +164,5 @@ def test_check_names_what_lacks(tree, tmp_path):
 
 
 def test_training_on_validation_images_is_refused(tree):
-    with pytest.raises(ValueError, match=r"2 ids are in the train list and in the val list, first '2007_000033'"):
+    with pytest.raises(ValueError, match=r"2 ids are in the train list and in the val list: '2007_000033', "):
         PascalSource(tree, "val.txt").check()

@@ -92,14 +92,14 @@ def run(door: str, output: Path, *words: str) -> Answer:
     return answer
 
 
-def run_process(door: str, output: Path, *words: str, timeout: float = 240) -> Answer:
+def run_process(door: str, output: Path, *words: str, timeout: float = 240, threads: int = 1) -> Answer:
     """The command in a process of its own."""
     leave_out = ("HYDRA_FULL_ERROR", "HDMNET_JOB_CONFIG")
     environment = {name: value for name, value in os.environ.items() if name not in leave_out}
     done = subprocess.run(
         [sys.executable, "-m", f"hdmnet.{door}", *words, f"paths.output_dir={output}"],
         cwd=output.parent,
-        env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)},
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -61,6 +61,14 @@ def test_curves_over_seeds_and_none_without_a_pair(runs_of, tmp_path):
     assert draw_curves([run for run in runs if run.ablation is None], tmp_path) == []
 
 
+def test_curves_of_runs_too_short_to_log_a_loss(runs_of, tmp_path):
+    runs = runs_of({}, {"ablation": "table6_none"})
+    for run in runs:
+        (run.folder / "metrics.csv").write_text(HEADER + "0,3,,0.4\n")
+    (figure,) = draw_curves(runs, tmp_path / "figures")
+    is_drawn(figure)
+
+
 def test_classes_in_a_picture_by_fold(runs_of, tmp_path):
     overrides = (*TINY, f"paths.cache_dir={tmp_path / 'none'}")
     (run,) = runs_of({"overrides": overrides})

@@ -75,6 +75,15 @@ def test_data_and_catalog(tmp_path):
     assert found["catalog"]["fork_mb"] < 50
 
 
+def test_a_query_after_fit_beside_a_fresh_episode(tmp_path):
+    found = run(tmp_path, "predict")
+    figures = found["figures"]["predict"]
+    times = {name: figures[f"tiny/{name}_s"] for name in ("fresh", "fit", "query", "query_1shot")}
+    assert figures["tiny/ratio"] == times["fresh"] / times["query"]
+    assert all(seconds > 0 for seconds in times.values())
+    assert figures["tiny/pixels"] <= 2  # of 187,500: the same network, other batches
+
+
 @pytest.mark.slow
 def test_startup(tmp_path):
     assert run(tmp_path, "startup")["figures"]["startup"]["help_s"] > 0

@@ -8,7 +8,7 @@ from PIL import Image
 
 from hdmnet.data.masks import write_mask
 from scripts import check_dataset
-from tests.helpers.folder_trees import WRITERS, shapes_content
+from tests.helpers.folder_trees import WRITERS, shapes_content, write
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def checked(content, tmp_path, capsys):
     """`checked("index", damage, *words)` writes a folder, damages it and gives exit code, stdout and stderr."""
 
     def check(layout, damage=lambda root: None, *words):
-        WRITERS[layout](tmp_path, *content)
+        write(layout, tmp_path, content)
         damage(tmp_path)
         code = check_dataset.main([f"dataset.root={tmp_path}", *words])
         captured = capsys.readouterr()
@@ -41,7 +41,7 @@ def test_a_whole_folder_is_found_right_with_a_bar(checked, content, layout):
     assert out.startswith(f"folder, layout {layout}: 12 images (12 train, 12 val), 4 classes, 0 images without any\n")
     assert out.endswith("\nnothing wrong\n")
     for value, name in enumerate(content[1], start=1):
-        count = sum((mask == value).any() for _, mask in content[0].values())
+        count = sum((entry.mask == value).any() for entry in content[0].values())
         assert f"{name:<14}  novel       {count:>6}" in out
     assert "12/12" in err
 
@@ -50,7 +50,7 @@ def test_every_wrong_file_is_named(checked, content):
     first, second, third, *_ = content[0]
 
     def damage(root):
-        (root / f"images/{first}.bmp").write_bytes(b"no picture")
+        (root / f"images/{first}.jpg").write_bytes(b"no picture")
         write_mask(root / f"masks/{second}.png", np.full((48, 48), 9, dtype=np.uint8))
         write_mask(root / f"masks/{third}.png", np.zeros((8, 8), dtype=np.uint8))
         write_mask(root / "masks/lost.png", np.zeros((8, 8), dtype=np.uint8))
@@ -59,7 +59,7 @@ def test_every_wrong_file_is_named(checked, content):
     code, out, _ = checked("index", damage)
     found = lines(out, "wrong")
     assert (code, len(found)) == (1, 4)
-    for part in (f"{first}.bmp cannot be read", f"{second}.png holds class index 9", f"{third}.png is 8x8 (HxW) but"):
+    for part in (f"{first}.jpg cannot be read", f"{second}.png holds class index 9", f"{third}.png is 8x8 (HxW) but"):
         assert sum(part in line for line in found) == 1
     assert any(line.endswith("masks/lost.png has no picture") for line in found)
     assert [line.endswith("new.png: no mask, left out") for line in lines(out, "note")] == [True]
@@ -71,7 +71,7 @@ def test_counts_are_those_of_the_fold(checked, content):
     code, out, _ = checked("fss", lambda root: None, "dataset.num_folds=2", "fold=1", "shot=5", "dataset.min_area=60")
     assert code == 0
     for value, name in enumerate(names, start=1):
-        count = sum(int((mask == value).sum() >= 60) for _, mask in content[0].values())
+        count = sum(int((entry.mask == value).sum() >= 60) for entry in content[0].values())
         line = next(line for line in out.splitlines() if line.startswith(name))
         assert line.split()[2:4] == ["base" if value < 3 else "novel", str(count)]
         assert ("too few: shot=5 needs 6" in line) == (count < 6)
@@ -79,8 +79,8 @@ def test_counts_are_those_of_the_fold(checked, content):
 
 def test_masks_of_0_and_255_as_indices_are_found_out(checked, content):
     def damage(root):
-        for name, (_, mask) in content[0].items():
-            write_mask(root / f"masks/{name}.png", (mask > 0) * np.uint8(255))
+        for name, entry in content[0].items():
+            write_mask(root / f"masks/{name}.png", (entry.mask > 0) * np.uint8(255))
 
     code, out, _ = checked("index", damage)
     assert code == 1
@@ -93,8 +93,8 @@ def test_turned_pictures_whose_masks_cannot_be_told_are_noted(checked, content):
     def damage(root):
         exif = Image.Exif()
         exif[0x0112] = 6
-        (root / f"images/{name}.bmp").unlink()
-        Image.fromarray(content[0][name][0]).save(root / f"images/{name}.png", exif=exif)  # square
+        with Image.open(root / f"images/{name}.jpg") as picture:  # square
+            picture.save(root / f"images/{name}.jpg", exif=exif)
 
     code, out, _ = checked("binary", damage)
     assert (code, lines(out, "note")) == (
@@ -103,9 +103,20 @@ def test_turned_pictures_whose_masks_cannot_be_told_are_noted(checked, content):
     )
 
 
+def test_empty_masks_are_noted(checked, content):
+    name = next(iter(content[0]))
+
+    def damage(root):
+        write_mask(root / f"{name}.png", np.zeros((48, 48), dtype=np.uint8))
+
+    code, out, _ = checked("fss", damage)
+    assert (code, lines(out, "note")) == (0, [f"{name}: nothing is marked in the mask"])
+    assert "4 classes, 1 images without any" in out
+
+
 def test_what_a_json_names_and_is_not_there(checked):
     def damage(root):
-        next((root / "images").rglob("*.bmp")).unlink()
+        next((root / "images").rglob("*.jpg")).unlink()
         content = json.loads((root / "annotations.json").read_text())
         content["annotations"][0]["category_id"] = 77
         (root / "annotations.json").write_text(json.dumps(content))

@@ -13,6 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from hdmnet.data.folder import FolderSource
 from hdmnet.data.folds import make_fold
 from hdmnet.data.masks import voc_palette
 from hdmnet.data.shapes import ShapesSource
@@ -227,6 +228,44 @@ def test_defaults_leave_enough_pictures_for_five_shots(format_name):
         assert (kept[:, np.array(fold.base) - 1] >= 2048).sum(axis=0).min() >= 7
 
 
+FOLDER = ["--num-train", "6", "--num-val", "3", "--num-classes", "4", "--image-size", "48", "64"]
+
+
+@pytest.mark.parametrize("layout", ["index", "binary", "coco"])
+def test_a_folder_holds_the_pictures_and_their_lists(tmp_path, layout):
+    root = tmp_path / "tree"
+    assert script.main(["--format", f"folder-{layout}", "--output", str(root), *FOLDER]) == 0
+    source = ShapesSource(image_size=(48, 64), num_train=6, num_val=3, num_classes=4, object_scale=1.2, vary_size=True)
+    written = FolderSource(root, train_list="train.txt", val_list="val.txt")
+    written.check()
+    assert written.tree.layout == layout
+    assert written.class_names == tuple(sorted(source.class_names))
+    lookup = np.array([0, *(written.class_names.index(name) + 1 for name in source.class_names), *[0] * 251])
+    for split in ("train", "val"):
+        assert written.ids(split) == source.ids(split)
+        for image_id in source.ids(split):
+            np.testing.assert_array_equal(written.read_mask(image_id), lookup[source.read_mask(image_id)])
+            assert written.image_size(image_id) == source.read_mask(image_id).shape
+            assert np.abs(written.read_image(image_id).astype(int) - source.read_image(image_id)).mean() < 12
+
+
+def test_with_one_class_a_picture_all_folders_hold_the_same(tmp_path):
+    trees = {}
+    for layout in ("index", "binary", "coco", "fss"):
+        options = ["--format", f"folder-{layout}", "--output", str(tmp_path / layout), *FOLDER, "--one-class"]
+        assert script.main(options) == 0
+        trees[layout] = FolderSource(tmp_path / layout, val_list="val.txt")
+    first = trees["fss"]
+    assert first.ids("val") == (tmp_path / "fss/val.txt").read_text().splitlines()
+    assert len(first.ids("train")) == 6
+    for other in trees.values():
+        for image_id in first.ids("train") + first.ids("val"):
+            mask = first.read_mask(image_id)
+            assert set(np.unique(mask)) == {0, first.class_names.index(image_id.split("/")[0]) + 1}
+            np.testing.assert_array_equal(other.read_mask(image_id), mask)
+            np.testing.assert_array_equal(other.read_image(image_id), first.read_image(image_id))
+
+
 def test_an_output_that_holds_something_is_left_alone(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("keep")
     assert script.main(["--format", "voc", "--output", str(tmp_path)]) == 1
@@ -243,6 +282,8 @@ def test_an_output_that_holds_something_is_left_alone(tmp_path, capsys):
         (["--format", "voc", "--image-size", "10"], "expected sides of 48"),
         (["--format", "voc", "--image-size", "100", "100", "3"], "has 3 numbers"),
         (["--format", "voc", "--num-train", "0"], "num_train=0"),
+        (["--format", "voc", "--one-class"], "are for --format folder-…, got --format voc: leave them out"),
+        (["--format", "folder-fss", "--num-classes", "5"], "num_classes"),
     ],
 )
 def test_wrong_arguments_end_in_one_line(tmp_path, capsys, extra, message):

@@ -112,3 +112,21 @@ def test_unknown_choices_are_refused():
         BaseOptimiserSettings(optimizer="adam")
     with pytest.raises(ValueError, match=r"freeze_backbone='bn': expected 'none', 'norm' or 'all'"):
         BaseOptimiserSettings(freeze_backbone="bn")
+
+
+def test_base_classes_without_a_validation_pixel_are_told_once(caplog):
+    class Three(Oracle):
+        num_base = 3
+
+        def forward(self, image):
+            return F.one_hot(image[:, 0].long(), 4).permute(0, 3, 1, 2).float()
+
+    mask = torch.tensor([[[0, 1], [2, 255]]])
+    batch = sample(mask.tolist(), image=mask.clamp(max=2)[:, None].expand(-1, 3, -1, -1).float())
+    task = BaseLearnerTask(model=Three(), optimiser=BaseOptimiserSettings())
+    quieten()
+    validate = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    for _ in range(2):
+        validate.validate(task, loader(batch), verbose=False)
+    told = "stage 1: no validation pixel is, or is taken for, base class 3: base/miou is the mean of the others"
+    assert caplog.messages == [told]

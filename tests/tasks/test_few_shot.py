@@ -207,3 +207,16 @@ def test_the_checkpoint_tells_how_to_build_the_model_again():
     task = FewShotTask(model=Painter(), class_names=["one"], checkpoint_extra={"config": {"fold": 2}})
     task.on_save_checkpoint(checkpoint)
     assert checkpoint == {"hdmnet": {"config": {"fold": 2}}}
+
+
+def test_a_class_without_a_validation_episode_is_told_once(caplog):
+    task = FewShotTask(model=Painter(), class_names=["one", "two", "three"])
+    validate = trainer()
+    batches = [make_batch(MASKS, PREDICTIONS, CLASSES)]
+    for _ in range(2):
+        validate.validate(task, loader(batches), verbose=False)
+    assert caplog.messages == ["validation has no episode to count of three: val/miou is the mean of the others"]
+    caplog.clear()
+    nothing = make_batch([[[255, 255], [255, 255]]], [[[0, 0], [0, 0]]], [0])
+    trainer().validate(FewShotTask(model=Painter(), class_names=["one"]), loader([nothing]), verbose=False)
+    assert caplog.messages == ["validation has no episode to count of one: val/miou is 0"]

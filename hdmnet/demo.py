@@ -1,0 +1,50 @@
+"""`python -m hdmnet.demo ckpt=PATH`: a web page on this machine: paint over an object, find its kind elsewhere."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hdmnet.launch import door
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+@door("demo")
+def main(cfg: DictConfig) -> None:
+    """Serve the page as the config says, until Ctrl-C."""
+    if cfg.ckpt is None:
+        raise ValueError("ckpt is not given; expected a checkpoint, e.g. ckpt=RUN/checkpoints/best.ckpt")
+    with _private_folder() as folder:
+        try:
+            import gradio  # noqa: F401 (only whether it is there)
+        except ModuleNotFoundError as error:
+            if error.name != "gradio":
+                raise
+            raise ValueError("gradio is not installed; the demo needs it: pip install 'hdmnet[demo]'") from None
+        from hdmnet.web_page import serve
+
+        serve(cfg, folder)
+
+
+@contextmanager
+def _private_folder() -> Iterator[Path]:
+    """A folder for Gradio's temporary files, removed however the block ends: SIGTERM becomes a `KeyboardInterrupt`."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with tempfile.TemporaryDirectory(prefix="hdmnet-demo-") as folder:
+            # Read while Gradio is imported. The last two would report to their makers which parts of them are used.
+            os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
+            yield Path(folder)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    main()
