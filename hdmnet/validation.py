@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from omegaconf import DictConfig
@@ -158,6 +158,10 @@ def validate(cfg: DictConfig) -> None:
         ValueError: A value is wrong; one line with the key, what was found and what is expected.
     """
     plain = to_plain(cfg)
+    for group in sorted({key.rpartition(".")[0] for key in (*(key for key, _, _ in _CHECKS), *_CHOICES)} - {""}):
+        value = look_up(plain, group)
+        if value is not ABSENT and not isinstance(value, Mapping):
+            raise ValueError(f"{group}={_show(value)}: expected a group of settings (--cfg job shows them)")
     for key, check, expected in _CHECKS:
         value = look_up(plain, key)
         if value is not ABSENT and not check(value):

@@ -230,6 +230,7 @@ def fuzz(minutes: float, output: Path, *, seed: int, kinds: Sequence[str] | None
     child = Child(seed)
     unknown = set(kinds or ()) - set(child.shares)
     if unknown:
+        child.stop()
         raise ValueError(f"kind {sorted(unknown)[0]!r} is unknown: expected some of {', '.join(child.shares)}")
     chosen = list(child.shares) if kinds is None else list(kinds)
     counts: dict[str, Counter[str]] = {name: Counter() for name in chosen}

@@ -334,3 +334,10 @@ def test_stored_configs_are_plain(stored):
             check(child)
 
     check(stored)
+
+
+@pytest.mark.parametrize("override", ["optim.base=3", "model.matching=null"])
+def test_a_group_that_is_none(compose_config, override):
+    key = override.lstrip("+").partition("=")[0]
+    with pytest.raises(ValueError, match=rf"^{key}=.*: expected a group of settings"):
+        validate(compose_config("train", override))

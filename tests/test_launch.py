@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from hdmnet.config import instantiate
-from hdmnet.launch import available_cpus, door, job_overrides
+from hdmnet.launch import available_cpus, door, job_overrides, quote_paths
+from tests.helpers.doors import call
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -185,3 +187,39 @@ def test_help_is_quick_and_loads_nothing_heavy(tmp_path):
     assert done.stderr == "[]\n"
     assert os.times().children_user - before < 3  # seconds of computing: the machine may be busy with other tests
     assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("query=[größe (1).jpg,b c.jpg]", ["größe (1).jpg", "b c.jpg"]),
+        ("paths.data_dir=/daten/größe/a b", "/daten/größe/a b"),
+        ("ckpt=/a b/c (2)/x.ckpt", "/a b/c (2)/x.ckpt"),
+        ("query=[/d/日本/x.jpg]", ["/d/日本/x.jpg"]),
+        ("support={cat:[ä.jpg:b.png]}", {"cat": ["ä.jpg:b.png"]}),
+        ("ckpt='ä'", "ä"),
+        ("fold=1", 1),
+        ("dataset.image_size=[65,97]", [65, 97]),
+        ("ckpt=null", None),
+        ("paths.data_dir=/plain/a b/c-d_e.f", "/plain/a b/c-d_e.f"),
+    ],
+)
+def test_paths_of_any_letters_need_no_quotes(word, value):
+    assert OverridesParser.create().parse_override(quote_paths(word)).value() == value
+
+
+@pytest.mark.parametrize(
+    "word", ["fold=0,1,2", "a=choice(1,2)", "a=range(1,3)", "ablation=glob(table5_*)", "x=${oc.env:Ä}", "-m", "~a", "a"]
+)
+def test_what_hydra_means_something_by_stays(word):
+    assert quote_paths(word) == word
+
+
+@pytest.mark.parametrize("words", [["--fold", "1"], ["--frobnicate"], ["-h=1"]])
+def test_flags_that_are_none_are_one_line(tmp_path, words):
+    line = call("train", tmp_path, *words).refusal()
+    assert words[0].split("=")[0] in line
+    assert "expected group=option and key=value, e.g. fold=1" in line

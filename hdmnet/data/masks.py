@@ -35,6 +35,7 @@ MAX_CLASS = IGNORE - 1
 CROWD_VALUES: dict[str, int | None] = {"ignore": IGNORE, "zero": 0, "class": None}
 
 _TAIL = 1024
+_MOST_PIXELS = 128_000_000  # the largest photographs have 100 million; a header of some bytes can promise any number
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB\x60\x82"
 # What Pillow raises on damaged files, beside OSError, depends on the byte that is damaged.
@@ -133,6 +134,8 @@ def decode(path: str | Path, what: str, *, header_only: bool = False) -> Image.I
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large photographs are no attack here
             warnings.simplefilter("ignore", UserWarning)  # damaged notes on a picture: what counts is raised
             with Image.open(path) as picture:
+                if picture.width * picture.height > _MOST_PIXELS:
+                    raise ValueError(f"{picture.width * picture.height:,} pixels, expected at most {_MOST_PIXELS:,}")
                 if not header_only:
                     picture.load()
                 return picture
@@ -159,7 +162,8 @@ def _is_plain_jpeg(content: bytes) -> bool:
         marker, length = content[position + 1 : position + 2], content[position + 2 : position + 4]
         if marker in (b"\xc0", b"\xc1"):  # the frame: its depth, height, width, channels
             depth, channels = content[position + 4 : position + 5], content[position + 9 : position + 10]
-            plain = depth == b"\x08" and channels in (b"\x01", b"\x03")
+            height, width = (int.from_bytes(content[position + at : position + at + 2], "big") for at in (5, 7))
+            plain = depth == b"\x08" and channels in (b"\x01", b"\x03") and height * width <= _MOST_PIXELS
         position += 2 + int.from_bytes(length, "big")
         if marker == b"\xda":
             scan = content[position:]
@@ -188,7 +192,8 @@ def _decode_indices(path: str | Path) -> UInt8Array | None:
     header = content[12:29]  # the chunk's name, width, height, depth, colour type, three methods
     checksum, data = int.from_bytes(content[29:33], "big"), content.find(b"IDAT") - 4
     intact = zlib.crc32(header) == checksum and data > 0 and content.endswith(_PNG_END)
-    if not intact or header[12:14] not in (b"\x08\x00", b"\x08\x03"):
+    pixels = int.from_bytes(header[4:8], "big") * int.from_bytes(header[8:12], "big")
+    if not intact or header[12:14] not in (b"\x08\x00", b"\x08\x03") or pixels > _MOST_PIXELS:
         return None
     header = header[:13] + b"\x00" + header[14:]
     grey = content[:12] + header + zlib.crc32(header).to_bytes(4, "big") + content[data:]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import os
+import zlib
 
 import numpy as np
 import pytest
@@ -334,3 +336,24 @@ def test_bad_sbd_is_named(tmp_path):
     (tmp_path / "a.mat").write_bytes(b"junk")
     with pytest.raises(ValueError, match=r"A holds no readable GTcls\.Segmentation"):
         read_sbd(tmp_path / "a.mat", "A")
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB"])
+def test_a_picture_of_more_pixels_than_any_camera_has_is_not_decoded(tmp_path, mode):
+    """Its header is enough; decoding would take gigabytes."""
+    path = tmp_path / "a.png"
+    Image.new(mode, (32, 24)).save(path)
+    data = bytearray(path.read_bytes())
+    data[16:20] = (6_000_000).to_bytes(4, "big")
+    data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
+    path.write_bytes(data)
+    for read in (read_mask, read_image):
+        with pytest.raises(ValueError, match=r"cannot be read \(144,000,000 pixels, expected at most 128,000,000"):
+            read(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for read in (read_mask, read_image):
+        with pytest.raises(ValueError, match=r"a.png cannot be read \(it is no file\)"):
+            read(tmp_path / "a.png")

@@ -17,9 +17,10 @@ ROOT = Path(__file__).parents[2]
 import fuzz_mutations as mutate  # noqa: E402 (by the name that the script imports it by)
 
 JUDGE = """
-import os, sys, time, pathlib
+import os, pathlib, signal, sys
 import fuzz
 fuzz.SECONDS = 0.5
+signal.signal(signal.SIGALRM, fuzz._ring)
 here = pathlib.Path(".").resolve()
 watch = fuzz._Watch(here)
 def refuse(path):
@@ -81,6 +82,7 @@ def test_some_seconds_of_it(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["counts.json"]
 
 
+@pytest.mark.slow
 def test_an_unknown_kind_is_one_line(tmp_path, capsys):
     assert fuzz.main(["--kinds", "gif", "--output", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("fuzz: kind 'gif' is unknown: expected some of png, jpeg")
