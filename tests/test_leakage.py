@@ -23,7 +23,7 @@ from hdmnet.tasks.base_learner import BaseLearnerTask, BaseOptimiserSettings
 from hdmnet.tasks.few_shot import FewShotTask
 from tests.data.test_datamodule import MemorySource, few_shot
 from tests.helpers.doors import REAL, SHAPES, call
-from tests.helpers.folder_trees import WRITERS, shapes_content
+from tests.helpers.folder_trees import shapes_content, write
 from tests.tasks.test_few_shot import Output
 
 SIDE = 65
@@ -46,11 +46,11 @@ WORDS = {
 def trees(data_dir, tmp_path_factory):
     """Folder of each data set; the folder one has a list of training pictures, which also hold novel classes."""
     root = tmp_path_factory.mktemp("folder")
-    content, names = shapes_content(num_pictures=30, one_class=False, side=SIDE)
+    content = shapes_content(num_pictures=30, one_class=False, side=SIDE)
     for layout in ("index", "binary", "coco"):
-        WRITERS[layout](root / layout, content, names)
-        (root / layout / "val.txt").write_text("".join(f"{name}\n" for name in list(content)[::3]))
-    return {"pascal": data_dir / "pascal", "coco": data_dir / "coco", "content": content, "root": root}
+        write(layout, root / layout, content)
+        (root / layout / "val.txt").write_text("".join(f"{name}\n" for name in list(content[0])[::3]))
+    return {"pascal": data_dir / "pascal", "coco": data_dir / "coco", "content": content[0], "root": root}
 
 
 def modules(compose_config, trees, tmp_path, dataset, *words, erase=False):
@@ -92,7 +92,7 @@ def truth(trees, source, image_id):
     """The labels of a picture, (H0, W0), as they lie on the disk: read by nothing of hdmnet."""
     if source.name in ("pascal", "coco"):
         return np.asarray(Image.open(source.mask_path(image_id)))
-    return source.sample(image_id).mask if source.name == "shapes" else trees["content"][image_id][1]
+    return source.sample(image_id).mask if source.name == "shapes" else trees["content"][image_id].mask
 
 
 def shrink(mask):
