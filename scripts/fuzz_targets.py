@@ -29,7 +29,8 @@ from hdmnet.data import masks, own_pictures
 from hdmnet.data.catalog import class_areas, load_catalog
 from hdmnet.data.episodes import read_manifest
 from hdmnet.data.folder import FolderSource
-from hdmnet.data.folder_files import read_binary, read_upright
+from hdmnet.data.folder_files import read_upright
+from hdmnet.data.object_masks import read_object_mask
 from hdmnet.data.preparing import paint_chunk
 from hdmnet.disk import check_free_disk
 from hdmnet.errors import known_keys, user_message
@@ -130,7 +131,7 @@ def _pictures() -> dict[str, tuple[bytes, ...]]:
 def _read_mask(path: Path) -> None:
     first = _first_refusal(
         lambda: masks.read_mask(path),
-        lambda: read_binary(path),
+        lambda: read_object_mask(path, f"mask {path}"),
         lambda: own_pictures.read_mask(path, np.zeros((24, 32, 3), dtype=np.uint8)),
         lambda: _read_picture(path),
     )
