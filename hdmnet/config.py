@@ -316,7 +316,13 @@ def _build(node: Any, key: str) -> Any:
         return _call(function, arguments, target, key)
     try:
         return function(**arguments)
-    except (TypeError, ValueError) as error:  # a foreign constructor's refusal of a user's value: say which key it was
+    except (
+        TypeError,
+        ValueError,
+        AttributeError,
+        KeyError,
+        OverflowError,
+    ) as error:  # a foreign constructor's refusal of a user's value: say which key it was
         raise ValueError(f"{key or target}: {' '.join(str(error).split())}") from error
 
 

@@ -117,6 +117,15 @@ def _exit_code(error: BaseException) -> int | None:
     return getattr(workers[0], "exitcode", None) if workers else None
 
 
+def raised_by_hydra(error: Exception) -> bool:
+    """Whether Hydra or OmegaConf itself raised it: their parsers trip over words of the wrong kind."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+    return name.partition(".")[0] in ("hydra", "omegaconf", "antlr4")
+
+
 def _raised_here(error: Exception) -> bool:
     """Whether a `raise` statement of this package raised it; not a call of ours that a library refused."""
     trace = error.__traceback__

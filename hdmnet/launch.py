@@ -96,6 +96,13 @@ def _run_command(config_name: str, job: Job) -> int:
             raise
         print(f"error: {errors.composition_message(error, config_name)}", file=sys.stderr)
         return CONFIG_ERROR
+    except (TypeError, AttributeError, KeyError) as error:
+        if errors.wants_traceback() or not errors.raised_by_hydra(error):
+            raise
+        print(
+            f"error: the command line cannot be understood ({errors.one_line(error)}): check its words", file=sys.stderr
+        )
+        return CONFIG_ERROR
     except OSError as error:  # e.g. where the folder of runs cannot be written to
         message = errors.user_message(error)
         if errors.wants_traceback() or message is None:

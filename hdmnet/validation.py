@@ -22,6 +22,10 @@ def _at_least(least: int) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+def _between(least: int, most: int) -> Callable[[Any], bool]:
+    return lambda value: _at_least(least)(value) and value <= most
+
+
 def _is_size(value: Any) -> bool:
     sides = value if isinstance(value, list) and len(value) == 2 else [value]
     return all(_at_least(1)(side) and side <= LARGEST_SIDE for side in sides)
@@ -81,7 +85,7 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("dataset.check_files", _at_least(0), "an integer of at least 0"),
     ("dataset.controls", _is_bool, "true or false"),
     ("dataset.augment_scale", _is_range, "two numbers above 0, the smaller first"),
-    ("backbone.feature_channels", _at_least(1), "an integer of at least 1"),
+    ("backbone.feature_channels", _between(1, 4096), "an integer of 1 to 4096"),
     ("dataset.episodes_per_epoch", _optional(_at_least(1)), "null or an integer of at least 1"),
     ("dataset.num_val_episodes", _at_least(1), "an integer of at least 1"),
     ("dataset.num_test_episodes", _at_least(1), "an integer of at least 1"),
@@ -95,7 +99,7 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("port", lambda value: _at_least(0)(value) and value <= 65535, "an integer from 0 (any free port) to 65535"),
     ("episodes", _optional(_at_least(1)), "null or an integer of at least 1"),
     ("seeds", _optional(_at_least(1)), "null or an integer of at least 1"),
-    ("model.num_rounds", _at_least(1), "an integer of at least 1"),
+    ("model.num_rounds", _between(1, 100), "an integer of 1 to 100"),
     ("model.num_stages", lambda value: _at_least(1)(value) and value <= 4, "1, 2, 3 or 4"),
     ("model.dropout", _is_share, "a number in [0, 1)"),
     ("model.mid_dropout", _is_share, "a number in [0, 1)"),

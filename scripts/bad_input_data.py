@@ -139,7 +139,7 @@ _add("an id in a list without a picture", _unknown, _to_list(lambda root: b"2030
 _twice = _to_list(lambda root: f"{first(root, 'mask').stem}\n".encode())
 _add("the same id twice in a list", "more than once, expected each once", _twice)
 _shared = _to_list(lambda root: f"{first(root, 'mask', 'val').stem}\n".encode())
-_add("an id in both lists", "ids are in the train list and in the val list", _shared)
+_add("an id in both lists", "in the train list and in the val list", _shared)
 _add("an empty list", "train.txt is empty", lambda root: _list(root, "train").write_text("\n"))
 _add("a list that is no text", "is no UTF-8 text", _to_list(lambda root: b"\xff\xfe\n"))
 _nowhere = "dataset.train_list=nowhere.txt"

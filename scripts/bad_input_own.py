@@ -110,7 +110,7 @@ for _given, _names, _prepare in (
         _folder("dataset.folds={place}/extra.txt", "dataset.num_folds=null", file="cat\n"),
     ),
     (
-        "a list that is no text",
+        "a list of one's own data that is no text",
         "no UTF-8 text",
         lambda bench, place: (
             _folder(f"dataset.val_list={place}/bytes")(bench, place)
@@ -119,12 +119,12 @@ for _given, _names, _prepare in (
         ),
     ),
     (
-        "an unknown id in a list",
+        "an unknown id in a list of one's own data",
         "no picture with a mask",
         _folder("dataset.val_list={place}/extra.txt", file="p1\np99\n"),
     ),
     (
-        "the same id twice in a list",
+        "the same id twice in a list of one's own data",
         "'p1' more than once",
         _folder("dataset.val_list={place}/extra.txt", file="p1\np1\n"),
     ),

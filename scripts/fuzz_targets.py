@@ -131,7 +131,7 @@ def _pictures() -> dict[str, tuple[bytes, ...]]:
 def _read_mask(path: Path) -> None:
     first = _first_refusal(
         lambda: masks.read_mask(path),
-        lambda: read_object_mask(path, path.name),
+        lambda: read_object_mask(path, f"mask {path}"),
         lambda: own_pictures.read_mask(path, np.zeros((24, 32, 3), dtype=np.uint8)),
         lambda: _read_picture(path),
     )

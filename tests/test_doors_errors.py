@@ -90,7 +90,8 @@ def test_training_from_a_checkpoint_that_is_none(bench, tmp_path, monkeypatch, k
 def break_picture(path):
     """Header and end stay whole: only decoding tells."""
     data = path.read_bytes()
-    path.write_bytes(data[: data.index(b"\xff\xda")] + b"\xff\xd9")
+    scan = data.index(b"\xff\xda") + 20
+    path.write_bytes(data[:scan] + b"\xff\xc0\x00\x04ab" + data[scan + 6 :])
 
 
 def test_folders_with_spaces_and_other_alphabets_and_files_that_are_skipped(bench, tmp_path):

@@ -8,7 +8,6 @@ give wrong labels silently.
 from __future__ import annotations
 
 import os
-import struct
 import warnings
 import zlib
 from pathlib import Path
@@ -38,8 +37,6 @@ _TAIL = 1024
 _MOST_PIXELS = 128_000_000  # the largest photographs have 100 million; a header of some bytes can promise any number
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB\x60\x82"
-# What Pillow raises on damaged files, beside OSError, depends on the byte that is damaged.
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def read_image(path: str | Path) -> UInt8Array:
@@ -141,7 +138,7 @@ def decode(path: str | Path, what: str, *, header_only: bool = False) -> Image.I
                 return picture
     except FileNotFoundError:
         raise FileNotFoundError(f"{what} {path} is missing: restore it, or take its id off the list") from None
-    except _DECODING_ERRORS as error:
+    except Exception as error:  # what Pillow raises depends on the byte that is damaged
         reason = " ".join(str(error).split())
         raise ValueError(f"{what} {path} cannot be read ({reason}): replace the file by a whole one") from None
 

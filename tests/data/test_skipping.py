@@ -37,7 +37,8 @@ def cut_picture(source, image_id):
     """Header and end mark stay, so that only decoding tells."""
     path = source.image_path(image_id)
     data = path.read_bytes()
-    path.write_bytes(data[: data.index(b"\xff\xda")] + b"\xff\xd9")
+    scan = data.index(b"\xff\xda") + 20
+    path.write_bytes(data[:scan] + b"\xff\xc0\x00\x04ab" + data[scan + 6 :])
 
 
 def few_shot(source, **changes):
