@@ -139,7 +139,7 @@ def decode(path: str | Path, what: str, *, header_only: bool = False) -> Image.I
     except FileNotFoundError:
         raise FileNotFoundError(f"{what} {path} is missing: restore it, or take its id off the list") from None
     except Exception as error:  # what Pillow raises depends on the byte that is damaged
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{what} {path} cannot be read ({reason}): replace the file by a whole one") from None
 
 

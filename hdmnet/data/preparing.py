@@ -320,7 +320,8 @@ def paint_chunk(items: Iterable[PaintItem], *, values: Mapping[int, int], crowd:
             mask = paint_annotations(item.annotations, item.size, values, crowd)
         except (ValueError, FileNotFoundError) as error:
             text = str(error)
-            problems.append(text if str(item.picture) in text else f"picture {item.picture}: {text}")
+            text = text if str(item.picture) in text else f"picture {item.picture}: {text}"
+            problems.append(" ".join(text.split()))  # a file name may hold line breaks
         else:
             write_mask(item.mask, mask)
     return problems
