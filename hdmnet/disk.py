@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 _ADAM_MOMENTS, _SGD_MOMENTS = 2, 1
 _OTHER_BYTES = 100_000_000  # pictures, logs, the catalog cache
 _MARGIN = 1.1
+_KEPT = 4  # best, last, the last before it, and one that is being written
 
 
 def check_free_disk(cfg: DictConfig, num_base: int) -> int:
@@ -30,7 +31,7 @@ def check_free_disk(cfg: DictConfig, num_base: int) -> int:
         num_base: Number of the fold's base classes.
 
     Returns:
-        The estimate in bytes: the checkpoints that are kept, one that is being written, the base learner's where it is
+        The estimate in bytes: the checkpoints, one that is being written among them, the base learner's where it is
         not given, and a margin.
 
     Raises:
@@ -39,20 +40,16 @@ def check_free_disk(cfg: DictConfig, num_base: int) -> int:
     with torch.device("meta"):  # shapes only: neither memory nor time
         learner = build_base_learner(cfg, num_base, weights=None)
         model = build_model(cfg, learner)
-    keeper = cfg.callbacks.checkpoint
-    top = int(keeper.get("save_top_k", 1))
-    # save_top_k=-1 keeps one a validation, and how many there will be nobody knows: at least these.
-    kept = abs(top) + bool(keeper.get("save_last", False)) + 1
     checkpoint = _num_bytes(model, _ADAM_MOMENTS)
     base = 0
     if cfg.ckpt is None and cfg.base_ckpt is None:
         moments = _SGD_MOMENTS if cfg.optim.base.optimizer == "sgd" else _ADAM_MOMENTS
         base = 2 * _num_bytes(learner, 0) + _num_bytes(learner, moments)
-    needed = int(_MARGIN * (kept * checkpoint + base)) + _OTHER_BYTES
+    needed = int(_MARGIN * (_KEPT * checkpoint + base)) + _OTHER_BYTES
     folder = _existing(Path(cfg.paths.run_dir))
     free = shutil.disk_usage(folder).free
     text = (
-        f"{needed / 1e9:.2f} GB for {kept} checkpoints of {checkpoint / 1e9:.3f} GB and the rest, {free / 1e9:.2f} GB"
+        f"{needed / 1e9:.2f} GB for {_KEPT} checkpoints of {checkpoint / 1e9:.3f} GB and the rest, {free / 1e9:.2f} GB"
     )
     if free < needed:
         raise OSError(

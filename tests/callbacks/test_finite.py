@@ -11,7 +11,6 @@ import sys
 import lightning as L
 import pytest
 import torch
-from torch import nn
 
 from hdmnet.callbacks import finite
 from hdmnet.callbacks.finite import DUMP_KEY, NonFiniteGuard, count_skipped
@@ -316,23 +315,3 @@ def test_replay_refuses_other_files(start, tmp_path, capsys):
     assert "is no dump of a step; expected a nonfinite_*.pt" in capsys.readouterr().err
     assert replay.main([str(tmp_path / "none.pt")]) == 1
     assert "not found" in capsys.readouterr().err
-
-
-def test_the_check_costs_little():
-    """A pass over the gradients: compared with one step of the optimiser itself, which makes several."""
-    import time
-
-    parameters = [nn.Parameter(torch.randn(256, 256)) for _ in range(60)]
-    for parameter in parameters:
-        parameter.grad = torch.randn_like(parameter)
-    optimizer = torch.optim.AdamW(parameters)
-
-    def seconds(work):
-        work()
-        begin = time.perf_counter()
-        for _ in range(5):
-            work()
-        return time.perf_counter() - begin
-
-    check = seconds(lambda: torch.nn.utils.get_total_norm([p.grad for p in parameters], math.inf).isfinite().item())
-    assert check < 2 * seconds(optimizer.step)

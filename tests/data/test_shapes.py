@@ -192,7 +192,7 @@ def test_the_fingerprint_tells_data_sets_apart():
         ({"image_size": (64, 600)}, r"expected sides of 48\.\.512"),
         ({"image_size": (64, 64, 3)}, r"expected a side or \[height, width\]"),
         ({"num_classes": 21}, "num_classes is 21, expected a multiple of 4"),
-        ({"num_val": 0}, "num_val=0, expected at least 1"),
+        ({"num_val": 0}, "num_val=0, expected 1 to 1,000,000"),
         ({"object_scale": 3.0}, r"object_scale is 3\.0"),
         ({"fold": 7}, r"^fold=7 does not exist, expected one of 0\.\.3"),
     ],
