@@ -105,7 +105,7 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("model.mid_dropout", _is_share, "a number in [0, 1)"),
     ("model.matching.temperature", _is_positive, "a number above 0"),
     ("model.matching.num_heads", lambda value: _at_least(1)(value) and 64 % value == 0, "a divisor of 64"),
-    ("model.matching.merge_kernel", lambda value: value in (1, 3) and not _is_bool(value), "1 or 3"),
+    ("model.matching.merge_kernel", lambda value: type(value) is int and value in (1, 3), "1 or 3"),
     ("model.ensemble", _is_bool, "true or false"),
     ("model.prior_norm", _is_bool, "true or false"),
     ("loss.temperature", _is_positive, "a number above 0"),
