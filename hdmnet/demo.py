@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hdmnet.launch import door
+from hdmnet.cli.entry_point import entry_point
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-@door("demo")
+@entry_point("demo")
 def main(cfg: DictConfig) -> None:
     """Serve the page as the config says, until Ctrl-C."""
     if cfg.ckpt is None:
@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> None:
             if error.name != "gradio":
                 raise
             raise ValueError("gradio is not installed; the demo needs it: pip install 'hdmnet[demo]'") from None
-        from hdmnet.web_page import serve
+        from hdmnet.apps.web_page import serve
 
         serve(cfg, folder)
 

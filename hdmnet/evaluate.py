@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hdmnet.launch import HYDRA_VERSION_BASE, door
+from hdmnet.cli.entry_point import HYDRA_VERSION_BASE, entry_point
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,15 +13,16 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-@door("evaluate")
+@entry_point("evaluate")
 def main(cfg: DictConfig) -> None:
     """Evaluate as the config says; what the checkpoint was trained with is taken from it."""
     if cfg.ckpt is None:
         raise ValueError("ckpt is not given; expected the checkpoint to evaluate, e.g. ckpt=RUN/checkpoints/best.ckpt")
-    from hdmnet.checkpoints import BASE_LEARNER_KEY, read_checkpoint, run_entry
-    from hdmnet.experiment import evaluate
-    from hdmnet.launch import job_overrides
-    from hdmnet.trust import evaluation_config
+    from hdmnet.cli.entry_point import job_overrides
+    from hdmnet.config.stored import evaluation_config
+    from hdmnet.run.checkpoints import run_entry
+    from hdmnet.run.pipeline import evaluate
+    from hdmnet.runtime.checkpoint_file import BASE_LEARNER_KEY, read_checkpoint
 
     content = read_checkpoint(cfg.ckpt)
     if BASE_LEARNER_KEY in content:
@@ -33,11 +34,11 @@ def main(cfg: DictConfig) -> None:
 
 
 def compose_config(checkpoint: Path, overrides: Sequence[str], run_dir: str) -> tuple[DictConfig, bool]:
-    """Compose what the door would run, for scripts.
+    """Compose what the entry_point would run, for scripts.
 
     Args:
         checkpoint: Of a run or of the official release.
-        overrides: The door's command line without ``ckpt``.
+        overrides: The entry_point's command line without ``ckpt``.
         run_dir: The run's folder.
 
     Returns:
@@ -45,10 +46,12 @@ def compose_config(checkpoint: Path, overrides: Sequence[str], run_dir: str) -> 
     """
     from hydra import compose, initialize_config_dir
 
-    from hdmnet.checkpoints import read_checkpoint, run_entry
-    from hdmnet.config import conf_dir, make_paths_absolute, register_schemas
-    from hdmnet.trust import evaluation_config
-    from hdmnet.validation import validate
+    from hdmnet.config.checks import validate
+    from hdmnet.config.paths import conf_dir, make_paths_absolute
+    from hdmnet.config.schemas import register_schemas
+    from hdmnet.config.stored import evaluation_config
+    from hdmnet.run.checkpoints import run_entry
+    from hdmnet.runtime.checkpoint_file import read_checkpoint
 
     register_schemas()
     with initialize_config_dir(config_dir=str(conf_dir()), version_base=HYDRA_VERSION_BASE):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from hdmnet.launch import door
-from hdmnet.quoting import quote_files
+from hdmnet.cli.entry_point import entry_point
+from hdmnet.cli.quoting import quote_files
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -21,7 +21,7 @@ def main(cfg: DictConfig | None = None) -> None:
     run(cfg)
 
 
-@door("predict")
+@entry_point("predict")
 def run(cfg: DictConfig) -> None:
     """Segment as the config says.
 
@@ -30,7 +30,7 @@ def run(cfg: DictConfig) -> None:
     """
     if cfg.ckpt is None:
         raise ValueError("ckpt is not given; expected a checkpoint, e.g. ckpt=RUN/checkpoints/best.ckpt")
-    from hdmnet.predicting import find_queries, parse_supports, predict
+    from hdmnet.apps.predict import find_queries, parse_supports, predict
 
     supports, queries = parse_supports(cfg.support), find_queries(cfg.query)
     predict(cfg, supports, queries)

@@ -10,8 +10,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from hdmnet import errors
-from hdmnet.data.preparing import OneLineParser
+from hdmnet.cli.parser import OneLineParser
+from hdmnet.runtime.errors import one_line, user_message, wants_traceback
 
 _COMMAND_LINE_ERROR = 2  # as the other doors; 1 where the runs are at fault
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.episodes < 0:
             raise ValueError(f"--episodes is {arguments.episodes}; expected 0 or more")
     except ValueError as error:
-        print(f"error: {errors.one_line(error)}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return _COMMAND_LINE_ERROR
     from hdmnet.reporting.writing import write_report
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("error: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        message = None if errors.wants_traceback() else errors.user_message(error)
+        message = None if wants_traceback() else user_message(error)
         if message is None:
             raise
         print(f"error: {message}", file=sys.stderr)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hdmnet.launch import door
+from hdmnet.cli.entry_point import entry_point
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-@door("train")
+@entry_point("train")
 def main(cfg: DictConfig) -> None:
     """Train and test as the config says."""
-    from hdmnet.experiment import train  # heavy: only once there is a job to run
+    from hdmnet.run.pipeline import train
 
     train(cfg)
 

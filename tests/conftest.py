@@ -15,7 +15,7 @@ import cv2
 import pytest
 import torch
 
-from hdmnet.config import register_schemas
+from hdmnet.config.schemas import register_schemas
 from tests.helpers.fixtures import data_dir, finished_run, first_run, start  # noqa: F401 (session fixtures for every file)
 
 torch.set_num_threads(1)
@@ -35,7 +35,7 @@ def compose_config():
     """Compose a door's config: `compose_config("train", "dataset=coco", "fold=2")`."""
     from hydra import compose, initialize_config_dir
 
-    from hdmnet.config import conf_dir
+    from hdmnet.config.paths import conf_dir
 
     def compose_door(door, *overrides):
         with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):

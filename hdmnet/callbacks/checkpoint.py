@@ -15,11 +15,11 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from hdmnet import ranks, stopping
-from hdmnet.atomic import remove_leftovers
-from hdmnet.callbacks import position
-from hdmnet.callbacks.metrics_file import MetricsFile
-from hdmnet.checkpoints import BEST, LAST, PREVIOUS, read_checkpoint, write_durably
+from hdmnet.callbacks import resume_state
+from hdmnet.loggers.csv import CsvLogger
+from hdmnet.runtime import ranks, signals
+from hdmnet.runtime.atomic import remove_leftovers
+from hdmnet.runtime.checkpoint_file import BEST, LAST, PREVIOUS, read_checkpoint, write_durably
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -34,8 +34,9 @@ class RunCheckpoint(Checkpoint):
     """Keeps `best.ckpt`, `last.ckpt` and the one before it, `last-previous.ckpt`.
 
     `last.ckpt` is written every so many minutes, before and after each validation, at the end of each epoch and when a
-    signal asks the run to end (see `hdmnet.stopping`); `best.ckpt` after a validation that was better than all before.
-    A file appears whole or not at all. A failure to write one costs that file, never the run: it is logged and counted.
+    signal asks the run to end (see `hdmnet.runtime.signals`); `best.ckpt` after a validation that was better than all
+    before. A file appears whole or not at all. A failure to write one costs that file, never the run: it is logged and
+    counted.
 
     Attributes:
         best_model_path: Empty while there is none.
@@ -74,7 +75,7 @@ class RunCheckpoint(Checkpoint):
         self.seconds_before = 0.0
         self._files = _Files()
         self._validating = False  # what is to be written in a checkpoint's position
-        self._return: position.Return | None = None
+        self._return: resume_state.Resume | None = None
         self._saved_at = time.monotonic()
         self._begin = time.monotonic()
 
@@ -106,14 +107,14 @@ class RunCheckpoint(Checkpoint):
             log.warning("%s: %s; the best is chosen among what comes now", best, error)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the position, the random states and the length of the log."""
-        position.store(trainer, checkpoint, validating=self._validating)
+        """Add the resume_state, the random states and the length of the log."""
+        resume_state.store(trainer, checkpoint, validating=self._validating)
         # A row of the step to come, its learning rate, may be there already; it will be written again.
         checkpoint[_ROWS] = sum(one.rows_before(trainer.global_step) for one in _metrics_files(trainer))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Prepare the way back to the checkpoint's position."""
-        self._return = position.Return(trainer, checkpoint)
+        self._return = resume_state.Resume(trainer, checkpoint)
         for file in _metrics_files(trainer):
             file.keep(checkpoint[_ROWS])
 
@@ -144,7 +145,7 @@ class RunCheckpoint(Checkpoint):
         """
         if _is_trial(trainer) or batch_idx % trainer.accumulate_grad_batches:  # gradients are not kept
             return
-        wish = _STOP if stopping.asked() else _SAVE if trainer.is_global_zero and self._is_due() else _NOTHING
+        wish = _STOP if signals.stop_requested() else _SAVE if trainer.is_global_zero and self._is_due() else _NOTHING
         wish = _largest(trainer, wish)
         if wish == _NOTHING or (wish == _SAVE and not trainer.global_step):
             return
@@ -169,7 +170,7 @@ class RunCheckpoint(Checkpoint):
         # The processes may have different numbers of batches: they cannot ask one another. Those that Lightning has
         # started end with the first one.
         decides = trainer.is_global_zero or ranks.started_together()
-        if stopping.asked() and decides and self._writes(trainer):
+        if signals.stop_requested() and decides and self._writes(trainer):
             raise _stop(trainer, saved=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -270,17 +271,17 @@ class _Files(TorchCheckpointIO):
         return read_checkpoint(path)
 
 
-def _stop(trainer: Trainer, *, saved: bool) -> stopping.Stopped:
+def _stop(trainer: Trainer, *, saved: bool) -> signals.Stopped:
     # Another process may have got the signal.
-    return stopping.Stopped(stopping.asked() or signal.SIGTERM, f"step {trainer.global_step}" if saved else None)
+    return signals.Stopped(signals.stop_requested() or signal.SIGTERM, f"step {trainer.global_step}" if saved else None)
 
 
 def _is_trial(trainer: Trainer) -> bool:
     return bool(cast(Any, trainer).fast_dev_run)
 
 
-def _metrics_files(trainer: Trainer) -> list[MetricsFile]:
-    return [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
+def _metrics_files(trainer: Trainer) -> list[CsvLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, CsvLogger)]
 
 
 def _largest(trainer: Trainer, value: int) -> int:

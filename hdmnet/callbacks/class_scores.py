@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from hdmnet.results import summarise_seeds
+from hdmnet.tasks.summary import summarise_seeds
 
 
 class ClassScores(Callback):

@@ -15,10 +15,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 
 from hdmnet.data.types import IGNORE, Episode, EvaluationBatch
-from hdmnet.tasks.evaluation import resize
+from hdmnet.tasks.feature_store import resize
 
 if TYPE_CHECKING:
-    from hdmnet.data.source import Source
+    from hdmnet.data.datasets.base import SegmentationDataset
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class EpisodeScores(Callback):
         scores: Of the last test, in the order of seed and index.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: SegmentationDataset) -> None:
         """Start with no episode."""
         self.source = source
         self.scores: list[EpisodeScore] = []

@@ -21,10 +21,11 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from hdmnet.atomic import replacing
-from hdmnet.data.skipping import tell_skipped
-from hdmnet.data.source import IGNORE, Source, Split, check_unique
-from hdmnet.provenance import available_cpus
+from hdmnet.data.datasets.base import SegmentationDataset, Split, check_unique
+from hdmnet.data.datasets.skipped_files import tell_skipped
+from hdmnet.data.io.arrays import IGNORE
+from hdmnet.runtime.atomic import replacing
+from hdmnet.runtime.provenance import available_cpus
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +159,7 @@ class Catalog:
 
 
 def load_catalog(
-    source: Source,
+    source: SegmentationDataset,
     split: Split,
     cache_dir: str | Path | None,
     *,
@@ -220,7 +221,7 @@ def _pointers(counts: npt.NDArray[np.intp]) -> IntArray:
     return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
 
 
-def _cache_key(source: Source, split: Split, ids: list[str]) -> str:
+def _cache_key(source: SegmentationDataset, split: Split, ids: list[str]) -> str:
     inputs = hashlib.sha256()
     # The number of classes decides which mask values are refused, so it belongs to the inputs.
     first = _FORMAT if source.skips is None else f"{_FORMAT}-skip"  # other files are looked into, and otherwise
@@ -262,7 +263,9 @@ def _write_cache(path: Path, key: str, pairs: _Rows, skipped: _Skipped) -> None:
         logger.warning("catalog cache %s cannot be written (%s): the next run scans the masks again", path, error)
 
 
-def _scan(source: Source, ids: list[str], *, num_workers: int, progress: bool, title: str) -> tuple[_Rows, _Skipped]:
+def _scan(
+    source: SegmentationDataset, ids: list[str], *, num_workers: int, progress: bool, title: str
+) -> tuple[_Rows, _Skipped]:
     """Pairs (P, 3) int64 of a whole list, sorted by image and class, and what could not be read."""
     chunks = [(start, ids[start : start + _CHUNK]) for start in range(0, len(ids), _CHUNK)]
     with tqdm(total=len(ids), desc=title, unit="mask", disable=not progress) as bar:
@@ -285,7 +288,9 @@ def _collect(results: Iterator[_Part], bar: tqdm[None]) -> tuple[_Rows, _Skipped
     return np.concatenate(parts), skipped
 
 
-def _scan_in_pool(source: Source, chunks: list[tuple[int, list[str]]], num_workers: int) -> Iterator[_Part]:
+def _scan_in_pool(
+    source: SegmentationDataset, chunks: list[tuple[int, list[str]]], num_workers: int
+) -> Iterator[_Part]:
     # Never fork: the caller may have torch loaded, whose threads' locks would be copied in whatever state they are in.
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
@@ -297,10 +302,10 @@ def _scan_in_pool(source: Source, chunks: list[tuple[int, list[str]]], num_worke
         pool.shutdown(wait=True, cancel_futures=True)  # after an error the remaining chunks are not scanned
 
 
-_worker_source: Source | None = None
+_worker_source: SegmentationDataset | None = None
 
 
-def _set_worker_source(source: Source) -> None:
+def _set_worker_source(source: SegmentationDataset) -> None:
     global _worker_source  # set once per worker process, so that a large source does not travel with every chunk
     _worker_source = source
 
@@ -318,7 +323,7 @@ class _Part(NamedTuple):
     skipped: _Skipped
 
 
-def _scan_chunk(source: Source, start: int, ids: list[str]) -> _Part:
+def _scan_chunk(source: SegmentationDataset, start: int, ids: list[str]) -> _Part:
     """Pairs (P, 3) int64 of images start, start+1, … of the list."""
     rows, skipped = [np.empty((0, 3), dtype=np.int64)], []
     for position, image_id in enumerate(ids, start):
@@ -336,14 +341,14 @@ def _scan_chunk(source: Source, start: int, ids: list[str]) -> _Part:
     return _Part(len(ids), np.concatenate(rows).astype(np.int64, copy=False), skipped)
 
 
-def _check_picture(source: Source, image_id: str) -> None:
+def _check_picture(source: SegmentationDataset, image_id: str) -> None:
     """Decode a picture: its header, which `class_areas` looks at, may be whole where the rest is not."""
     size, mask_size = source.read_image(image_id).shape[:2], source.read_mask(image_id).shape
     if size != mask_size:
         raise ValueError(f"{source.mask_location(image_id)} is {mask_size} (H, W) but its picture is {size}")
 
 
-def class_areas(source: Source, image_id: str) -> IntArray:
+def class_areas(source: SegmentationDataset, image_id: str) -> IntArray:
     """Count the pixels of each class in one image, and check its mask.
 
     Args:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch.utils.data import default_collate  # as torch.stack; in a worker straight into shared memory
 
-from hdmnet.data.source import IGNORE
+from hdmnet.data.io.arrays import IGNORE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

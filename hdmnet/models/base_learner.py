@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hdmnet.models.backbone import Backbone
+from hdmnet.models.backbones.base import Backbone
 
 FEATURE_CHANNELS = 512  # of "feature 5", the base learner's last feature
 

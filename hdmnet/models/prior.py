@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hdmnet.models.ragged import Ragged
+from hdmnet.models.packed import PackedRows
 
 EPS = 1e-7
 BLOCK = 1024  # support positions compared at once: memory does not grow with the foreground
 
 
-def prior_mask(query: Tensor, keys: Ragged, *, shots: int, normalise: bool = False) -> Tensor:
+def prior_mask(query: Tensor, keys: PackedRows, *, shots: int, normalise: bool = False) -> Tensor:
     """Largest cosine similarity of each query position to the supports' foreground, averaged over the shots.
 
     Masked-out support positions count as a similarity of exactly 0, as in the release.
@@ -32,7 +32,7 @@ def prior_mask(query: Tensor, keys: Ragged, *, shots: int, normalise: bool = Fal
         (B, 1, h, w) float, in [-1, 1].
     """
     lengths = keys.values.norm(dim=1)
-    units = Ragged(keys.values / (lengths[:, None] + torch.finfo(lengths.dtype).tiny), keys.counts)
+    units = PackedRows(keys.values / (lengths[:, None] + torch.finfo(lengths.dtype).tiny), keys.counts)
     query_lengths = query.norm(dim=1)  # (B, h, w); it divides after the maximum, which it does not change
     similarities = []
     for i, (rows, own_lengths) in enumerate(zip(units.unbind(), lengths.split(keys.counts), strict=True)):

@@ -17,23 +17,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from hdmnet.models.backbone import Level
-from hdmnet.models.base_learner import BaseLearner, PyramidPooling
+from hdmnet.models.backbones.base import Level
+from hdmnet.models.base_learner import BaseLearner
+from hdmnet.models.folding import FoldedPooling, fold_batch_norm
 
 # Input pixels encoded at once: one picture of 473² on a CPU; on a GPU what bounds its memory.
 CHUNK_CPU, CHUNK_GPU = 2**18, 2**23
-KERNEL = 3  # of the convolution after the pyramid pooling
-# In these a normalisation follows the convolution that is registered before it.
-_IN_ORDER = (nn.Sequential, BasicBlock, Bottleneck)
 
 
 @dataclass
@@ -141,74 +136,3 @@ class _Prepared:
             if layer2.shape[-2:] != layer3.shape[-2:]:
                 layer2 = F.interpolate(layer2, layer3.shape[-2:], mode="bilinear", align_corners=True)
             return TrunkFeatures(layer2, layer3, layer4, self.pooling(layer4))
-
-
-def fold_batch_norm(module: nn.Module) -> nn.Module:
-    """Fold every batch normalisation into the convolution before it (in place; evaluation mode); returns the module."""
-    for child in module.children():
-        fold_batch_norm(child)
-    if isinstance(module, _IN_ORDER):
-        for (name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(module, name, fuse_conv_bn_eval(conv, norm))
-                setattr(module, norm_name, nn.Identity())
-    return module
-
-
-class FoldedPooling:
-    """Pyramid pooling and the 3×3 convolution after it, without ever upsampling the pooled channels.
-
-    Args:
-        pooling: Its batch normalisations folded.
-        reduce: The 3×3 convolution (padding 1), its normalisation folded; on C + 4·R channels.
-    """
-
-    def __init__(self, pooling: PyramidPooling, reduce: nn.Conv2d) -> None:
-        self.bins = pooling.bins
-        self.branches = [cast("nn.Conv2d", branch[1]) for branch in pooling.branches]  # type: ignore[index]
-        widths = [branch.out_channels for branch in self.branches]
-        weight, *pooled = reduce.weight.split([reduce.in_channels - sum(widths), *widths], dim=1)
-        self.weight = weight.contiguous(memory_format=torch.channels_last)  # (C_5, C, 3, 3)
-        self.pooled = [w.permute(1, 2, 3, 0).flatten(1).contiguous() for w in pooled]  # (R, 9·C_5) each
-        self.bias = reduce.bias
-        self._constants: dict[Any, tuple[Tensor, Tensor]] = {}
-
-    def __call__(self, layer4: Tensor) -> Tensor:
-        """(B, C, h, w) → feature 5 (B, C_5, h, w)."""
-        size = (layer4.shape[2], layer4.shape[3])
-        pool, spread = self._matrices(size, layer4)
-        rows = layer4.flatten(2).transpose(1, 2)  # (B, h·w, C)
-        cells = (pool @ rows).split([b * b for b in self.bins], dim=1)
-        patches = [
-            F.linear(part, branch.weight.flatten(1), branch.bias).relu() @ weight  # (B, b², 9·C_5)
-            for part, branch, weight in zip(cells, self.branches, self.pooled, strict=True)
-        ]
-        patch = torch.cat(patches, dim=1).unflatten(2, (KERNEL**2, -1)).flatten(1, 2)  # (B, S·9, C_5)
-        spread_out = (spread @ patch).transpose(1, 2).unflatten(2, size)
-        result: Tensor = F.conv2d(layer4, self.weight, self.bias, padding=1).add_(spread_out)
-        return result
-
-    def _matrices(self, size: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
-        """Constants of a map size: means over the cells (S, h·w), and what each cell and tap adds where (h·w, S·9)."""
-        key = (size, like.device, like.dtype)
-        if key not in self._constants:
-            self._constants.clear()  # one at a time: sizes change seldom
-            pool = torch.cat([torch.kron(_means(size[0], b), _means(size[1], b)) for b in self.bins])
-            spread = []
-            for b in self.bins:
-                upsample = torch.kron(_interpolation(b, size[0]), _interpolation(b, size[1]))  # (h·w, b²)
-                maps = upsample.T.unflatten(1, size)[:, None]
-                spread.append(F.unfold(maps, KERNEL, padding=1))  # (b², 9, h·w)
-            self._constants[key] = (pool.to(like), torch.cat(spread).flatten(0, 1).T.contiguous().to(like))
-        return self._constants[key]
-
-
-def _means(size: int, bins: int) -> Tensor:
-    """(bins, size) float64: row i averages what adaptive average pooling puts into bin i."""
-    return F.adaptive_avg_pool1d(torch.eye(size, dtype=torch.float64), bins).T
-
-
-def _interpolation(bins: int, size: int) -> Tensor:
-    """(size, bins) float64: linear interpolation from `bins` values to `size`, corners aligned."""
-    values = torch.eye(bins, dtype=torch.float64)[:, None]
-    return F.interpolate(values, size, mode="linear", align_corners=True)[:, 0].T

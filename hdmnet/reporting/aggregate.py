@@ -63,7 +63,7 @@ def by_fold(runs: Sequence[Run]) -> dict[int, list[Run]]:
     return {fold: [run for run in runs if run.result["fold"] == fold] for fold in folds}
 
 
-def pool(runs: Sequence[Run], key: str = MIOU) -> Value:
+def pool_runs(runs: Sequence[Run], key: str = MIOU) -> Value:
     """Pool the runs of one setting, of one or several folds.
 
     The mean is over folds of the fold's mean over training seeds. The spread is that of the mean over folds from one
@@ -115,7 +115,7 @@ def pool_numbers(values: dict[int, list[float]]) -> Value:
     return Value(mean, None, "", tuple(kept), sum(map(len, kept.values())))
 
 
-def describe(runs: Sequence[Run]) -> str:
+def describe_runs(runs: Sequence[Run]) -> str:
     """On what a value stands: "folds 0-3, 1 training seed"."""
     folds = by_fold(runs)
     if not folds:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hdmnet.results import read_result
+from hdmnet.run.result import read_result
 
 RESULT = "result.json"
 

@@ -36,8 +36,8 @@ def count_parameters(run: Run) -> Costs:
     """
     import torch
 
-    from hdmnet.building import build_base_learner, build_model
-    from hdmnet.trust import stored_config
+    from hdmnet.config.stored import stored_config
+    from hdmnet.run.build import build_base_learner, build_model
 
     cfg = stored_config(run.config, str(run.path))
     num_folds = cfg.dataset.get("num_folds")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hdmnet.atomic import replacing
 from hdmnet.reporting.collect import Run
 from hdmnet.reporting.paper import paper_tables
 from hdmnet.reporting.settings import settings_of, without
 from hdmnet.reporting.studies import Study, label_apart, row_of
+from hdmnet.runtime.atomic import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -236,19 +236,19 @@ def class_counts(run: Run) -> dict[int, list[int]]:
         ValueError: The config does not fit this version, or a mask is damaged.
         FileNotFoundError: The data set is not there.
     """
-    from hdmnet.building import build_source
+    from hdmnet.config.stored import stored_config
     from hdmnet.data.catalog import load_catalog
-    from hdmnet.data.folds import fold_of
-    from hdmnet.trust import stored_config
+    from hdmnet.data.class_split import fold_of
+    from hdmnet.run.build import build_dataset
 
     counts = {}
     cfg = stored_config(run.config, str(run.path))
     cache = Path(str(cfg.paths.cache_dir))
     folds = cfg.dataset.num_folds
-    for fold in range(build_source(cfg).num_folds if folds is None else int(folds)):
+    for fold in range(build_dataset(cfg).num_folds if folds is None else int(folds)):
         if "fold" in cfg.dataset.source:  # the embedded pictures are drawn for a fold
             cfg.dataset.source.fold = fold
-        source = build_source(cfg)
+        source = build_dataset(cfg)
         catalog = load_catalog(source, "val", cache / "catalogs" if cache.is_dir() else None, progress=False)
         novel = fold_of(source, fold).novel
         view = catalog.view(novel, min_area=source.min_area)

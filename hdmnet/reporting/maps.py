@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hdmnet.atomic import replacing
 from hdmnet.reporting.collect import Run
 from hdmnet.reporting.figures import STYLES, WITH, WITHOUT, Figure, by_dataset, distillation_pairs, pairs_of
 from hdmnet.reporting.studies import Study
+from hdmnet.runtime.atomic import replacing
 
 if TYPE_CHECKING:
-    from hdmnet.callbacks.visualise import Picture
     from hdmnet.data.types import Episode
+    from hdmnet.visual.episode_grid import Picture
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,11 @@ def _run_episodes(run: Run, num_episodes: int) -> _Episodes:
     """
     import torch
 
-    from hdmnet import building
-    from hdmnet.checkpoints import load_strictly, read_checkpoint, run_entry, run_state_dict
+    from hdmnet.config.stored import stored_config
     from hdmnet.data.types import collate_episodes
-    from hdmnet.trust import stored_config
+    from hdmnet.run import build
+    from hdmnet.run.checkpoints import load_strictly, run_entry, run_state_dict
+    from hdmnet.runtime.checkpoint_file import read_checkpoint
 
     path = run.checkpoint
     if path is None:
@@ -88,17 +89,17 @@ def _run_episodes(run: Run, num_episodes: int) -> _Episodes:
         raise ValueError(f"{path} is not of an hdmnet run; expected checkpoints/best.ckpt of a run's folder")
     cfg = stored_config(run.config, str(run.path))
     cache = Path(str(cfg.paths.cache_dir)) / "catalogs"
-    data = building.build_few_shot_data(
+    data = build.build_few_shot_data(
         cfg,
-        building.build_source(cfg),
+        build.build_dataset(cfg),
         num_test_seeds=1,
         num_test_episodes=num_episodes,
         num_workers=0,
         cache_dir=cache if cache.is_dir() else None,
     )
     data.setup("test")
-    learner = building.build_base_learner(cfg, data.num_base, weights=None)
-    model = building.build_model(cfg, learner, num_shots=entry["config"]["shot"]).eval()
+    learner = build.build_base_learner(cfg, data.num_base, weights=None)
+    model = build.build_model(cfg, learner, num_shots=entry["config"]["shot"]).eval()
     load_strictly(model, run_state_dict(content), str(path))
     dataset: Any = data.test_dataloader().dataset
     batches, outputs = [], []
@@ -112,7 +113,7 @@ def _run_episodes(run: Run, num_episodes: int) -> _Episodes:
 
 def _row(seen: _Episodes, number: int, suffix: str, num_maps: int | None) -> Picture:
     """One episode: supports, query, prediction and the maps of the first `num_maps` stages (None: all)."""
-    from hdmnet.callbacks.visualise import draw_batch_item
+    from hdmnet.visual.episode_grid import draw_batch_item
 
     output = seen.outputs[number]
     shown: Any = {
@@ -167,7 +168,7 @@ def _save(rows: Sequence[Picture], path: Path) -> Path:
     """Stack the rows under the colours' legend and write the PNG, whole or not at all."""
     from PIL import Image
 
-    from hdmnet.callbacks.visualise import stack_rows
+    from hdmnet.visual.episode_grid import stack_rows
 
     with replacing(path) as temporary:
         Image.fromarray(stack_rows(rows)).save(temporary, format="png", optimize=True)

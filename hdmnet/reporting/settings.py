@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from hdmnet.config import conf_dir, register_schemas, to_plain
+from hdmnet.config.paths import conf_dir
+from hdmnet.config.schemas import register_schemas
+from hdmnet.config.values import to_plain
 from hdmnet.reporting.collect import Run
 
 Settings = dict[str, str]  # dotted key: value as JSON

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hdmnet.reporting.aggregate import choose, describe, mixed_episodes
+from hdmnet.reporting.aggregate import choose, describe_runs, mixed_episodes
 from hdmnet.reporting.collect import Run
 from hdmnet.reporting.settings import (
     ABSENT,
@@ -55,7 +55,7 @@ class Study:
         Args:
             dataset: Of the paper's table.
         """
-        parts = [describe(self.runs)]
+        parts = [describe_runs(self.runs)]
         if dataset and not is_papers_dataset(self.first, dataset):
             parts.append("another data set than the paper's")
         changed = deviations(self.first, self.axes)

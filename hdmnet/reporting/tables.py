@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from hdmnet.reporting.aggregate import FB_IOU, Value, by_fold, describe, pool, pool_numbers
+from hdmnet.reporting.aggregate import FB_IOU, Value, by_fold, describe_runs, pool_numbers, pool_runs
 from hdmnet.reporting.collect import Run
 from hdmnet.reporting.costs import Costs
 from hdmnet.reporting.paper import PaperTable, paper_tables
@@ -158,9 +158,9 @@ def _percent(value: Value) -> Cell:
 def _per_fold(runs: Sequence[Run], num_folds: int = 4) -> list[Value]:
     """The mIoU of each fold and, where all are there, of their mean."""
     folds = by_fold(runs)
-    values = [pool(folds.get(fold, [])) for fold in range(num_folds)]
+    values = [pool_runs(folds.get(fold, [])) for fold in range(num_folds)]
     complete = all(value.mean is not None for value in values)
-    return [*values, pool(runs) if complete else Value()]
+    return [*values, pool_runs(runs) if complete else Value()]
 
 
 def _over(values: Iterable[Value]) -> str:
@@ -174,11 +174,11 @@ def _paper_cells(values: Sequence[float | None]) -> list[Cell]:
 
 
 def _basis(runs: Sequence[Run], values: Iterable[Value]) -> str:
-    return "; ".join(part for part in (describe(runs), _over(values)) if part)
+    return "; ".join(part for part in (describe_runs(runs), _over(values)) if part)
 
 
 def _basis_by_shot(study: Study, values: Iterable[Value]) -> str:
-    told = {shot: describe(study.rows[shot]) for shot in _SHOTS if shot in study.rows}
+    told = {shot: describe_runs(study.rows[shot]) for shot in _SHOTS if shot in study.rows}
     if len(set(told.values())) > 1:
         told = {shot: f"{shot}-shot: {text}" for shot, text in told.items()}
     return "; ".join([*dict.fromkeys(told.values()), *filter(None, [_over(values)])])
@@ -215,7 +215,7 @@ def _fb_iou(paper: PaperTable, studies: Sequence[Study], costs: CostsOf) -> Tabl
     """Table 3: FB-IoU and learnable parameters."""
     table = _with_papers_rows(paper)
     for study in studies:
-        values = [pool(study.rows.get(shot, []), FB_IOU) for shot in _SHOTS]
+        values = [pool_runs(study.rows.get(shot, []), FB_IOU) for shot in _SHOTS]
         counted = costs(study.first)
         cells = [*map(_percent, values), Cell(None if counted is None else counted.learnable)]
         label = marked(study, paper.dataset)
@@ -251,7 +251,7 @@ def _beside(paper: PaperTable, studies: Sequence[Study], extra: Callable[[Study]
         table.record(name, paper.columns, "paper", theirs, ())
         for study, own in zip(studies, more, strict=True):
             runs = study.rows.get(row.ablation or "", [])
-            value = pool(runs)
+            value = pool_runs(runs)
             cells = [_percent(value), *(by_row.get(row.ablation or "", Cell()) for _, by_row in own)]
             line += [*cells, _basis(runs, [value])]
             names = [("", "mIoU (%)"), *(("", column) for column, _ in own)]
@@ -266,7 +266,7 @@ def _components(paper: PaperTable, studies: Sequence[Study], costs: CostsOf) -> 
     def gains(study: Study) -> Columns:
         if ("", "Δ") not in paper.columns:
             return []
-        values = {row.ablation or "": pool(study.rows.get(row.ablation or "", [])) for row in paper.rows}
+        values = {row.ablation or "": pool_runs(study.rows.get(row.ablation or "", [])) for row in paper.rows}
         base = values[paper.rows[0].ablation or ""]
         cells = {
             name: Cell(_PERCENT * (value.mean - base.mean), signed=True)
@@ -291,7 +291,7 @@ def _decoders(paper: PaperTable, studies: Sequence[Study], costs: CostsOf) -> Ta
     table = _beside(paper, studies, parameters)
     table.notes.append(
         "Our parameters: feature pyramid, matching and decoder. Times and operations are not in a run's result: "
-        "scripts/count_costs.py and scripts/benchmark.py measure them."
+        "scripts/benchmarks/count_costs.py and scripts/benchmarks/benchmark.py measure them."
     )
     return table
 
@@ -323,7 +323,7 @@ def _support_mask(paper: PaperTable, studies: Sequence[Study], costs: CostsOf) -
             basis = _basis(runs, values)
             if name == _NO_MASK and not runs:
                 values, runs = _control_per_fold(study.rows.get(_MASK, []))
-                basis = f"{describe(runs)}; control of the same runs, first test seed" if runs else ""
+                basis = f"{describe_runs(runs)}; control of the same runs, first test seed" if runs else ""
             cells = [_percent(value) for value in values]
             labels = [f"this code: {study.label}", methods[name]]
             table.add([*labels, *cells, basis], ours=True)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from hdmnet.atomic import replacing
 from hdmnet.reporting.collect import Run, collect
 from hdmnet.reporting.costs import Costs, count_parameters
 from hdmnet.reporting.figures import Figure, draw_class_counts, draw_curves, draw_episode_numbers
@@ -14,6 +13,7 @@ from hdmnet.reporting.formats import to_csv, to_latex, to_markdown
 from hdmnet.reporting.maps import draw_maps
 from hdmnet.reporting.page import make_page
 from hdmnet.reporting.tables import Table, make_tables
+from hdmnet.runtime.atomic import replacing
 
 _FIGURES = (6, 7, 8, 9, 12, 13)
 _FORMATS = {"md": to_markdown, "tex": to_latex, "csv": to_csv}

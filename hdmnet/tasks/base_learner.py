@@ -10,8 +10,8 @@ import lightning as L
 import torch
 from torch import nn
 
-from hdmnet.losses import segmentation_loss
 from hdmnet.metrics import SegmentationIoU
+from hdmnet.models.losses import segmentation_loss
 from hdmnet.tasks.schedule import poly_schedule
 
 if TYPE_CHECKING:

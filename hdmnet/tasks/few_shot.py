@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from hdmnet.data.types import EvaluationBatch
-from hdmnet.losses import DISTILLATION_KINDS, distillation_per_stage, probability_loss, segmentation_loss
 from hdmnet.metrics import FewShotIoU
-from hdmnet.tasks.evaluation import FeatureStore, ReusableModel, compare, pool
+from hdmnet.models.hdmnet.loss import DISTILLATION_KINDS, distillation_per_stage
+from hdmnet.models.losses import probability_loss, segmentation_loss
+from hdmnet.tasks.feature_store import EncodesApart, FeatureStore, add_to_metrics, count_predictions
 from hdmnet.tasks.schedule import poly_schedule
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
     from hdmnet.data.types import Episode
-    from hdmnet.tasks.evaluation import Output
+    from hdmnet.tasks.feature_store import Output
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class LossWeights:
 
     `final_on`: "probabilities": softmax cross entropy of the fused probabilities, as in the release; "log": their
     negative log-likelihood. A final prediction that is logits (no ensemble) is not concerned.
-    `distillation_kind`: which loss the correlation maps get, see `hdmnet.losses` (paper Table 6).
+    `distillation_kind`: which loss the correlation maps get, see `hdmnet.models.hdmnet.loss` (paper Table 6).
     """
 
     final: float = 1.0
@@ -164,17 +165,17 @@ class FewShotTask(L.LightningModule):
 
     def _evaluate(self, batch: Episode | EvaluationBatch, metrics: nn.ModuleDict) -> dict[str, Any]:
         if isinstance(batch, EvaluationBatch):
-            output = self.features.segment(cast(ReusableModel, self.model), batch)
+            output = self.features.segment(cast(EncodesApart, self.model), batch)
             masks, mask_index, item = batch.query_masks_original, batch.mask_index, batch.item
         else:
             output = self(batch)
             masks = list(batch.query_mask if batch.query_mask_original is None else batch.query_mask_original)
             mask_index = item = list(range(len(masks)))
-        final = compare(output.final_logits, masks, mask_index=mask_index)
+        final = count_predictions(output.final_logits, masks, mask_index=mask_index)
         alone = output.meta_logits is output.final_logits  # nothing was fused
-        meta = final if alone else compare(output.meta_logits, masks, mask_index=mask_index)
+        meta = final if alone else count_predictions(output.meta_logits, masks, mask_index=mask_index)
         for name, pixels in (("final", final), ("meta", meta)):
-            pool(
+            add_to_metrics(
                 pixels,
                 class_index=batch.class_index,
                 metrics=_seeds(metrics, name),

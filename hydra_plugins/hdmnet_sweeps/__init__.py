@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from hdmnet.optuna_sweeper import OptunaSweeper as _OptunaSweeper
-from hdmnet.slurm import SlurmSweepLauncher as _SlurmSweepLauncher
-from hdmnet.sweeps import LocalSweepLauncher as _LocalSweepLauncher
+from hdmnet.sweeps.launcher import LocalSweepLauncher as _LocalSweepLauncher
+from hdmnet.sweeps.optuna import OptunaSweeper as _OptunaSweeper
+from hdmnet.sweeps.slurm import SlurmSweepLauncher as _SlurmSweepLauncher
 
 
 class LocalLauncher(_LocalSweepLauncher):

@@ -12,18 +12,18 @@ import warnings
 import pytest
 import torch
 
-from hdmnet import stopping
 from hdmnet.callbacks import checkpoint as module
 from hdmnet.callbacks.checkpoint import RunCheckpoint
-from hdmnet.checkpoints import newest_whole, read_checkpoint
-from hdmnet.quiet import quieten
+from hdmnet.runtime import signals
+from hdmnet.runtime.checkpoint_file import newest_whole, read_checkpoint
+from hdmnet.runtime.warnings import silence_known_warnings
 from tests.helpers.tiny_training import Killed, fit
 
 
 @pytest.fixture(autouse=True)
 def quiet():
     with warnings.catch_warnings():
-        quieten()
+        silence_known_warnings()
         yield
 
 
@@ -108,7 +108,7 @@ def test_nothing_in_a_checkpoint_is_run_when_it_is_read(tmp_path):
 
 
 def test_a_signal_ends_a_training_after_its_step(tmp_path):
-    with stopping.heard(), pytest.raises(stopping.Stopped, match="SIGTERM") as stop, stopping.polling():
+    with signals.handling_signals(), pytest.raises(signals.Stopped, match="SIGTERM") as stop, signals.polling():
         fit(tmp_path, minutes=60, kill=at(8, lambda: os.kill(os.getpid(), signal.SIGTERM)))
     assert (stop.value.saved, stop.value.exit_code) == ("step 8", 75)
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 8
@@ -120,7 +120,7 @@ def test_a_signal_ends_a_validation_at_once(tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
         assert (place, number) != ("val", 6)
 
-    with stopping.heard(), pytest.raises(stopping.Stopped) as stop, stopping.polling():
+    with signals.handling_signals(), pytest.raises(signals.Stopped) as stop, signals.polling():
         fit(tmp_path, minutes=60, kill=reach)
     assert stop.value.saved == "step 12"
     last = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
@@ -132,7 +132,7 @@ def test_a_signal_before_the_first_step_leaves_nothing(tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
         fit(tmp_path)
 
-    with stopping.heard(), pytest.raises(stopping.Stopped) as stop, stopping.polling():
+    with signals.handling_signals(), pytest.raises(signals.Stopped) as stop, signals.polling():
         signalled()
     assert stop.value.saved is None
     assert not (tmp_path / "checkpoints").exists()

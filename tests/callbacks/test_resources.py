@@ -13,7 +13,7 @@ import pytest
 
 from hdmnet.callbacks import resources
 from hdmnet.callbacks.resources import FILE, ResourceLog, family, measure
-from scripts.soak import fit, grows, read, slope, table
+from scripts.robustness.soak import fit, grows, read, slope, table
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_single_peaks_do_not_move_the_slope():
 @pytest.mark.slow
 def test_a_short_soak(tmp_path, capsys):
     """Too short for a verdict on memory, so with a wide limit: nothing else may grow."""
-    from scripts import soak
+    from scripts.robustness import soak
 
     out = tmp_path / "soak"
     words = ["--steps", "120", "--evaluations", "4", "--limit", "400", "--out", str(out), "dataset.controls=false"]

@@ -12,11 +12,12 @@ from PIL import Image
 
 from hdmnet.data import catalog as catalog_module
 from hdmnet.data.catalog import load_catalog
-from hdmnet.data.masks import read_mask
-from hdmnet.data.source import Source, Split, UInt8Array, fingerprint_files, read_id_list
+from hdmnet.data.datasets.base import SegmentationDataset, Split, fingerprint_files, read_id_list
+from hdmnet.data.io.arrays import UInt8Array
+from hdmnet.data.io.masks import read_mask
 
 
-class FolderSource(Source):
+class FolderSource(SegmentationDataset):
     """Palette PNGs of a folder, six classes; every read is counted."""
 
     name = "folder"

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from hdmnet.data.catalog import Catalog
-from hdmnet.data.episodes import EpisodeManifest, read_manifest
-from hdmnet.data.folds import make_fold
-from hdmnet.data.masks import category_values, decode_segmentation, paint_annotations, read_mask, write_mask
-from hdmnet.data.segmentations import run_lengths
-from hdmnet.data.source import IGNORE
+from hdmnet.data.class_split import make_fold
+from hdmnet.data.episodes.manifest import EpisodeManifest, read_manifest
+from hdmnet.data.io.annotations import category_values, decode_segmentation, paint_annotations
+from hdmnet.data.io.arrays import IGNORE
+from hdmnet.data.io.masks import read_mask, write_mask
+from hdmnet.data.io.polygons import run_lengths
 
 quick = settings(max_examples=40, deadline=None)
 

@@ -1,8 +1,9 @@
 """What the code computed and composed before it was moved into rooms, and does still.
 
-`recorded.json`, `predicted.npz` and `run/` were made by version 0.1.0: a training with the ensemble, killed at step 2 of
-4, its weights made periodic so that they compress; its evaluation, its predictions and its resume. `configs.txt` holds
-what is composed now: whoever changes a config on purpose writes it again with HDMNET_WRITE_CONFIGS=1 and reads the diff.
+`recorded.json`, `predicted.npz` and `run/` were made by version 0.1.0: a training with the ensemble, killed at step 2
+of 4, its weights made periodic so that they compress; its evaluation, its predictions and its resume. `configs.txt`
+holds what is composed now: whoever changes a config on purpose writes it again with HDMNET_WRITE_CONFIGS=1 and reads
+the diff.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from tests.helpers import doors
-from tests.helpers.doors import ROOT
+from tests.helpers import commands as doors
+from tests.helpers.commands import ROOT
 
 HERE = Path(__file__).parent
 RECORDED = json.loads((HERE / "recorded.json").read_text())
@@ -56,10 +57,7 @@ def same(found, recorded, tolerance=1e-4):
 
 def rows(folder):
     lines = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
-    return [
-        {key: float(value) for key, value in zip(lines[0], line, strict=True) if value}
-        for line in lines[1:]
-    ]
+    return [{key: float(value) for key, value in zip(lines[0], line, strict=True) if value} for line in lines[1:]]
 
 
 def test_a_training_from_nothing_has_the_recorded_losses(tmp_path):
@@ -115,17 +113,19 @@ def test_the_old_result_is_reported(tmp_path):
 
 
 def test_manifests_have_the_recorded_hashes(data_dir, tmp_path, compose_config):
-    from hdmnet.building import build_few_shot_data, build_source
-    from hdmnet.config import make_paths_absolute
+    from hdmnet.config.paths import make_paths_absolute
+    from hdmnet.run.build import build_dataset, build_few_shot_data
 
     recorded = json.loads((HERE / "manifests.json").read_text())
     found = {}
     for words in recorded:
         folder = data_dir / "pascal" / "ImageSets" / "Segmentation"
         lists = [f"dataset.{split}_list={folder / split}.txt" for split in ("train", "val")] * ("pascal" in words)
-        cfg = compose_config("train", *words.split(), *lists, f"paths.data_dir={data_dir}", f"paths.output_dir={tmp_path}")
+        cfg = compose_config(
+            "train", *words.split(), *lists, f"paths.data_dir={data_dir}", f"paths.output_dir={tmp_path}"
+        )
         make_paths_absolute(cfg, tmp_path)
-        data = build_few_shot_data(cfg, build_source(cfg))
+        data = build_few_shot_data(cfg, build_dataset(cfg))
         data.setup()
         manifests = [data.val_manifest, *data.test_manifests]
         found[words] = [manifest.sha256() for manifest in manifests] + [

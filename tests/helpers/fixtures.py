@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.helpers import doors, trees
+from tests.helpers import commands as doors
+from tests.helpers import trees
 
 
 @pytest.fixture(scope="session")

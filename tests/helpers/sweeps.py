@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hdmnet.ranks import PARENT_VARIABLE, VARIABLES
+from hdmnet.runtime.ranks import PARENT_VARIABLE, VARIABLES
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from hdmnet.building import leave_signals_alone
 from hdmnet.callbacks.checkpoint import RunCheckpoint
-from hdmnet.callbacks.metrics_file import MetricsFile
-from hdmnet.data.samplers import EpochSampler
+from hdmnet.data.episodes.samplers import EpochSampler
+from hdmnet.loggers.csv import CsvLogger
+from hdmnet.run.build import leave_signals_alone
 from hdmnet.tasks.schedule import poly_schedule
 
 
@@ -104,7 +104,7 @@ def fit(
     arguments: dict[str, Any] = {"max_epochs": -1, "max_steps": 15, "num_sanity_val_steps": 0} | trainer
     task = Task([], kill)
     one = L.Trainer(
-        accelerator="cpu", logger=MetricsFile(folder), callbacks=[learning_rate, keeper], log_every_n_steps=1,
+        accelerator="cpu", logger=CsvLogger(folder), callbacks=[learning_rate, keeper], log_every_n_steps=1,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, **arguments,
     )  # fmt: skip
     leave_signals_alone(one)

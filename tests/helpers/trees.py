@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scripts import prepare_coco, write_shapes
+from scripts.data import prepare_coco, write_shapes
 
 MIN_AREA = 128  # px; the pictures are at most 96 x 128
 

@@ -1,19 +1,16 @@
-"""Makes the helpers beside the tests importable, and gives what several files read."""
+"""What several files read."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # official_recipe, reference
-
-GOLDEN = HERE / "golden"
+GOLDEN = HERE / "hdmnet" / "golden"
 
 
 def read_golden(name):

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hdmnet.losses import segmentation_loss
-from hdmnet.models.backbone import build_backbone
+from hdmnet.models.backbones.build import build_backbone
 from hdmnet.models.base_learner import BaseLearner, PyramidPooling
-from hdmnet.models.hdmnet import build_hdmnet
+from hdmnet.models.hdmnet.model import build_hdmnet
+from hdmnet.models.losses import segmentation_loss
 from hdmnet.models.trunk import FrozenTrunk
 
 

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import official_recipe as recipe
 import pytest
 import torch
 
 from hdmnet.models import prior
-from hdmnet.models.ragged import find_foreground
+from hdmnet.models.packed import find_foreground
+from tests.helpers import official_recipe as recipe
 
 
 def prior_mask(query, support, mask, **switches):

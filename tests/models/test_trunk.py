@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hdmnet.models import trunk as trunk_module
-from hdmnet.models.backbone import BACKBONES, build_backbone
+from hdmnet.models.backbones.build import BACKBONES, build_backbone
 from hdmnet.models.base_learner import BaseLearner
 from hdmnet.models.trunk import FrozenTrunk
 

@@ -4,10 +4,10 @@ import os
 from math import sqrt
 
 import pytest
-
-from hdmnet.reporting.aggregate import Value, choose, describe, mixed_episodes, pool
-from hdmnet.reporting.collect import collect
 from tests.reporting.hand_made import write_run
+
+from hdmnet.reporting.aggregate import Value, choose, describe_runs, mixed_episodes, pool_runs
+from hdmnet.reporting.collect import collect
 
 
 @pytest.fixture
@@ -21,12 +21,12 @@ def runs_of(tmp_path):
 
 
 def test_one_run_spreads_over_its_test_seeds(runs_of):
-    value = pool(runs_of({"miou": (0.4, 0.6)}))
+    value = pool_runs(runs_of({"miou": (0.4, 0.6)}))
     assert value == Value(pytest.approx(0.5), pytest.approx(0.1 * sqrt(2)), "2 test seeds", (0,), 1)
 
 
 def test_mean_over_folds_spreads_over_the_test_seeds_of_that_mean(runs_of):
-    value = pool(runs_of({"fold": 0, "miou": (0.2, 0.4)}, {"fold": 2, "miou": (0.8, 0.6)}))
+    value = pool_runs(runs_of({"fold": 0, "miou": (0.2, 0.4)}, {"fold": 2, "miou": (0.8, 0.6)}))
     # Seed 1: (0.2 + 0.8) / 2; seed 2: (0.4 + 0.6) / 2: the same.
     assert value == Value(pytest.approx(0.5), pytest.approx(0.0), "2 test seeds", (0, 2), 2)
 
@@ -39,9 +39,9 @@ def test_training_seeds_come_first(runs_of):
         {"fold": 1, "seed": 1, "miou": (0.2, 0.2)},
     )
     # Seed 0: (0.2 + 0.4) / 2 = 0.3, seed 1: (0.6 + 0.2) / 2 = 0.4.
-    value = pool(runs)
+    value = pool_runs(runs)
     assert value == Value(pytest.approx(0.35), pytest.approx(0.1 / sqrt(2)), "2 training seeds", (0, 1), 4)
-    assert describe(runs) == "folds 0–1, 2 training seeds"
+    assert describe_runs(runs) == "folds 0–1, 2 training seeds"
 
 
 def test_folds_weigh_alike_whatever_their_number_of_seeds(runs_of):
@@ -51,19 +51,19 @@ def test_folds_weigh_alike_whatever_their_number_of_seeds(runs_of):
         {"fold": 3, "seed": 0, "miou": (0.8, 0.9)},
     )
     # Fold 0: 0.4, fold 3: 0.85. One common training seed only: over test seeds, (0.3 + 0.8) / 2 and (0.5 + 0.9) / 2.
-    assert pool(runs) == Value(pytest.approx(0.625), pytest.approx(0.15 / sqrt(2)), "2 test seeds", (0, 3), 3)
-    assert describe(runs) == "folds 0, 3, 1 to 2 training seeds"
+    assert pool_runs(runs) == Value(pytest.approx(0.625), pytest.approx(0.15 / sqrt(2)), "2 test seeds", (0, 3), 3)
+    assert describe_runs(runs) == "folds 0, 3, 1 to 2 training seeds"
 
 
 def test_no_spread_from_one_seed_or_unequal_numbers_of_them(runs_of):
     runs = runs_of({"fold": 0, "miou": (0.5,)}, {"fold": 1, "miou": (0.5, 0.6)})
-    assert pool(runs[:1]).spread is None
-    assert pool(runs).spread is None
-    assert pool([]) == Value()
+    assert pool_runs(runs[:1]).spread is None
+    assert pool_runs(runs).spread is None
+    assert pool_runs([]) == Value()
 
 
 def test_fb_iou_has_figures_of_its_own(runs_of):
-    assert pool(runs_of({"fb_iou": (0.7, 0.9)}), "fb_iou").mean == pytest.approx(0.8)
+    assert pool_runs(runs_of({"fb_iou": (0.7, 0.9)}), "fb_iou").mean == pytest.approx(0.8)
 
 
 def test_of_equal_runs_the_one_with_most_episodes_then_the_newest_counts(runs_of):

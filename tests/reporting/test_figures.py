@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from tests.reporting.hand_made import TINY, write_run
 
 from hdmnet.reporting.collect import collect
 from hdmnet.reporting.figures import (
@@ -16,8 +17,7 @@ from hdmnet.reporting.figures import (
     pairs_of,
 )
 from hdmnet.reporting.maps import draw_maps
-from hdmnet.results import read_result, write_result
-from tests.reporting.hand_made import TINY, write_run
+from hdmnet.run.result import read_result, write_result
 
 HEADER = "epoch,step,train/final,val/miou\n"
 

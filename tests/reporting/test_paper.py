@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hdmnet.config import conf_dir
+from hdmnet.config.paths import conf_dir
 from hdmnet.reporting.paper import paper_tables, source
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts import benchmark
-from tests.models import reference
+from scripts.benchmarks import benchmark
+from tests.helpers import reference
 
 ROOT = Path(__file__).parents[2]
 # Names of modules as the script itself imports them: one copy of each.

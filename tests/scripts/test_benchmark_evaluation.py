@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from scripts import benchmark_evaluation
+from scripts.benchmarks import benchmark_evaluation
 
 
 def counted(intersection, union, counts):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hdmnet.data.masks import write_mask
-from scripts import check_dataset
+from hdmnet.data.io.masks import write_mask
+from scripts.data import check_dataset
 from tests.helpers.folder_trees import WRITERS, shapes_content, write
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from scripts import compare_predict
+from scripts.inspect import compare_predict
 
 QUICK = ("trainer=cpu", "num_workers=0", "trainer.enable_progress_bar=false")
 

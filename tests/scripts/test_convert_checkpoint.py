@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hdmnet.checkpoints import BASE_LEARNER_KEY, RUN_KEY, read_checkpoint
-from scripts import convert_checkpoint
+from hdmnet.runtime.checkpoint_file import BASE_LEARNER_KEY, RUN_KEY, read_checkpoint
+from scripts.checkpoints import convert_checkpoint
 from tests.models.conftest import read_golden
-from tests.models.test_official_files import make_state
+from tests.models.hdmnet.test_official_files import make_state
 
 
 def convert(*arguments):

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from hdmnet.data.own_pictures import read_picture
+from hdmnet.apps.export import fitted_answers, open_pt2
+from hdmnet.apps.segmenter import Segmenter
+from hdmnet.data.io.user_pictures import read_user_picture
 from hdmnet.data.transforms import resize_image
-from hdmnet.exporting import fitted_answers, open_pt2
-from hdmnet.segmenter import Segmenter
-from hdmnet.tasks.evaluation import resize
-from scripts import export
+from hdmnet.tasks.feature_store import resize
+from scripts.checkpoints import export
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_onnx_of_a_checkpoint_gives_the_masks_of_the_segmenter(start, folder, tm
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     size = tuple(json.loads(session.get_modelmeta().custom_metadata_map["image_size"]))
     assert size == segmenter.image_size
-    picture = read_picture(folder / "query.png")[0]
+    picture = read_user_picture(folder / "query.png")[0]
     query = resize_image(picture, size).transpose(2, 0, 1)[None].astype(np.float32)
     logits, _ = session.run(None, {"query": query})
     at_full_size = resize(torch.from_numpy(logits[:, 0]), torch.Size(picture.shape[:2]))[0]

@@ -1,4 +1,4 @@
-"""The quick part of the fault harness; the whole of it takes about an hour: `python scripts/faults.py --output DIR`."""
+"""The quick part of the fault harness; the whole of it takes about an hour."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib import import_module
 
 import pytest
 
-from tests.helpers.doors import ROOT
+from tests.helpers.commands import ROOT
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import fuzz
+from scripts.robustness import fuzz
 
 ROOT = Path(__file__).parents[2]
 import fuzz_mutations as mutate  # noqa: E402 (by the name that the script imports it by)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import inspect_episode
+from scripts.inspect import inspect_episode
 
 
 def read(path):

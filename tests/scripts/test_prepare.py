@@ -12,10 +12,10 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from scipy.io import savemat
 
-from hdmnet.data.coco import CocoSource
-from hdmnet.data.masks import read_mask, write_mask
-from hdmnet.data.pascal import PascalSource
-from scripts import prepare_coco, prepare_pascal
+from hdmnet.data.datasets.coco import CocoDataset
+from hdmnet.data.datasets.pascal import PascalDataset
+from hdmnet.data.io.masks import read_mask, write_mask
+from scripts.data import prepare_coco, prepare_pascal
 
 SIZE = (30, 40)
 
@@ -116,7 +116,7 @@ def test_coco_masks_equal_pycocotools(coco_tree, capsys, crowd, value):
     captured = capsys.readouterr()
     assert "train2014: 6 pictures in the JSON, 6 on the disk, 6 masks, 1 without annotations" in captured.out
     assert "has 3 categories, COCO 80" in captured.err
-    source = CocoSource(coco_tree)
+    source = CocoDataset(coco_tree)
     source.check()
     assert len(source.ids("train")) == 6
 
@@ -127,7 +127,7 @@ def test_coco_on_two_processes_paints_the_same(coco_tree, monkeypatch):
     expected = coco_masks(coco_tree)
     for path in (coco_tree / "masks").glob("*/*.png"):
         path.unlink()
-    monkeypatch.setattr("hdmnet.data.preparing.CHUNK_SIZE", 2)
+    monkeypatch.setattr("hdmnet.data.prepare.CHUNK_SIZE", 2)
     assert prepare_coco.main(["--root", str(coco_tree), "--workers", "2"]) == 0
     for name, mask in coco_masks(coco_tree).items():
         np.testing.assert_array_equal(mask, expected[name])
@@ -318,7 +318,7 @@ def test_pascal_masks_from_archives(tmp_path, voc_tar, sbd, capsys, form):
     ]
     captured = capsys.readouterr()
     assert "masks: 4 found, 12,031 expected; of the 5,953 training ids 3, of the 1,449 validation ids 1" in captured.out
-    assert PascalSource(root, "trainaug").ids("train") == [BOTH, *SBD]
+    assert PascalDataset(root, "trainaug").ids("train") == [BOTH, *SBD]
 
 
 def test_pascal_reduced_tree_must_be_allowed(tmp_path, voc_tar, capsys):

@@ -13,15 +13,15 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from hdmnet.data.folder import FolderSource
-from hdmnet.data.folds import make_fold
-from hdmnet.data.masks import voc_palette
-from hdmnet.data.shapes import ShapesSource
+from hdmnet.data.class_split import make_fold
+from hdmnet.data.datasets.folder.dataset import FolderDataset
+from hdmnet.data.datasets.shapes.dataset import ShapesDataset
+from hdmnet.data.io.masks import voc_palette
 
 # pycocotools 2.0's compiled decoder has an __array__ without numpy 2's copy keyword.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "write_shapes.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "data" / "write_shapes.py"
 COCO_IDS = [
     1,
     2,
@@ -99,7 +99,7 @@ def coco(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def coco_source():
-    return ShapesSource(
+    return ShapesDataset(
         image_size=160,
         num_train=48,
         num_val=16,
@@ -111,7 +111,7 @@ def coco_source():
 
 
 def test_voc_tree_holds_lists_pictures_and_palette_masks(voc):
-    source = ShapesSource(seed=3, image_size=(100, 140), num_train=6, num_val=4, object_scale=1.2, vary_size=True)
+    source = ShapesDataset(seed=3, image_size=(100, 140), num_train=6, num_val=4, object_scale=1.2, vary_size=True)
     lists = {
         name: (voc / f"ImageSets/Segmentation/{name}.txt").read_text().split() for name in ("train", "val", "trainval")
     }
@@ -212,7 +212,7 @@ def test_trace_finds_both_parts_of_a_cut_square():
 def test_defaults_leave_enough_pictures_for_five_shots(format_name):
     num_train, num_val = script.NUM_PICTURES[format_name]
     classes, rule = (20, "contiguous") if format_name == "voc" else (80, "interleaved")
-    source = ShapesSource(
+    source = ShapesDataset(
         image_size=(240, 320), num_train=num_train, num_val=num_val, num_classes=classes, split_rule=rule,
         object_scale=1.2, vary_size=True,
     )  # fmt: skip
@@ -235,8 +235,8 @@ FOLDER = ["--num-train", "6", "--num-val", "3", "--num-classes", "4", "--image-s
 def test_a_folder_holds_the_pictures_and_their_lists(tmp_path, layout):
     root = tmp_path / "tree"
     assert script.main(["--format", f"folder-{layout}", "--output", str(root), *FOLDER]) == 0
-    source = ShapesSource(image_size=(48, 64), num_train=6, num_val=3, num_classes=4, object_scale=1.2, vary_size=True)
-    written = FolderSource(root, train_list="train.txt", val_list="val.txt")
+    source = ShapesDataset(image_size=(48, 64), num_train=6, num_val=3, num_classes=4, object_scale=1.2, vary_size=True)
+    written = FolderDataset(root, train_list="train.txt", val_list="val.txt")
     written.check()
     assert written.tree.layout == layout
     assert written.class_names == tuple(sorted(source.class_names))
@@ -254,7 +254,7 @@ def test_with_one_class_a_picture_all_folders_hold_the_same(tmp_path):
     for layout in ("index", "binary", "coco", "fss"):
         options = ["--format", f"folder-{layout}", "--output", str(tmp_path / layout), *FOLDER, "--one-class"]
         assert script.main(options) == 0
-        trees[layout] = FolderSource(tmp_path / layout, val_list="val.txt")
+        trees[layout] = FolderDataset(tmp_path / layout, val_list="val.txt")
     first = trees["fss"]
     assert first.ids("val") == (tmp_path / "fss/val.txt").read_text().splitlines()
     assert len(first.ids("train")) == 6

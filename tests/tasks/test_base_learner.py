@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hdmnet.data.types import SegmentationSample
-from hdmnet.quiet import quieten
+from hdmnet.runtime.warnings import silence_known_warnings
 from hdmnet.tasks.base_learner import BaseLearnerTask, BaseOptimiserSettings
 
 
@@ -48,7 +48,7 @@ def loader(*batches):
 
 
 def fit(task, *, steps=2):
-    quieten()
+    silence_known_warnings()
     trainer = L.Trainer(
         accelerator="cpu", max_steps=steps, logger=False, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, num_sanity_val_steps=0,
@@ -71,7 +71,7 @@ def test_validation_is_the_base_classes_miou_without_background():
     predictions = torch.tensor([[[0, 1], [1, 1]], [[1, 0], [0, 2]]])
     batch = sample([[[0, 1], [2, 255]], [[1, 1], [0, 2]]], predictions[:, None].expand(-1, 3, -1, -1).float())
     task = BaseLearnerTask(model=Oracle(), optimiser=BaseOptimiserSettings())
-    quieten()
+    silence_known_warnings()
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
     (values,) = trainer.validate(task, loader(batch), verbose=False)
     assert values["base/miou"] == pytest.approx((2 / 4 + 1 / 2) / 2)
@@ -124,7 +124,7 @@ def test_base_classes_without_a_validation_pixel_are_told_once(caplog):
     mask = torch.tensor([[[0, 1], [2, 255]]])
     batch = sample(mask.tolist(), image=mask.clamp(max=2)[:, None].expand(-1, 3, -1, -1).float())
     task = BaseLearnerTask(model=Three(), optimiser=BaseOptimiserSettings())
-    quieten()
+    silence_known_warnings()
     validate = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     for _ in range(2):
         validate.validate(task, loader(batch), verbose=False)

@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from hdmnet.data.types import Episode
-from hdmnet.losses import correlation_distillation
-from hdmnet.quiet import quieten
+from hdmnet.models.hdmnet.loss import correlation_distillation
+from hdmnet.runtime.warnings import silence_known_warnings
 from hdmnet.tasks.few_shot import FewShotTask, LossWeights, OptimiserSettings
 
 
@@ -79,7 +79,7 @@ def loader(batches):
 
 
 def trainer(**arguments):
-    quieten()
+    silence_known_warnings()
     silent = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     return L.Trainer(accelerator="cpu", logger=False, **silent, **arguments)
 

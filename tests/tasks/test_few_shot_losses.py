@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hdmnet.losses import DISTILLATION_KINDS, correlation_distillation, probability_loss, segmentation_loss
-from hdmnet.models.hdmnet import SegmentationOutput
+from hdmnet.models.hdmnet.loss import DISTILLATION_KINDS, correlation_distillation
+from hdmnet.models.losses import probability_loss, segmentation_loss
+from hdmnet.models.method import SegmentationOutput
 from hdmnet.tasks.few_shot import FewShotTask, LossWeights
 
 

@@ -10,7 +10,7 @@ import torch
 from hdmnet.metrics import FewShotIoU, SegmentationIoU
 from hdmnet.tasks.schedule import poly_factor, poly_schedule
 
-RECORDED = json.loads((Path(__file__).parents[1] / "models" / "golden" / "unit_misc.json").read_text())
+RECORDED = json.loads((Path(__file__).parents[1] / "models" / "hdmnet" / "golden" / "unit_misc.json").read_text())
 
 
 @pytest.mark.parametrize("case", RECORDED["poly"], ids=lambda c: f"{c['iter']}of{c['max']}{'_warmup' * c['warmup']}")
@@ -38,10 +38,8 @@ def test_scheduler_starts_at_iteration_1_and_keeps_the_groups_ratio():
 
 def recorded_labels():
     """Random labels as the release's IoU was measured on; 255 in the first rows or columns of the targets."""
-    import sys
 
-    sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
-    from official_recipe import metric_inputs
+    from tests.helpers.official_recipe import metric_inputs
 
     return [torch.from_numpy(np.asarray(x)) for x in metric_inputs()]
 

@@ -1,0 +1,1 @@
+"""The network on one's own pictures: Python, command line, web page, export."""

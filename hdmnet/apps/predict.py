@@ -1,0 +1,347 @@
+"""What `python -m hdmnet.predict` does: words of its command line to files, and predictions to pictures.
+
+Of a query NAME it writes `NAME_mask.png` (0/255; of several classes a palette PNG of their indices),
+`NAME_probability.png` (16-bit grey, one a class), `NAME_overlay.jpg`, and with `maps=true` the prior masks and
+correlation maps, each stretched from its least to its largest value, at the picture's size.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from PIL import Image
+from tqdm import tqdm
+
+from hdmnet.apps.segmenter import DEFAULT_CLASS, Maps, Prediction, Segmenter
+from hdmnet.config.values import to_plain
+from hdmnet.data.io.masks import voc_palette, write_mask
+from hdmnet.data.io.upright import IMAGE_SUFFIXES
+from hdmnet.data.io.user_pictures import read_user_picture
+from hdmnet.runtime.atomic import replacing
+from hdmnet.runtime.errors import user_message
+from hdmnet.runtime.malloc import keep_freed_memory
+from hdmnet.visual.colours import PREDICTION
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from hdmnet.data.io.arrays import UInt8Array
+
+Box = tuple[float, float, float, float]
+Supports = dict[str, list[tuple[Path, Path | Box]]]
+
+_PRIORS = ("prior_base", "prior_layer4")
+_TINT = 0.45  # opacity of the overlay
+
+
+# --------------------------------------------------------------------------------------------------- the command line
+
+
+def parse_supports(value: Any) -> Supports | None:
+    """Read the key `support`.
+
+    Args:
+        value: IMG:MASK or IMG:x0,y0,x1,y1, a list of them, or such a list by class; null.
+
+    Returns:
+        Pictures with masks or boxes by class; None for null.
+
+    Raises:
+        ValueError: An entry is neither.
+    """
+    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    if plain is None:
+        return None
+    by_class = plain if isinstance(plain, dict) else {DEFAULT_CLASS: plain}
+    supports = {str(name): [_parse_support(word) for word in _words(words)] for name, words in by_class.items()}
+    empty = [name for name, pairs in supports.items() if not pairs]
+    if empty or not supports:
+        raise ValueError(f"support has no picture{f' of {empty[0]}' if empty else ''}; expected support=[IMG:MASK,…]")
+    return supports
+
+
+def _words(value: Any) -> list[str]:
+    """A list's words; numbers belong to the word before them, as Hydra takes a box's commas for the list's."""
+    words: list[str] = []
+    for item in value if isinstance(value, list) else [value]:
+        if words and isinstance(item, int | float) and not isinstance(item, bool):
+            words[-1] += f",{item}"
+        else:
+            words.append(str(item))
+    return words
+
+
+def _parse_support(word: str) -> tuple[Path, Path | Box]:
+    colons = [place for place, letter in enumerate(word) if letter == ":"]
+    splits = [(Path(word[:at]).expanduser(), word[at + 1 :].strip()) for at in colons if word[:at] and word[at + 1 :]]
+    if not splits:
+        raise ValueError(f"support has {word!r}: expected IMG:MASK or IMG:x0,y0,x1,y1")
+    # Names may hold colons: the last one counts that leaves a picture that is there.
+    image, mask = next((split for split in splits[::-1] if split[0].is_file()), splits[-1])
+    numbers = _numbers(mask)
+    if numbers is None or Path(mask).exists():
+        return image, Path(mask).expanduser()
+    if len(numbers) != 4:
+        raise ValueError(f"support has {word!r}: expected four numbers for a box, IMG:x0,y0,x1,y1")
+    x0, y0, x1, y1 = numbers
+    return image, (x0, y0, x1, y1)
+
+
+def _numbers(text: str) -> list[float] | None:
+    """Numbers split by commas; None where there is anything else."""
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        return None
+
+
+def find_queries(value: Any) -> list[Path]:
+    """Read the key `query`.
+
+    Args:
+        value: A picture, a folder, a pattern with * or ?, or a list of them.
+
+    Returns:
+        The pictures: as named, and those of each folder (not of its subfolders) in the order of their names. Whether
+        they can be read is seen when it is their turn.
+
+    Raises:
+        ValueError: There is none.
+    """
+    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    queries: list[Path] = []
+    for word in [] if plain is None else plain if isinstance(plain, list) else [plain]:
+        path = Path(str(word)).expanduser()
+        found = sorted(map(Path, glob.glob(str(path)))) if re.search(r"[*?]", path.name) and not path.exists() else []
+        for one in found or [path]:
+            queries += sorted(_pictures_in(one)) if one.is_dir() else [one]
+    if not queries:
+        shown = "is not given" if plain is None else f"{plain} holds no picture ({', '.join(sorted(IMAGE_SUFFIXES))})"
+        raise ValueError(f"query {shown}; expected query=[IMG_OR_FOLDER,…]")
+    return queries
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    named = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    return [path for path in named if path.is_file() and not path.name.startswith(".")]
+
+
+# -------------------------------------------------------------------------------------------------------- the command
+
+
+def predict(cfg: DictConfig, supports: Supports | None, queries: Sequence[Path]) -> None:
+    """Segment the queries and write what was found.
+
+    Args:
+        cfg: The config of the predict door.
+        supports: From `parse_supports`; None: the checkpoint is of a fitted segmenter.
+        queries: From `find_queries`.
+
+    Raises:
+        FileNotFoundError: The checkpoint or a support is missing.
+        ValueError: Checkpoint or supports are not right; or some queries were not, after all others are done.
+    """
+    keep_freed_memory()
+    plain, output = to_plain(cfg), Path(cfg.paths.run_dir)
+    _refuse_to_replace(
+        output, _names(queries), [*queries, *(file for pairs in (supports or {}).values() for file in _files(pairs))]
+    )
+    segmenter = Segmenter.from_checkpoint(
+        cfg.ckpt, device=cfg.device, image_size=plain["image_size"], **plain["official"]
+    )
+    if supports is not None:
+        pairs = {name: tuple(zip(*several, strict=True)) for name, several in supports.items()}
+        segmenter.fit(pairs)
+    elif not segmenter.classes:
+        raise ValueError(f"support is not given and ckpt={cfg.ckpt} keeps none; expected support=[IMG:MASK,…]")
+    if cfg.save is not None:
+        segmenter.save(Path(cfg.save).expanduser())
+    failed = 0
+    done = write_predictions(segmenter, queries, output, maps=cfg.maps)
+    for answer in tqdm(done, total=len(queries), desc="predict", unit="picture"):
+        if answer.error is not None:
+            failed += 1
+            tqdm.write(f"error: {answer.error}", file=sys.stderr)
+    print(f"segmented {len(queries) - failed} of {len(queries)} pictures: {output}", flush=True)
+    if failed:
+        raise ValueError(f"{failed} of {len(queries)} queries could not be segmented, see above; the others are done")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one query.
+
+    Attributes:
+        name: How the names of its files begin.
+        files: The files, by kind: "mask", "probability", "overlay", "prior_base", "correlation_1" …
+        error: One line that says why there are none.
+    """
+
+    name: str
+    files: dict[str, Path] = field(default_factory=dict)
+    error: str | None = None
+
+
+def write_predictions(
+    segmenter: Segmenter,
+    queries: Sequence[Path],
+    output: Path,
+    *,
+    maps: bool = False,
+    read: Callable[[Path], UInt8Array] = lambda path: read_user_picture(path)[0],
+) -> Iterator[Answer]:
+    """Segment pictures one after another and write what was found.
+
+    Args:
+        segmenter: With its supports.
+        queries: The pictures.
+        output: Where to.
+        maps: Prior masks and correlation maps too.
+        read: Reads a picture as (H0, W0, 3) uint8 RGB.
+
+    Yields:
+        Of each query, in order, what was written or why nothing was.
+    """
+    for path, name in zip(queries, _names(queries), strict=True):
+        try:
+            picture = read(path)
+            files = write_prediction(output, name, picture, segmenter.predict(picture, maps=maps))
+        except (ValueError, OSError) as error:
+            message = user_message(error)
+            if message is None:
+                raise
+            yield Answer(name, error=message)
+        else:
+            yield Answer(name, files)
+
+
+def _names(queries: Sequence[Path]) -> list[str]:
+    """What to call the outputs: file names without suffix, numbered where they meet again."""
+    return _distinct([path.stem for path in queries])
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names as parts of file names, numbered where one comes again."""
+    taken: set[str] = set()
+    distinct = []
+    for given in names:
+        name, number = given, 1
+        while name in taken:
+            number += 1
+            name = f"{given}_{number}"
+        taken.add(name)
+        distinct.append(name)
+    return distinct
+
+
+def _files(pairs: Sequence[tuple[Path, Path | Box]]) -> list[Path]:
+    """Pictures and masks of a class's supports."""
+    return [part for pair in pairs for part in pair if isinstance(part, Path)]
+
+
+def _refuse_to_replace(output: Path, names: Sequence[str], inputs: Sequence[Path]) -> None:
+    """Refuse an output folder in which an input bears the name of an output.
+
+    Raises:
+        ValueError: One line that names it.
+    """
+    kinds = ("_mask.png", "_overlay.jpg", "_probability", *(f"_{prior}" for prior in _PRIORS), "_correlation_")
+    starts = {name + kind for name in names for kind in kinds}
+    for path in inputs:
+        if path.parent.resolve() == output.resolve() and any(path.name.startswith(start) for start in starts):
+            raise ValueError(
+                f"output={output} holds {path.name}, which is read and might be replaced: choose another folder"
+            )
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+
+def write_prediction(folder: Path, name: str, picture: UInt8Array, prediction: Prediction) -> dict[str, Path]:
+    """Write the pictures of one query.
+
+    Args:
+        folder: Where to; made if needed.
+        name: How their names begin.
+        picture: (H0, W0, 3) uint8 RGB, the query.
+        prediction: What was found in it.
+
+    Returns:
+        The files, by kind.
+    """
+    several = len(prediction.classes) > 1
+    # A class's name may hold what a file's may not.
+    labels = _distinct([re.sub(r"[^\w.-]+", "_", label) for label in prediction.classes])
+    suffixes = {label: f"_{part}" if several else "" for label, part in zip(prediction.classes, labels, strict=True)}
+    files = {kind: folder / f"{name}_{kind}{end}" for kind, end in (("mask", ".png"), ("overlay", ".jpg"))}
+
+    def write(kind: str, array: NDArray[Any]) -> None:
+        files[kind] = folder / f"{name}_{kind}.png"
+        _write(files[kind], array)
+
+    if several:
+        write_mask(files["mask"], prediction.mask)
+    else:
+        _write(files["mask"], prediction.mask * np.uint8(255))
+    for label, probability in prediction.probabilities.items():
+        write(f"probability{suffixes[label]}", np.rint(probability * 65535).astype(np.uint16))
+    colours = np.array(voc_palette(), dtype=np.uint8).reshape(-1, 3)
+    if not several:
+        colours[1] = PREDICTION
+    _write(files["overlay"], draw_overlay(picture, prediction.mask, colours))
+    for label, maps in prediction.maps.items():
+        for kind, values in _named_maps(maps):
+            write(f"{kind}{suffixes[label]}", draw_map(values, picture.shape[:2]))
+    return files
+
+
+def _named_maps(maps: Maps) -> list[tuple[str, NDArray[np.float32]]]:
+    priors = [] if maps.prior_masks is None else list(zip(_PRIORS, maps.prior_masks, strict=True))
+    return priors + [(f"correlation_{stage}", values) for stage, values in enumerate(maps.correlation_maps, start=1)]
+
+
+def _write(path: Path, array: NDArray[Any]) -> None:
+    """Write (H, W) uint8 or uint16, or (H, W, 3) uint8 RGB, whole or not at all."""
+    with replacing(path) as temporary:
+        Image.fromarray(array).save(temporary, format="JPEG" if path.suffix == ".jpg" else "PNG", quality=90)
+
+
+def draw_overlay(picture: UInt8Array, mask: UInt8Array, colours: UInt8Array) -> UInt8Array:
+    """Tint what was found, and outline it.
+
+    Args:
+        picture: (H0, W0, 3) uint8 RGB.
+        mask: (H0, W0) uint8 class indices.
+        colours: (256, 3) uint8 RGB of the indices.
+
+    Returns:
+        (H0, W0, 3) uint8 RGB.
+    """
+    inside = mask > 0
+    drawn = picture.copy()
+    drawn[inside] = ((1 - _TINT) * picture[inside] + _TINT * colours[mask[inside]]).astype(np.uint8)
+    width = max(1, round(min(mask.shape) / 300))
+    for index in np.unique(mask[inside]):
+        outlines, _ = cv2.findContours((mask == index).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(drawn, outlines, -1, tuple(int(value) for value in colours[index]), width)
+    return drawn
+
+
+def draw_map(values: NDArray[np.float32], size: tuple[int, ...]) -> UInt8Array:
+    """A map (h, w) as a viridis picture (H0, W0, 3) uint8, its cells visible."""
+    from matplotlib import colormaps
+
+    low, high = float(values.min()), float(values.max())
+    scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    cells = np.asarray(colormaps["viridis"](scaled)[..., :3] * 255, dtype=np.uint8)
+    return np.asarray(cv2.resize(cells, (size[1], size[0]), interpolation=cv2.INTER_NEAREST), dtype=np.uint8)

@@ -1,0 +1,328 @@
+"""`Segmenter`: a trained network on one's own pictures, in Python. Label one picture, segment the rest.
+
+Pictures and masks go through the evaluator's geometry: resized straight to the network's size, logits resized back to
+the picture's own, so that the masks are those that the test protocol scores.
+
+Dimension letters: K supports, B queries, C classes, H0 W0 size of a picture as a viewer shows it, H W network's size,
+h_l w_l size of stage l.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self, cast, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hdmnet.apps.segmenter_file import SegmenterSpec, read_segmenter, read_supports, write_segmenter
+from hdmnet.data.io.arrays import UInt8Array
+from hdmnet.data.io.user_pictures import read_user_mask, read_user_picture
+from hdmnet.data.normalise import normalise
+from hdmnet.data.transforms import resize_image, resize_mask
+from hdmnet.models.hdmnet.ensemble import foreground_probability
+from hdmnet.tasks.feature_store import EncodesApart, Features, Output, resize
+
+Float32 = NDArray[np.float32]
+DEFAULT_CLASS = "object"
+MAX_CLASSES = 254  # an index mask has 8 bits, 255 is ignore
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What the network saw of one query with one class's supports.
+
+    Attributes:
+        prior_masks: (2, h_1, w_1) float32: from the base learner's feature, then from backbone layer 4.
+        correlation_maps: (h_l, w_l) float32 each, finest (stage 1) first.
+    """
+
+    prior_masks: Float32 | None
+    correlation_maps: list[Float32]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one picture, at its own size, as a viewer shows it.
+
+    Attributes:
+        mask: (H0, W0) uint8: 0 background, 1 the object; of several classes, 1..C in the order of `fit`.
+        probabilities: (H0, W0) float32 in [0, 1] of each class against the background; above 0.5 is foreground.
+        maps: Of each class, if asked for.
+    """
+
+    mask: UInt8Array
+    probabilities: dict[str, Float32]
+    maps: dict[str, Maps] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, that of index 1 first."""
+        return tuple(self.probabilities)
+
+    @property
+    def probability(self) -> Float32:
+        """(H0, W0) float32 in [0, 1], of foreground: of several classes that of the likeliest."""
+        return np.asarray(np.maximum.reduce(list(self.probabilities.values())), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The supports of one class, encoded: `shots` of them."""
+
+    features: Features
+    shots: int
+
+
+class Segmenter:
+    """A few-shot segmenter for one's own pictures: `fit` encodes the supports once, `predict` segments any number.
+
+    `predict` may be called from several threads at once; a `fit` meanwhile counts for the calls that begin after it.
+
+    Args:
+        model: Its weights loaded.
+        recipe: How to build the model again, for `save`; and its input's size, mean and standard deviation.
+        device: "auto" (a GPU if there is one), "cpu", "cuda:1" …
+
+    Raises:
+        ValueError: The model cannot encode supports apart from queries, or there is no such device.
+    """
+
+    def __init__(self, model: nn.Module, recipe: SegmenterSpec, *, device: str | torch.device = "auto") -> None:
+        if not isinstance(model, EncodesApart):
+            raise ValueError(f"{type(model).__name__} cannot keep supports: expected one with encode_support and match")
+        self.recipe = recipe
+        self.device = _device(device)
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self._classes: dict[str, Fitted] = {}
+        # Now, and not in two threads at once, the trunk folds its weights and fills its constants.
+        with torch.no_grad():
+            self._reusable.encode_query(torch.zeros(1, 3, *self.image_size, device=self.device))
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device = "auto",
+        dataset: str | None = None,
+        backbone: str | None = None,
+        shot: int = 1,
+        image_size: int | Sequence[int] | None = None,
+    ) -> Self:
+        """Read a run's checkpoint, a fitted segmenter that `save` wrote, or a checkpoint of the official release.
+
+        Args:
+            path: `checkpoints/best.ckpt` of a run, say. Nothing in the file is run.
+            device: "auto" (a GPU if there is one), "cpu", "cuda:1" …
+            dataset: Only for official files: "pascal" or "coco".
+            backbone: Only for official files: "resnet50_v2" or "vgg16".
+            shot: Only for official files: K it was trained with. Any number of supports may be given to `fit`.
+            image_size: Side, or (H, W), that the network sees; None: what it was trained with.
+
+        Returns:
+            The segmenter; fitted if it was saved so.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is damaged, a base learner, or fits no model.
+        """
+        model, recipe, content = read_segmenter(path, dataset, backbone, shot, image_size)
+        segmenter = cls(model, recipe, device=device)
+        segmenter._classes = {
+            name: Fitted(features, shots) for name, (features, shots) in read_supports(content, path, segmenter.device)
+        }
+        return segmenter
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) that the network sees."""
+        return self.recipe.image_size
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes fitted, that of index 1 first."""
+        return tuple(self._classes)
+
+    @property
+    def fitted(self) -> dict[str, Fitted]:
+        """The encoded supports of each class."""
+        return dict(self._classes)
+
+    @property
+    def _reusable(self) -> EncodesApart:
+        return cast(EncodesApart, self.model)
+
+    # ------------------------------------------------------------------------------------------------------------ fit
+
+    def fit(self, images: Any, masks: Any = None) -> Self:
+        """Encode the supports, in place of earlier ones.
+
+        Args:
+            images: One picture or K: paths, PIL images, arrays (H0, W0[, C]) or tensors ([C, ]H0, W0), see
+                `read_user_picture`. For several classes {name: (images, masks)}, and no `masks`.
+            masks: As many: see `hdmnet.data.io.user_pictures.read_user_mask`; a box (x0, y0, x1, y1) will do.
+
+        Returns:
+            Itself.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            ValueError: A picture or mask is unreadable, empty or does not fit; the earlier supports stay.
+        """
+        if isinstance(images, Mapping):
+            if masks is not None:
+                raise ValueError("fit got a mapping and masks: expected fit({name: (images, masks), …}) alone")
+            given = {str(name): pair for name, pair in images.items()}
+        else:
+            given = {DEFAULT_CLASS: (images, masks)}
+        if not 1 <= len(given) <= MAX_CLASSES:
+            raise ValueError(f"fit got {len(given)} classes: expected 1 to {MAX_CLASSES}")
+        self._classes = {name: self._encode(name, pair) for name, pair in given.items()}
+        return self
+
+    @torch.no_grad()
+    def _encode(self, name: str, pair: Any) -> Fitted:
+        """Encode the K supports of a class, given as images and masks."""
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValueError(f"class {name!r}: expected (images, masks)")
+        images, masks = (list(pair[0]), list(pair[1])) if _is_several(pair[0]) else ([pair[0]], [pair[1]])
+        if not images or len(images) != len(masks):
+            raise ValueError(
+                f"class {name!r}: {len(images)} pictures and {len(masks)} masks; expected as many, 1 or more"
+            )
+        pictures: list[UInt8Array] = []
+        marked: list[Tensor] = []
+        for image, mask in zip(images, masks, strict=True):
+            picture, turned = read_user_picture(image)
+            what = f"mask {mask}" if isinstance(mask, str | Path) else f"mask {len(marked) + 1} of class {name!r}"
+            read = read_user_mask(mask, picture, turned, name=what)
+            small = resize_mask(read, self.image_size)
+            if not (small == 1).any():
+                raise ValueError(
+                    f"{what}: its {int((read == 1).sum())} pixels vanish at the "
+                    f"network's {self.image_size[0]}x{self.image_size[1]}; mark a larger object, or crop the picture"
+                )
+            pictures.append(resize_image(picture, self.image_size))
+            marked.append(torch.from_numpy(small))
+        return Fitted(
+            self._reusable.encode_support(self._input(pictures), torch.stack(marked).to(self.device)), len(images)
+        )
+
+    def _input(self, pictures: Sequence[UInt8Array]) -> Tensor:
+        """Pictures (H, W, 3) uint8 as the network's input (B, 3, H, W) float32."""
+        stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+        return normalise(stacked.to(self.device), self.recipe.mean, self.recipe.std)
+
+    # -------------------------------------------------------------------------------------------------------- predict
+
+    @overload
+    def predict(
+        self, images: list[Any] | tuple[Any, ...], *, batch_size: int = 1, maps: bool = False
+    ) -> list[Prediction]: ...
+    @overload
+    def predict(self, images: Any, *, batch_size: int = 1, maps: bool = False) -> Any: ...
+    def predict(self, images: Any, *, batch_size: int = 1, maps: bool = False) -> Any:
+        """Segment pictures.
+
+        Args:
+            images: One picture or several, of any sizes, as in `fit`; (B, H, W, C) arrays and (B, C, H, W) tensors are
+                several.
+            batch_size: Pictures that go through the network together: on a GPU more are faster.
+            maps: Return prior masks and correlation maps too.
+
+        Returns:
+            A `Prediction` for one picture, a list of them for several.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            ValueError: `fit` has not been called, or a picture cannot be read.
+        """
+        classes = self._classes  # once: a `fit` in another thread changes nothing for this call
+        if not classes:
+            raise ValueError("the segmenter has no supports yet: call fit(images, masks) first")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: expected at least 1")
+        if not _is_several(images):
+            return self._predict([images], classes, maps)[0]
+        several = list(images)
+        batches = (several[start : start + batch_size] for start in range(0, len(several), batch_size))
+        return [one for batch in batches for one in self._predict(batch, classes, maps)]
+
+    @torch.no_grad()
+    def _predict(self, images: Sequence[Any], classes: Mapping[str, Fitted], maps: bool) -> list[Prediction]:
+        """Segment one batch."""
+        pictures = [read_user_picture(image)[0] for image in images]
+        query = self._reusable.encode_query(
+            self._input([resize_image(picture, self.image_size) for picture in pictures])
+        )
+        outputs = {
+            name: self._reusable.match(query, type(one.features).stack([one.features] * len(images)), shots=one.shots)
+            for name, one in classes.items()
+        }
+        return [
+            _prediction(outputs, item, torch.Size(picture.shape[:2]), maps=maps)
+            for item, picture in enumerate(pictures)
+        ]
+
+    # ----------------------------------------------------------------------------------------------------------- save
+
+    def save(self, path: str | Path) -> None:
+        """Write the network with its supports: tensors and plain containers only; `from_checkpoint` reads it.
+
+        Args:
+            path: The file; replaced whole or left as it was.
+
+        Raises:
+            ValueError: `fit` has not been called.
+        """
+        if not self._classes:
+            raise ValueError("the segmenter has no supports yet: call fit(images, masks) before save")
+        fitted = {name: (one.features, one.shots) for name, one in self._classes.items()}
+        write_segmenter(path, self.model, self.recipe, fitted)
+
+
+def _prediction(outputs: Mapping[str, Output], item: int, size: torch.Size, *, maps: bool) -> Prediction:
+    """What the outputs of all classes say of one item, at its picture's size."""
+    best = mask = None
+    probabilities, kept = {}, {}
+    for index, (name, output) in enumerate(outputs.items(), start=1):
+        logits = resize(output.final_logits[item : item + 1], size)[0]  # (2, H0, W0)
+        foreground = logits[1] > logits[0]  # as the metric decides, see `hdmnet.metrics.count_pixels`
+        probability = foreground_probability(logits, is_probability=output.final_is_probability)
+        probabilities[name] = probability.cpu().numpy()
+        if mask is None or best is None:
+            mask, best = foreground.to(torch.uint8), probability.where(foreground, probability.new_tensor(-1.0))
+        else:
+            wins = foreground & (probability > best)
+            mask, best = mask.masked_fill(wins, index), torch.where(wins, probability, best)
+        if maps:
+            priors = getattr(output, "prior_masks", None)
+            kept[name] = Maps(
+                None if priors is None else priors[item].float().cpu().numpy(),
+                [values[item].float().cpu().numpy() for values in output.correlation_maps],
+            )
+    assert mask is not None
+    return Prediction(mask.cpu().numpy(), probabilities, kept)
+
+
+def _is_several(images: Any) -> bool:
+    """Whether pictures are given as several: a list, a tuple, or one more dimension than a picture has."""
+    return isinstance(images, list | tuple) or (isinstance(images, np.ndarray | Tensor) and images.ndim == 4)
+
+
+def _device(name: str | torch.device) -> torch.device:
+    """The device of that name; see `Segmenter`."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device={name}: expected auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={name}: {torch.cuda.device_count()} GPUs are to be had; expected cpu, or one of them")
+    return device

@@ -1,0 +1,190 @@
+"""From a file to a model for one's own pictures, and a fitted segmenter as a file of tensors and plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from hdmnet.config.paths import conf_dir
+from hdmnet.config.renamed import upgrade
+from hdmnet.config.stored import stored_config
+from hdmnet.config.values import image_size as as_size
+from hdmnet.models.hdmnet.features import SupportFeatures
+from hdmnet.models.hdmnet.official import NUM_BASE, OFFICIAL_BACKBONES, build_official, load_official_checkpoint
+from hdmnet.models.packed import PackedRows
+from hdmnet.run.build import build_trained_model
+from hdmnet.run.checkpoints import load_strictly, run_entry, run_state_dict
+from hdmnet.runtime.checkpoint_file import BASE_LEARNER_KEY, read_checkpoint, write_atomically
+
+SEGMENTER_KEY = "hdmnet_segmenter"
+
+
+@dataclass(frozen=True)
+class SegmenterSpec:
+    """How to build a network again, without its weights, and what goes into it.
+
+    Attributes:
+        image_size: (H, W) of the network's input.
+        mean: RGB mean of the normalisation, in [0, 1].
+        std: RGB standard deviation.
+        config: Of a run: its config as stored in the checkpoint.
+        official: Of the release: the arguments `dataset`, `backbone` and `shot` of `build_official`.
+    """
+
+    image_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    config: dict[str, Any] | None = None
+    official: dict[str, Any] | None = None
+
+
+def read_segmenter(
+    path: str | Path,
+    dataset: str | None,
+    backbone: str | None,
+    shot: int,
+    image_size: int | Sequence[int] | None,
+) -> tuple[nn.Module, SegmenterSpec, dict[str, Any]]:
+    """Read a checkpoint; see `Segmenter.from_checkpoint` for the arguments.
+
+    Returns:
+        The model with its weights, on the CPU; its recipe; the file's content.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, a base learner, or fits no model.
+    """
+    content = read_checkpoint(path)
+    if BASE_LEARNER_KEY in content:
+        raise ValueError(f"ckpt={path} is a base learner; expected checkpoints/best.ckpt of a run's folder")
+    if SEGMENTER_KEY in content:
+        return _from_fitted(content, path, image_size)
+    about = run_entry(content, path)
+    if about is not None:
+        cfg = stored_config(about["config"], f"ckpt={path}")
+        model = build_trained_model(cfg, run_state_dict(content), path, num_shots=cfg.shot)
+        return model, _recipe(cfg.dataset, cfg.backbone, image_size, config=about["config"]), content
+    if dataset not in NUM_BASE or backbone not in OFFICIAL_BACKBONES:
+        raise ValueError(
+            f"ckpt={path} is not of an hdmnet run (dataset={dataset}, backbone={backbone}); expected "
+            f"checkpoints/best.ckpt of a run's folder, or a file of the official release with its dataset "
+            f"({'|'.join(NUM_BASE)}), backbone ({'|'.join(OFFICIAL_BACKBONES)}) and shot (predict: official.dataset=… "
+            "official.backbone=… official.shot=K)"
+        )
+    official = {"dataset": dataset, "backbone": backbone, "shot": shot}
+    groups: list[Any] = [
+        OmegaConf.load(conf_dir() / group / f"{name}.yaml")
+        for group, name in (("dataset", dataset), ("backbone", backbone))
+    ]
+    recipe = _recipe(groups[0], groups[1], image_size, official=official)
+    return load_official_checkpoint(path, dataset, backbone, shot), recipe, content
+
+
+def _recipe(dataset: Any, backbone: Any, image_size: int | Sequence[int] | None, **origin: Any) -> SegmenterSpec:
+    """The recipe of a data set's and a backbone's config; `image_size` replaces the data set's."""
+    try:
+        size = as_size(dataset.image_size if image_size is None else image_size)
+    except (TypeError, ValueError):
+        size = (0, 0)
+    if min(size) < 1:
+        raise ValueError(f"image_size={image_size}: expected an integer of at least 1, or two of them: [H,W]")
+    return SegmenterSpec(size, tuple(backbone.mean), tuple(backbone.std), **origin)
+
+
+def _from_fitted(
+    content: dict[str, Any], path: str | Path, image_size: int | Sequence[int] | None
+) -> tuple[nn.Module, SegmenterSpec, dict[str, Any]]:
+    """The model of a file that `write_segmenter` wrote."""
+    try:
+        stored, state = content[SEGMENTER_KEY]["recipe"], content["state_dict"]
+        recipe = SegmenterSpec(**{**stored, **{name: tuple(stored[name]) for name in ("image_size", "mean", "std")}})
+        recipe = replace(recipe, config=upgrade(recipe.config))
+        if (recipe.config is None) == (recipe.official is None):
+            raise KeyError("config")
+    except (KeyError, TypeError):
+        raise ValueError(
+            f"checkpoint {str(path)!r} lacks parts of a fitted segmenter; expected what save wrote"
+        ) from None
+    if image_size is not None and as_size(image_size) != recipe.image_size:
+        raise ValueError(
+            f"image_size={image_size}: {path} was fitted at {list(recipe.image_size)}; fit again to change it"
+        )
+    if recipe.config is not None:
+        cfg = stored_config(recipe.config, f"ckpt={path}")
+        return build_trained_model(cfg, state, path, num_shots=cfg.shot), recipe, content
+    model = build_official(**(recipe.official or {}))
+    load_strictly(model, state, str(path))
+    return model, recipe, content
+
+
+# ----------------------------------------------------------------------------------------------------------- supports
+
+
+def write_segmenter(
+    path: str | Path, model: nn.Module, recipe: SegmenterSpec, fitted: Mapping[str, tuple[Any, int]]
+) -> None:
+    """Write a network with encoded supports, atomically.
+
+    Args:
+        path: The file.
+        model: The network.
+        recipe: How to build it again.
+        fitted: Support features and their number K, by class.
+    """
+    supports = [
+        {"name": name, "shots": shots, "features": {f.name: _pack(getattr(features, f.name)) for f in fields(features)}}
+        for name, (features, shots) in fitted.items()
+    ]
+    state = {key: value.cpu() for key, value in model.state_dict().items()}
+    about = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(recipe).items()}
+    write_atomically({SEGMENTER_KEY: {"recipe": about, "supports": supports}, "state_dict": state}, path)
+
+
+def read_supports(
+    content: dict[str, Any], path: str | Path, device: torch.device
+) -> Iterator[tuple[str, tuple[SupportFeatures, int]]]:
+    """The supports in a checkpoint's content; none unless `write_segmenter` wrote it.
+
+    Args:
+        content: From `read_segmenter`.
+        path: For messages.
+        device: Where the features go.
+
+    Yields:
+        Class name, and features with their number K.
+
+    Raises:
+        ValueError: Parts are missing.
+    """
+    if SEGMENTER_KEY not in content:
+        return
+    try:
+        for one in content[SEGMENTER_KEY]["supports"]:
+            parts = {name: _unpack(value, device) for name, value in one["features"].items()}
+            yield str(one["name"]), (SupportFeatures(**parts), int(one["shots"]))
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise ValueError(f"checkpoint {str(path)!r} lacks parts of its supports; expected what save wrote") from None
+
+
+def _pack(value: Any) -> Any:
+    """Features as plain containers of tensors on the CPU."""
+    if isinstance(value, PackedRows):
+        return {"values": value.values.cpu(), "counts": list(value.counts)}
+    if isinstance(value, list):
+        return [_pack(one) for one in value]
+    return value.cpu() if isinstance(value, Tensor) else value
+
+
+def _unpack(value: Any, device: torch.device) -> Any:
+    """The inverse of `_pack`."""
+    if isinstance(value, dict):
+        return PackedRows(value["values"].to(device), tuple(int(count) for count in value["counts"]))
+    if isinstance(value, list):
+        return [_unpack(one, device) for one in value]
+    return value.to(device) if isinstance(value, Tensor) else value

@@ -1,0 +1,264 @@
+"""Stops a training whose loss or gradient is no longer finite, and leaves what reproduces it; or skips that step.
+
+A NaN reaches every weight in one step, and all that follows is lost: days of it where nobody looks. So each step is
+checked after the backward pass and before the optimiser. All processes decide alike, as they share the verdict in one
+reduction of two numbers; the check costs a pass over the gradients and one wait for the device.
+
+`nonfinite_STAGE_STEP_rankR.pt` holds the batch, the weights before the step, the state of the random generators and the
+config, as tensors and plain containers: `scripts/inspect/replay.py` runs it again. `nonfinite.jsonl` lists the
+episodes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hdmnet.data.types import Episode, SegmentationSample
+from hdmnet.runtime.checkpoint_file import write_atomically
+from hdmnet.runtime.provenance import git_state, library_versions
+from hdmnet.tasks.base_learner import BaseLearnerTask
+
+DUMP_KEY = "hdmnet_nonfinite"
+RECORD = "nonfinite.jsonl"
+POLICIES = ("stop", "skip")
+MAX_SKIPPED_IN_A_ROW = 20  # weights that no step changes any more are not worth another day
+_MAX_NAMED = 8  # episodes in the one line of the error; the record has all
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class _Part:
+    """One batch of the gradient that is being accumulated, with the generators' state before it."""
+
+    batch: Episode | SegmentationSample
+    batch_idx: int
+    generators: dict[str, Tensor]
+    loss: Tensor | None = None
+
+
+class NonFiniteGuard(Callback):
+    """Check loss and gradient before each step of either stage.
+
+    Args:
+        policy: "stop": raise; "skip": leave the step out, and stop after `MAX_SKIPPED_IN_A_ROW` of them.
+        directory: The run's folder, which gets the dumps and the record.
+        config: The run's, as `hdmnet.config.values.to_stored` gives it, for the dumps.
+
+    Raises:
+        ValueError: For another policy.
+    """
+
+    def __init__(self, *, policy: str, directory: str | Path, config: dict[str, Any]) -> None:
+        if policy not in POLICIES:
+            raise ValueError(f"optim.on_nonfinite={policy!r}: expected {' or '.join(POLICIES)}")
+        self.policy = policy
+        self.directory = Path(directory)
+        self.config = config
+        self.skipped_in_a_row = self.num_skipped = 0
+        self._parts: list[_Part] = []
+        self._statistics: list[tuple[Tensor, Tensor]] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget what an earlier run in this folder recorded; if this one goes on from it, of the steps to come."""
+        self._parts.clear()
+        if trainer.is_global_zero:
+            _forget(self.directory, _stage(pl_module), trainer.global_step)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note what the forward pass begins from: generators, and the running statistics that it will move."""
+        if not self._parts:
+            moving = [m for m in pl_module.modules() if m.training and isinstance(m, nn.modules.batchnorm._NormBase)]
+            self._statistics = [(buffer, buffer.clone()) for module in moving for buffer in module.buffers()]
+        self._parts.append(_Part(batch, batch_idx, _generators(pl_module.device)))
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Keep the loss, without waiting for its value."""
+        self._parts[-1].loss = loss.detach()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Let the step through if all is finite.
+
+        Raises:
+            ValueError: It is not, and the policy is to stop, or nothing but skipped steps comes.
+        """
+        parts, self._parts = self._parts, []
+        losses = torch.stack([cast(Tensor, part.loss).float() for part in parts])
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        largest = torch.nn.utils.get_total_norm(gradients, math.inf)
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            largest = torch.zeros(())  # float16: an overflow is for the loss scaling to deal with, which skips the step
+        finite = torch.stack([losses.isfinite().all(), largest.to(losses.device).isfinite()]).int()
+        if trainer.world_size > 1:
+            torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
+        loss_is_finite, gradient_is_finite = finite.tolist()  # the one wait for the device
+        if loss_is_finite and gradient_is_finite:
+            self.skipped_in_a_row = 0
+            return
+        for buffer, before in self._statistics:  # first, so that the dump has the weights before the step
+            buffer.copy_(before)
+        # A gradient is shared by the processes: whose batch has spoilt it cannot be told.
+        guilty = parts if loss_is_finite else [p for p in parts if not bool(cast(Tensor, p.loss).isfinite())]
+        what = "gradient" if loss_is_finite else "loss"
+        stop = self.policy == "stop" or self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW
+        line = _in_words(self._record(trainer, pl_module, guilty, what=what, action="stopped" if stop else "skipped"))
+        if stop:
+            if trainer.global_rank > 0:
+                raise SystemExit(1)  # the first process says it for all
+            last = f" after {self.skipped_in_a_row} skipped steps in a row" if self.policy == "skip" else ""
+            advice = (
+                "lower optim.lr or set trainer.gradient_clip_val, or optim.on_nonfinite=skip to leave such steps out"
+            )
+            raise ValueError(f"training stopped{last}: {line}; {advice}")
+        optimizer.zero_grad(set_to_none=True)  # without gradients the optimiser changes nothing, decay and moments too
+        self.num_skipped += 1
+        self.skipped_in_a_row += 1
+        log.warning("skipped step (%d so far): %s", self.num_skipped, line)
+
+    def _record(
+        self, trainer: Trainer, pl_module: LightningModule, guilty: Sequence[_Part], *, what: str, action: str
+    ) -> list[dict[str, Any]]:
+        """Write this process's dump, share the events with the others, and let the first process record them."""
+        names = getattr(cast(Any, trainer).datamodule, "base_names", None)
+        events: list[dict[str, Any]] = []
+        for part in guilty:
+            events.append(
+                {
+                    "stage": _stage(pl_module),
+                    "step": trainer.global_step,
+                    "epoch": trainer.current_epoch,
+                    "batch": part.batch_idx,
+                    "rank": trainer.global_rank,
+                    "what": what,
+                    "action": action,
+                    "loss": str(float(cast(Tensor, part.loss)) * trainer.accumulate_grad_batches),
+                    "episodes": episodes_of(part.batch, names),
+                }
+            )
+        if events and (action == "stopped" or self.num_skipped == 0):  # of many skipped ones the first is enough
+            events[0]["dump"] = self._dump(pl_module, guilty[0], events[0])
+        if trainer.world_size > 1:
+            shared: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(shared, events)  # all dumps are written by then
+            events = [event for several in shared for event in several]
+        if trainer.is_global_zero:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with (self.directory / RECORD).open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(event) + "\n" for event in events)
+        return events
+
+    def _dump(self, pl_module: LightningModule, part: _Part, event: dict[str, Any]) -> str:
+        """Write what reproduces an event; returns the path, or why there is none: the event itself must be told."""
+        stage = event["stage"].replace(" ", "")
+        path = self.directory / f"nonfinite_{stage}_step{event['step']}_rank{event['rank']}.pt"
+        content = {
+            DUMP_KEY: {**event, "versions": library_versions(), **git_state()},
+            "config": self.config,
+            "batch": {field.name: getattr(part.batch, field.name) for field in dataclasses.fields(part.batch)},
+            "generators": part.generators,
+            "state_dict": cast(Any, pl_module).model.state_dict(),
+        }
+        try:
+            write_atomically(content, path)
+        except (OSError, RuntimeError) as error:  # torch raises the second for a full disk
+            return f"none, it could not be written ({' '.join(str(error).split())})"
+        return str(path)
+
+
+def count_skipped(directory: str | Path) -> dict[str, int]:
+    """Steps that a run has skipped, by stage.
+
+    Args:
+        directory: The run's folder.
+
+    Returns:
+        Distinct steps of the record: one that was skipped, lost in a crash and skipped again after it counts once.
+    """
+    steps = {(event["stage"], event["step"]) for event in _events(Path(directory)) if event["action"] == "skipped"}
+    return {stage: sum(one == stage for one, _ in steps) for stage in sorted({stage for stage, _ in steps})}
+
+
+def episodes_of(batch: Episode | SegmentationSample, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """What a batch holds, by ids.
+
+    Args:
+        batch: A collated batch of either stage.
+        names: Of the classes that `class_index` counts; None: the index stands for the name.
+
+    Returns:
+        Of each episode class, query_id, support_ids and index (in the training manifest); of each picture of stage 1
+        its image_id.
+    """
+    if isinstance(batch, SegmentationSample):
+        return [{"image_id": image_id} for image_id in batch.id]
+    indices, classes = batch.index.tolist(), batch.class_index.tolist()
+    return [
+        {
+            "class": value if names is None else names[value],
+            "query_id": query,
+            "support_ids": list(supports),
+            "index": index,
+        }
+        for value, query, supports, index in zip(classes, batch.query_id, batch.support_ids, indices, strict=True)
+    ]
+
+
+def _stage(pl_module: LightningModule) -> str:
+    return "stage 1" if isinstance(pl_module, BaseLearnerTask) else "stage 2"
+
+
+def _generators(device: torch.device) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)  # kept by the host: no wait
+    return states
+
+
+def _in_words(events: Sequence[dict[str, Any]]) -> str:
+    """One line for one step's events of all processes."""
+    first = events[0]
+    value = f"the loss is {first['loss']}" if first["what"] == "loss" else "the gradient is not finite"
+    where = f"{first['stage']}, step {first['step']} (epoch {first['epoch']}, batch {first['batch']})"
+    batches = []
+    for event in events:
+        named = [_episode_in_words(one) for one in event["episodes"]]
+        more = f" and {len(named) - _MAX_NAMED} more" if len(named) > _MAX_NAMED else ""
+        batches.append(f"rank {event['rank']}: {', '.join(named[:_MAX_NAMED])}{more}")
+    dumps = [event["dump"] for event in events if "dump" in event]
+    again = f"; dump: {', '.join(dumps)}, seen again by python scripts/inspect/replay.py DUMP" if dumps else ""
+    return f"{value} in {where}; {'; '.join(batches)}{again}"
+
+
+def _episode_in_words(episode: dict[str, Any]) -> str:
+    if "image_id" in episode:
+        return f"picture {episode['image_id']!r}"
+    supports = ", ".join(map(repr, episode["support_ids"]))
+    return f"episode {episode['index']} ({episode['class']}, query {episode['query_id']!r}, supports {supports})"
+
+
+def _events(directory: Path) -> list[dict[str, Any]]:
+    """The record; a line that a crash has cut short is left out."""
+    try:
+        lines = (directory / RECORD).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def _forget(directory: Path, stage: str, step: int) -> None:
+    kept = [event for event in _events(directory) if event["stage"] != stage or event["step"] < step]
+    if kept:
+        (directory / RECORD).write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
+    else:
+        (directory / RECORD).unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""The command line: composing, refusing, and the processes of a job."""

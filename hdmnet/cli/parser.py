@@ -1,0 +1,21 @@
+"""The argument parser of scripts and of the report."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that raises a ValueError of one line where argparse prints its usage and exits."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise argparse's complaint.
+
+        Args:
+            message: What argparse found.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(f"{message}; see --help")

@@ -1,0 +1,157 @@
+"""Configs that come out of files: a checkpoint or a `result.json` may have been made by somebody else.
+
+Loading a checkpoint runs nothing (`checkpoints.read_checkpoint`), but the config in it says what to build. So it may
+name only what this installation's own conf/ names, and it may read nothing: OmegaConf's resolvers would bring
+environment variables (`${oc.env:SECRET}`) into logs, or make a node out of text (`${oc.create:...}`).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hdmnet.config.checks import validate
+from hdmnet.config.merge import NEVER_FROM_CHECKPOINT, merge_with_checkpoint
+from hdmnet.config.paths import conf_dir
+from hdmnet.config.values import ABSENT, RESOLVER, look_up, to_plain
+
+_TARGET = re.compile(r"^[\s-]*_target_:\s*['\"]?([\w.]+)", re.MULTILINE)
+_DEEPEST = 20  # ours have five levels
+_OF_A_MACHINE = frozenset({"trainer", "logger", "callbacks", "paths"})
+# What the network cannot be built without; the rest is missing in configs of older versions.
+_NEEDED = (
+    *("dataset.image_size", "backbone.build._target_", "backbone.feature_channels", "backbone.mean", "backbone.std"),
+    *("model._target_", "shot"),
+)
+
+
+@functools.cache
+def conf_targets() -> frozenset[str]:
+    """All that the files in conf/ name as a `_target_`, your own ones in conf/local too."""
+    return frozenset(
+        target
+        for file in conf_dir().rglob("*.yaml")
+        for target in _TARGET.findall(file.read_text(encoding="utf-8", errors="replace"))
+    )
+
+
+def evaluation_config(cfg: DictConfig, stored: Any, overrides: Sequence[str], origin: str) -> DictConfig:
+    """The config to evaluate a checkpoint with (see `config.merge_with_checkpoint`), checked.
+
+    Args:
+        cfg: The door's composed config, command line included; what it names may be built.
+        stored: The config as it lies in the checkpoint.
+        overrides: The command line's overrides.
+        origin: What to call the file in an error.
+
+    Returns:
+        A new config.
+
+    Raises:
+        ValueError: The stored config could do harm or is damaged, or a value is wrong.
+    """
+    own = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
+    check_stored(stored, origin, also={str(value) for key, value in _walk(own, "") if _is_target(key)})
+    merged = _resolvable(lambda: merge_with_checkpoint(cfg, stored, overrides), origin)
+    validate(merged)  # e.g. a fold that the checkpoint's data set does not have
+    return merged
+
+
+def stored_config(stored: Any, origin: str) -> DictConfig:
+    """The config out of a checkpoint or result, to build its network or data again.
+
+    Args:
+        stored: The config as it lies in the file.
+        origin: What to call the file in an error.
+
+    Returns:
+        What of it belongs to the network and the data, and the folders as plain text or null.
+
+    Raises:
+        ValueError: It could do harm or is damaged, or a value is wrong.
+    """
+    check_stored(stored, origin, left_out=_OF_A_MACHINE)
+    kept = {key: value for key, value in stored.items() if key not in _OF_A_MACHINE}
+    paths = stored.get("paths")
+    folders: dict[str, str | None] = dict.fromkeys(("data_dir", "weights_dir", "output_dir", "cache_dir", "run_dir"))
+    for key in folders if isinstance(paths, Mapping) else ():
+        folder = paths.get(key)
+        folders[key] = folder if isinstance(folder, str) and "${" not in folder else None
+    cfg = _resolvable(lambda: OmegaConf.create({**kept, "paths": folders}), origin)
+    validate(cfg)
+    plain = to_plain(cfg)
+    for key in _NEEDED:
+        if look_up(plain, key) in (ABSENT, None):
+            raise ValueError(f"{origin}: its config has no {key}; expected a file that hdmnet wrote")
+    return cfg
+
+
+def check_stored(
+    stored: Any,
+    origin: str,
+    *,
+    also: Collection[str] = (),
+    left_out: Collection[str] = NEVER_FROM_CHECKPOINT,
+) -> None:
+    """Refuse a config out of a file that could do harm, before anything is made of it.
+
+    Args:
+        stored: The config as it lies in the file.
+        origin: What to call the file in an error.
+        also: Targets to allow beside those of conf/.
+        left_out: Top-level keys that are not taken from it, and so not looked at.
+
+    Raises:
+        ValueError: It is no mapping of plain values, names another target, or would resolve more than its own keys.
+    """
+    if not isinstance(stored, Mapping):
+        raise ValueError(f"{origin}: its config is a {type(stored).__name__}; expected a file that hdmnet wrote")
+    for key, value in _walk({name: stored[name] for name in stored if name not in left_out}, ""):
+        if key.count(".") > _DEEPEST or not isinstance(value, str | int | float | None):
+            raise ValueError(f"{origin}: its config holds no plain value at {key[:80]!r}; expected what hdmnet wrote")
+        if _is_target(key) and value not in conf_targets() and value not in also:
+            raise ValueError(
+                f"{origin}: its config names {key}={value!r}, which no file in conf/ does: refused, nothing was run; "
+                "if you trust it, name it on the command line or in a file of conf/"
+            )
+        if isinstance(value, str) and RESOLVER.search(value):
+            raise ValueError(
+                f"{origin}: its config would resolve {key}={value[:80]!r}: refused, a file may only refer to its own "
+                "keys; give this one on the command line"
+            )
+
+
+def _resolvable(make: Callable[[], DictConfig], origin: str) -> DictConfig:
+    """Make a config, once it is known that its interpolations can be read and resolved."""
+    try:
+        cfg = make()
+        to_plain(cfg)
+    except (OmegaConfBaseException, RecursionError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).partition("\n")[0].split())
+        raise ValueError(f"{origin}: its config is damaged ({reason}); expected a file that hdmnet wrote") from None
+    return cfg
+
+
+def _is_target(key: str) -> bool:
+    return key.rpartition(".")[2] == "_target_"
+
+
+def _walk(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """All leaves below a node with their dotted keys; ends at what nests too deeply."""
+    if key.count(".") > _DEEPEST:
+        yield key, node
+    elif isinstance(node, Mapping):
+        for name, value in node.items():
+            yield from _walk(value, f"{key}.{name}".lstrip("."))
+            if not isinstance(name, str):
+                yield f"{key}.{name}".lstrip("."), object()
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from _walk(value, f"{key}.{index}".lstrip("."))
+    else:
+        yield key, node

@@ -1,0 +1,113 @@
+"""The DataModule of stage 1: pictures with the masks of the base classes."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Unpack
+
+import numpy as np
+
+from hdmnet.data.datamodules.base import FoldDataModule, FoldOptions
+from hdmnet.data.episodes.samples import EvalSegmentation, TrainSegmentation, permutation
+from hdmnet.data.types import (
+    SegmentationSample,
+    collate_segmentation,
+)
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+    from hdmnet.data.datasets.base import SegmentationDataset, Split
+from hdmnet.data.datamodules.few_shot import VAL_SEED
+
+
+class BaseLearnerDataModule(FoldDataModule):
+    """Stage 1: ordinary segmentation of the base classes, on the fold's training images.
+
+    Novel pixels are background. Validation takes all validation images (base IoU is pooled over pixels), resized to the
+    square and compared there.
+
+    Attributes:
+        fold_classes: Base and novel class values; known before `setup`, as are the names.
+        train_ids: The fold's training images, in list order; set by `setup("fit")`.
+        val_ids: Validation images; set by `setup`.
+
+    Args:
+        source: The data set.
+        base_samples_per_epoch: Over all processes; None: all images. Fewer or more walk on through shuffled passes.
+        num_val_samples: A fixed random choice of the validation images, for quick runs; None: all.
+        options: What both stages take, see `FoldDataModule`; `augment` is usually a `BaseLearnerAugment`.
+
+    Raises:
+        ValueError: If an argument is out of range, or, in `setup`, the fold has no training image.
+    """
+
+    def __init__(
+        self,
+        source: SegmentationDataset,
+        *,
+        base_samples_per_epoch: int | None = None,
+        num_val_samples: int | None = None,
+        **options: Unpack[FoldOptions],
+    ) -> None:
+        self.base_samples_per_epoch = base_samples_per_epoch
+        self.num_val_samples = num_val_samples
+        super().__init__(source, **options)
+        self.train_ids: list[str] = []
+        self.val_ids: list[str] = []
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        for name in ("base_samples_per_epoch", "num_val_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}; expected at least 1, or null for all")
+
+    def _splits(self, stage: str | None) -> tuple[Split, ...]:
+        if self.source.skips is not None:
+            return super()._splits(stage)  # which files can be read, only a catalog tells
+        return ("train",) if stage in (None, "fit") else ()  # all validation images are used: no areas are asked for
+
+    def setup(self, stage: str | None = None) -> None:
+        """Make the lists of images that a stage needs.
+
+        Args:
+            stage: `fit`, `validate`, `test`, or None for all.
+        """
+        if stage in (None, "fit") and not self.train_ids:
+            self.train_ids = [str(image_id) for image_id in self._train_view().ids]
+            if not self.train_ids:
+                raise ValueError(
+                    f"no training image of {self.source.name} is left for fold {self.fold_classes.index}; "
+                    "check the lists, or set filter_novel=false"
+                )
+        if not self.val_ids:
+            ids = self.source.ids("val") if self.source.skips is None else self._catalog("val").ids.tolist()
+            chosen = sorted(permutation(VAL_SEED, 0, len(ids))[: self.num_val_samples].tolist())
+            self.val_ids = [ids[position] for position in chosen]
+
+    def digest(self) -> str:
+        """Hex sha256 over the fold's training images and the areas of their classes; the same on every machine."""
+        view, catalog = self._train_view(), self._catalog("train")
+        kept = np.isin(catalog.ids[catalog.image_index], view.ids)
+        areas = np.stack([catalog.class_value[kept], catalog.area[kept]]).astype("<i8")
+        return hashlib.sha256("\n".join(self.train_ids).encode() + areas.tobytes()).hexdigest()
+
+    def train_dataloader(self) -> DataLoader[SegmentationSample]:
+        """Loader of this rank's training images; raises ValueError if an epoch fills no batch."""
+        assert self.train_ids, "setup('fit') comes first"
+        dataset = TrainSegmentation(
+            self.source, self.train_ids, fold=self.fold_classes, augment=self.augment, seed=self.seed
+        )
+        samples = len(self.train_ids) if self.base_samples_per_epoch is None else self.base_samples_per_epoch
+        return self._loader(dataset, collate_segmentation, num_train=samples)
+
+    def val_dataloader(self) -> DataLoader[SegmentationSample]:
+        """Loader of this rank's share of the validation images."""
+        assert self.val_ids, "setup comes first"
+        dataset = EvalSegmentation(self.source, self.val_ids, fold=self.fold_classes, image_size=self.image_size)
+        return self._loader(dataset, collate_segmentation, num_eval=len(dataset))
+
+    def test_dataloader(self) -> DataLoader[SegmentationSample]:
+        """The validation images: the base classes have no test set of their own."""
+        return self.val_dataloader()

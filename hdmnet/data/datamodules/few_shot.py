@@ -1,0 +1,234 @@
+"""The DataModule of stage 2: episodes.
+
+Validation and test episodes have seeds of their own, independent of the run's: so runs are compared on equal episodes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any, Unpack
+
+import numpy as np
+
+from hdmnet.data.datamodules.base import FoldDataModule, FoldOptions
+from hdmnet.data.datasets.tree import refuse_shared_ids
+from hdmnet.data.episodes.encode_once import FeatureCost, plan_batches
+from hdmnet.data.episodes.manifest import EpisodeManifest
+from hdmnet.data.episodes.planned_batches import PlannedEvaluation
+from hdmnet.data.episodes.samples import EvalEpisodes, TrainEpisodes
+from hdmnet.data.episodes.spot_check import check_files
+from hdmnet.data.types import (
+    Episode,
+    EvaluationBatch,
+    FeatureKey,
+    collate_episodes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch.utils.data import DataLoader
+
+    from hdmnet.data.catalog import CatalogView
+    from hdmnet.data.datasets.base import SegmentationDataset, Split
+    from hdmnet.data.episodes.encode_once import FeatureBytes
+    from hdmnet.data.episodes.manifest import EvaluationProtocol
+
+
+VAL_SEED = 0
+
+
+FIRST_TEST_SEED = 1
+
+
+SUPPORT_MASKS = ("given", "ones")
+
+
+class FewShotDataModule(FoldDataModule):
+    """Episodes of one fold: training on the base classes, validation and test on the novel ones.
+
+    Attributes:
+        fold_classes: Base and novel class values; known before `setup`, as are the names.
+        train_manifest: Unbounded; set by `setup("fit")`.
+        val_manifest: Fixed, whatever `seed` is; set by `setup("fit")` and `setup("validate")`.
+        test_manifests: One a test seed, fixed too; set by `setup("test")`.
+        measure_features: Tells the memory that the model's features of a picture take. Who builds the model sets it, if
+            the model can reuse features; validation and test then come as `EvaluationBatch`es, else as `Episode`s.
+
+    Args:
+        source: The data set.
+        shot: Supports an episode (K).
+        episodes_per_epoch: Over all processes; None: the number of the fold's training images.
+        num_val_episodes: Length of the validation manifest.
+        num_test_episodes: Length of each test manifest.
+        num_test_seeds: Number of test manifests.
+        protocol: `uniform`, or `official` for the release's in-order walk in evaluation.
+        support_mask: `given`, or `ones` for all-ones support masks in evaluation (the control of Table 8).
+        check_files: How many pictures and masks of each split `setup` decodes, to find damaged ones before a run.
+        allow_repeats: Repeat supports where a class has too few images, in place of an error.
+        reuse_memory_gb: Memory, in 10^9 bytes and for each process, for features that evaluation keeps to reuse them;
+            None: every episode is encoded anew.
+        options: What both stages take, see `FoldDataModule`.
+
+    Raises:
+        ValueError: If an argument is out of range; in `setup` also where a class has too few images for the shot.
+    """
+
+    def __init__(
+        self,
+        source: SegmentationDataset,
+        *,
+        shot: int,
+        episodes_per_epoch: int | None = None,
+        num_val_episodes: int = 1000,
+        num_test_episodes: int = 1000,
+        num_test_seeds: int = 1,
+        protocol: EvaluationProtocol = "uniform",
+        support_mask: str = "given",
+        allow_repeats: bool = False,
+        check_files: int = 0,
+        reuse_memory_gb: float | None = None,
+        **options: Unpack[FoldOptions],
+    ) -> None:
+        self.shot = shot
+        self.episodes_per_epoch = episodes_per_epoch
+        self.num_val_episodes = num_val_episodes
+        self.num_test_episodes = num_test_episodes
+        self.num_test_seeds = num_test_seeds
+        self.protocol: EvaluationProtocol = protocol
+        self.support_mask = support_mask
+        self.allow_repeats = allow_repeats
+        self.check_files = check_files
+        self.reuse_memory_gb = reuse_memory_gb
+        self.measure_features: Callable[[], FeatureBytes] | None = None
+        super().__init__(source, **options)
+        self.train_manifest: EpisodeManifest | None = None
+        self.val_manifest: EpisodeManifest | None = None
+        self.test_manifests: tuple[EpisodeManifest, ...] = ()
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        for name in ("shot", "num_val_episodes", "num_test_episodes", "num_test_seeds", "episodes_per_epoch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}; expected at least 1")
+        if self.support_mask not in SUPPORT_MASKS:
+            raise ValueError(f"support_mask={self.support_mask!r}; expected one of {', '.join(SUPPORT_MASKS)}")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Make the manifests that a stage needs.
+
+        Args:
+            stage: `fit`, `validate`, `test`, or None for all.
+
+        Raises:
+            ValueError: A class has too few images, or images are both trained on and evaluated.
+        """
+        if stage in (None, "fit") and self.train_manifest is None:
+            view = self._train_view()
+            check_files(self.source, view.ids.tolist(), self.check_files)
+            # The in-order walk is a habit of the evaluation; the release shuffles in training.
+            self.train_manifest = self._manifest(view, "train", self.seed, num_episodes=None, protocol="uniform")
+            if self.episodes_per_epoch is None:
+                self.episodes_per_epoch = len(view)
+        if stage in (None, "fit", "validate") and self.val_manifest is None:
+            self.val_manifest = self._eval_manifest(VAL_SEED, self.num_val_episodes)
+        if self.train_manifest is not None and self.val_manifest is not None:
+            # Of any data set, whatever its lists and its own check: no picture that is trained on is tested on.
+            refuse_shared_ids(self.train_manifest.view.ids.tolist(), self.val_manifest.view.ids.tolist())
+        if stage in (None, "test") and not self.test_manifests:
+            seeds = range(FIRST_TEST_SEED, FIRST_TEST_SEED + self.num_test_seeds)
+            self.test_manifests = tuple(self._eval_manifest(seed, self.num_test_episodes) for seed in seeds)
+
+    def _eval_manifest(self, seed: int, num_episodes: int) -> EpisodeManifest:
+        """Make a manifest on the novel classes, without the filter of training."""
+        view = self._catalog("val").view(self.fold_classes.novel, min_area=self.source.min_area)
+        if seed in (VAL_SEED, FIRST_TEST_SEED):
+            check_files(self.source, view.ids.tolist(), self.check_files, seed)
+        return self._manifest(view, "val", seed, num_episodes=num_episodes, protocol=self.protocol)
+
+    def _manifest(
+        self, view: CatalogView, split: Split, seed: int, *, num_episodes: int | None, protocol: EvaluationProtocol
+    ) -> EpisodeManifest:
+        return EpisodeManifest(
+            view,
+            dataset=self.source.name,
+            fold=self.fold_classes.index,
+            split=split,
+            shot=self.shot,
+            seed=seed,
+            num_episodes=num_episodes,
+            protocol=protocol,
+            allow_repeats=self.allow_repeats,
+        )
+
+    def digest(self) -> str:
+        """Hex sha256 over the validation images, their classes and areas: the same where the labels are."""
+        catalog = self._catalog("val")
+        counts = np.stack([catalog.image_index, catalog.class_value, catalog.area]).astype("<i8")
+        return hashlib.sha256("\n".join(catalog.ids.tolist()).encode() + counts.tobytes()).hexdigest()
+
+    def skipped_files(self) -> list[dict[str, Any]]:
+        """What `dataset.on_error=skip` left out so far, on all processes; empty where nothing may be.
+
+        Returns:
+            Of each file `split`, `why` (one line that names it) and `episodes`: how many training episodes or samples
+            were replaced for it, 0 where it was left out from the start.
+        """
+        found: list[dict[str, Any]] = [
+            {"split": split, "why": why, "episodes": 0}
+            for split in sorted(self._catalogs)
+            for _, why in self._catalogs[split].skipped
+        ]
+        replaced = {} if self.source.skips is None else self.source.skips.read()
+        return found + [{"split": "train", "why": why, "episodes": number} for why, number in replaced.items()]
+
+    def train_dataloader(self) -> DataLoader[Episode]:
+        """Loader of this rank's training episodes; raises ValueError if an epoch fills no batch."""
+        assert self.train_manifest is not None, "setup('fit') comes first"
+        dataset = TrainEpisodes(
+            self.source, self.train_manifest, fold=self.fold_classes, augment=self.augment, seed=self.seed
+        )
+        return self._loader(dataset, collate_episodes, num_train=self.episodes_per_epoch)
+
+    def val_dataloader(self) -> DataLoader[Episode] | DataLoader[EvaluationBatch]:
+        """Loader of this rank's share of the validation episodes."""
+        assert self.val_manifest is not None, "setup('validate') comes first"
+        return self._eval_loader([self.val_manifest])
+
+    def test_dataloader(self) -> DataLoader[Episode] | DataLoader[EvaluationBatch]:
+        """Loader of this rank's share of the test episodes of all seeds."""
+        assert self.test_manifests, "setup('test') comes first"
+        return self._eval_loader(self.test_manifests)
+
+    def _eval_loader(self, manifests: Sequence[EpisodeManifest]) -> DataLoader[Episode] | DataLoader[EvaluationBatch]:
+        dataset = EvalEpisodes(
+            self.source,
+            manifests,
+            fold=self.fold_classes,
+            image_size=self.image_size,
+            support_mask=self.support_mask,
+        )
+        if self.reuse_memory_gb is None or self.measure_features is None:
+            return self._loader(dataset, collate_episodes, num_eval=len(dataset))
+        plan = plan_batches(
+            manifests,
+            batch_size=self.eval_batch_size,
+            cost=FeatureCost(self.measure_features(), self._foreground_share()),
+            budget_bytes=round(self.reuse_memory_gb * 1e9),
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        return self._planned_loader(PlannedEvaluation(dataset, plan))
+
+    def _foreground_share(self) -> Callable[[FeatureKey], float]:
+        """Share of a support's picture that is foreground; 1 where the picture's size cannot be told."""
+        catalog = self._catalog("val")
+        pairs = zip(catalog.ids[catalog.image_index].tolist(), catalog.class_value.tolist(), strict=True)
+        areas = dict(zip(pairs, catalog.area.tolist(), strict=True))
+
+        def share(key: FeatureKey) -> float:
+            size = None if self.support_mask == "ones" else self.source.image_size(key.image_id)
+            return 1.0 if size is None else float(areas[key.image_id, key.class_value]) / (size[0] * size[1])
+
+        return share

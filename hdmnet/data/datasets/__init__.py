@@ -1,0 +1,1 @@
+"""Data sets: ids, pictures and masks of classes."""

@@ -1,0 +1,150 @@
+"""COCO-20i: COCO 2014, four folds of twenty classes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from hdmnet.data.datasets.base import Split, SplitRule, fingerprint_files
+from hdmnet.data.datasets.tree import TreeDataset, find_list, read_ids, refuse_shared_ids, strip_path
+
+FOLDERS: dict[Split, str] = {"train": "train2014", "val": "val2014"}
+
+#: COCO's 80 categories in ascending category id.
+CLASS_NAMES = (
+    *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
+    *("fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow"),
+    *("elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee"),
+    *("skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard"),
+    *("tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple"),
+    *("sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch"),
+    *("potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone"),
+    *("microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear"),
+    *("hair drier", "toothbrush"),
+)
+
+
+class CocoDataset(TreeDataset):
+    """A COCO tree: `train2014/ val2014/`, and masks `masks/{train2014,val2014}/*.png` by scripts/data/prepare_coco.py.
+
+    Masks are 8-bit PNGs (palette or grey): 0, class = position 1..80 in ascending category id, 255. Those of other
+    codebases are taken as they are. A split's images are all that have a mask, so the annotations' JSON is not read.
+    Ids are such as "train2014/COCO_train2014_000000000009".
+
+    Args:
+        root: The tree.
+        split_rule: "interleaved" (fold i novel = classes i+1, i+5, ..., COCO-20i of all recent papers) or "contiguous".
+        train_list: Path of a list that restricts the training images: relative to the root or the working directory, or
+            absolute. Its lines hold an id with or without the folder, or a picture's path with the mask's after it.
+        val_list: The same for validation.
+        min_area: Fewest pixels, at original size, for a class to count in an image.
+    """
+
+    name = "coco"
+    class_names = CLASS_NAMES
+
+    def __init__(
+        self,
+        root: str | Path,
+        split_rule: SplitRule = "interleaved",
+        train_list: str | None = None,
+        val_list: str | None = None,
+        *,
+        min_area: int = 2 * 32 * 32,
+    ) -> None:
+        super().__init__(root, train_list, val_list, split_rule, min_area)
+
+    def ids(self, split: Split) -> list[str]:
+        """Image ids of a split: in the list's order, without a list ascending.
+
+        Args:
+            split: "train" or "val".
+
+        Returns:
+            Ids such as "val2014/COCO_val2014_000000000042", each once.
+
+        Raises:
+            FileNotFoundError: If the folder of masks or the list is missing.
+            ValueError: If the list is empty or holds an id twice.
+        """
+        listed = self.lists[split]
+        if listed is None:
+            return sorted(self._list_folder(self.root / "masks", FOLDERS[split], ".png"))
+        return read_ids(find_list(listed, self.root, names="null"), partial(parse_line, folder=FOLDERS[split]))
+
+    def _list_folder(self, parent: Path, folder: str, suffix: str) -> set[str]:
+        """Ids of a folder's files; one listing without a stat a file, as there are 82,783."""
+        try:
+            names = os.listdir(parent / folder)
+        except (FileNotFoundError, NotADirectoryError):
+            remedy = "unpack the COCO 2014 images zip there"
+            if parent != self.root:
+                remedy = f"make the masks once with scripts/data/prepare_coco.py --root {self.root}"
+            raise FileNotFoundError(f"COCO folder {parent / folder} is missing: {remedy}") from None
+        return {f"{folder}/{name.removesuffix(suffix)}" for name in names if name.endswith(suffix) and name[0] != "."}
+
+    def image_path(self, image_id: str) -> Path:
+        """Path of a picture; need not exist."""
+        return self.root / f"{image_id}.jpg"
+
+    def mask_path(self, image_id: str) -> Path:
+        """Path of a mask; need not exist."""
+        return self.root / "masks" / f"{image_id}.png"
+
+    def fingerprint(self, split: Split) -> str:
+        """Hex sha256 over the split's ids, in order, and its masks' and pictures' names, sizes and times.
+
+        The pictures too, as scanning the masks also looks at these: one that was damaged since is found.
+        """
+        ids = self.ids(split)
+        parts = []
+        for folder in sorted({image_id.split("/")[0] for image_id in ids}):
+            stems = [image_id.split("/")[1] for image_id in ids if image_id.startswith(f"{folder}/")]
+            names = [f"{stem}.png" for stem in stems]
+            parts.append(fingerprint_files(self.root / "masks" / folder, names=names, extra=[folder]))
+            if (self.root / folder).is_dir():
+                parts.append(fingerprint_files(self.root / folder, names=[f"{stem}.jpg" for stem in stems]))
+        return hashlib.sha256("\n".join([*parts, *ids]).encode()).hexdigest()
+
+    def check(self) -> None:
+        """Check that the tree is whole, before any training.
+
+        Raises:
+            FileNotFoundError: If a folder, a list, a picture or a mask is missing; one line.
+            ValueError: If a list is malformed, or the two lists share images.
+        """
+        if not self.root.is_dir():
+            raise FileNotFoundError(
+                f"COCO folder {self.root} is missing: put train2014/, val2014/, annotations/ of the COCO site there, "
+                "run scripts/data/prepare_coco.py, or set paths.data_dir (HDMNET_DATA) to the folder that holds coco/"
+            )
+        lists: dict[Split, list[str]] = {"train": self.ids("train"), "val": self.ids("val")}
+        for split, ids in lists.items():
+            origin = f"{split} images of {self.root}" + (f" by list {self.lists[split]!r}" if self.lists[split] else "")
+            if not ids:
+                raise FileNotFoundError(
+                    f"{origin}: there is no mask in masks/{split}2014: run scripts/data/prepare_coco.py"
+                )
+            folders = sorted({image_id.split("/")[0] for image_id in ids})
+            masks = set().union(*(self._list_folder(self.root / "masks", folder, ".png") for folder in folders))
+            pictures = set().union(*(self._list_folder(self.root, folder, ".jpg") for folder in folders))
+            self.require_ids(ids, masks, origin, "mask", "run scripts/data/prepare_coco.py, or take them off the list")
+            self.require_ids(ids, pictures, origin, "picture", "unpack the COCO 2014 images zips again")
+        refuse_shared_ids(**lists)
+
+
+def parse_line(line: str, folder: str) -> str:
+    """Make an id of a list's line.
+
+    Args:
+        line: An id or the path of a picture, with or without "train2014" or "val2014" in it; the mask's path
+            that may follow it is dropped.
+        folder: The folder where the line names none.
+
+    Returns:
+        "FOLDER/STEM".
+    """
+    named = [part for part in PurePosixPath(line.split()[0]).parts[:-1] if part in FOLDERS.values()]
+    return f"{named[-1] if named else folder}/{strip_path(line)}"

@@ -1,0 +1,1 @@
+"""One's own pictures and masks in a folder."""

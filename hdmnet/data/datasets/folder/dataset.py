@@ -1,0 +1,272 @@
+"""A user's own data set: a folder of pictures and masks in any of the usual shapes (see `folder_layouts`)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+
+from hdmnet.data.datasets.base import SegmentationDataset, Split, SplitRule, read_id_list
+from hdmnet.data.datasets.folder.layouts import LayoutName, Places, scan
+from hdmnet.data.datasets.tree import refuse_shared_ids, require_ids
+from hdmnet.data.io.annotations import decode_segmentation
+from hdmnet.data.io.arrays import IGNORE, UInt8Array
+from hdmnet.data.io.masks import read_mask
+from hdmnet.data.io.object_masks import read_object_mask
+from hdmnet.data.io.upright import IMAGE_SUFFIXES, fit_mask, orientation, read_upright, upright_size
+
+_READER = "2"  # part of the fingerprint: another number when masks are read by another rule
+
+
+class FolderDataset(SegmentationDataset):
+    """Pictures and masks of a user.
+
+    Pictures are turned upright by their EXIF data; masks may be of the upright or of the stored size.
+
+    Where masks of several classes overlap, each class keeps all of its pixels: its area counts them, and
+    `read_mask_of` a class has it on top. In `read_mask`, which asks for none, smaller regions lie on larger ones. What
+    a COCO-style JSON marks as a crowd, or a binary mask as 255 beside 1, is ignored where nothing else lies on it.
+
+    Splits: without lists every image is in both. Training takes only images without novel classes and evaluation only
+    images with one, so the two do not share any; but the base learner is then validated on what it trained on. With
+    one list the other split is all the rest.
+
+    Attributes:
+        tree: What was found in the folder.
+        root: The folder.
+        lists: The lists of each split's images that were given.
+
+    Args:
+        root: The folder.
+        name: Name of the data set, in results and caches.
+        layout: Its shape; None: recognised.
+        classes: Names of the classes that count, in order, or a file with one a line; None: the folder's classes.txt,
+            else all that there are. For index masks the names of the values 1, 2, ….
+        images: Folder of the pictures below the root; None: by its usual name.
+        masks: The same for the masks.
+        annotations: COCO-style JSON below the root; None: the only one there.
+        num_folds: Number of folds that the classes are dealt out to, as evenly as can be; None or 1: no folds, all
+            classes are novel.
+        folds: File that names each fold's novel classes, one fold a line, split by commas; others are always base.
+        split_rule: How classes are dealt out.
+        train_list: List of training images, one id a line: path of the picture below the pictures' folder.
+        val_list: The same for validation and test.
+        filter_novel: Whether training leaves out images with novel classes, which makes shared images harmless.
+        min_area: Fewest pixels for a class to count in an image.
+
+    Raises:
+        FileNotFoundError: The root, or what its layout needs, is missing.
+        ValueError: The layout cannot be told, or an argument does not fit what is there; one line.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None,
+        *,
+        name: str = "folder",
+        layout: LayoutName | None = None,
+        classes: str | Sequence[str] | None = None,
+        images: str | None = None,
+        masks: str | None = None,
+        annotations: str | None = None,
+        num_folds: int | None = None,
+        folds: str | None = None,
+        split_rule: SplitRule = "contiguous",
+        train_list: str | None = None,
+        val_list: str | None = None,
+        filter_novel: bool = True,
+        min_area: int = 1,
+    ) -> None:
+        if root is None:
+            raise ValueError("dataset.root is not given, expected the folder of your pictures and masks: set it")
+        self.name = name
+        self.root = Path(root).expanduser()
+        self.tree = scan(Places(self.root, images, masks, annotations, classes), layout)
+        self.class_names = self.tree.class_names
+        self.split_rule = split_rule
+        self.min_area = min_area
+        self.filter_novel = filter_novel
+        self.lists: dict[Split, str | None] = {"train": train_list, "val": val_list}
+        self.folds = self._read_folds(folds) if folds is not None else self._deal_folds(num_folds)
+        self.num_folds = len(self.folds)
+        if num_folds not in (None, self.num_folds):
+            raise ValueError(f"dataset.num_folds={num_folds}, but {folds} has {self.num_folds}: leave out one of them")
+
+    def _deal_folds(self, num_folds: int | None) -> tuple[tuple[int, ...], ...]:
+        """Novel classes of each fold, their numbers differing by one at most."""
+        values = np.arange(1, len(self.class_names) + 1)
+        if num_folds is None or num_folds == 1:
+            return (tuple(values.tolist()),)
+        if not 2 <= num_folds <= len(values):
+            raise ValueError(f"dataset.num_folds={num_folds}: expected 1 to {len(values)}, one class a fold at least")
+        parts = np.array_split(values, num_folds)
+        if self.split_rule == "interleaved":
+            parts = [values[fold::num_folds] for fold in range(num_folds)]
+        return tuple(tuple(part.tolist()) for part in parts)
+
+    def _read_folds(self, listed: str) -> tuple[tuple[int, ...], ...]:
+        path = self._find(listed, "dataset.folds")
+        values = {name: value for value, name in enumerate(self.class_names, start=1)}
+        folds, seen = [], set[str]()
+        for line in read_id_list(path):
+            names = [name.strip() for name in line.split(",") if name.strip()]
+            for name in names:
+                if name not in values or name in seen:
+                    found = "is named twice" if name in seen else f"is no class of {self.root}"
+                    raise ValueError(f"{path}: {name!r} {found}, expected each novel class in one fold's line")
+                seen.add(name)
+            folds.append(tuple(sorted(values[name] for name in names)))
+        return tuple(folds)
+
+    def _find(self, listed: str, what: str) -> Path:
+        for path in (self.root / listed, Path(listed)):
+            if path.is_file():
+                return path
+        raise FileNotFoundError(f"{what}={listed} is a file neither in {self.root} nor in {Path.cwd()}: correct it")
+
+    def ids(self, split: Split) -> list[str]:
+        """Image ids of a split: in the list's order, else ascending.
+
+        Args:
+            split: "train" or "val".
+
+        Returns:
+            Ids such as "cats/1", each once.
+
+        Raises:
+            FileNotFoundError: If the list is missing.
+            ValueError: If the list is empty or holds an id twice.
+        """
+        listed = self.lists[split]
+        if listed is not None:
+            return [self._parse(line) for line in read_id_list(self._find(listed, f"dataset.{split}_list"))]
+        others = set(self.ids("val" if split == "train" else "train")) if any(self.lists.values()) else set()
+        return [image_id for image_id in self.tree.pictures if image_id not in others]
+
+    def _parse(self, line: str) -> str:
+        path = PurePosixPath(line)
+        named = line not in self.tree.pictures and path.suffix.lower() in IMAGE_SUFFIXES
+        return path.with_suffix("").as_posix() if named else line
+
+    def read_image(self, image_id: str) -> UInt8Array:
+        """Picture as (H, W, 3) uint8 RGB, upright, at original size."""
+        return read_upright(self.tree.pictures[image_id])
+
+    def image_size(self, image_id: str) -> tuple[int, int]:
+        """Size (H, W) of the upright picture, from its header; refuses one that is cut short."""
+        return upright_size(self.tree.pictures[image_id])
+
+    def read_mask(self, image_id: str) -> UInt8Array:
+        """Mask as (H, W) uint8: 0, 1..C, 255; of overlapping classes the smaller region is on top."""
+        return self._paint(image_id, None)
+
+    def read_mask_of(self, image_id: str, class_value: int) -> UInt8Array:
+        """Mask as from `read_mask`, with all pixels of one class on top."""
+        return self._paint(image_id, class_value)
+
+    def covered_areas(self, image_id: str) -> dict[int, int]:
+        """Pixels of each class that `read_mask` gives to another."""
+        if self.tree.layout in ("index", "fss") or len(self.tree.masks.get(image_id, ())) == 1:
+            return {}
+        regions, _ = self._regions(image_id)
+        mask = self.read_mask(image_id)
+        # The painted mask may have been turned upright, which does not change how many pixels there are.
+        areas = {value: int(region.sum() - (mask == value).sum()) for value, region in regions.items()}
+        return {value: area for value, area in areas.items() if area}
+
+    def _paint(self, image_id: str, top: int | None) -> UInt8Array:
+        files = self.tree.masks.get(image_id, [])
+        if self.tree.layout == "index":
+            mask = read_mask(files[0][1])
+        else:
+            regions, ignored = self._regions(image_id)
+            mask = np.where(ignored, np.uint8(IGNORE), np.uint8(0))
+            order = sorted(regions, key=lambda value: (value == top, -int(regions[value].sum()), value))
+            for value in order:
+                mask[regions[value]] = value
+        picture = self.tree.pictures[image_id]
+        turned = orientation(picture)
+        return mask if turned == 1 else fit_mask(mask, upright_size(picture), turned)
+
+    def _regions(self, image_id: str) -> tuple[dict[int, npt.NDArray[np.bool_]], npt.NDArray[np.bool_]]:
+        """Where each class is, and what is ignored, (H, W) bool each, as stored."""
+        if self.tree.layout == "coco":
+            return self._coco_regions(image_id)
+        files = self.tree.masks[image_id]
+        masks = {value: read_object_mask(path, f"mask {path}") for value, path in files}
+        shapes = {mask.shape: path for mask, (_, path) in zip(masks.values(), files, strict=True)}
+        if len(shapes) > 1:
+            sizes = ", ".join(f"{path} {shape[0]}x{shape[1]}" for shape, path in shapes.items())
+            raise ValueError(f"masks of {image_id!r} have unequal sizes (HxW): {sizes}: expected the picture's for all")
+        ignored = np.zeros(next(iter(shapes), None) or self.image_size(image_id), dtype=bool)
+        for mask in masks.values():
+            ignored |= mask == IGNORE
+        return {value: mask == 1 for value, mask in masks.items()}, ignored
+
+    def _coco_regions(self, image_id: str) -> tuple[dict[int, npt.NDArray[np.bool_]], npt.NDArray[np.bool_]]:
+        about = self.tree.regions[image_id]
+        regions: dict[int, npt.NDArray[np.bool_]] = {}
+        ignored = np.zeros(about.size, dtype=bool)
+        for value, segmentation, crowd in about.entries:
+            try:
+                region = decode_segmentation(segmentation, *about.size)
+            except Exception as error:  # pycocotools raises bare Exception, TypeError and more on malformed input
+                reason = " ".join(str(error).split())
+                raise ValueError(f"{self.mask_location(image_id)}: an annotation cannot be read: {reason}") from None
+            if crowd:
+                ignored |= region
+            else:
+                regions[value] = regions[value] | region if value in regions else region
+        return regions, ignored
+
+    def mask_location(self, image_id: str) -> str:
+        """Path of the mask, or of the first of several, or the JSON and the image in it."""
+        if self.tree.annotations is not None:
+            return f"{self.tree.annotations}, image {image_id!r}"
+        files = self.tree.masks[image_id]
+        return str(files[0][1] if files else self.tree.pictures[image_id])
+
+    def fingerprint(self, split: Split) -> str:
+        """Hex sha256 over the split's ids, the classes, and names, sizes and times of all its files."""
+        ids = self.ids(split)
+        paths = [path for image_id in ids for _, path in self.tree.masks.get(image_id, ())]
+        paths += [self.tree.pictures[image_id] for image_id in ids if image_id in self.tree.pictures]
+        if self.tree.annotations is not None:
+            paths.append(self.tree.annotations)
+        rows = [_READER, self.tree.layout, *self.class_names, *ids]
+        for path in paths:
+            if path.exists():
+                stat = path.stat()
+                rows.append(f"{path.relative_to(self.root)}\0{stat.st_size}\0{stat.st_mtime_ns}")
+        return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+    def check(self) -> None:
+        """Check that every image of the lists is there, before any training.
+
+        Raises:
+            FileNotFoundError: If a list or a picture is missing; one line.
+            ValueError: If a list is malformed, or training could see what is tested.
+        """
+        known = set(self.tree.pictures)
+        for split, listed in self.lists.items():
+            if listed is not None:
+                what = f"picture with a mask in {self.root}"
+                require_ids(self.ids(split), known, f"list {listed}", what, "take them off, or label them")
+        if self.tree.annotations is not None and self.tree.problems and self.skips is None:
+            more = f" (and {len(self.tree.problems) - 1} more)" if len(self.tree.problems) > 1 else ""
+            raise ValueError(f"{self.tree.problems[0]}{more}: mend it, or set dataset.on_error=skip to do without")
+        if self.tree.annotations is not None:  # of the other layouts the pictures themselves were listed
+            there = {image_id for image_id, path in self.tree.pictures.items() if path.is_file()}
+            folder = next(iter(self.tree.pictures.values())).parent
+            remedy = "restore them, or set dataset.images to their folder"
+            require_ids(list(self.tree.pictures), there, str(self.tree.annotations), f"picture in {folder}", remedy)
+        if not any(self.lists.values()) and not self.filter_novel:
+            raise ValueError(
+                "dataset.filter_novel=false would train on the images that are tested: set dataset.val_list, or "
+                "leave it true"
+            )
+        if all(self.lists.values()):
+            refuse_shared_ids(self.ids("train"), self.ids("val"))

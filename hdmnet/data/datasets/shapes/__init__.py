@@ -1,0 +1,1 @@
+"""The embedded data: patterned silhouettes before busy backgrounds."""

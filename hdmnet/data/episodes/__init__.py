@@ -1,0 +1,1 @@
+"""Episodes: which they are, and how they reach the network."""

@@ -1,0 +1,316 @@
+"""The list of episodes as a pure function of (dataset, fold, split, shot, seed, index).
+
+Every episode is computed from raw 64-bit words of the counter-based generator Philox-4x64, keyed by a sha256 of the
+arguments and positioned by the episode's index. So it does not depend on workers, GPUs, batch size, order of access or
+on what was drawn before. Only raw words are used: NumPy guarantees their stream, but not that of `Generator`'s methods.
+
+The shot is deliberately left out of the key: an episode's 1-shot support is the first of its 5-shot supports, and
+queries and classes are the same, so results for different shots differ by the shots alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from hdmnet.data.catalog import CatalogView
+from hdmnet.data.datasets.base import Split
+from hdmnet.runtime.atomic import replacing
+
+EvaluationProtocol = Literal["uniform", "official"]
+
+_FORMAT = "hdmnet-episodes-1"
+_EPISODE_WORDS, _PASS_WORDS = 0, 1  # top counter word: keeps the two uses of one key apart
+_CACHED_PASSES = 4
+
+
+@dataclass(frozen=True)
+class EpisodeSpec:
+    """One episode, by ids.
+
+    Attributes:
+        index: Position in the manifest.
+        query_id: Image to segment.
+        class_value: Class (1..C) that is foreground.
+        support_ids: The K support images; never the query.
+    """
+
+    index: int
+    query_id: str
+    class_value: int
+    support_ids: tuple[str, ...]
+
+
+class Manifest(ABC):
+    """A list of episodes with its header; computed (`EpisodeManifest`) or read from a file (`StoredManifest`).
+
+    Attributes:
+        header: What the list was made from, as written to files: format, dataset, fold, split, shot, seed, protocol and
+            num_episodes.
+    """
+
+    header: dict[str, Any]
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of episodes."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> EpisodeSpec:
+        """Episode at an index, counted from 0; IndexError outside."""
+
+    def __iter__(self) -> Iterator[EpisodeSpec]:
+        """All episodes in order."""
+        return (self[index] for index in range(len(self)))
+
+    def sha256(self) -> str:
+        """Hex sha256 of the canonical text, i.e. of all episodes and the header."""
+        return hashlib.sha256(self._text().encode()).hexdigest()
+
+    def write(self, path: str | Path) -> None:
+        """Write the episodes as JSON lines: header, one array an episode, and the hash of all lines before it.
+
+        Args:
+            path: File to write; replaced in one step when it exists. Missing folders are made.
+        """
+        text = self._text()
+        trailer = _dump({"sha256": hashlib.sha256(text.encode()).hexdigest()})
+        with replacing(path) as temporary:
+            temporary.write_text(f"{text}{trailer}\n", encoding="utf-8", newline="\n")
+
+    def _text(self) -> str:
+        rows = ([spec.index, spec.query_id, spec.class_value, list(spec.support_ids)] for spec in self)
+        return "".join(f"{_dump(line)}\n" for line in (self.header, *rows))
+
+
+class EpisodeManifest(Manifest):
+    """Episodes drawn from a catalog view.
+
+    The queries walk over the view's images: pass p is a permutation keyed by (dataset, fold, split, seed, p), so every
+    image is the query once a pass; the official protocol walks in list order, unshuffled. The class is uniform among
+    those that qualify in the query; the supports are uniform without replacement among the class's other images.
+    """
+
+    def __init__(
+        self,
+        view: CatalogView,
+        *,
+        dataset: str,
+        fold: int,
+        split: Split,
+        shot: int,
+        seed: int,
+        num_episodes: int | None,
+        protocol: EvaluationProtocol = "uniform",
+        allow_repeats: bool = False,
+    ) -> None:
+        """Check that every episode can be drawn; nothing is drawn yet.
+
+        Args:
+            view: Images and classes to draw from. Classes without any image are never drawn.
+            dataset: Name of the data set; part of the key.
+            fold: Number of the fold; part of the key.
+            split: "train" or "val"; part of the key.
+            shot: Number of supports K an episode.
+            seed: Seed; part of the key.
+            num_episodes: Length; None = unbounded, for training.
+            protocol: "uniform", or "official" for the release's in-order walk.
+            allow_repeats: Where a class has too few images, take each as often as every other, up to one time more,
+                instead of raising.
+
+        Raises:
+            ValueError: An argument is out of range, the view is empty, or a class has too few images for its episodes.
+        """
+        where = f"{dataset} fold {fold} {split}"
+        _check_arguments(view, where, shot=shot, num_episodes=num_episodes, protocol=protocol)
+        _check_supports(view, where, shot=shot, allow_repeats=allow_repeats)
+        self.header = {
+            "format": _FORMAT,
+            "dataset": dataset,
+            "fold": int(fold),
+            "split": split,
+            "shot": int(shot),
+            "seed": int(seed),
+            "protocol": protocol,
+            "num_episodes": None if num_episodes is None else int(num_episodes),
+        }
+        self.view = view
+        self.shot = int(shot)
+        self.num_episodes = num_episodes
+        self.protocol = protocol
+        key = hashlib.sha256(_dump([dataset, int(fold), split, int(seed)]).encode()).digest()
+        self._key = np.frombuffer(key[:16], dtype="<u8").astype(np.uint64)
+        self._passes: dict[int, npt.NDArray[np.int64]] = {}
+
+    def __len__(self) -> int:
+        """Number of episodes.
+
+        Raises:
+            TypeError: The manifest is unbounded.
+        """
+        if self.num_episodes is None:
+            raise TypeError("this manifest is unbounded and has no length: give it num_episodes, or index it")
+        return self.num_episodes
+
+    def __getitem__(self, index: int) -> EpisodeSpec:
+        """Episode at an index, in O(shot) once the order of its pass is known.
+
+        Raises:
+            IndexError: The index is negative or beyond the end.
+        """
+        index = int(index)
+        if index < 0 or (self.num_episodes is not None and index >= self.num_episodes):
+            last = "" if self.num_episodes is None else self.num_episodes - 1
+            raise IndexError(f"episode {index} does not exist, expected 0..{last}")
+        query = self._query(index)
+        words = self._words(_EPISODE_WORDS, index, 1 + self.shot).tolist()
+        values = self.view.classes_of(query)
+        class_value = int(values[_below(len(values), words[0])])
+        images = self.view.images_of(class_value)
+        own = int(np.searchsorted(images, query))  # the query is always among them
+        picks = _draw(len(images) - 1, words[1:])
+        supports = (images[pick + (pick >= own)] for pick in picks)  # positions from the query's on move up by one
+        ids = self.view.ids
+        return EpisodeSpec(index, str(ids[query]), class_value, tuple(str(ids[support]) for support in supports))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State for worker processes, without the cached passes: each process makes its own."""
+        return {**self.__dict__, "_passes": {}}
+
+    def _query(self, index: int) -> int:
+        number, step = divmod(index, len(self.view))
+        if self.protocol == "official":
+            return step
+        order = self._passes.get(number)
+        if order is None:
+            # Ranks of raw words; equal words (chance about N²/2^65) keep list order, so this is the same everywhere.
+            order = np.argsort(self._words(_PASS_WORDS, number, len(self.view)), kind="stable")
+            while len(self._passes) >= _CACHED_PASSES:
+                self._passes.pop(next(iter(self._passes)), None)  # the oldest; passes are walked forward
+            self._passes[number] = order
+        return int(order[step])
+
+    def _words(self, use: int, number: int, count: int) -> npt.NDArray[np.uint64]:
+        """Raw words of one stream: the low two counter words run within it, the high two name it."""
+        counter = np.array([0, 0, number, use], dtype=np.uint64)
+        words: npt.NDArray[np.uint64] = np.random.Philox(key=self._key, counter=counter).random_raw(count)
+        return words
+
+
+class StoredManifest(Manifest):
+    """Episodes read from a file (see `read_manifest`)."""
+
+    def __init__(self, header: dict[str, Any], episodes: tuple[EpisodeSpec, ...]) -> None:
+        """Keep a header and its episodes.
+
+        Args:
+            header: As in `Manifest`.
+            episodes: The episodes, in order.
+        """
+        self.header = header
+        self._episodes = episodes
+
+    def __len__(self) -> int:
+        """Number of episodes."""
+        return len(self._episodes)
+
+    def __getitem__(self, index: int) -> EpisodeSpec:
+        """Episode at an index.
+
+        Raises:
+            IndexError: The index is negative or beyond the end.
+        """
+        index = int(index)
+        if not 0 <= index < len(self._episodes):
+            raise IndexError(f"episode {index} does not exist, expected 0..{len(self._episodes) - 1}")
+        return self._episodes[index]
+
+
+def read_manifest(path: str | Path) -> StoredManifest:
+    """Read a manifest file and check it against the hash on its last line.
+
+    Args:
+        path: File written by `Manifest.write`.
+
+    Returns:
+        The episodes, equal in sequence and hash to the manifest that was written.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not a manifest, is damaged or was edited.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"episode manifest {path} is missing: give the path of one that was written")
+    try:
+        header, *rows, trailer = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        known = header["format"] == _FORMAT
+        episodes = tuple(EpisodeSpec(index, query, value, tuple(ids)) for index, query, value, ids in rows)
+        manifest = StoredManifest(header, episodes)
+        # Hashing what was understood, not the bytes, also proves that it was understood rightly.
+        intact = trailer["sha256"] == manifest.sha256() and len(episodes) == header["num_episodes"]
+    except (ValueError, TypeError, KeyError, IndexError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise ValueError(f"{path} is not an episode manifest or is cut short: write it again") from None
+    if not known:
+        raise ValueError(f"{path} has format {header['format']!r}, expected {_FORMAT!r}: write it with this version")
+    if not intact:
+        raise ValueError(f"{path} is damaged or was edited (its content does not match its sha256): write it again")
+    return manifest
+
+
+def _check_arguments(view: CatalogView, where: str, *, shot: int, num_episodes: int | None, protocol: str) -> None:
+    if protocol not in get_args(EvaluationProtocol):
+        raise ValueError(f"protocol={protocol!r} is unknown, expected one of {', '.join(get_args(EvaluationProtocol))}")
+    if shot < 1 or (num_episodes is not None and num_episodes < 1):
+        raise ValueError(f"shot={shot} and num_episodes={num_episodes}: expected at least 1 of each")
+    if len(view) == 0:
+        raise ValueError(
+            f"no image of {where} holds any of the classes {', '.join(view.class_names)} with enough area: check the"
+            " masks, min_area and filter_novel"
+        )
+
+
+def _check_supports(view: CatalogView, where: str, *, shot: int, allow_repeats: bool) -> None:
+    needed = 2 if allow_repeats else shot + 1  # the query is never its own support
+    for class_value, name, count in zip(view.classes, view.class_names, np.diff(view.class_ptr), strict=True):
+        if 0 < count < needed:
+            remedy = "add images or lower min_area" if allow_repeats else "lower shot or set dataset.allow_repeats=true"
+            raise ValueError(
+                f"class {class_value} ({name}) has only {count} image{'s' if count > 1 else ''} in {where}, shot={shot}"
+                f" needs at least {needed} (query and supports): {remedy}"
+            )
+
+
+def _draw(count: int, words: list[int]) -> list[int]:
+    """One number of 0..count-1 a word: without replacement until all are used, then anew.
+
+    A Fisher-Yates shuffle of which only the touched places are stored: O(len(words)), and its first draws do not depend
+    on how many follow.
+    """
+    picks: list[int] = []
+    moved: dict[int, int] = {}
+    for step, word in enumerate(words):
+        done = step % count
+        if done == 0:
+            moved = {}
+        place = done + _below(count - done, word)
+        picks.append(moved.get(place, place))
+        moved[place] = moved.get(done, done)
+    return picks
+
+
+def _below(bound: int, word: int) -> int:
+    """Number of 0..bound-1 from a 64-bit word; the bias, bound / 2^64, is far below what could be measured."""
+    return int(word) * bound >> 64
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, ensure_ascii=True, sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,150 @@
+"""Pictures and masks as files: reading, writing, and painting masks from the annotations of COCO and SBD.
+
+A mask is (H, W) uint8 in the frame of the stored pixels of its picture: 0 background, 1..C the class, 255 ignore. On
+disk it is a palette or grey PNG whose *index* is the class; colours (RGB) are refused, as reading them as grey would
+give wrong labels silently.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from hdmnet.data.io.arrays import IGNORE
+from hdmnet.data.io.pictures import MAX_PIXELS, PNG_END, decode, read_content
+from hdmnet.runtime.atomic import replacing
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+    from hdmnet.data.io.arrays import UInt8Array
+
+MAX_CLASS = IGNORE - 1
+
+
+#: The values of `--crowd`, and what each paints; None = the annotation's own class.
+CROWD_VALUES: dict[str, int | None] = {"ignore": IGNORE, "zero": 0, "class": None}
+
+
+def read_mask(path: str | Path) -> UInt8Array:
+    """Read a mask as class indices: of a palette PNG the indices and not the colours, of a grey PNG its values.
+
+    Args:
+        path: The mask, a PNG of mode P, L or 1.
+
+    Returns:
+        (H, W) uint8, values as stored.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read or holds colours instead of indices; one line that names the path.
+    """
+    indices = _decode_indices(path)
+    if indices is not None:
+        return indices
+    mask = decode(path, "mask")
+    if mask.mode not in ("P", "L", "1"):
+        raise ValueError(
+            f"mask {path} is a picture of mode {mask.mode}, expected class indices (mode P or L): "
+            "save it as a palette or 8-bit grey PNG whose pixel values are the class indices"
+        )
+    if mask.format == "JPEG":
+        raise ValueError(f"mask {path} is a JPEG, whose compression changes indices: save it as a PNG")
+    return np.array(mask, dtype=np.uint8)
+
+
+def _decode_indices(path: str | Path) -> UInt8Array | None:
+    """Decode an 8-bit palette or grey PNG by OpenCV to (H, W) uint8 indices; None leaves the file to Pillow.
+
+    The two kinds differ in one byte of the header and in the chunks before the data. As OpenCV applies palettes, it is
+    given every file as a grey one. What it decodes is right: it checks the sums of the data, as Pillow does.
+    """
+    content = read_content(path)
+    header = content[12:29]  # the chunk's name, width, height, depth, colour type, three methods
+    checksum, data = int.from_bytes(content[29:33], "big"), content.find(b"IDAT") - 4
+    intact = zlib.crc32(header) == checksum and data > 0 and content.endswith(PNG_END)
+    pixels = int.from_bytes(header[4:8], "big") * int.from_bytes(header[8:12], "big")
+    if not intact or header[12:14] not in (b"\x08\x00", b"\x08\x03") or pixels > MAX_PIXELS:
+        return None
+    header = header[:13] + b"\x00" + header[14:]
+    grey = content[:12] + header + zlib.crc32(header).to_bytes(4, "big") + content[data:]
+    mask = cv2.imdecode(np.frombuffer(grey, np.uint8), cv2.IMREAD_UNCHANGED)
+    return mask if mask is not None and mask.ndim == 2 else None  # type: ignore[return-value]
+
+
+def voc_palette() -> list[int]:
+    """The colour map of PASCAL VOC, which shows a mask's classes in any viewer.
+
+    Returns:
+        768 integers in 0..255: red, green, blue of each of the 256 indices.
+    """
+    palette = []
+    for index in range(256):
+        # Bits 0, 3, 6 of the index are red's highest bits, and so on: so VOC's development kit defines it.
+        palette += [sum(((index >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)]
+    return palette
+
+
+def write_mask(path: Path, mask: UInt8Array) -> None:
+    """Write a mask as a palette PNG, whole or not at all: a stopped run leaves no half-written mask under its name.
+
+    Args:
+        path: Where to; the folder is made if needed.
+        mask: (H, W) uint8 class indices.
+    """
+    picture = Image.fromarray(mask)
+    picture.putpalette(voc_palette())  # mode L becomes P, the values stay
+    with replacing(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def is_complete_png(path: Path) -> bool:
+    """Whether a file exists and ends as a PNG does, so that a truncated one counts as unfinished.
+
+    Args:
+        path: The file.
+
+    Returns:
+        True if its last 12 bytes are the PNG's end mark.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(PNG_END), os.SEEK_END)
+            return file.read() == PNG_END
+    except OSError:  # missing, or shorter than the mark
+        return False
+
+
+def read_sbd(file: str | Path | BinaryIO, name: str) -> UInt8Array:
+    """Read a class segmentation of SBD, the Semantic Boundaries Dataset.
+
+    Args:
+        file: A `dataset/cls/*.mat`: its path or its bytes as a stream.
+        name: What to call it in an error.
+
+    Returns:
+        (H, W) uint8: 0 background, 1..20 the VOC class.
+
+    Raises:
+        ValueError: If it is no such file; one line that names it.
+    """
+    from scipy.io import loadmat
+
+    try:
+        mask = np.asarray(loadmat(file, variable_names=["GTcls"])["GTcls"][0, 0]["Segmentation"])
+    except Exception as error:  # scipy raises a dozen types on damaged files
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name} holds no readable GTcls.Segmentation ({reason}): unpack SBD again") from None
+    if mask.ndim != 2 or mask.size == 0 or mask.min() < 0 or mask.max() > 20:
+        values = f"{mask.min()}..{mask.max()}" if mask.size else "none"
+        raise ValueError(
+            f"{name}: GTcls.Segmentation has shape {mask.shape} and values {values}, expected (H, W) and 0..20: "
+            "unpack SBD again"
+        )
+    return mask.astype(np.uint8)

@@ -1,0 +1,109 @@
+"""The loggers of a run, and what a run is called on a dashboard: folds and seeds of one setting are one group."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from hdmnet.config.instantiate import instantiate
+from hdmnet.config.values import to_plain, to_stored
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+_WANDB = "hdmnet.loggers.wandb.build_wandb_logger"
+_MAX_NAME, _MAX_TAG = 128, 64  # what W&B takes
+
+# What does not make another setting: the repetition and the machine; and the groups that the name says already.
+_SAME_SETTING = frozenset(
+    {"fold", "seed", "num_workers", "reuse", "reuse_memory_gb", "rerun", "resume", "ckpt", "base_ckpt", "dataset.root"}
+    | {"trainer.accelerator", "trainer.enable_progress_bar", "trainer.log_every_n_steps"}
+)
+_SAME_SETTING_GROUPS = frozenset({"paths", "logger", "callbacks", "hydra", "sweep", "launcher", "local"})
+_NAMED = frozenset({"dataset", "shot", "backbone", "ablation", "trainer"})
+
+
+def build_loggers(cfg: DictConfig, job_type: str) -> list[Any]:
+    """Build the loggers of a config; the dashboard's is told what runs.
+
+    Args:
+        cfg: A door's config, its paths absolute.
+        job_type: "train" or "evaluate".
+
+    Returns:
+        The loggers; null entries are left out.
+    """
+    loggers = []
+    for node in cfg.logger.values():
+        if node is None or "_target_" not in node:
+            continue
+        described: dict[str, Any] = {}
+        if node["_target_"] == _WANDB:
+            described = describe_run(cfg, job_type)
+            described["tags"] += [str(tag) for tag in node.get("tags") or ()]
+            described = {key: value for key, value in described.items() if key == "tags" or node.get(key) is None}
+        loggers.append(instantiate(node, **described))
+    return loggers
+
+
+def describe_run(cfg: DictConfig, job_type: str) -> dict[str, Any]:
+    """Name, group, job type, tags and config of a run, as arguments of `wandb.init`.
+
+    Runs have the same group exactly when they differ in nothing but fold, seed and machine, as far as their command
+    lines say so; a config that no command line made is told from others by a hash.
+
+    Args:
+        cfg: A door's config, its paths absolute.
+        job_type: "train" or "evaluate".
+    """
+    parts = [str(cfg.dataset.name), f"{cfg.shot}-shot", str(cfg.backbone.name)]
+    if cfg.ablation is not None:
+        parts.append(str(cfg.ablation))
+    group = _shorten(" ".join(parts + _differences(cfg)), _MAX_NAME)
+    which = f" fold{cfg.fold} seed{cfg.seed}"
+    tags = [parts[0], f"fold{cfg.fold}", *parts[1:3], str(cfg.ablation or "no ablation")]
+    return {
+        "name": _shorten(group, _MAX_NAME - len(which)) + which,
+        "group": group,
+        "job_type": job_type,
+        "tags": [_shorten(tag, _MAX_TAG) for tag in tags],
+        "config": to_plain(cfg),
+    }
+
+
+def _differences(cfg: DictConfig) -> list[str]:
+    """What the command line changed of the setting, sorted; of an evaluation also what the training's had changed."""
+    folders = [Path(cfg.paths.run_dir)]
+    if cfg.ckpt is not None:
+        folders.append(Path(cfg.ckpt).expanduser().absolute().parent.parent)
+    files = [folder / ".hydra" / "overrides.yaml" for folder in folders]
+    if not files[0].is_file():
+        return [_digest(cfg)]
+    overrides = {str(item) for file in files if file.is_file() for item in OmegaConf.load(file)}
+    return sorted(item.lstrip("+") for item in overrides if _is_of_the_setting(item))
+
+
+def _is_of_the_setting(override: str) -> bool:
+    key = override.lstrip("+~").partition("=")[0].partition("@")[0]
+    return key not in _SAME_SETTING | _NAMED and key.partition(".")[0] not in _SAME_SETTING_GROUPS
+
+
+def _digest(cfg: DictConfig) -> str:
+    """Hash of a config without fold, seed and machine; references to the fold stay references."""
+    facts = {key: value for key, value in to_stored(cfg).items() if key not in _SAME_SETTING_GROUPS}
+    for key in _SAME_SETTING:
+        group, _, leaf = key.rpartition(".")
+        (facts[group] if group else facts).pop(leaf, None)
+    return "config " + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _shorten(text: str, length: int) -> str:
+    """Cut a text that is too long; a hash keeps it apart from others with the same beginning."""
+    if len(text) <= length:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{text[: length - 9]} {digest}"

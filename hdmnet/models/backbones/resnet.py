@@ -1,0 +1,70 @@
+"""ResNets at stride 8, as the release has them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from hdmnet.models.backbones.base import Backbone, Level
+
+
+def _conv_bn_relu(in_channels: int, out_channels: int, stride: int = 1) -> list[nn.Module]:
+    conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+    return [conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
+
+
+def dilate(module: nn.Module, dilation: int) -> nn.Module:
+    """Give every 3×3 convolution stride 1 and the dilation, every 1×1 convolution stride 1 (in place)."""
+    for conv in module.modules():
+        if isinstance(conv, nn.Conv2d):
+            conv.stride = (1, 1)
+            if conv.kernel_size == (3, 3):
+                conv.dilation = conv.padding = (dilation, dilation)
+    return module
+
+
+def _resnet_layer(
+    block: type[BasicBlock] | type[Bottleneck], in_channels: int, channels: int, depth: int, stride: int
+) -> nn.Sequential:
+    out_channels = channels * block.expansion
+    downsample = None
+    if stride != 1 or in_channels != out_channels:
+        shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+        downsample = nn.Sequential(shortcut, nn.BatchNorm2d(out_channels))
+    blocks = [block(in_channels, channels, stride, downsample)]
+    blocks += [block(out_channels, channels) for _ in range(depth - 1)]
+    return nn.Sequential(*blocks)
+
+
+def build_resnet(
+    block: type[BasicBlock] | type[Bottleneck],
+    depths: tuple[int, int, int, int],
+    *,
+    widths: tuple[int, int, int, int] = (64, 128, 256, 512),
+    stem_channels: tuple[int, ...] = (64,),
+) -> Backbone:
+    """A ResNet at stride 8: a stem of 7×7 (one channel count) or of 3×3 convolutions (several), then four layers."""
+    if len(stem_channels) == 1:
+        conv = nn.Conv2d(3, stem_channels[0], 7, stride=2, padding=3, bias=False)
+        stem: list[nn.Module] = [conv, nn.BatchNorm2d(stem_channels[0]), nn.ReLU(inplace=True)]
+    else:
+        stem = []
+        for i, (in_channels, out_channels) in enumerate(pairwise((3, *stem_channels))):
+            stem += _conv_bn_relu(in_channels, out_channels, stride=2 if i == 0 else 1)
+    stem.append(nn.MaxPool2d(3, stride=2, padding=1))
+    parts: list[nn.Module] = [nn.Sequential(*stem)]
+    channels = stem_channels[-1]
+    for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+        parts.append(_resnet_layer(block, channels, width, depth, stride=1 if i == 0 else 2))
+        channels = width * block.expansion
+    # All of layers 3 and 4 dilated, also their first block: as in the release (torchvision's own switch differs there).
+    dilate(parts[3], 2)
+    dilate(parts[4], 4)
+    for module in parts:
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    c2, c3, c4 = (w * block.expansion for w in widths[1:])
+    return Backbone(parts=parts, levels=(Level(c2, 8), Level(c3, 8), Level(c4, 8)))

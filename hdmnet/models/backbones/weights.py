@@ -1,0 +1,135 @@
+"""ImageNet weights: torchvision's by name, or a file."""
+
+from __future__ import annotations
+
+import warnings
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor
+
+from hdmnet.models.backbones.base import Backbone
+from hdmnet.models.backbones.mobilenet import MOBILENET_BOUNDS
+from hdmnet.models.backbones.vgg import VGG16_BOUNDS
+
+_TORCHVISION = {
+    "resnet18": "resnet18",
+    "resnet50": "resnet50",
+    "resnet101": "resnet101",
+    "vgg16": "vgg16_bn",
+    "mobilenet_v2": "mobilenet_v2",
+}
+
+
+def load_weights(backbone: Backbone, name: str, weights: str | Path, weights_dir: str | Path | None = None) -> None:
+    """Fill a backbone from torchvision weights or a file; every parameter must be found.
+
+    Args:
+        backbone: What `build_backbone` returned for the name.
+        name: The backbone's name.
+        weights: As in `build_backbone`.
+        weights_dir: As in `build_backbone`.
+
+    Raises:
+        ValueError: Keys or shapes do not fit; the message names the first few.
+        FileNotFoundError: Neither a file nor a torchvision name.
+        OSError: The download failed.
+    """
+    state = {k: v for k, v in _read_state(name, weights, weights_dir).items() if not k.endswith("num_batches_tracked")}
+    own = {k: v for k, v in backbone.state_dict().items() if not k.endswith("num_batches_tracked")}
+    renamed = {_own_key(name, key): value for key, value in state.items()}
+    missing = sorted(own.keys() - renamed.keys())
+    wrong = sorted(k for k in own.keys() & renamed.keys() if own[k].shape != renamed[k].shape)
+    if missing or wrong:
+        found = f"missing {missing[:3]}" if missing else f"misshapen {wrong[:3]}"
+        raise ValueError(
+            f"weights {str(weights)!r} do not fit backbone {name!r}: {found} ({len(missing)} missing, {len(wrong)} "
+            "misshapen); expected an ImageNet state dict of that architecture"
+        )
+    # Files may hold half precision (the released MobileNetV2 does): the parameters stay float32.
+    backbone.load_state_dict({k: renamed[k].to(own[k].dtype) for k in own}, strict=False)
+
+
+def _read_state(name: str, weights: str | Path, weights_dir: str | Path | None) -> dict[str, Tensor]:
+    """The tensors that `weights` stand for: a file here, a file in `weights_dir`, or torchvision's, in this order."""
+    path = Path(weights).expanduser()
+    for candidate in [path] if weights_dir is None else [path, Path(weights_dir) / path]:
+        if candidate.is_file():
+            return _read_file(candidate)
+    if name not in _TORCHVISION or path.suffix or path.parent != Path():
+        raise FileNotFoundError(
+            f"backbone weights {str(weights)!r} not found"
+            + ("" if weights_dir is None else f", nor in {str(weights_dir)!r} (paths.weights_dir)")
+            + "; expected a file"
+            + (
+                f" or a torchvision weights name for {name!r}"
+                if name in _TORCHVISION
+                else f" (torchvision has no {name!r})"
+            )
+            + "; set backbone.weights to a path, or to null to train from nothing"
+        )
+    try:
+        entry = torchvision.models.get_model_weights(_TORCHVISION[name])[str(weights)]
+    except KeyError:
+        names = ", ".join(w.name for w in torchvision.models.get_model_weights(_TORCHVISION[name]))
+        raise ValueError(
+            f"unknown torchvision weights {str(weights)!r} for {name!r}; expected {names}, a file or null"
+        ) from None
+    try:
+        # model_dir=None is torch's own cache.
+        folder = None if weights_dir is None else str(weights_dir)
+        return dict(entry.get_state_dict(model_dir=folder, map_location="cpu", check_hash=True, weights_only=True))
+    except (OSError, RuntimeError) as error:  # RuntimeError: what came has another hash
+        raise OSError(
+            f"cannot download torchvision weights {weights} for {name!r} ({error}); fetch {entry.url} elsewhere and "
+            "set backbone.weights=PATH, or backbone.weights=null to train from nothing"
+        ) from error
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict on disk, unwrapped, DDP's prefix removed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on odd files before it refuses them
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"cannot read weights {str(path)!r}: not a torch state dict ({type(error).__name__})"
+        ) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"weights {str(path)!r} hold no state dict; expected a mapping of names to tensors")
+    return {str(k).removeprefix("module."): v for k, v in state.items()}
+
+
+_RESNET_STEM = {"conv1": "parts.0.0", "bn1": "parts.0.1"}
+
+
+_RESNET_DEEP_STEM = {
+    "conv1": "parts.0.0", "bn1": "parts.0.1", "conv2": "parts.0.3",
+    "bn2": "parts.0.4", "conv3": "parts.0.6", "bn3": "parts.0.7",
+}  # fmt: skip
+
+
+def _own_key(name: str, key: str) -> str:
+    """Our key for a key of torchvision (or of the ImageNet deep-stem ResNet-50 the release starts from)."""
+    head, _, rest = key.partition(".")
+    if name.startswith("resnet"):
+        stem = _RESNET_DEEP_STEM if name == "resnet50_v2" else _RESNET_STEM
+        if head in stem:
+            return f"{stem[head]}.{rest}"
+        if head.startswith("layer") and head[5:].isdigit():
+            # The release counts its stem as layer0; torchvision's layers are 1..4.
+            return f"parts.{head[5:]}.{rest}"
+        return key
+    if head != "features":
+        return key
+    index, _, rest = rest.partition(".")
+    for part, (low, high) in enumerate(pairwise(VGG16_BOUNDS if name == "vgg16" else MOBILENET_BOUNDS)):
+        if low <= int(index) < high:
+            return f"parts.{part}.{int(index) - low}.{rest}"
+    return key

@@ -1,0 +1,1 @@
+"""HDMNet: Peng et al., CVPR 2023."""

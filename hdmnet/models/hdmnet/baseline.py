@@ -1,0 +1,145 @@
+"""The baseline of the paper's Table 4: self- and cross-attention by turns in place of the decoupled pyramid (Fig. 4).
+
+Sec. 4.3: "The baseline stacks the self-attention and cross-attention modules three times and applies the
+cross-attention module for feature matching." Everything else is HDMNet's: trunk, reductions, prototypes and prior, the
+merge of the prior after the matching, a block and the head of the decoder, the ensemble where it is asked for. The last
+of the cross-attentions is the matching, with plain attention (Eq. 2); its correlation map is the only one.
+
+Dimension letters: B queries, K shots, C channels, h_1 w_1 feature size, N = h_1·w_1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hdmnet.models.attention import to_map, to_tokens
+from hdmnet.models.base_learner import BaseLearner
+from hdmnet.models.hdmnet.alternating import AlternatingTransformer
+from hdmnet.models.hdmnet.ensemble import Ensemble
+from hdmnet.models.hdmnet.matching import CorrelationMatching
+from hdmnet.models.hdmnet.meta_learner import MetaLearner
+from hdmnet.models.hdmnet.model import HDMNet
+from hdmnet.models.packed import PackedRows, find_foreground
+
+
+class AlternatingMetaLearner(MetaLearner):
+    """HDMNet's meta learner with the interleaved transformer where the pyramid was.
+
+    Args:
+        mid_channels: Channels of layer 2 and layer 3 together.
+        num_rounds: Self-attention, then cross-attention, this many times.
+        channels: Width of the transformer and decoder.
+        dropout: In the transformer.
+        mid_dropout: Of whole channels of the reduced mid-level features.
+        matching: Of the keyword arguments of `CorrelationMatching`, `num_heads` and `merge_kernel`.
+
+    Raises:
+        ValueError: The number of rounds is below 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        mid_channels: int,
+        num_rounds: int = 3,
+        channels: int = 64,
+        dropout: float = 0.1,
+        mid_dropout: float = 0.5,
+        matching: Mapping[str, Any] | None = None,
+    ) -> None:
+        if num_rounds < 1:
+            raise ValueError(f"model.num_rounds={num_rounds}: expected at least 1")
+        options = {"num_heads": 2, **(matching or {}), "score": "dot", "normalise": "support"}
+        super().__init__(
+            mid_channels=mid_channels,
+            num_stages=1,
+            channels=channels,
+            dropout=dropout,
+            mid_dropout=mid_dropout,
+            matching=options,
+        )
+        transformer = AlternatingTransformer(
+            channels, num_rounds=num_rounds, num_heads=options["num_heads"], dropout=dropout
+        )
+        # Under the pyramid's name: the same group of the optimiser.
+        self.pyramid = transformer.to(memory_format=torch.channels_last)  # type: ignore[assignment]
+
+    def support_stages(self, merged: Tensor, mask: Tensor) -> list[PackedRows]:
+        """Keep the supports whole, as the query will go through them: rows (N, C) and whether foreground, (N, 1)."""
+        size = (merged.shape[2], merged.shape[3])
+        foreground = F.interpolate(mask[:, None], size, mode="nearest")
+        counts = (size[0] * size[1],) * merged.shape[0]
+        return [PackedRows(to_tokens(x).flatten(0, 1), counts) for x in (merged, foreground)]
+
+    def match(
+        self, query: Tensor, support: list[PackedRows], prior: Tensor, *, shots: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Mix, match and decode; as `MetaLearner.match`, with one correlation map (B, h_1, w_1).
+
+        Raises:
+            ValueError: Query and supports differ in size.
+        """
+        size = (query.shape[2], query.shape[3])
+        if any(count != size[0] * size[1] for count in support[0].counts):
+            raise ValueError(f"model=baseline: supports must have the query's size, {size[0]}x{size[1]} as features")
+        maps, mask = (to_map(rows.values.unflatten(0, (len(rows.counts), -1)), size) for rows in support)
+        foreground = find_foreground(mask[:, 0], size)
+        mixed_query, mixed = self.pyramid(query, maps, foreground, shots=shots)
+        matching = cast("CorrelationMatching", self.matching[0])
+        enriched, correlation = matching.match(mixed_query, foreground.gather(mixed), prior, shots=shots)
+        return self.decoder([enriched]), [correlation]
+
+
+def build_baseline(
+    base_learner: BaseLearner,
+    *,
+    num_shots: int = 1,
+    num_rounds: int = 3,
+    ensemble: bool = False,
+    norm: str = "fixed",
+    prior_norm: bool = False,
+    shot_weighting: str = "intended",
+    dropout: float = 0.1,
+    mid_dropout: float = 0.5,
+    matching: Mapping[str, Any] | None = None,
+) -> HDMNet:
+    """Put the baseline together on a base learner (the `model=baseline` config).
+
+    Args:
+        base_learner: Trained on the fold's base classes.
+        num_shots: K of the training episodes.
+        num_rounds: See `AlternatingMetaLearner`, as for the last three.
+        ensemble: Fuse with the base learner (second row of Table 4).
+        norm: See `HDMNet`.
+        prior_norm: See `HDMNet`.
+        shot_weighting: See `Ensemble`.
+        dropout: In the transformer.
+        mid_dropout: Of the reduced mid-level features.
+        matching: Heads of the cross-attention, kernel of the merge.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: A switch has an unknown value.
+    """
+    levels = base_learner.backbone.levels
+    meta_learner = AlternatingMetaLearner(
+        mid_channels=levels[0].channels + levels[1].channels,
+        num_rounds=num_rounds,
+        dropout=dropout,
+        mid_dropout=mid_dropout,
+        matching=matching,
+    )
+    return HDMNet(
+        base_learner=base_learner,
+        meta_learner=meta_learner,
+        ensemble=Ensemble(num_shots=num_shots, shot_weighting=shot_weighting) if ensemble else None,
+        norm=norm,
+        prior_norm=prior_norm,
+    )

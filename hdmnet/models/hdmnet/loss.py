@@ -1,0 +1,137 @@
+"""Losses: cross entropy of final and meta prediction, and the correlation distillation (paper Sec. 3.4, Eqs. 8-9).
+
+The distillation's rivals in the paper's Table 6 are here too; `DISTILLATION_KINDS` names them:
+
+* "kl_teacher": the method. KL divergence between softmaxes over the positions, the next coarser map as the teacher.
+* "ce_teacher" ("CE+KD"): the same teachers, but cross entropy position by position, foreground against background. As
+  distributions over the positions the cross entropy would have the gradient of the KL divergence, the teacher being
+  detached; the paper reports the two as different.
+* "ce_truth" ("CE"): that cross entropy of each map against the ground truth, without any teacher.
+
+Dimension letters: B batch, H W input pixels, h_l w_l size of stage l (1 = finest), P positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hdmnet.models.losses import segmentation_loss
+
+LOG_EPS = 1e-12
+
+
+DISTILLATION_KINDS = ("kl_teacher", "ce_teacher", "ce_truth")
+
+
+def ground_truth_teacher(query_mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """The teacher of the coarsest correlation map, made from the ground truth.
+
+    The release resizes a map of 1 on foreground and -1e9 elsewhere (255 too) and takes its softmax. In exact arithmetic
+    that is: uniform over the cells whose interpolation footprint is foreground only; if there is none, all on the
+    cell(s) with the largest foreground share; uniform with no foreground at all. Computed so here, as -1e9 drowns the
+    differences in float32.
+
+    Args:
+        query_mask: (B, H, W) integer, 0/1/255.
+        size: (h, w) of the coarsest stage.
+
+    Returns:
+        (B, h·w) float, sums to 1.
+    """
+    foreground = (query_mask == 1).double()[:, None]
+    # Halves or odd weights of the same taps may sum up in another order: compare up to a whisker far below one tap's
+    # weight.
+    share = F.interpolate(foreground, size, mode="bilinear", align_corners=False).flatten(1)
+    best = share.amax(1, keepdim=True)
+    chosen = (share >= best - 1e-9).double()  # (B, P)
+    return (chosen / chosen.sum(1, keepdim=True)).float()
+
+
+def distillation_per_stage(
+    correlation_maps: Sequence[Tensor], query_mask: Tensor, temperature: float = 1.0, kind: str = "kl_teacher"
+) -> list[Tensor]:
+    """Divergence of each stage from its teacher, mean over the batch (Eq. 9, Table 6).
+
+    The teacher of the coarsest stage is the ground truth; of each other the next coarser map, detached, resized
+    (with kind "ce_truth" the ground truth too).
+
+    Args:
+        correlation_maps: Finest first, each (B, h_l, w_l) float.
+        query_mask: (B, H, W) integer, 0/1/255.
+        temperature: T of Eq. 8, above 0, by which maps and teachers are divided; the release has none (T = 1).
+        kind: One of `DISTILLATION_KINDS`.
+
+    Returns:
+        One scalar a stage, finest first.
+
+    Raises:
+        ValueError: The temperature is not above 0, there is no map, or `kind` is unknown.
+    """
+    if temperature <= 0:
+        raise ValueError(f"loss.temperature={temperature}: expected a number above 0")
+    if kind not in DISTILLATION_KINDS:
+        raise ValueError(f"loss.distillation_kind={kind!r}: expected one of {', '.join(DISTILLATION_KINDS)}")
+    if not correlation_maps:
+        raise ValueError("no correlation maps to distil; expected one a matching stage")
+    losses: list[Tensor] = []
+    teacher: Tensor | None = None
+    for correlation_map in reversed(correlation_maps):  # coarse → fine
+        # 16 bits (mixed precision) would lose the 1e-12 of the logarithms.
+        student = correlation_map.to(torch.promote_types(correlation_map.dtype, torch.float32)) / temperature
+        if teacher is not None:
+            size = (student.shape[1], student.shape[2])
+            teacher = F.interpolate(teacher[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+        if kind == "kl_teacher":
+            losses.append(_kl_divergence(student, teacher, query_mask))
+        else:
+            losses.append(_map_cross_entropy(student, teacher, query_mask))
+        teacher = None if kind == "ce_truth" else student.detach()
+    return losses[::-1]
+
+
+def _kl_divergence(student: Tensor, teacher: Tensor | None, query_mask: Tensor) -> Tensor:
+    """KL of two maps (B, h, w), softmaxed over the positions; without a teacher from the ground truth (Eq. 9)."""
+    if teacher is None:
+        target = ground_truth_teacher(query_mask, (student.shape[1], student.shape[2])).to(student.dtype)
+    else:
+        target = teacher.flatten(1).softmax(1)
+    prediction = student.flatten(1).softmax(1)
+    divergence = target * ((target + LOG_EPS).log() - (prediction + LOG_EPS).log())
+    return divergence.sum(1).mean()
+
+
+def _map_cross_entropy(student: Tensor, teacher: Tensor | None, query_mask: Tensor) -> Tensor:
+    """Cross entropy of a map (B, h, w) read as the logit of foreground, position by position (Table 6, "CE").
+
+    The paper leaves open how a correlation map is a prediction. Against the teacher's soft labels it is compared at its
+    own size; against the ground truth at that one's, as the segmentation losses are, 255 ignored.
+    """
+    if teacher is not None:
+        return F.binary_cross_entropy_with_logits(student, teacher.sigmoid())
+    logits = F.interpolate(student[:, None], query_mask.shape[1:], mode="bilinear", align_corners=False)
+    # Softmax of (0, x) is the sigmoid of x.
+    return segmentation_loss(torch.cat([torch.zeros_like(logits), logits], dim=1), query_mask)
+
+
+def correlation_distillation(
+    correlation_maps: Sequence[Tensor], query_mask: Tensor, temperature: float = 1.0, kind: str = "kl_teacher"
+) -> Tensor:
+    """Correlation distillation: mean over the stages (Sec. 3.4).
+
+    Args:
+        correlation_maps: Finest first, each (B, h_l, w_l) float, before any softmax.
+        query_mask: (B, H, W) integer, 0/1/255, at any size.
+        temperature: T of Eq. 8, above 0.
+        kind: One of `DISTILLATION_KINDS`.
+
+    Returns:
+        Scalar, at least 0.
+
+    Raises:
+        ValueError: The temperature is not above 0, there is no map, or `kind` is unknown.
+    """
+    return torch.stack(distillation_per_stage(correlation_maps, query_mask, temperature, kind)).mean()

@@ -1,0 +1,236 @@
+"""Correlation matching of query and support at one stage (paper Sec. 3.3, Eqs. 3-7).
+
+Symbols: q, k = W^q F^q, W^k F^s, L2-normalised per head; t = `temperature` (0.1); scores C = q·k / t (Eq. 4); the
+inverse softmax runs over the query positions (Eq. 5); C' = the correlation map (Eq. 7).
+
+Three facts make it small and fast without changing a result:
+
+* Only foreground support positions take part, so they are picked first: the background columns, which the release sets
+  to 0 after the softmax, would add nothing.
+* The inverse softmax treats every support position apart. So the supports are walked in blocks, whose scores are
+  forgotten at once and made again in the backward pass: memory O(N·C) in place of O(N·N·K). A score is at most 1/t:
+  that takes the place of the softmax's running maximum.
+* C' is a mean of inner products, hence the inner product with a mean: no matrix at all.
+
+Dimension letters: B batch, K shots, C channels, N query positions, M foreground support positions over all shots, d
+head channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from hdmnet.models.attention import LAYER_NORM_EPS, FeedForward, merge_heads, split_heads, to_map, to_tokens
+from hdmnet.models.hdmnet.matching_variants import attend as attend_variant
+from hdmnet.models.hdmnet.matching_variants import check_variant
+from hdmnet.models.packed import PackedRows, find_foreground
+
+COUNT_EPS = 1e-9
+MIN_BOUNDED = 0.05
+# Scores held at once: on a CPU what stays in its cache, on a GPU what keeps it busy.
+BLOCK_SCORES_CPU, BLOCK_SCORES_GPU = 2**20, 2**24
+
+
+class InverseSoftmaxAttention(torch.autograd.Function):
+    """The inverse softmax of ``q @ k.T / t``, times v, never holding more than a block of scores."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, temperature: float) -> Tensor:
+        """Attend.
+
+        Args:
+            ctx: Torch's.
+            q: (B, N, d) float, rows of length 1.
+            k: (B, M, d) float, rows of length 1 or 0.
+            v: (B, M, e) float.
+            temperature: t.
+
+        Returns:
+            (B, N, e): row i is the sum over j of A_ij v_j, with A_ij = exp(q_i·k_j / t) / sum_i exp(q_i·k_j / t).
+        """
+        message = torch.zeros(*q.shape[:2], v.shape[2], dtype=v.dtype, device=v.device)
+        totals = []
+        for part in _blocks(q, k):
+            scores = _exponentials(q, k[:, part], temperature)  # (B, m, N)
+            totals.append(scores.sum(2, keepdim=True))
+            message.baddbmm_(scores.transpose(1, 2), v[:, part] / totals[-1])
+        ctx.save_for_backward(q, k, v, torch.cat(totals, dim=1))
+        ctx.temperature = temperature
+        return message
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Gradients of q, k and v from that of the message (B, N, e), the scores made again."""
+        q, k, v, totals = ctx.saved_tensors
+        grad_q, grad_k, grad_v = torch.zeros_like(q), torch.empty_like(k), torch.empty_like(v)
+        for part in _blocks(q, k):
+            attention = _exponentials(q, k[:, part], ctx.temperature).div_(totals[:, part])  # (B, m, N), rows sum to 1
+            grad_v[:, part] = torch.bmm(attention, grad)
+            # Softmax backward; the sum over the query of A * dA is v_j · dv_j.
+            grad_scores = torch.bmm(v[:, part], grad.transpose(1, 2))
+            grad_scores.sub_((v[:, part] * grad_v[:, part]).sum(2, keepdim=True)).mul_(attention)
+            grad_k[:, part] = torch.bmm(grad_scores, q)
+            grad_q.baddbmm_(grad_scores.transpose(1, 2), k[:, part])
+        return grad_q.div_(ctx.temperature), grad_k.div_(ctx.temperature), grad_v, None
+
+
+def _blocks(q: Tensor, k: Tensor) -> list[slice]:
+    """Cut the support positions so that a block's scores stay within the budget."""
+    budget = BLOCK_SCORES_CPU if q.is_cpu else BLOCK_SCORES_GPU
+    step = max(budget // (q.shape[0] * q.shape[1]), 16)
+    return [slice(start, start + step) for start in range(0, k.shape[1], step)]
+
+
+def _exponentials(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+    """exp(q·k / t - c), at most 1, with a c for each support position: (B, m, N) of q (B, N, d) and k (B, m, d)."""
+    scores = torch.bmm(k / temperature, q.transpose(1, 2))
+    # Scores lie within 1/t of 0; below t = 0.05 the exponentials of so wide a range would vanish in 32 bits.
+    largest = 1.0 / temperature if temperature >= MIN_BOUNDED else scores.amax(2, keepdim=True)
+    return scores.sub_(largest).exp_()
+
+
+class CorrelationMatching(nn.Module):
+    """Match a query against the foreground of K supports by dense cosine correlation.
+
+    A pre-norm layer whose attention is the correlation, then the prior masks are merged in by a 3×3 convolution. (The
+    paper's Eq. 6 has a 1×1 projection: `merge_kernel=1`.)
+
+    Args:
+        channels: C.
+        num_heads: Heads of the correlation.
+        temperature: t of Eq. 4.
+        num_priors: Prior masks merged in.
+        dropout: As in the pyramid.
+        merge_kernel: 3 as in the release, or 1 as in Eq. 6.
+        num_shots: K of the training. The message grows with the number of support positions, so with another K at run
+            time it is scaled by num_shots / K. None: never (the release needs a model of its own for each K).
+        score: "cosine", or "dot" (paper Table 5).
+        normalise: "query" (the inverse softmax), "support" or "none"; see `hdmnet.models.hdmnet.matching_variants`.
+
+    Raises:
+        ValueError: Unknown `score` or `normalise`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        num_heads: int = 2,
+        temperature: float = 0.1,
+        num_priors: int = 2,
+        dropout: float = 0.1,
+        merge_kernel: int = 3,
+        num_shots: int | None = None,
+        score: str = "cosine",
+        normalise: str = "query",
+    ) -> None:
+        super().__init__()
+        check_variant(score, normalise)
+        self.score = score
+        self.normalise = normalise
+        self.num_heads = num_heads
+        self.temperature = temperature
+        # A softmax or a mean over the support does not grow with the number of its positions.
+        self.num_shots = num_shots if normalise == "query" else None
+        self.norm1 = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
+        self.query = nn.Linear(channels, channels, bias=False)
+        self.key = nn.Linear(channels, channels, bias=False)
+        self.value = nn.Linear(channels, channels, bias=False)
+        self.output = nn.Linear(channels, channels, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self.norm2 = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
+        self.feed_forward = FeedForward(channels, dropout=dropout)
+        merge = nn.Conv2d(channels + num_priors, channels, merge_kernel, padding=merge_kernel // 2, bias=False)
+        nn.init.kaiming_normal_(merge.weight, mode="fan_out", nonlinearity="relu")
+        self.merge = nn.Sequential(merge, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+
+    def forward(self, query: Tensor, support: Tensor, support_mask: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+        """Match one stage against whole support maps.
+
+        Args:
+            query: (B, C, h, w) float, F^q.
+            support: (B, K, C, h_s, w_s) float, F^s.
+            support_mask: (B, K, H, W) float, 1 on foreground and 0 elsewhere; resized by nearest neighbour.
+            prior: (B, P, h_1, w_1) float; resized bilinearly (corners aligned) to (h, w).
+
+        Returns:
+            The enriched query X (B, C, h, w) and the correlation map C' (B, h, w), before any softmax.
+        """
+        foreground = find_foreground(support_mask.flatten(0, 1), (support.shape[3], support.shape[4]))
+        return self.match(query, foreground.gather(support.flatten(0, 1)), prior, shots=support.shape[1])
+
+    def match(self, query: Tensor, support: PackedRows, prior: Tensor, *, shots: int) -> tuple[Tensor, Tensor]:
+        """As `forward`, from the foreground of B·K supports: items of (M_s, C), those of query 0 first."""
+        size = (query.shape[2], query.shape[3])
+        source, valid = support.merge(shots).pad()  # (B, M, C)
+        tokens = to_tokens(query)  # (B, N, C)
+        attended, correlation = self.attend(self.norm1(tokens), self.norm1(source), valid)
+        if self.num_shots is not None and self.num_shots != shots:
+            attended = attended * (self.num_shots / shots)
+        tokens = tokens + attended
+        tokens = tokens + self.feed_forward(self.norm2(tokens), size)
+        prior = F.interpolate(prior, size, mode="bilinear", align_corners=True)
+        merged: Tensor = self.merge(torch.cat([to_map(tokens, size), prior], dim=1))
+        return merged, correlation.unflatten(1, size)
+
+    def attend(self, query: Tensor, support: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Correlate normed tokens (Eqs. 4, 5, 7).
+
+        Args:
+            query: (B, N, C) float.
+            support: (B, M, C) float, foreground positions only.
+            valid: (B, M) bool, False on padding.
+
+        Returns:
+            Projected, dropped-out message (B, N, C) and correlation map (B, N).
+        """
+        # 16 bits (mixed precision) would blur scores that reach 10; in 32 this costs next to nothing beside the trunk.
+        q, k, v = (  # (B, heads, N or M, d)
+            _full(split_heads(layer(tokens), self.num_heads))
+            for layer, tokens in ((self.query, query), (self.key, support), (self.value, support))
+        )
+        with torch.autocast(query.device.type, enabled=False):
+            message, correlation = self.correlate(q, k, v, valid)
+        return self.dropout(self.output(merge_heads(message))), correlation.mean(1)
+
+    def correlate(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's own score and softmax on heads q (B, heads, N, d), k and v (B, heads, M, d), valid (B, M) bool.
+
+        Returns:
+            Message (B, heads, N, d) and correlation map of each head (B, heads, N).
+        """
+        if (self.score, self.normalise) == ("cosine", "query"):
+            return correlate(q, k, v, valid, self.temperature)
+        return attend_variant(q, k, v, valid, score=self.score, normalise=self.normalise, temperature=self.temperature)
+
+
+def correlate(q: Tensor, k: Tensor, v: Tensor, valid: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Eqs. 4, 5 and 7 on heads.
+
+    Args:
+        q: (B, heads, N, d) float.
+        k: (B, heads, M, d) float.
+        v: (B, heads, M, d) float.
+        valid: (B, M) bool, False on padding.
+        temperature: t.
+
+    Returns:
+        Message (B, heads, N, d) and correlation map of each head (B, heads, N).
+    """
+    q, k = F.normalize(q, dim=3), F.normalize(k, dim=3)
+    weight = valid[:, None, :, None].to(q.dtype)
+    flat = (x.flatten(0, 1) for x in (q, k, v * weight))
+    message: Tensor = InverseSoftmaxAttention.apply(*flat, temperature).unflatten(0, q.shape[:2])
+    mean_key = (k * weight).sum(2) / (weight.sum(2) + COUNT_EPS) / temperature  # (B, heads, d)
+    return message, (q @ mean_key[..., None])[..., 0]
+
+
+def _full(x: Tensor) -> Tensor:
+    """At least 32 bits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

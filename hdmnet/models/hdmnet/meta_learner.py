@@ -1,0 +1,161 @@
+"""The meta learner: HDMNet proper, from mid-level features and priors to logits and correlation maps (paper Fig. 3).
+
+Dimension letters: B queries, K shots, S supports (B·K), H W input pixels, C width, C_r reduced channels, C_2 and C_3
+channels of layers 2 and 3, h_1 w_1 feature size, h_l w_l size of stage l, M_l foreground positions of one support at
+stage l.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hdmnet.models.hdmnet.decoder import Decoder
+from hdmnet.models.hdmnet.matching import CorrelationMatching
+from hdmnet.models.hdmnet.pyramid import Pyramid
+from hdmnet.models.packed import PackedRows, find_foreground
+
+PRIOR_WEIGHT = 10.0  # of the prior masks where they join the query's features; the release uses it only there
+PROTOTYPE_EPS = 5e-4
+
+
+def masked_average(features: Tensor, mask: Tensor) -> Tensor:
+    """Prototype: mean of the features (B, C, h, w) under a soft mask (B, 1, h, w) → (B, C, 1, 1)."""
+    return (features * mask).sum((2, 3), keepdim=True) / (mask.sum((2, 3), keepdim=True) + PROTOTYPE_EPS)
+
+
+def _reduce(in_channels: int, out_channels: int, dropout: float = 0.0) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Dropout2d(dropout)) if dropout else nn.Sequential(*layers)
+
+
+def _convolve(layers: nn.Sequential, *parts: Tensor, first: int = 0) -> Tensor:
+    """What the 1×1 convolution that heads `layers` makes of its input channels from `first` on, given in parts.
+
+    A convolution of concatenated maps is a sum of convolutions: neither the concatenation nor the expansion of what is
+    the same everywhere, (B, C, 1, 1), is needed.
+    """
+    weight = cast("nn.Conv2d", layers[0]).weight
+    total: Tensor | None = None
+    for part in parts:
+        made = F.conv2d(part, weight[:, first : first + part.shape[1]])
+        total = made if total is None else total + made
+        first += part.shape[1]
+    assert total is not None
+    return total
+
+
+class MetaLearner(nn.Module):
+    """HDMNet proper: from mid-level features and prior masks to foreground logits and correlation maps.
+
+    Its parts are called one after the other: `reduce_query` on the query, `reduce_support`, `embed_support` and
+    `support_stages` on each support apart, `embed_query` and `match` on both.
+
+    Args:
+        mid_channels: Channels of layer 2 and layer 3 together.
+        num_stages: L, matching stages (1 to 4).
+        channels: Width of pyramid, matching and decoder.
+        reduced_channels: Width of the reduced mid-level features.
+        dropout: In pyramid and matching.
+        mid_dropout: Of whole channels of the reduced mid-level features.
+        matching: Keyword arguments of `CorrelationMatching` (heads, t of Eq. 4, kernel of the merge).
+    """
+
+    def __init__(
+        self,
+        *,
+        mid_channels: int,
+        num_stages: int = 3,
+        channels: int = 64,
+        reduced_channels: int = 256,
+        dropout: float = 0.1,
+        mid_dropout: float = 0.5,
+        matching: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        num_priors = 2
+        self.reduced_channels = reduced_channels
+        self.down_query = _reduce(mid_channels, reduced_channels, mid_dropout)
+        self.down_support = _reduce(mid_channels, reduced_channels, mid_dropout)
+        self.query_merge = _reduce(2 * reduced_channels + num_priors, channels)
+        self.support_merge = _reduce(2 * reduced_channels, channels)
+        self.pyramid = Pyramid(channels, num_stages=num_stages, dropout=dropout)
+        self.matching = nn.ModuleList(
+            CorrelationMatching(channels, num_priors=num_priors, dropout=dropout, **(matching or {}))
+            for _ in range(num_stages)
+        )
+        self.decoder = Decoder(channels, num_stages=num_stages)
+        self.to(memory_format=torch.channels_last)  # as the trunk's features are: nothing is rearranged on the way
+
+    def reduce_query(self, layer3: Tensor, layer2: Tensor) -> Tensor:
+        """Reduce mid-level features (B, C_3, h_1, w_1) and (B, C_2, h_1, w_1) → (B, C_r, h_1, w_1)."""
+        return _convolve(self.down_query, layer3, layer2).relu_()
+
+    def reduce_support(self, layer3: Tensor, layer2: Tensor) -> Tensor:
+        """As `reduce_query`, of masked supports: (S, C_r, h_1, w_1)."""
+        return _convolve(self.down_support, layer3, layer2).relu_()
+
+    def query_share(self, reduced: Tensor) -> Tensor:
+        """The query's own share in its merge, before the ReLU: (B, C_r, h_1, w_1) → (B, C, h_1, w_1)."""
+        return _convolve(self.query_merge, self.down_query[2:](reduced))  # [2:]: the dropout, if there is one
+
+    def embed_support(self, reduced: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Merge each support with its prototype.
+
+        Args:
+            reduced: (S, C_r, h_1, w_1) float, from `reduce_support`.
+            mask: (S, H, W) float, 1 on foreground, 0 elsewhere.
+
+        Returns:
+            Merged features (S, C, h_1, w_1) and prototypes (S, C_r).
+        """
+        reduced = self.down_support[2:](reduced)
+        soft_mask = F.interpolate(mask[:, None], reduced.shape[2:], mode="bilinear", align_corners=True)
+        prototypes = masked_average(reduced, soft_mask)  # (S, C_r, 1, 1)
+        return _convolve(self.support_merge, reduced, prototypes).relu_(), prototypes.flatten(1)
+
+    def embed_query(self, share: Tensor, prototypes: Tensor, prior: Tensor) -> Tensor:
+        """Merge the query with the supports' mean prototype and the prior.
+
+        Args:
+            share: (B, C, h_1, w_1) float, from `query_share`.
+            prototypes: (B, K, C_r) float.
+            prior: (B, 2, h, w) float.
+
+        Returns:
+            (B, C, h_1, w_1) float.
+        """
+        prior = F.interpolate(prior, share.shape[2:], mode="bilinear", align_corners=True)
+        prior = (PRIOR_WEIGHT * prior).contiguous(memory_format=torch.channels_last)
+        prototype = prototypes.mean(1)[:, :, None, None]
+        return (share + _convolve(self.query_merge, prototype, prior, first=self.reduced_channels)).relu_()
+
+    def support_stages(self, merged: Tensor, mask: Tensor) -> list[PackedRows]:
+        """The pyramid of S supports, of which the foreground is kept, one `PackedRows` of S items (M_l, C) a stage."""
+        stages = self.pyramid(merged)
+        return [find_foreground(mask, (s.shape[2], s.shape[3])).gather(s) for s in stages]
+
+    def match(
+        self, query: Tensor, support: list[PackedRows], prior: Tensor, *, shots: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Match at every stage and decode.
+
+        Args:
+            query: (B, C, h_1, w_1) float, from `embed_query`.
+            support: B·K items a stage, from `support_stages`, those of query 0 first.
+            prior: (B, 2, h, w) float.
+            shots: K.
+
+        Returns:
+            Logits (B, 2, h_1, w_1) and correlation maps, finest first, each (B, h_l, w_l).
+        """
+        matched, maps = [], []
+        for matching, q, s in zip(self.matching, self.pyramid(query), support, strict=True):
+            enriched, correlation = cast("CorrelationMatching", matching).match(q, s, prior, shots=shots)
+            matched.append(enriched)
+            maps.append(correlation)
+        return self.decoder(matched), maps

@@ -1,0 +1,250 @@
+"""HDMNet whole: frozen trunk, prior masks, pyramid, matching, decoder, ensemble (paper Fig. 3).
+
+Dimension letters: B batch, K shots, H W input pixels, C channels, h_1 w_1 feature size, h_l w_l size of stage l, N base
+classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hdmnet.models.base_learner import BaseLearner
+from hdmnet.models.hdmnet.ensemble import Ensemble, gram_distance, gram_matrix
+from hdmnet.models.hdmnet.features import QueryFeatures, SupportFeatures
+from hdmnet.models.hdmnet.meta_learner import MetaLearner
+from hdmnet.models.method import SegmentationOutput
+from hdmnet.models.packed import PackedRows, find_foreground
+from hdmnet.models.prior import prior_mask
+from hdmnet.models.trunk import FrozenTrunk
+
+NORMS = ("fixed", "bn", "syncbn")
+
+
+class HDMNet(nn.Module):
+    """Few-shot segmenter: trunk, meta learner, ensemble.
+
+    Args:
+        base_learner: The trained base learner; it is frozen here.
+        meta_learner: HDMNet proper.
+        ensemble: Fusion with the base learner; None = the meta learner's prediction is final.
+        norm: "fixed": batch normalisation of the new modules stays in evaluation mode, as in the release (`fix_bn`);
+            "bn" or "syncbn": it learns its statistics (the paper's text), on each GPU apart or over all.
+        prior_norm: Stretch the priors to [0, 1] (PFENet; the release does not).
+
+    Raises:
+        ValueError: Unknown `norm`.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_learner: BaseLearner,
+        meta_learner: MetaLearner,
+        ensemble: Ensemble | None,
+        norm: str = "fixed",
+        prior_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        if norm not in NORMS:
+            raise ValueError(f"model.norm={norm!r}: expected one of {', '.join(NORMS)}")
+        self.norm = norm
+        self.prior_norm = prior_norm
+        self.trunk = FrozenTrunk(base_learner)
+        self.meta_learner = meta_learner
+        self.ensemble = ensemble
+        if norm == "syncbn":
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.meta_learner)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> HDMNet:
+        """Switch the mode; the trunk, and with ``norm="fixed"`` every batch normalisation, stays in evaluation mode."""
+        super().train(mode)
+        if self.norm == "fixed":
+            for module in self.meta_learner.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.train(False)
+        return self
+
+    def forward(
+        self, query_image: Tensor, support_images: Tensor, support_masks: Tensor, class_index: Tensor | None = None
+    ) -> SegmentationOutput:
+        """Segment the query pictures.
+
+        Args:
+            query_image: (B, 3, H, W) float, normalised.
+            support_images: (B, K, 3, H, W) float, normalised.
+            support_masks: (B, K, H, W) any dtype: 1 foreground, 0 background, 255 ignore (counts as background).
+            class_index: (B,) int64 in [0, N), only in training on base classes: the class the base learner must not
+                suppress.
+
+        Returns:
+            Scores, correlation maps and prior masks.
+        """
+        supports = self.encode_support(support_images.flatten(0, 1), support_masks.flatten(0, 1))
+        query = self.encode_query(query_image)
+        return self.match(query, supports, shots=support_images.shape[1], class_index=class_index)
+
+    def encode_query(self, images: Tensor) -> QueryFeatures:
+        """Encode query pictures (B, 3, H, W) float, normalised: all that `match` needs of them."""
+        reduced, base_features, layer4, grams = [], [], [], []
+        for features in self.trunk.encode(images):
+            reduced.append(self.meta_learner.reduce_query(features.layer3, features.layer2))
+            base_features.append(features.base_feature)
+            layer4.append(features.layer4)
+            if self.ensemble is not None:
+                grams.append(gram_matrix(features.layer2))
+        base_feature = torch.cat(base_features)
+        return QueryFeatures(
+            share=self.meta_learner.query_share(torch.cat(reduced)),
+            base_feature=base_feature,
+            layer4=torch.cat(layer4),
+            gram=torch.cat(grams) if grams else None,
+            base_scores=self.trunk.classify(base_feature),
+            size=(images.shape[2], images.shape[3]),
+        )
+
+    def encode_support(self, images: Tensor, masks: Tensor) -> SupportFeatures:
+        """Encode support pictures, each with its mask, of all shots and episodes alike.
+
+        Args:
+            images: (S, 3, H, W) float, normalised.
+            masks: (S, H, W) any dtype: 1 foreground, 0 background, 255 ignore (counts as background).
+
+        Returns:
+            All that `match` needs of them.
+        """
+        mask = (masks == 1).to(images.dtype)
+        reduced, base_features, layer4, grams = [], [], [], []
+        start = 0
+        # The supports are masked pictures: what is not foreground is the mean colour (0 after normalisation).
+        for features in self.trunk.encode(images * mask[:, None]):
+            chunk = mask[start : start + len(features.layer4)]
+            start += len(chunk)
+            foreground = find_foreground(chunk, (features.layer4.shape[2], features.layer4.shape[3]))
+            reduced.append(self.meta_learner.reduce_support(features.layer3, features.layer2))
+            base_features.append(foreground.gather(features.base_feature))
+            layer4.append(foreground.gather(features.layer4))
+            if self.ensemble is not None:
+                grams.append(gram_matrix(features.layer2))
+        merged, prototype = self.meta_learner.embed_support(torch.cat(reduced), mask)
+        return SupportFeatures(
+            stages=self.meta_learner.support_stages(merged, mask),
+            prototype=prototype,
+            base_feature=PackedRows.cat(base_features),
+            layer4=PackedRows.cat(layer4),
+            gram=torch.cat(grams) if grams else None,
+        )
+
+    def match(
+        self, query: QueryFeatures, support: SupportFeatures, *, shots: int, class_index: Tensor | None = None
+    ) -> SegmentationOutput:
+        """Segment B encoded queries by B·K encoded supports.
+
+        Args:
+            query: B queries.
+            support: B·K supports, those of query 0 first.
+            shots: K.
+            class_index: As in `forward`.
+
+        Returns:
+            Scores, correlation maps and prior masks.
+        """
+        with torch.no_grad():
+            pairs = ((query.base_feature, support.base_feature), (query.layer4, support.layer4))
+            prior = torch.cat([self.prior(q, s, shots=shots) for q, s in pairs], dim=1)  # (B, 2, h, w)
+        merged = self.meta_learner.embed_query(query.share, support.prototype.unflatten(0, (-1, shots)), prior)
+        meta_scores, maps = self.meta_learner.match(merged, support.stages, prior, shots=shots)
+        fused = self.ensemble is not None
+        final_scores = meta_scores
+        if self.ensemble is not None:
+            assert query.gram is not None
+            assert support.gram is not None
+            with torch.no_grad():
+                distances = gram_distance(query.gram, support.gram.unflatten(0, (-1, shots)))
+            final_scores = self.ensemble(meta_scores, query.base_scores, distances, class_index)
+        return SegmentationOutput(final_scores, meta_scores, query.base_scores, query.size, maps, prior, fused)
+
+    def prior(self, query: Tensor, keys: PackedRows, *, shots: int) -> Tensor:
+        """One prior mask (B, 1, h, w); see `prior_mask`."""
+        return prior_mask(query, keys, shots=shots, normalise=self.prior_norm)
+
+    def parameter_groups(self, *, lr: float, head_lr_factor: float = 10.0) -> list[dict[str, object]]:
+        """Optimiser groups of the release: the transformer at `lr`, reductions, merges and ensemble at ten times it.
+
+        Args:
+            lr: Base learning rate.
+            head_lr_factor: Factor of the second group.
+
+        Returns:
+            One group for the transformer, then one a head module, as dicts with ``params``, ``lr`` and ``name``.
+        """
+        meta = self.meta_learner
+        transformer = [*meta.pyramid.parameters(), *meta.matching.parameters(), *meta.decoder.parameters()]
+        heads: dict[str, nn.Module] = {
+            "down_support": meta.down_support,
+            "down_query": meta.down_query,
+            "support_merge": meta.support_merge,
+            "query_merge": meta.query_merge,
+        }
+        if self.ensemble is not None:
+            heads |= {"gram_merge": self.ensemble.gram_merge, "base_merge": self.ensemble.base_merge}
+            # The release leaves its shot weights out of the optimiser, at their random start.
+            if self.ensemble.num_shots > 1 and self.ensemble.shot_weighting == "intended":
+                heads["shot_weights"] = self.ensemble.shot_weights
+        groups: list[dict[str, object]] = [{"params": transformer, "lr": lr, "name": "transformer"}]
+        groups += [{"params": list(m.parameters()), "lr": lr * head_lr_factor, "name": n} for n, m in heads.items()]
+        return groups
+
+
+def build_hdmnet(
+    base_learner: BaseLearner,
+    *,
+    num_shots: int = 1,
+    num_stages: int = 3,
+    ensemble: bool = True,
+    norm: str = "fixed",
+    prior_norm: bool = False,
+    shot_weighting: str = "intended",
+    dropout: float = 0.1,
+    mid_dropout: float = 0.5,
+    matching: Mapping[str, Any] | None = None,
+) -> HDMNet:
+    """Put an HDMNet together on a base learner (the `model=hdmnet` config).
+
+    Args:
+        base_learner: Trained on the fold's base classes.
+        num_shots: K of the training episodes.
+        num_stages: L, matching stages (1 to 4).
+        ensemble: Fuse with the base learner.
+        norm: See `HDMNet`.
+        prior_norm: See `HDMNet`.
+        shot_weighting: See `Ensemble`.
+        dropout: In pyramid and matching.
+        mid_dropout: Of the reduced mid-level features.
+        matching: See `CorrelationMatching`.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: A switch has an unknown value.
+    """
+    levels = base_learner.backbone.levels
+    meta_learner = MetaLearner(
+        mid_channels=levels[0].channels + levels[1].channels,
+        num_stages=num_stages,
+        dropout=dropout,
+        mid_dropout=mid_dropout,
+        matching={"num_shots": num_shots, **(matching or {})},
+    )
+    return HDMNet(
+        base_learner=base_learner,
+        meta_learner=meta_learner,
+        ensemble=Ensemble(num_shots=num_shots, shot_weighting=shot_weighting) if ensemble else None,
+        norm=norm,
+        prior_norm=prior_norm,
+    )

@@ -1,0 +1,158 @@
+"""What the checkpoints of a run and of a base learner hold."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hdmnet.config.renamed import upgrade
+from hdmnet.config.values import look_up
+from hdmnet.models.hdmnet.official import OFFICIAL_BACKBONES, load_official_base_learner
+
+if TYPE_CHECKING:
+    from hdmnet.models.base_learner import BaseLearner
+from hdmnet.runtime.checkpoint_file import BASE_LEARNER_KEY, RUN_KEY, read_checkpoint, write_atomically
+
+log = logging.getLogger(__name__)
+
+
+def run_entry(content: dict[str, Any], path: str | Path) -> dict[str, Any] | None:
+    """What a run of ours wrote beside the weights (``config``, ``class_names``); None for files of others.
+
+    Raises:
+        ValueError: The entry is there but is not what a run writes.
+    """
+    entry = content.get(RUN_KEY)
+    if entry is None:
+        return None
+    if not isinstance(entry, dict) or not isinstance(entry.get("config"), dict) or "state_dict" not in content:
+        raise ValueError(f"checkpoint {str(path)!r} lacks its config or weights; expected a file that hdmnet wrote")
+    entry["config"] = upgrade(entry["config"])
+    for key, kind in (("dataset.name", str), ("fold", int), ("shot", int)):
+        if not isinstance(look_up(entry["config"], key), kind):
+            raise ValueError(f"checkpoint {str(path)!r} has no {key} in its config; expected a file that hdmnet wrote")
+    return entry
+
+
+def run_state_dict(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The network's state dict out of a run's checkpoint (Lightning prefixes it with ``model.``).
+
+    Raises:
+        ValueError: The checkpoint has none.
+    """
+    state = _state_dict(checkpoint, "the checkpoint")
+    return {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
+
+
+def _state_dict(checkpoint: dict[str, Any], what: str) -> dict[str, Tensor]:
+    state = checkpoint.get("state_dict")
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise ValueError(f"{what} has no state_dict of tensors by name; expected a file written by hdmnet")
+    return state
+
+
+# Where a misfit is found → what it tells of.
+_CAUSES = (
+    ("ensemble.shot_weights", "trained with another number of shots (shot)"),
+    ("ensemble.", "trained with another model.ensemble"),
+    ("classifier.", "trained on another data set, with another number of base classes (dataset)"),
+    ("matching.", "trained with another model.num_stages or model.matching.merge_kernel"),
+    ("pyramid.stages.", "trained with another model.num_stages"),
+    ("meta_learner.", "trained with another backbone"),
+    ("backbone.", "trained with another backbone"),
+)
+
+
+def _likely_cause(found: dict[str, list[str]], own: set[str]) -> str:
+    odd = [key for keys in found.values() for key in keys]
+    if own <= set(found["missing"]):
+        return "another model's checkpoint?"
+    # The backbone changes nearly everything else too, so it is looked for first.
+    if any("backbone." in key for key in odd):
+        return "trained with another backbone?"
+    causes = [next((cause for part, cause in _CAUSES if part in key), "") for key in odd]
+    likely = next((cause for _, cause in _CAUSES if cause in causes), "")
+    return f"{likely}?" if likely else "check dataset, backbone, model and shot"
+
+
+def _like(value: object, own: Tensor) -> bool:
+    """Whether a file's value is an ordinary tensor of numbers, of the shape of ours."""
+    plain = isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_quantized)
+    return plain and isinstance(value, Tensor) and value.shape == own.shape and value.is_complex() == own.is_complex()
+
+
+def load_strictly(model: torch.nn.Module, state: dict[str, Tensor], what: str) -> None:
+    """Load a state dict whole.
+
+    Args:
+        model: Gets the values.
+        state: Tensors by key.
+        what: Where they come from, for the message.
+
+    Raises:
+        ValueError: Keys are missing or surplus, or shapes differ; one line that names some.
+    """
+    own = model.state_dict()
+    found = {
+        "missing": sorted(own.keys() - state.keys()),
+        "surplus": sorted(state.keys() - own.keys()),
+        "misshapen": sorted(k for k in own.keys() & state.keys() if not _like(state[k], own[k])),
+    }
+    problems = [f"{len(keys)} {kind} ({', '.join(keys[:2])} …)" for kind, keys in found.items() if keys]
+    if problems:
+        raise ValueError(f"{what} does not fit this model: {'; '.join(problems)}; {_likely_cause(found, set(own))}")
+    model.load_state_dict(state)
+
+
+def save_base_learner(model: BaseLearner, path: str | Path, about: dict[str, Any]) -> None:
+    """Write a base learner with plain facts about its training, atomically."""
+    write_atomically({BASE_LEARNER_KEY: about, "state_dict": model.state_dict()}, path)
+
+
+def load_base_learner(
+    model: BaseLearner, path: str | Path, *, dataset: str, backbone: str, fold: int | None = None
+) -> BaseLearner:
+    """Read a trained base learner, ours or the official release's.
+
+    Args:
+        model: An untrained base learner of the right kind; filled (ours) or left alone (official).
+        path: The file.
+        dataset: Name of the data set; "pascal" or "coco" for official files.
+        backbone: Name of the backbone.
+        fold: The fold whose base classes it must have been trained on; another's has seen the novel classes. None =
+            any. An official file does not tell its fold.
+
+    Returns:
+        The filled base learner.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged or does not fit.
+    """
+    content = read_checkpoint(path)
+    if BASE_LEARNER_KEY in content:
+        about = content[BASE_LEARNER_KEY]
+        for key, wanted in (("dataset", dataset), ("backbone", backbone), ("fold", fold)):
+            found = about.get(key) if isinstance(about, dict) else None
+            if wanted is not None and found is not None and found != wanted:
+                raise ValueError(
+                    f"base learner {str(path)!r} was trained with {key}={found}, this run has {key}={wanted}; give the "
+                    "one that fits, or none to train it"
+                )
+        load_strictly(model, _state_dict(content, f"base learner {str(path)!r}"), f"base learner {str(path)!r}")
+        return model
+    if RUN_KEY in content:
+        raise ValueError(
+            f"base_ckpt={str(path)!r} is a whole run; expected a base learner (base_learner.pt in a run's folder)"
+        )
+    if backbone not in OFFICIAL_BACKBONES:
+        raise ValueError(
+            f"base_ckpt={str(path)!r} is no base learner of ours, and the official release has none for "
+            f"backbone={backbone}; expected "
+            f"base_learner.pt of a run, or an official file with backbone={'|'.join(OFFICIAL_BACKBONES)}"
+        )
+    return load_official_base_learner(path, dataset, backbone)

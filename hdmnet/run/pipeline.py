@@ -1,0 +1,382 @@
+"""From a composed config to a finished run: stage 1, stage 2, test, result. The doors call `train` and `evaluate`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import CSVLogger
+
+from hdmnet.callbacks.checkpoint import RunCheckpoint
+from hdmnet.callbacks.non_finite import count_skipped
+from hdmnet.callbacks.resume_state import KEY
+from hdmnet.config.values import to_plain
+from hdmnet.loggers.build import build_loggers
+from hdmnet.loggers.wandb import one_wandb_run
+from hdmnet.metrics import FewShotIoU
+from hdmnet.models.hdmnet.official import load_official_checkpoint
+from hdmnet.run.build import (
+    build_base_learner,
+    build_dataset,
+    build_few_shot_data,
+    build_model,
+    build_task,
+    build_trained_model,
+    build_trainer,
+    epoch_length,
+    head_bars,
+    instantiate_all,
+    progress_bars,
+    test_callbacks,
+)
+from hdmnet.run.checkpoints import load_strictly, run_entry, run_state_dict
+from hdmnet.run.compare_results import compare_results, print_comparison, training_facts
+from hdmnet.run.disk_check import check_free_disk
+from hdmnet.run.result import make_result, print_fold_table, write_result
+from hdmnet.run.stage1 import obtain_base_learner
+from hdmnet.runtime import signals
+from hdmnet.runtime.checkpoint_file import RUN_KEY, newest_whole, read_checkpoint
+from hdmnet.runtime.malloc import keep_freed_memory
+from hdmnet.runtime.provenance import git_state
+from hdmnet.runtime.warnings import silence_known_warnings
+from hdmnet.tasks.summary import summarise_seeds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from omegaconf import DictConfig
+    from torch import nn
+
+    from hdmnet.data.datamodules.few_shot import FewShotDataModule
+    from hdmnet.tasks.few_shot import FewShotTask
+
+log = logging.getLogger(__name__)
+
+
+class Timer:
+    """Seconds by phase; use as ``with timer("fit"):``."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Add the duration of what is inside to the phase."""
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = round(self.seconds.get(phase, 0.0) + time.perf_counter() - start, 2)
+
+
+# ------------------------------------------------------------------------------------------------------------ doors
+
+
+@one_wandb_run()
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Run the main job: base learner if there is none yet, HDMNet, test; leaves the run's folder complete.
+
+    Args:
+        cfg: The config of the train door, validated, its paths absolute.
+
+    Returns:
+        The result, as written to ``result.json``.
+
+    Raises:
+        ValueError: Data, checkpoint or config do not fit.
+        FileNotFoundError: Something on disk is missing.
+        Stopped: A signal has ended the run.
+    """
+    silence_known_warnings()
+    keep_freed_memory()
+    git_state()  # now: what is committed while the run goes on is not what ran
+    timer = Timer()
+    with timer("data"):
+        point = resume_point(cfg)
+        _check_config(cfg, resumed=point is not None)
+        source = build_dataset(cfg)
+        data = build_few_shot_data(cfg, source)
+        data.setup()  # every list, mask and class count is checked before any training
+        check_free_disk(cfg, data.num_base)
+        data.episodes_per_epoch = epoch_length(cfg, data.episodes_per_epoch, cfg.batch_size, cfg.trainer.max_steps)
+    with timer("base_learner"):
+        given = cfg.ckpt is not None or point is not None  # it holds its base learner: nothing to train or to look for
+        learner = build_base_learner(cfg, data.num_base, weights=None) if given else obtain_base_learner(cfg, source)
+    # Again, so that stage 2 starts alike whether stage 1 was trained just now or found on disk.
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    task = build_task(cfg, build_model(cfg, learner), data)
+    if cfg.ckpt is not None and point is None:
+        load_strictly(task.model, run_state_dict(_run_checkpoint(cfg.ckpt)), f"ckpt={cfg.ckpt}")
+    trainer = build_trainer(
+        cfg, "stage 2", callbacks=instantiate_all(cfg.callbacks), logger=build_loggers(cfg, "train")
+    )
+    _keeper(trainer)  # refused before anything is trained
+    with timer("train"), signals.polling():
+        trainer.fit(task, datamodule=data, ckpt_path=point)
+    timer.seconds["train"] += round(_keeper(trainer).seconds_before, 2)
+    chosen = _chosen_checkpoint(cfg, trainer)
+    if chosen is not None:
+        load_strictly(task.model, run_state_dict(_run_checkpoint(chosen)), str(chosen))
+    return test(cfg, task, data, trainer, timer, checkpoint=chosen, trained=None)
+
+
+@one_wandb_run()
+def evaluate(cfg: DictConfig, *, official: bool = False) -> dict[str, Any]:
+    """Run the test protocol on a checkpoint.
+
+    Args:
+        cfg: The config of the evaluate door, merged with the checkpoint's.
+        official: The checkpoint is the official release's.
+
+    Returns:
+        The result, as written to ``result.json``.
+
+    Raises:
+        ValueError: Data or checkpoint do not fit the config.
+        FileNotFoundError: Something on disk is missing.
+    """
+    silence_known_warnings()
+    keep_freed_memory()
+    git_state()  # now: what is committed while the run goes on is not what ran
+    timer = Timer()
+    with timer("data"):
+        task, data = prepare_evaluation(cfg, official=official)
+    dashboards = [logger for logger in build_loggers(cfg, "evaluate") if not isinstance(logger, CSVLogger)]
+    trainer = build_trainer(cfg, "test", callbacks=list(test_callbacks(cfg)), logger=dashboards)
+    checkpoint = Path(cfg.ckpt).expanduser().absolute()
+    facts = training_facts(checkpoint, None if official else read_checkpoint(checkpoint)[RUN_KEY])
+    return test(cfg, task, data, trainer, timer, checkpoint=checkpoint, trained=facts)
+
+
+def prepare_evaluation(cfg: DictConfig, *, official: bool = False) -> tuple[FewShotTask, FewShotDataModule]:
+    """Build what `evaluate` tests.
+
+    Args:
+        cfg: As for `evaluate`, as is `official`.
+        official: The checkpoint is the official release's.
+
+    Returns:
+        The task, which holds the checkpoint's weights, and the episodes, set up for the test.
+
+    Raises:
+        ValueError: Data or checkpoint do not fit the config.
+        FileNotFoundError: Something on disk is missing.
+    """
+    source = build_dataset(cfg)
+    data = build_few_shot_data(cfg, source)
+    data.setup("test")
+    model: nn.Module
+    if official:
+        model = load_official_checkpoint(cfg.ckpt, source.name, cfg.backbone.name, cfg.shot)
+    else:
+        checkpoint = _run_checkpoint(cfg.ckpt)
+        trained, state = checkpoint[RUN_KEY]["config"], run_state_dict(checkpoint)
+        _refuse_other_fold(cfg, checkpoint)
+        model = build_trained_model(cfg, state, cfg.ckpt, num_shots=trained["shot"])
+    return build_task(cfg, model, data), data
+
+
+def test(
+    cfg: DictConfig,
+    task: FewShotTask,
+    data: FewShotDataModule,
+    trainer: L.Trainer,
+    timer: Timer,
+    *,
+    checkpoint: Path | None,
+    trained: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Test, measure the controls, write ``result.json`` and print the table.
+
+    Args:
+        cfg: The config.
+        task: Holds the weights to test.
+        data: Set up for the test.
+        trainer: Runs it.
+        timer: Gets the phases "test" and "controls".
+        checkpoint: Which weights they are, for the result; None = not kept.
+        trained: What is known of the run that made them, to compare_results with.
+
+    Returns:
+        The result.
+    """
+    head_bars(trainer, "test")
+    with timer("test"):
+        trainer.test(task, datamodule=data, verbose=False)
+    figures = {name: summarise_seeds(seeds, task.class_names) for name, seeds in task.test_results.items()}
+    controls: dict[str, float] = {}
+    if cfg.dataset.controls and cfg.support_mask == "given":
+        with timer("controls"):
+            controls["every_object_foreground"] = every_object_foreground(data)
+            controls["support_mask_ones"] = _test_with_ones(cfg, task, data)
+    result = make_result(
+        dataset=cfg.dataset.name,
+        fold=cfg.fold,
+        shot=cfg.shot,
+        backbone=cfg.backbone.name,
+        ablation=cfg.ablation,
+        seed=cfg.seed,
+        test=figures["final"],
+        test_no_ensemble=figures["meta"],
+        manifest_sha256=[manifest.sha256() for manifest in data.test_manifests],
+        config=to_plain(cfg),
+        timings=timer.seconds,
+        controls=controls,
+        checkpoint=None if checkpoint is None else str(checkpoint),
+        selection=cfg.selection,
+        support_mask=cfg.support_mask,
+        protocol=cfg.protocol,
+        val_miou=_best_validation(trainer),
+        skipped_steps=count_skipped(cfg.paths.run_dir),
+        seeds={"train": cfg.seed, "test": [manifest.header["seed"] for manifest in data.test_manifests]},
+        data_sha256=data.digest(),
+        num_processes=trainer.world_size,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        checkpoint_failures=sum(keeper.failures for keeper in _keepers(trainer)),
+        skipped=data.skipped_files(),
+    )
+    if trained is not None:
+        result["compared_with"] = compare_results(result, trained)
+    if trainer.is_global_zero:
+        print_fold_table(result)  # first: the figures are not lost where they cannot be written
+        write_result(Path(cfg.paths.run_dir) / "result.json", result)
+        if trained is not None:
+            print_comparison(result["compared_with"])
+        print(f"\nresult, checkpoints and pictures: {cfg.paths.run_dir}", flush=True)
+    return result
+
+
+# --------------------------------------------------------------------------------------------------------- controls
+
+
+def every_object_foreground(data: FewShotDataModule) -> float:
+    """The control that calls every labelled object foreground: what a model scores that ignores the support.
+
+    Args:
+        data: Set up for the test; the episodes of its first seed are taken.
+
+    Returns:
+        mIoU as a fraction.
+    """
+    metric = FewShotIoU(len(data.novel_names))
+    novel = data.fold_classes.novel
+    for episode in data.test_manifests[0]:
+        mask = torch.from_numpy(data.source.read_mask_of(episode.query_id, episode.class_value))
+        target = torch.where(mask == 255, 255, (mask == episode.class_value).to(torch.uint8))
+        class_index = torch.tensor([novel.index(episode.class_value)])
+        metric.update((mask > 0).long()[None], target[None], class_index)
+    return float(metric.compute()["miou"])
+
+
+def _test_with_ones(cfg: DictConfig, task: FewShotTask, data: FewShotDataModule) -> float:
+    """The control of the paper's Table 8: the same model and episodes of the first seed, support masks all ones."""
+    ones = build_few_shot_data(cfg, data.source, support_mask="ones", num_test_seeds=1)
+    ones.measure_features = data.measure_features
+    trainer = build_trainer(cfg, "control: support mask all ones", callbacks=list(progress_bars(cfg)), logger=False)
+    task.num_test_seeds = 1
+    trainer.test(task, datamodule=ones, verbose=False)
+    return float(task.test_results["final"][0]["miou"])
+
+
+# --------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def resume_point(cfg: DictConfig) -> Path | None:
+    """The checkpoint that the run goes on from; None where it begins.
+
+    Args:
+        cfg: The config of the train door; its `resume` is null, a run's folder or a checkpoint.
+
+    Raises:
+        ValueError: There are checkpoints, and all are damaged; or the one named is not of a training.
+        FileNotFoundError: The one named is not there.
+    """
+    if cfg.resume is None:
+        return None
+    path = Path(cfg.resume)
+    point = newest_whole(path / "checkpoints") if path.is_dir() else path
+    if point is None:
+        log.info("resume: no checkpoint in %s yet, the run begins from the start", path)
+        return None
+    content = _run_checkpoint(point)
+    if KEY not in content:
+        raise ValueError(f"resume={cfg.resume}: {point} holds weights only; ckpt=PATH begins a new run from them")
+    log.info("resume: from step %d, %s", content["global_step"], point)
+    return point
+
+
+def _check_config(cfg: DictConfig, *, resumed: bool) -> None:
+    """Refuse what can be refused before the masks are scanned, which takes its time."""
+    if cfg.callbacks.get("checkpoint") is None:
+        raise ValueError("callbacks.checkpoint is missing; a run needs it to choose the weights that are tested")
+    if cfg.ckpt is not None and cfg.base_ckpt is not None:
+        raise ValueError("ckpt and base_ckpt are both given; expected one: a run's ckpt holds its base learner")
+    if resumed:
+        return
+    if cfg.ckpt is not None:
+        _refuse_other_fold(cfg, _run_checkpoint(cfg.ckpt))
+    if cfg.base_ckpt is not None:
+        read_checkpoint(cfg.base_ckpt)
+
+
+def _refuse_other_fold(cfg: DictConfig, checkpoint: dict[str, Any]) -> None:
+    """Refuse a run's checkpoint that has seen the novel classes of the config's fold."""
+    trained = checkpoint[RUN_KEY]["config"]
+    if trained["dataset"]["name"] == cfg.dataset.name and trained["fold"] != cfg.fold:
+        raise ValueError(
+            f"fold={cfg.fold}: its novel classes were base classes of ckpt={cfg.ckpt}, trained on fold "
+            f"{trained['fold']}; expected fold={trained['fold']}, or another data set"
+        )
+
+
+def _chosen_checkpoint(cfg: DictConfig, trainer: L.Trainer) -> Path | None:
+    """The checkpoint to test, by `selection`; None where there is none: the last weights, which are at hand."""
+    if cfg.trainer.fast_dev_run:
+        return None
+    keeper = _keeper(trainer)
+    best = keeper.best_model_path if cfg.selection == "best" else ""
+    chosen = best or keeper.last_model_path
+    if cfg.selection == "best" and chosen and not best and not keeper.failures:
+        log.warning(
+            "selection=best, but there is no best checkpoint, as no validation ran: the LAST one is tested in its place"
+        )
+    if keeper.failures and not best and cfg.selection == "best":
+        log.warning("no best checkpoint could be written: the LAST weights are tested in its place")
+        return Path(chosen) if chosen else None
+    if keeper.failures and not chosen:
+        return None
+    if not chosen:
+        raise ValueError(
+            "training wrote no checkpoint; give it at least one step (trainer.max_steps, dataset.episodes_per_epoch)"
+        )
+    return Path(chosen)
+
+
+def _best_validation(trainer: L.Trainer) -> float | None:
+    """Best mIoU on the validation episodes: what a search for settings goes by; None where nothing was trained."""
+    return next((keeper.best_model_score for keeper in _keepers(trainer)), None)
+
+
+def _keepers(trainer: L.Trainer) -> list[RunCheckpoint]:
+    """What keeps the run's checkpoints; empty in an evaluation."""
+    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, RunCheckpoint)]
+
+
+def _keeper(trainer: L.Trainer) -> RunCheckpoint:
+    keepers = _keepers(trainer)
+    if not keepers:
+        raise ValueError("callbacks.checkpoint is another callback; expected hdmnet.callbacks.checkpoint.RunCheckpoint")
+    return keepers[0]
+
+
+def _run_checkpoint(path: str | Path) -> dict[str, Any]:
+    content = read_checkpoint(path)
+    if run_entry(content, path) is None:
+        raise ValueError(
+            f"checkpoint {str(path)!r} is not of an hdmnet run; expected checkpoints/best.ckpt of a run's folder"
+        )
+    return content

@@ -1,0 +1,298 @@
+"""What a finished run leaves in writing: `result.json` and the table printed at its end.
+
+`result.json` (IoUs as fractions of 1, NaN written as `null`)::
+
+    dataset fold shot backbone ablation seed
+    test:              {miou, miou_std, miou_per_seed, fb_iou, fb_iou_per_seed, iou_per_class {name: iou},
+                        counts_per_class {name: episodes over all seeds}, num_episodes, num_episodes_per_seed,
+                        num_classes_averaged [a seed's mIoU is the mean of so many classes, one number a seed],
+                        classes_left_out {name: {seeds: test seeds in which it has no IoU, reason}}}
+    test_no_ensemble:  the same of the meta learner's own prediction, or null where the model has none
+    controls:          {support_mask_ones: miou, every_object_foreground: miou}, each only when measured
+    skipped:           files that `dataset.on_error=skip` left out: [{split, why, episodes}], see `skipped_files`
+    manifest_sha256 config versions git_commit git_dirty hardware timings {phase: seconds}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hdmnet.config.renamed import upgrade
+from hdmnet.runtime.atomic import replacing
+from hdmnet.runtime.provenance import git_state, hardware, library_versions
+
+FIXED_KEYS = (
+    "dataset",
+    "fold",
+    "shot",
+    "backbone",
+    "ablation",
+    "seed",
+    "test",
+    "test_no_ensemble",
+    "manifest_sha256",
+    "config",
+    "versions",
+    "git_commit",
+    "timings",
+)
+
+
+TEST_KEYS = ("miou", "fb_iou", "miou_per_seed", "iou_per_class", "num_episodes")
+
+
+_CONTROL_LABELS = {
+    "support_mask_ones": "control: support mask all ones",
+    "every_object_foreground": "control: every object foreground",
+}
+
+
+def make_result(
+    *,
+    dataset: str,
+    fold: int,
+    shot: int,
+    backbone: str,
+    ablation: str | None,
+    seed: int,
+    test: Mapping[str, Any],
+    test_no_ensemble: Mapping[str, Any] | None,
+    manifest_sha256: str | Sequence[str],
+    config: Mapping[str, Any],
+    timings: Mapping[str, float],
+    controls: Mapping[str, float] | None = None,
+    **extra: Any,
+) -> dict[str, Any]:
+    """Gather one run's result and add versions, commit and hardware.
+
+    Args:
+        dataset: Name of the data set; likewise `backbone` and `ablation` (`None` for the full method).
+        fold: Fold index.
+        shot: Number of supports K.
+        backbone: Name of the backbone.
+        ablation: Name of the ablation.
+        seed: Training seed.
+        test: Entry of the final prediction, from `summarise_seeds`.
+        test_no_ensemble: The same of the meta learner's own prediction; `None` where there is none.
+        manifest_sha256: Hash of the test episodes, one or one per test seed.
+        config: The composed config, as plain containers.
+        timings: Seconds per phase.
+        controls: mIoU of the controls that were measured (keys `support_mask_ones`, `every_object_foreground`).
+        **extra: Further entries, e.g. `checkpoint` or `val`.
+
+    Returns:
+        The result as described at the top of this module; a plain dictionary, NaN still NaN.
+    """
+    return {
+        "dataset": dataset,
+        "fold": fold,
+        "shot": shot,
+        "backbone": backbone,
+        "ablation": ablation,
+        "seed": seed,
+        "test": dict(test),
+        "test_no_ensemble": None if test_no_ensemble is None else dict(test_no_ensemble),
+        "controls": dict(controls or {}),
+        "manifest_sha256": manifest_sha256,
+        "timings": dict(timings),
+        **extra,
+        "versions": library_versions(),
+        **git_state(),
+        "hardware": hardware(),
+        "config": config,
+    }
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Turn a tree into what JSON can hold: NaN and infinity become `None`, paths text, tensors and arrays lists."""
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (np.generic, np.ndarray)) or hasattr(value, "detach"):
+        value = value.detach().cpu().tolist() if hasattr(value, "detach") else value.tolist()
+        return _plain(value, where)
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Sequence):
+        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    raise ValueError(
+        f"{where} is a {type(value).__name__}, which JSON cannot hold; convert it to plain containers first"
+    )
+
+
+def _check_result(result: Any, origin: str) -> None:
+    """Raise `ValueError` when a fixed key is missing or an entry has the wrong kind."""
+    if not isinstance(result, Mapping):
+        raise ValueError(f"{origin} holds a {type(result).__name__}; expected an object with the keys of a result")
+    missing = [key for key in FIXED_KEYS if key not in result]
+    if missing:
+        raise ValueError(f"{origin} lacks {', '.join(missing)}; it is no result of a finished run: run it again")
+    for entry in ("test", "test_no_ensemble"):
+        value = result[entry]
+        if value is None and entry == "test_no_ensemble":
+            continue
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{origin}: {entry} is {value!r}; expected an object with {', '.join(TEST_KEYS)}")
+        missing = [key for key in TEST_KEYS if key not in value]
+        if missing:
+            raise ValueError(
+                f"{origin}: {entry} lacks {', '.join(missing)}; it is no result of a finished run: run it again"
+            )
+
+
+def write_result(path: str | Path, result: Mapping[str, Any]) -> Path:
+    """Write `result.json` in one step: a reader, or a crash, never meets half a file.
+
+    Args:
+        path: Where to; the folder is made if needed.
+        result: From `make_result`.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: If a fixed key is missing or a value cannot be held by JSON.
+    """
+    path = Path(path)
+    _check_result(result, "result")
+    text = json.dumps(_plain(result, "result"), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    with replacing(path, durable=True) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def read_result(path: str | Path) -> dict[str, Any]:
+    """Read a `result.json` (or the one in a run's folder) and check its keys.
+
+    Args:
+        path: The file, or the folder that holds `result.json`.
+
+    Returns:
+        The result; undefined figures are `None`.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is not JSON or lacks a fixed key.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "result.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no result at {path}; a run leaves one when it has finished: give a finished run's folder"
+        )
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not readable JSON ({error}); run it again") from error
+    _check_result(result, str(path))
+    return {**result, "config": upgrade(result["config"])}
+
+
+def _percent(value: float | None) -> str:
+    """One IoU in %, `-` where it is undefined."""
+    return "-" if value is None or not math.isfinite(value) else f"{100 * value:.1f}"
+
+
+def _mean_and_std(entry: Mapping[str, Any]) -> str:
+    """An entry's mIoU in %, with its spread where there are several seeds."""
+    spread = _percent(entry.get("miou_std"))
+    return _percent(entry["miou"]) + ("" if spread == "-" else f" ± {spread}")
+
+
+def format_fold_table(result: Mapping[str, Any]) -> str:
+    """Lay a result out as the table that a run prints at its end.
+
+    Args:
+        result: From `make_result` or `read_result`.
+
+    Returns:
+        Plain text of several lines without a trailing newline: IoU in % per novel class, mIoU ± standard deviation over
+        the seeds, FB-IoU, each of the final and of the meta learner's own prediction, then the controls, then warnings
+        of classes that are left out and steps that were skipped.
+    """
+    final, meta = result["test"], result["test_no_ensemble"]
+    counts = final.get("counts_per_class") or {}
+
+    def row(label: str, episodes: object, value: str, meta_value: str) -> list[str]:
+        return [label, "" if episodes is None else str(episodes), value, meta_value]
+
+    rows = [
+        row(name, counts.get(name), _percent(iou), "" if meta is None else _percent(meta["iou_per_class"].get(name)))
+        for name, iou in final["iou_per_class"].items()
+    ]
+    summary = [
+        row("mIoU", sum(counts.values()) or None, _mean_and_std(final), "" if meta is None else _mean_and_std(meta)),
+        row("FB-IoU", None, _percent(final["fb_iou"]), "" if meta is None else _percent(meta["fb_iou"])),
+    ]
+    for name, value in (result.get("controls") or {}).items():
+        summary.append(row(_CONTROL_LABELS.get(name, f"control: {name}"), None, _percent(value), ""))
+    header = ["class (IoU in %)", "episodes", "final", "" if meta is None else "meta only"]
+    widths = [max(len(cells[column]) for cells in (header, *rows, *summary)) for column in range(4)]
+
+    def line(cells: list[str]) -> str:
+        aligned = [cells[0].ljust(widths[0])] + [
+            cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)
+        ]
+        return "  ".join(aligned).rstrip()
+
+    num_seeds = len(final["miou_per_seed"])
+    title = (
+        f"{result['dataset']}, fold {result['fold']}, {result['shot']}-shot, {result['backbone']}"
+        f"{'' if result['ablation'] is None else ', ablation ' + str(result['ablation'])}, seed {result['seed']}: "
+        f"{final['num_episodes']} episodes x {num_seeds} test seed{'s' if num_seeds > 1 else ''}"
+    )
+    rule = "-" * max(len(title), sum(widths) + 6)
+    notes = [f"warning: {text}" for text in (*left_out_notes(final), *_skipped_notes(result))]
+    return "\n".join([title, rule, line(header), *map(line, rows), rule, *map(line, summary), *notes])
+
+
+def left_out_notes(entry: Mapping[str, Any]) -> list[str]:
+    """What has to be said beside an mIoU that leaves classes out.
+
+    Args:
+        entry: From `summarise_seeds`, also read back from an older result, which tells of no class.
+
+    Returns:
+        One line a class; none where every class has an IoU in every seed.
+    """
+    seeds, num_classes = len(entry["miou_per_seed"]), len(entry["iou_per_class"])
+    lines = []
+    for name, about in (entry.get("classes_left_out") or {}).items():
+        where = "" if about["seeds"] == seeds else f" in {about['seeds']} of {seeds} test seeds"
+        lines.append(
+            f"{name} has {about['reason']}{where}: mIoU is the mean of the other classes, not of {num_classes}"
+        )
+    return lines
+
+
+def _skipped_notes(result: Mapping[str, Any]) -> list[str]:
+    steps = result.get("skipped_steps") or {}
+    return [
+        f"{count} step{' of' if count == 1 else 's of'} {stage} {'was' if count == 1 else 'were'} skipped, as loss or "
+        "gradient was not finite: nonfinite.jsonl"
+        for stage, count in steps.items()
+    ]
+
+
+def print_fold_table(result: Mapping[str, Any]) -> None:
+    """Print `format_fold_table`, also to a terminal that cannot show `±`.
+
+    Args:
+        result: From `make_result` or `read_result`.
+    """
+    encoding = sys.stdout.encoding or "utf-8"
+    text = format_fold_table(result)
+    print(text.encode(encoding, errors="replace").decode(encoding), flush=True)

@@ -1,0 +1,136 @@
+"""Files of tensors and plain containers only, so that loading one never runs anything."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hdmnet.runtime.atomic import replacing, sync
+
+if TYPE_CHECKING:
+    pass
+
+
+log = logging.getLogger(__name__)
+
+
+BASE_LEARNER_KEY = "hdmnet_base_learner"
+
+
+RUN_KEY = "hdmnet"
+
+
+BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "last-previous.ckpt"  # in a run's folder checkpoints/
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of any kind.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its top-level mapping.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, holds code, or is no mapping.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {str(path)!r} not found; expected the path of a .ckpt or .pth file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on odd files before it refuses them
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds here; a user sees one line
+        raise ValueError(
+            f"checkpoint {str(path)!r} cannot be read: damaged, or more than tensors and plain containers (nothing in "
+            "it was run); expected a file written by hdmnet or by the official release"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"checkpoint {str(path)!r} holds a {type(content).__name__}; expected a mapping")
+    return content
+
+
+def write_atomically(content: dict[str, Any], path: str | Path) -> None:
+    """Save with torch under a temporary name, then rename: the file is whole or not there."""
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
+
+
+def write_durably(content: dict[str, Any], path: str | Path, *, before: Path | None = None) -> None:
+    """As `write_atomically`, and whole after a loss of power too.
+
+    Args:
+        content: Tensors and plain containers.
+        path: The file.
+        before: Where the present file goes, once the new one is whole; None: it is replaced.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written; the files that were there are whole.
+    """
+    # Into memory first: on a full disk torch's own writer raises nothing that could be told from a bug.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    path = Path(path)
+    with replacing(path, durable=True) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+        if before is not None and path.is_file():
+            sync(temporary)
+            os.replace(path, before)
+
+
+def newest_whole(folder: str | Path) -> Path | None:
+    """The checkpoint that a run in a folder goes on from.
+
+    Args:
+        folder: Holds `last.ckpt` and the one before it.
+
+    Returns:
+        `last.ckpt`, or the one before it where the last is damaged or was about to be replaced; None where neither is.
+
+    Raises:
+        ValueError: There are some, and all are damaged.
+    """
+    damaged = []
+    for file in (Path(folder) / LAST, Path(folder) / PREVIOUS):
+        if not file.is_file():
+            continue
+        try:
+            _check_sums(file)
+            read_checkpoint(file)
+        except (ValueError, OSError) as error:
+            damaged.append(file)
+            log.warning("CHECKPOINT DAMAGED: %s; the one before it is tried", error)
+            continue
+        return file
+    if damaged:
+        raise ValueError(
+            f"{' and '.join(map(str, damaged))} cannot be read; expected a whole one to go on from: delete them to "
+            "begin the run anew"
+        )
+    return None
+
+
+def _check_sums(path: Path) -> None:
+    """Compare a file's parts with their checksums, which torch does not.
+
+    Raises:
+        ValueError: One differs.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            wrong = file.testzip()
+    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is no whole file of torch.save ({error})") from None
+    if wrong is not None:
+        raise ValueError(f"{path} is damaged: checksum of {wrong}")

@@ -1,0 +1,110 @@
+"""What a result was made with: versions of the libraries, commit of the code, and the machine."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_DISTRIBUTIONS = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "lightning": "lightning",
+    "torchmetrics": "torchmetrics",
+    "numpy": "numpy",
+    "albumentations": "albumentations",
+    "cv2": "opencv-python-headless",  # decodes and resizes pictures, as the next does
+    "PIL": "pillow",
+    "pycocotools": "pycocotools",
+    "hydra": "hydra-core",
+    "omegaconf": "omegaconf",
+    "hdmnet": "hdmnet",
+}
+_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+
+
+def library_versions() -> dict[str, str | None]:
+    """Return the versions of Python and of the libraries that results depend on; `None` for one not installed."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name, distribution in _DISTRIBUTIONS.items():
+        # What is loaded knows more than what was installed: torch's own version names its build (+cpu, +cu126).
+        loaded = getattr(sys.modules.get(name), "__version__", None)
+        try:
+            versions[name] = str(loaded) if loaded is not None else metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """Run git quietly; `None` when there is no git, no repository, or it says no."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+@functools.cache
+def git_state(root: Path = _PACKAGE_ROOT) -> dict[str, str | bool | None]:
+    """Return `git_commit` and `git_dirty` of the code that runs, as they were at the first call.
+
+    A run asks when it begins: the result must name the commit that ran, not one that was made meanwhile.
+
+    Args:
+        root: Folder that holds the `hdmnet` package.
+
+    Returns:
+        Both `None` where the package is not tracked by git (an installed wheel inside somebody else's repository
+        must not report that repository's commit). Dirty: `hdmnet`, `conf` or `scripts` differ from the commit.
+    """
+    if _git(root, "ls-files", "--error-unmatch", "hdmnet/run/result.py") is None:
+        return {"git_commit": None, "git_dirty": None}
+    changes = _git(root, "status", "--porcelain", "--", "hdmnet", "conf", "scripts")
+    return {"git_commit": _git(root, "rev-parse", "HEAD"), "git_dirty": None if changes is None else bool(changes)}
+
+
+def available_cpus() -> int:
+    """Count the CPUs that this process may use: its affinity, or a container's quota (cgroup v2) where that is less."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return max(1, min(affinity, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or "max": no quota
+        return affinity
+
+
+def _processor() -> str:
+    """Name the CPU; Linux hides the name from `platform.processor`."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def hardware() -> dict[str, Any]:
+    """Describe the machine, and what on it settles the order of float sums: CPU, its instructions, threads, GPUs."""
+    import torch  # here, so that reading results (reports) needs no torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "system": platform.platform(),
+        "cpu": _processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_cores": available_cpus(),
+        "torch_threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if cuda else [],
+        "cuda": torch.version.cuda if cuda else None,
+        "cudnn": torch.backends.cudnn.version() if cuda else None,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+    }

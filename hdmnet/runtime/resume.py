@@ -1,0 +1,279 @@
+"""Which run a command goes on with: the same config's newest one that has not finished, or the one that it names.
+
+A run leaves `.hydra/run.json` in its folder when it begins: what it computes, told apart from where and on how many
+devices. As long as its process lives it holds a lock beside it; the system frees the lock however the process ends.
+
+Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, open_dict
+
+from hdmnet.config.renamed import upgrade
+from hdmnet.config.values import to_stored
+from hdmnet.runtime.atomic import replacing
+from hdmnet.runtime.run_folder import is_held, own_folder
+
+log = logging.getLogger(__name__)
+
+RUN_FILE = Path(".hydra") / "run.json"
+AUTO, LAST = "auto", "last"
+
+# Keys that say where and how a run is computed. Devices and batch size are looked at apart: see `_same_batches`.
+_NOT_OF_THE_RUN = ("paths", "logger", "num_workers", "sweep", "rerun", "resume", "ckpt", "batch_size")
+_NOT_OF_THE_TRAINER = (
+    *("enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profiler", "accelerator", "devices"),
+    *("num_nodes", "strategy"),
+)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What `run.json` says of a run.
+
+    Attributes:
+        folder: Its folder.
+        facts: What it computes: its config without folders, loggers, devices and batch size.
+        ckpt: The weights that it began from.
+        batch_size: Episodes a device.
+        devices: Processes, as far as the config tells; None: the machine decides.
+        begun: When it began, ISO 8601.
+    """
+
+    folder: Path
+    facts: Mapping[str, Any]
+    ckpt: str | None
+    batch_size: Any
+    devices: int | None
+    begun: str
+
+    @classmethod
+    def of(cls, cfg: DictConfig, folder: Path) -> RunRecord:
+        """The run that a config describes."""
+        plain = to_stored(cfg)
+        facts = {key: value for key, value in plain.items() if key not in _NOT_OF_THE_RUN}
+        facts["trainer"] = {key: value for key, value in plain["trainer"].items() if key not in _NOT_OF_THE_TRAINER}
+        facts["optim"] = {key: value for key, value in plain["optim"].items() if key != "batch_size"}
+        facts["callbacks"] = {
+            name: {key: value for key, value in node.items() if key != "every_n_minutes"}
+            for name, node in plain["callbacks"].items()
+            if isinstance(node, Mapping)
+        }
+        devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
+        processes = devices * nodes if isinstance(devices, int) and devices > 0 else None
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+        return cls(folder, json.loads(json.dumps(facts, default=str)), cfg.ckpt, cfg.batch_size, processes, now)
+
+    @classmethod
+    def read(cls, folder: Path) -> RunRecord | None:
+        """The run of a folder; None where there is none, or where its file is damaged."""
+        try:
+            content = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+            content["facts"] = upgrade(content["facts"])
+            return cls(folder, **{key: content[key] for key in ("facts", "ckpt", "batch_size", "devices", "begun")})
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self) -> None:
+        """Leave it in the run's folder."""
+        content = {key: value for key, value in vars(self).items() if key != "folder"}
+        with replacing(self.folder / RUN_FILE, durable=True) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has left its result."""
+        return (self.folder / "result.json").is_file()
+
+    def differences(self, other: RunRecord) -> list[str]:
+        """Keys whose values differ, as far as they decide what is computed."""
+        found = _differing(self.facts, other.facts)
+        return found if _same_batches(self, other) else [*found, "batch_size"]
+
+
+def _same_batches(one: RunRecord, other: RunRecord) -> bool:
+    """Whether a device, or a step of all devices, gets the same number of episodes."""
+    if one.batch_size == other.batch_size:
+        return True
+    sizes = [run.batch_size * run.devices if run.devices else None for run in (one, other)]
+    return sizes[0] is not None and sizes[0] == sizes[1]
+
+
+def _differing(one: Any, other: Any, key: str = "") -> list[str]:
+    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
+        return [] if one == other else [key]
+    missing = object()
+    return [
+        found
+        for name in sorted(one.keys() | other.keys())
+        for found in _differing(one.get(name, missing), other.get(name, missing), f"{key}.{name}".lstrip("."))
+    ]
+
+
+# -------------------------------------------------------------------------------------------------- finding a run
+
+
+def wish(cfg: DictConfig) -> str | None:
+    """What the command wants to go on with: None (nothing), "auto", "last" or a path.
+
+    A job that SLURM has put into the queue again wants "auto".
+
+    Args:
+        cfg: A config of the train door.
+    """
+    if cfg.ckpt == LAST:
+        return LAST
+    if cfg.resume is None and int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0:
+        return AUTO
+    return None if cfg.resume is None else str(cfg.resume)
+
+
+def find_folder(cfg: DictConfig, fresh: Path) -> Path:
+    """The folder of the run that a command goes on with; `fresh` where it begins a new one.
+
+    Args:
+        cfg: A composed config of the train door. Its `resume` becomes the checkpoint to go on from where it names one,
+            the folder where the newest of the folder is meant, and null for a new run.
+        fresh: The folder that Hydra has made for this command.
+
+    Raises:
+        ValueError: The run that is named has finished, is running, or computes something else.
+        FileNotFoundError: There is no such run.
+    """
+    wanted = wish(cfg)
+    if wanted is None:
+        return fresh
+    asked = RunRecord.of(cfg, fresh)
+    if wanted in (AUTO, LAST):
+        found = _newest_unfinished(asked, any_ckpt=cfg.ckpt == LAST)
+        if found is None and wanted == LAST:
+            raise FileNotFoundError(
+                f"no unfinished run of this config in {fresh.parent}; expected the command line of a run that was "
+                "stopped, or hydra.run.dir=RUN; leave `last` out to begin a new one"
+            )
+        checkpoint = None
+    else:
+        found, checkpoint = _named(wanted, asked)
+    with open_dict(cfg):
+        if cfg.ckpt == LAST and found is not None:
+            cfg.ckpt = found.ckpt
+        cfg.resume = None if found is None else str(checkpoint or found.folder)
+    if found is None:
+        log.info("resume=auto: no unfinished run of this config in %s; a new one begins", fresh.parent)
+        return fresh
+    _remove_unused(fresh, found.folder)
+    log.info("resume: going on with the run in %s", found.folder)
+    if found.batch_size != asked.batch_size or found.devices != asked.devices:
+        _say_if_steps_change(found, asked)
+    return found.folder
+
+
+def _newest_unfinished(asked: RunRecord, *, any_ckpt: bool) -> RunRecord | None:
+    """The run of the asked folder itself, or the newest of those beside it that has not finished."""
+    here = asked.folder.parent
+    folders = [asked.folder, *sorted(here.iterdir() if here.is_dir() else (), reverse=True)]
+    runs = [run for run in map(RunRecord.read, dict.fromkeys(folders)) if run is not None]
+    runs.sort(key=lambda run: (run.folder == asked.folder, run.begun), reverse=True)
+    for run in runs:
+        if run.finished or run.differences(asked) or not (any_ckpt or run.ckpt == asked.ckpt):
+            continue
+        if is_held(run.folder):
+            log.info("resume: the run in %s is still running, it is left alone", run.folder)
+            continue
+        return run
+    return None
+
+
+def _named(wanted: str, asked: RunRecord) -> tuple[RunRecord, Path | None]:
+    """The run of a folder, or of a checkpoint in it, and the checkpoint."""
+    path = Path(wanted).expanduser().absolute()
+    if not path.exists():
+        raise FileNotFoundError(f"resume={wanted}: not found; expected auto, last, a run's folder or its checkpoint")
+    checkpoint = path if path.is_file() else None
+    folder = path if checkpoint is None else path.parent.parent
+    run = RunRecord.read(folder)
+    if run is None:
+        raise FileNotFoundError(
+            f"resume={wanted}: {folder / RUN_FILE} is missing or damaged; expected the folder of a run that was "
+            "stopped; ckpt=PATH begins a new run from a checkpoint's weights"
+        )
+    if run.finished:
+        raise ValueError(
+            f"resume={wanted}: this run has finished, see {folder / 'result.json'}; ckpt=PATH begins a new run from "
+            "its weights"
+        )
+    different = run.differences(asked)
+    if different:
+        raise ValueError(
+            f"resume={wanted}: this run was begun with another {', '.join(different[:5])}; expected the same command "
+            "line (folders, devices and num_workers may differ); ckpt=PATH begins a new run from its weights"
+        )
+    return run, checkpoint
+
+
+def _say_if_steps_change(found: RunRecord, asked: RunRecord) -> None:
+    log.warning(
+        "resume: it was begun with batch_size=%s on %s device(s), now it is %s on %s; the episodes go on in their "
+        "order, but where the product of the two differs a step is another one",
+        *(found.batch_size, found.devices or "all", asked.batch_size, asked.devices or "all"),
+    )
+
+
+def _remove_unused(fresh: Path, used: Path) -> None:
+    """Remove the folder that Hydra has made for this command, and nothing that anybody else has put there."""
+    if fresh != used and fresh.is_dir() and [entry.name for entry in fresh.iterdir()] == [".hydra"]:
+        shutil.rmtree(fresh / ".hydra")
+        with contextlib.suppress(OSError):
+            fresh.rmdir()
+
+
+def can_go_on(cfg: DictConfig, folder: Path) -> bool:
+    """Whether a job with a folder of its own is to go on with what it finds there.
+
+    Args:
+        cfg: The config of the train door.
+        folder: Of the job.
+    """
+    run = RunRecord.read(folder)
+    return (
+        wish(cfg) is not None
+        and run is not None
+        and not run.finished
+        and not run.differences(RunRecord.of(cfg, folder))
+    )
+
+
+# ------------------------------------------------------------------------------------------------- claiming a run
+
+
+@contextmanager
+def claimed(cfg: DictConfig) -> Iterator[None]:
+    """Keep other processes out of the run's folder, and let a later command find a training there.
+
+    Args:
+        cfg: The config of the job, `paths.run_dir` filled in.
+
+    Raises:
+        ValueError: Another process is at work there, or the folder holds the result of a finished run.
+        OSError: It cannot be written to.
+    """
+    folder = Path(cfg.paths.run_dir)
+    # Segmented pictures may be replaced, results may not.
+    replace = "dataset" not in cfg or bool(cfg.get("rerun") or cfg.get("resume"))
+    with own_folder(folder, replace=replace):
+        if "resume" in cfg and (cfg.resume is None or RunRecord.read(folder) is None):
+            RunRecord.of(cfg, folder).write()
+        yield

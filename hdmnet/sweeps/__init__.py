@@ -1,0 +1,1 @@
+"""Multiruns: jobs in processes and on clusters."""

@@ -1,0 +1,191 @@
+"""How episodes are evaluated: features reused where the model allows it, predictions pooled at the query's own size.
+
+Reuse changes which pictures are encoded together and which episodes are matched together. A convolution or a matrix
+product may be computed by another kernel for another batch size, so features and logits agree with those of one
+episode at a time up to float rounding (relative 1e-6 or so in float32), and a pixel whose two logits are that close may
+change sides: expect a few pixels in a million, and none at all with equal batches. The same holds between two batch
+sizes without reuse. Nothing else differs: pooling is exact integer arithmetic, in whatever order.
+
+Dimension letters: B episodes, Q S pictures to encode as queries and as supports, K shots, H W network's square, H0 W0
+original size.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+
+from hdmnet.data.episodes.encode_once import FeatureBytes
+from hdmnet.metrics import count_pixels
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
+
+    from hdmnet.data.types import EvaluationBatch, FeatureKey
+    from hdmnet.metrics import FewShotIoU
+
+
+class Output(Protocol):
+    """What a few-shot segmenter returns: full-resolution (B, 2, H, W) logits, and maps (B, h, w) that may be none."""
+
+    @property
+    def final_logits(self) -> Tensor: ...  # noqa: D102
+    @property
+    def meta_logits(self) -> Tensor: ...  # noqa: D102
+    @property
+    def final_is_probability(self) -> bool: ...  # noqa: D102
+    @property
+    def correlation_maps(self) -> list[Tensor]: ...  # noqa: D102
+
+
+class Features(Protocol):
+    """Features of one or more pictures, as a model defines them."""
+
+    def unbind(self) -> Sequence[Self]:
+        """Features of one picture each, which own their memory."""
+
+    @classmethod
+    def stack(cls, items: Sequence[Self]) -> Self:
+        """The reverse of `unbind`."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all tensors."""
+
+
+@runtime_checkable
+class EncodesApart(Protocol):
+    """A segmenter that encodes queries and supports apart from each other and from the episodes they meet in."""
+
+    def encode_query(self, images: Tensor) -> Features:
+        """Encode (Q, 3, H, W) float pictures, normalised."""
+
+    def encode_support(self, images: Tensor, masks: Tensor) -> Features:
+        """Encode (S, 3, H, W) float pictures with their masks (S, H, W), 0/1/255."""
+
+    def match(self, query: Any, support: Any, *, shots: int) -> Output:
+        """Segment B queries, each with its `shots` supports: those of query 0 come first."""
+
+
+@torch.no_grad()
+def measure_features(model: nn.Module, image_size: tuple[int, int]) -> FeatureBytes:
+    """Find out how much memory the features of one picture take, by encoding a blank one.
+
+    Args:
+        model: A `EncodesApart`; its weights do not matter.
+        image_size: (H, W) of the network's input.
+
+    Returns:
+        The bytes, in the parameters' precision; under autocast they can be fewer.
+    """
+    assert isinstance(model, EncodesApart)
+    training = model.training
+    model.eval()  # nothing may be learnt from a blank picture
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    picture = torch.zeros(1, 3, *image_size, device=device)
+    masks = [torch.full((1, *image_size), value, dtype=torch.uint8, device=device) for value in (0, 1)]
+    query, (empty, full) = model.encode_query(picture), (model.encode_support(picture, mask) for mask in masks)
+    model.train(training)
+    return FeatureBytes(query.num_bytes, empty.num_bytes, full.num_bytes)
+
+
+class FeatureStore:
+    """The features that an evaluation keeps; what and for how long, the plan of the batches says.
+
+    Attributes:
+        num_bytes: Memory of what is kept now.
+        peak_bytes: The most so far.
+        num_encoded: Pictures encoded so far.
+    """
+
+    def __init__(self) -> None:
+        self.num_bytes = self.peak_bytes = self.num_encoded = 0
+        self._features: dict[FeatureKey, Features] = {}
+
+    def clear(self) -> None:
+        """Forget all features."""
+        self._features.clear()
+        self.num_bytes = 0
+
+    def segment(self, model: EncodesApart, batch: EvaluationBatch) -> Output:
+        """Encode what a batch brings along, then segment its episodes.
+
+        Args:
+            model: Encodes and matches.
+            batch: The next one of a plan, its images normalised.
+
+        Returns:
+            The model's answer to the B episodes.
+        """
+        for key in batch.drop:
+            self.num_bytes -= self._features.pop(key).num_bytes
+        if batch.new_queries:
+            self._keep(batch.new_queries, model.encode_query(batch.query_images))
+        if batch.new_supports:
+            self._keep(batch.new_supports, model.encode_support(batch.support_images, batch.support_masks))
+        queries = [self._features[key] for key in batch.queries]
+        supports = [self._features[key] for several in batch.supports for key in several]
+        shots = len(batch.supports[0])
+        return model.match(type(queries[0]).stack(queries), type(supports[0]).stack(supports), shots=shots)
+
+    def _keep(self, keys: Sequence[FeatureKey], features: Features) -> None:
+        for key, one in zip(keys, features.unbind(), strict=True):
+            self._features[key] = one
+            self.num_bytes += one.num_bytes
+        self.num_encoded += len(keys)
+        self.peak_bytes = max(self.peak_bytes, self.num_bytes)
+
+
+def count_predictions(logits: Tensor, masks: Sequence[Tensor], *, mask_index: Sequence[int]) -> Tensor:
+    """Compare predictions with the truth, at the truth's size, as the release does.
+
+    Args:
+        logits: (B, 2, H, W) float.
+        masks: (H0, W0) uint8, 0/1/255 each.
+        mask_index: B places in `masks`; items that share a mask stand together, and are resized together.
+
+    Returns:
+        (B, 2, 2) int64 on the CPU, pixels as `count_pixels` gives them.
+    """
+    counted = []
+    for place, run in itertools.groupby(range(len(logits)), key=lambda number: mask_index[number]):
+        items = list(run)
+        mask = masks[place]
+        resized = resize(logits[items[0] : items[-1] + 1], mask.shape[-2:])
+        counted.append(count_pixels(resized, mask.expand(len(items), *mask.shape)))
+    return torch.cat(counted).cpu()
+
+
+def add_to_metrics(
+    pixels: Tensor,
+    *,
+    class_index: Tensor,
+    metrics: Sequence[FewShotIoU],
+    item: Sequence[int],
+    seed_index: Sequence[int],
+) -> None:
+    """Add the counts of E episodes, of which some may equal one another, to their seeds' metrics.
+
+    Args:
+        pixels: (B, 2, 2) int64, from `count_predictions`.
+        class_index: (B,) int64.
+        metrics: One a seed.
+        item: E places among the B: which item an episode equals.
+        seed_index: E places in `metrics`.
+    """
+    class_index = class_index.cpu()
+    for seed in sorted(set(seed_index)):
+        chosen = [one for one, its_seed in zip(item, seed_index, strict=True) if its_seed == seed]
+        metrics[seed].add(pixels[chosen], class_index[chosen])
+
+
+def resize(logits: Tensor, size: torch.Size) -> Tensor:
+    """(B, 2, H, W) → (B, 2, *size), the release's interpolation."""
+    if logits.shape[-2:] == size:
+        return logits
+    return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=True)

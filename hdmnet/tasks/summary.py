@@ -1,0 +1,79 @@
+"""The figures of several test seeds as plain values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def _nanmean(values: Sequence[float]) -> float:
+    """Mean of the finite values, NaN if there is none (numpy would warn)."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def _numbers(value: Any) -> list[float]:
+    """Flatten a tensor (any device), array or number to Python floats."""
+    plain = value.detach().cpu().numpy() if hasattr(value, "detach") else value
+    return [float(number) for number in np.asarray(plain).reshape(-1)]
+
+
+def summarise_seeds(computed: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> dict[str, Any]:
+    """Make the `test` entry of a result from one `FewShotIoU.compute` value per test seed.
+
+    Every figure is the mean over the seeds of that seed's pooled figure, as the field reports it.
+
+    Args:
+        computed: Per seed: `miou` and `fb_iou` (), `iou_per_class` (C,) fractions, `counts` (C,) episodes.
+        class_names: The C names in the order of `class_index`.
+
+    Returns:
+        The keys listed at the top of this module. `miou_std` is the sample standard deviation over the seeds
+        (NaN for one seed). `num_episodes` counts one seed (the largest, should a run have been cut short).
+
+    Raises:
+        ValueError: If there is no seed or the number of classes differs from `class_names`.
+    """
+    if not computed:
+        raise ValueError("no test seed was evaluated; expected at least one: set the number of test seeds to 1 or more")
+    per_class = [_numbers(values["iou_per_class"]) for values in computed]
+    counts = [[int(count) for count in _numbers(values["counts"])] for values in computed]
+    for length in {*map(len, per_class), *map(len, counts)}:
+        if length != len(class_names):
+            raise ValueError(
+                f"metric has {length} classes but {len(class_names)} class names; pass the fold's own names"
+            )
+    miou = [_numbers(values["miou"])[0] for values in computed]
+    fb_iou = [_numbers(values["fb_iou"])[0] for values in computed]
+    finite = [value for value in miou if math.isfinite(value)]
+    return {
+        "miou": _nanmean(miou),
+        "miou_std": float(np.std(finite, ddof=1)) if len(finite) > 1 else math.nan,
+        "miou_per_seed": miou,
+        "fb_iou": _nanmean(fb_iou),
+        "fb_iou_per_seed": fb_iou,
+        "iou_per_class": {
+            name: _nanmean(row) for name, row in zip(class_names, zip(*per_class, strict=True), strict=True)
+        },
+        "counts_per_class": {name: sum(row) for name, row in zip(class_names, zip(*counts, strict=True), strict=True)},
+        "num_episodes": max(sum(row) for row in counts),
+        "num_episodes_per_seed": [sum(row) for row in counts],
+        "num_classes_averaged": [sum(map(math.isfinite, row)) for row in per_class],
+        "classes_left_out": _left_out(per_class, counts, class_names),
+    }
+
+
+def _left_out(
+    per_class: Sequence[Sequence[float]], counts: Sequence[Sequence[int]], class_names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Classes that a seed's mIoU is not averaged over, as they have no IoU there; the rows are seeds."""
+    left_out = {}
+    for place, name in enumerate(class_names):
+        seeds = [seed for seed, row in enumerate(per_class) if not math.isfinite(row[place])]
+        if seeds:
+            has_none = all(counts[seed][place] == 0 for seed in seeds)
+            left_out[name] = {"seeds": len(seeds), "reason": "no episode" if has_none else "no pixel to count"}
+    return left_out

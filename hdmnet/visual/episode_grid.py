@@ -1,0 +1,304 @@
+"""Pictures of episodes: supports, query, truth, predictions, priors and correlation maps, one row per episode.
+
+Colours (told apart with any of the common colour-vision deficiencies): truth and support masks bluish green,
+predictions vermilion, ignored pixels hatched grey; heat maps in viridis, each stretched from its own least to its own
+largest value, which are written above it, with the truth's outline in white.
+
+Legend: K supports, H/W input pixels, h/w cells of a map. All panels show the network's input frame (resized straight to
+the square), not the original pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from hdmnet.data.types import IGNORE, Episode
+from hdmnet.visual.colours import PREDICTION, TRUTH
+
+log = logging.getLogger(__name__)
+
+
+Picture = NDArray[np.uint8]  # (H, W, 3) RGB
+
+
+_INK, _FAINT, _PAPER = (20, 20, 20), (90, 90, 90), (255, 255, 255)
+
+
+_PANEL_HEIGHT = 200
+
+
+_GAP, _LABEL_HEIGHT, _TITLE_HEIGHT = 8, 34, 30
+
+
+_MAX_SUPPORTS = 5
+
+
+@lru_cache(maxsize=8)
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """The DejaVu font that matplotlib brings along, so that every machine draws the same."""
+    import matplotlib
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+
+
+def _panel_size(height: int, width: int) -> tuple[int, int]:
+    """Size (width, height) of a panel that shows an image of (height, width)."""
+    return max(1, round(_PANEL_HEIGHT * width / height)), _PANEL_HEIGHT
+
+
+def _enlarge(image: Picture, size: tuple[int, int]) -> Picture:
+    """Resize an RGB image to (width, height)."""
+    shrinks = size[1] < image.shape[0]
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC), np.uint8)
+
+
+def _paint(panel: Picture, mask: NDArray[Any], colour: tuple[int, int, int], fill: float) -> None:
+    """Lay a mask over a panel, in place: a tint, and an outline with a dark edge that shows on any ground.
+
+    Args:
+        panel: (h, w, 3) RGB at panel size.
+        mask: (H, W) bool at any size.
+        colour: RGB.
+        fill: Opacity of the tint, 0 for the outline alone.
+    """
+    size = (panel.shape[1], panel.shape[0])
+    region = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    tint = np.asarray(colour, dtype=np.float32)
+    inside = region.astype(bool)
+    panel[inside] = ((1 - fill) * panel[inside] + fill * tint).astype(np.uint8)
+    outlines, _ = cv2.findContours(region, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(panel, outlines, -1, (0, 0, 0), 4)
+    cv2.drawContours(panel, outlines, -1, colour, 2)
+
+
+def _hatch_ignored(panel: Picture, mask: NDArray[Any]) -> None:
+    """Hatch the ignored pixels of a (H, W) mask grey, in place."""
+    region = cv2.resize(
+        (mask == IGNORE).astype(np.uint8), (panel.shape[1], panel.shape[0]), interpolation=cv2.INTER_NEAREST
+    )
+    rows, columns = np.indices(region.shape)
+    panel[(region > 0) & ((rows + columns) % 6 < 3)] = 190
+
+
+def _with_mask(image: Picture, mask: NDArray[Any], colour: tuple[int, int, int], fill: float = 0.35) -> Picture:
+    """An image at panel size with its 0/1/255 mask laid over."""
+    panel = _enlarge(image, _panel_size(*image.shape[:2])).copy()
+    _hatch_ignored(panel, mask)
+    _paint(panel, mask == 1, colour, fill)
+    return panel
+
+
+def _heat(values: NDArray[np.float32], size: tuple[int, int], truth: NDArray[Any]) -> Picture:
+    """A (h, w) map as a viridis panel of (width, height), its cells visible, with the truth's outline."""
+    from matplotlib import colormaps
+
+    finite = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(finite.min()), float(finite.max())
+    scaled = (finite - low) / (high - low) if high > low else np.zeros_like(finite)
+    cells = np.asarray(colormaps["viridis"](scaled)[..., :3] * 255, dtype=np.uint8)
+    panel = np.asarray(cv2.resize(cells, size, interpolation=cv2.INTER_NEAREST), np.uint8)
+    outlines, _ = cv2.findContours(
+        cv2.resize((truth == 1).astype(np.uint8), size, interpolation=cv2.INTER_NEAREST),
+        cv2.RETR_LIST,
+        cv2.CHAIN_APPROX_NONE,
+    )
+    cv2.drawContours(panel, outlines, -1, (255, 255, 255), 1)
+    return panel
+
+
+def episode_iou(prediction: NDArray[Any], truth: NDArray[Any]) -> float:
+    """Foreground IoU of one episode in the input frame.
+
+    Args:
+        prediction: (H, W) 0/1 or bool.
+        truth: (H, W) 0/1/255.
+
+    Returns:
+        Intersection over union without the ignored pixels; NaN when neither holds a foreground pixel.
+    """
+    predicted, valid = prediction.astype(bool), truth != IGNORE
+    union = int(((predicted | (truth == 1)) & valid).sum())
+    return int((predicted & (truth == 1)).sum()) / union if union else float("nan")
+
+
+def _row(panels: Sequence[tuple[str, str, Picture]], title: str, details: str) -> Picture:
+    """Set named panels side by side under a title line."""
+    width = sum(panel.shape[1] + _GAP for *_, panel in panels) + _GAP
+    bold, plain = _font(15, bold=True), _font(12)
+    title_width = round(bold.getlength(title) + 16 + plain.getlength(details)) + 2 * _GAP
+    sheet = Image.new("RGB", (max(width, title_width), _TITLE_HEIGHT + _LABEL_HEIGHT + _PANEL_HEIGHT + _GAP), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_GAP, _TITLE_HEIGHT - 8), title, fill=_INK, font=bold, anchor="ls")
+    draw.text((_GAP + bold.getlength(title) + 16, _TITLE_HEIGHT - 8), details, fill=_FAINT, font=plain, anchor="ls")
+    left = _GAP
+    for name, note, panel in panels:
+        draw.text((left, _TITLE_HEIGHT), name, fill=_INK, font=_font(13))
+        draw.text((left, _TITLE_HEIGHT + 17), note, fill=_FAINT, font=_font(11))
+        sheet.paste(Image.fromarray(panel), (left, _TITLE_HEIGHT + _LABEL_HEIGHT))
+        left += panel.shape[1] + _GAP
+    return np.asarray(sheet)
+
+
+def draw_episode(
+    *,
+    query_image: Picture,
+    query_mask: NDArray[Any],
+    support_images: Picture,
+    support_masks: NDArray[Any],
+    prediction: NDArray[Any],
+    meta_prediction: NDArray[Any] | None = None,
+    prior_masks: NDArray[np.float32] | None = None,
+    correlation_maps: Sequence[NDArray[np.float32]] = (),
+    class_name: str = "",
+    query_id: str = "",
+    support_ids: Sequence[str] = (),
+) -> Picture:
+    """Draw one episode as a row of panels.
+
+    Args:
+        query_image: (H, W, 3) uint8 RGB, input frame.
+        query_mask: (H, W) 0/1/255.
+        support_images: (K, H, W, 3) uint8 RGB; the first five are drawn.
+        support_masks: (K, H, W) 0/1/255.
+        prediction: (H, W) 0/1, the final prediction.
+        meta_prediction: (H, W) 0/1, the meta learner's own.
+        prior_masks: (2, h, w) float32: from the base learner's feature, then from the backbone's layer 4.
+        correlation_maps: (h_l, w_l) float32 each, finest (stage 1) first.
+        class_name: For the title, as are `query_id` and `support_ids`.
+        query_id: Name of the query image.
+        support_ids: Names of the K support images.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
+    """
+    size, num_shown = _panel_size(*query_image.shape[:2]), min(len(support_images), _MAX_SUPPORTS)
+
+    def heat(name: str, values: NDArray[np.float32]) -> tuple[str, str, Picture]:
+        rows, columns = values.shape
+        note = f"{rows}x{columns}, {values.min():.2f} to {values.max():.2f}"
+        return name, note, _heat(values, size, query_mask)
+
+    def predicted(name: str, mask: NDArray[Any]) -> tuple[str, str, Picture]:
+        panel = _with_mask(query_image, mask.astype(np.uint8), PREDICTION)
+        return name, f"IoU {100 * episode_iou(mask, query_mask):.1f} %", panel
+
+    panels = [
+        (f"support {k + 1} of {len(support_images)}", "mask", _with_mask(support_images[k], support_masks[k], TRUTH))
+        for k in range(num_shown)
+    ]
+    panels.append(("query", "truth", _with_mask(query_image, query_mask, TRUTH)))
+    panels.append(predicted("final", prediction))
+    if meta_prediction is not None:
+        panels.append(predicted("meta only", meta_prediction))
+    if prior_masks is not None:
+        names = ("prior: base learner", "prior: layer 4")
+        panels += [heat(name, values) for name, values in zip(names, prior_masks, strict=False)]
+    panels += [heat(f"correlation {stage}", values) for stage, values in enumerate(correlation_maps, start=1)]
+
+    title = f"{class_name}   IoU {100 * episode_iou(prediction, query_mask):.1f} %"
+    shown = ", ".join(list(support_ids)[:num_shown]) + (" …" if len(support_ids) > num_shown else "")
+    return _row(panels, title, f"query {query_id}   support {shown}")
+
+
+def stack_rows(rows: Sequence[Picture], heading: str = "") -> Picture:
+    """Set the rows of several episodes under each other, below a heading and the legend of the colours.
+
+    Args:
+        rows: (h, w, 3) uint8 each, widths may differ.
+        heading: e.g. "validation, epoch 3".
+
+    Returns:
+        (height, width, 3) uint8 RGB.
+    """
+    top = 30
+    legend = ((TRUTH, "truth, support mask"), (PREDICTION, "prediction"), ((190, 190, 190), "ignored"))
+    text_width = round(_font(14, bold=True).getlength(heading)) + 30
+    width = max([text_width + 420, *(row.shape[1] for row in rows)])
+    sheet = Image.new("RGB", (width, top + sum(row.shape[0] for row in rows)), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_GAP, top // 2), heading, fill=_INK, font=_font(14, bold=True), anchor="lm")
+    left = text_width
+    for colour, name in legend:
+        draw.rectangle((left, 9, left + 16, 21), fill=colour, outline=_INK)
+        draw.text((left + 22, top // 2), name, fill=_INK, font=_font(12), anchor="lm")
+        left += 40 + round(_font(12).getlength(name))
+    above = top
+    for row in rows:
+        sheet.paste(Image.fromarray(row), (0, above))
+        above += row.shape[0]
+    return np.asarray(sheet)
+
+
+def _to_uint8(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Picture:
+    """Undo the normalisation.
+
+    Args:
+        images: (..., 3, H, W) float32 normalised, or uint8 as it is.
+        mean: 3 channel means, of images in [0, 1].
+        std: 3 channel standard deviations.
+
+    Returns:
+        (..., H, W, 3) uint8.
+    """
+    images = images.detach().cpu()
+    if images.dtype != torch.uint8:
+        scale = torch.as_tensor(std, dtype=torch.float32).detach().cpu().reshape(3, 1, 1)
+        shift = torch.as_tensor(mean, dtype=torch.float32).detach().cpu().reshape(3, 1, 1)
+        images = ((images.float() * scale + shift) * 255).round().clamp(0, 255).to(torch.uint8)
+    return np.ascontiguousarray(images.movedim(-3, -1).numpy())
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    """A tensor as a NumPy array; half precision as float32."""
+    tensor = tensor.detach().cpu()
+    return np.asarray((tensor.float() if tensor.is_floating_point() else tensor).numpy())
+
+
+def draw_batch_item(
+    outputs: Mapping[str, Any], item: int, pl_module: LightningModule, episode: Episode | None = None
+) -> Picture:
+    """Draw one item of a batch from what the task's step returned.
+
+    Args:
+        outputs: `episode` (collated `Episode`, images normalised), `output` (the model's), `class_names`.
+        item: Position in the batch.
+        pl_module: The task, whose `image_mean` and `image_std` undo the normalisation.
+        episode: The item itself, not collated; None: it is taken from the batch, which must then hold the pictures.
+
+    Returns:
+        The row, (height, width, 3) uint8 RGB.
+    """
+    batch, output = outputs["episode"], outputs["output"]
+
+    def part(name: str) -> Any:
+        return getattr(batch, name)[item] if episode is None else getattr(episode, name)
+
+    statistics: Any = pl_module
+    mean, std = statistics.image_mean, statistics.image_std
+    meta, priors = getattr(output, "meta_logits", None), getattr(output, "prior_masks", None)
+    return draw_episode(
+        query_image=_to_uint8(part("query_image"), mean, std),
+        query_mask=_array(part("query_mask")),
+        support_images=_to_uint8(part("support_images"), mean, std),
+        support_masks=_array(part("support_masks")),
+        prediction=_array(output.final_logits[item].argmax(dim=0)),
+        meta_prediction=None if meta is None else _array(meta[item].argmax(dim=0)),
+        prior_masks=None if priors is None else _array(priors[item]),
+        correlation_maps=[_array(values[item]) for values in getattr(output, "correlation_maps", None) or ()],
+        class_name=outputs["class_names"][int(part("class_index"))],
+        query_id=str(part("query_id")),
+        support_ids=[str(name) for name in part("support_ids")],
+    )

@@ -1,0 +1,385 @@
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hdmnet.data.catalog import load_catalog
+from hdmnet.data.class_split import fold_of
+from hdmnet.data.datasets.folder.dataset import FolderDataset
+from hdmnet.data.episodes.manifest import EpisodeManifest
+from hdmnet.data.episodes.samples import EvalEpisodes
+from hdmnet.data.io.masks import write_mask
+from tests.helpers.folder_trees import WRITERS, shapes_content, write
+
+MIXED = ("index", "binary", "coco")  # FSS-1000 has one class a picture
+
+
+@pytest.fixture(scope="module")
+def one_class():
+    return shapes_content(num_pictures=24, one_class=True, side=48)
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    return shapes_content(num_pictures=16, one_class=False, side=48)
+
+
+@pytest.fixture(scope="module")
+def roots(one_class, mixed, tmp_path_factory):
+    """Folders by layout: of pictures with one class, and with several ("mixed-…"). Not to be written to."""
+    found = {}
+    for prefix, content in (("", one_class), ("mixed-", mixed)):
+        for layout in WRITERS if not prefix else MIXED:
+            found[prefix + layout] = tmp_path_factory.mktemp(prefix + layout)
+            write(layout, found[prefix + layout], content)
+    return found
+
+
+@pytest.fixture
+def copy(roots, tmp_path):
+    """`copy("binary")` is a folder that may be changed."""
+
+    def copied(layout):
+        shutil.copytree(roots[layout], tmp_path / layout)
+        return tmp_path / layout
+
+    return copied
+
+
+def manifest(source, shot=1):
+    fold = fold_of(source, 0)
+    view = load_catalog(source, "val", None, progress=False).view(fold.novel, min_area=source.min_area)
+    return EpisodeManifest(view, dataset="folder", fold=0, split="val", shot=shot, seed=1, num_episodes=12)
+
+
+def save(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+# ------------------------------------------------------------------------------------------------------------ layouts
+
+
+@pytest.mark.parametrize("layout", [*WRITERS, *(f"mixed-{name}" for name in MIXED)])
+def test_every_layout_is_recognised_and_read_exactly(roots, one_class, mixed, layout):
+    content, names = mixed if layout.startswith("mixed") else one_class
+    source = pickle.loads(pickle.dumps(FolderDataset(roots[layout])))
+    source.check()
+    assert source.tree.layout == layout.removeprefix("mixed-")
+    assert source.class_names == names
+    assert source.ids("val") == source.ids("train") == list(content)
+    for image_id, entry in content.items():
+        np.testing.assert_array_equal(source.read_image(image_id), np.asarray(Image.open(io.BytesIO(entry.jpeg))))
+        np.testing.assert_array_equal(source.read_mask(image_id), entry.mask)
+        assert source.image_size(image_id) == entry.mask.shape
+        assert source.covered_areas(image_id) == {}
+
+
+@pytest.mark.parametrize("prefix", ["", "mixed-"])
+def test_every_layout_gives_the_same_episodes(roots, prefix):
+    sources = [FolderDataset(root) for name, root in roots.items() if name.startswith("mixed") == bool(prefix)]
+    manifests = [manifest(source, shot=2) for source in sources]
+    assert len({one.sha256() for one in manifests}) == 1
+    assert len({spec.class_value for spec in manifests[0]}) > 1
+    first, *others = (
+        EvalEpisodes(source, [one], fold=fold_of(source, 0), image_size=(33, 33))
+        for source, one in zip(sources, manifests, strict=True)
+    )
+    assert len(others) == (2 if prefix else 3)
+    for other in others:
+        for index in range(4):
+            one, two = first[index], other[index]
+            for name in ("query_image", "query_mask", "query_mask_original", "support_images", "support_masks"):
+                assert getattr(one, name).equal(getattr(two, name)), name
+            assert one.query_mask_original.any()
+
+
+def test_masks_in_the_pictures_folders(roots, copy):
+    root = copy("mixed-binary")
+    expected = FolderDataset(roots["mixed-binary"])
+    for path in sorted((root / "masks").rglob("*.png")):
+        class_name = path.parent.name
+        (root / "turned" / path.stem).mkdir(parents=True, exist_ok=True)
+        path.rename(root / "turned" / path.stem / f"{class_name}.png")
+    source = FolderDataset(root, masks="turned")
+    assert (source.tree.layout, source.class_names) == ("binary", expected.class_names)
+    for image_id in expected.ids("val"):
+        np.testing.assert_array_equal(source.read_mask(image_id), expected.read_mask(image_id))
+
+
+def test_coco_polygons_crowds_and_other_folders(tmp_path):
+    save(tmp_path / "a.png", np.zeros((10, 12, 3), dtype=np.uint8))
+    box = [2, 3, 7, 3, 7, 8, 2, 8]
+    crowd = {"size": [10, 12], "counts": [0, 60, 60]}
+    annotations = [
+        {"image_id": "x", "category_id": 3, "segmentation": [box]},
+        {"image_id": "x", "category_id": 3, "segmentation": [[9, 0, 11, 0, 11, 2, 9, 2]]},
+        {"image_id": "x", "category_id": 8, "segmentation": crowd, "iscrowd": 1},
+    ]
+    content = {
+        "images": [{"id": "x", "file_name": "a.png", "width": 12, "height": 10}],
+        "categories": [{"id": 8, "name": "dog"}, {"id": 3, "name": "cat"}],
+    }
+    (tmp_path / "_annotations.coco.json").write_text(json.dumps(content | {"annotations": annotations}))
+    (tmp_path / "other.json").write_text("[]")
+    source = FolderDataset(tmp_path)
+    assert source.class_names == ("cat", "dog")
+    expected = np.zeros((10, 12), dtype=np.uint8)
+    expected[:, :6] = 255
+    expected[3:8, 2:7] = 1
+    expected[0:2, 9:11] = 1
+    np.testing.assert_array_equal(source.read_mask("a"), expected)
+
+
+def test_chosen_classes_come_in_the_order_asked_for(roots, one_class):
+    names = one_class[1]
+    for layout in ("binary", "coco", "fss"):
+        source = FolderDataset(roots[layout], classes=[names[2], names[0]])
+        assert source.class_names == (names[2], names[0])
+        kept = [image_id for image_id in source.ids("val") if source.read_mask(image_id).any()]
+        assert {image_id.split("/")[0]: source.read_mask(image_id).max() for image_id in kept} == {
+            names[2]: 1,
+            names[0]: 2,
+        }
+
+
+def test_a_list_of_classes_in_the_folder_or_given(copy, one_class):
+    root = copy("fss")
+    (root / "test.txt").write_text("\n".join(one_class[1][1:3]))
+    assert FolderDataset(root, classes="test.txt").class_names == one_class[1][1:3]
+    (root / "classes.txt").write_text("\n".join(one_class[1][::-1]))
+    assert FolderDataset(root).class_names == one_class[1][::-1]
+
+
+def test_lists_from_other_systems(copy, one_class):
+    root = copy("index")
+    for start, end in ((b"", b"\r\n"), (b"\xef\xbb\xbf", b"\r\n"), (b"\xef\xbb\xbf", b"\n")):
+        lines = ["_background_", *one_class[1]]
+        (root / "classes.txt").write_bytes(start + end.join(line.encode() for line in lines) + end)
+        assert FolderDataset(root).class_names == one_class[1]
+    (root / "classes.txt").write_text("\n".join(one_class[1]), encoding="utf-16")
+    with pytest.raises(ValueError, match=r"classes.txt is no UTF-8 text .*: save it as UTF-8"):
+        FolderDataset(root)
+
+
+def test_a_json_with_a_byte_order_mark(copy, one_class):
+    root = copy("coco")
+    (root / "annotations.json").write_bytes(b"\xef\xbb\xbf" + (root / "annotations.json").read_bytes())
+    assert FolderDataset(root).class_names == one_class[1]
+
+
+# ----------------------------------------------------------------------------------------------------------- overlaps
+
+
+@pytest.fixture
+def overlapping(tmp_path):
+    """A wheel wholly on a car, each with a mask of its own; a second picture has only the car."""
+    car, wheel = np.zeros((2, 8, 8), dtype=np.uint8)
+    car[1:7, 1:7] = 255
+    wheel[4:6, 2:4] = 255
+    for name in ("1", "2"):
+        save(tmp_path / f"images/{name}.png", np.zeros((8, 8, 3), dtype=np.uint8))
+        save(tmp_path / f"masks/car/{name}.png", car)
+    save(tmp_path / "masks/wheel/1.png", wheel)
+    return FolderDataset(tmp_path), car > 0, wheel > 0
+
+
+def test_of_overlapping_classes_each_keeps_all_its_pixels(overlapping):
+    source, car, wheel = overlapping
+    np.testing.assert_array_equal(source.read_mask_of("1", 1) == 1, car)
+    np.testing.assert_array_equal(source.read_mask_of("1", 2) == 2, wheel)
+    np.testing.assert_array_equal(source.read_mask("1"), np.where(wheel, 2, car))  # the smaller one on top
+    assert (source.covered_areas("1"), source.covered_areas("2")) == ({1: 4}, {})
+    catalog = load_catalog(source, "val", None, progress=False)
+    assert catalog.class_value.tolist() == [1, 2, 1]
+    assert catalog.area.tolist() == [36, 4, 36]
+
+
+def test_an_episode_sees_the_whole_of_its_class(overlapping):
+    source, car, _ = overlapping
+    view = load_catalog(source, "val", None, progress=False).view([1], min_area=1)
+    episodes = EpisodeManifest(view, dataset="x", fold=0, split="val", shot=1, seed=0, num_episodes=2)
+    dataset = EvalEpisodes(source, [episodes], fold=fold_of(source, 0), image_size=(8, 8))
+    for index in range(2):
+        episode = dataset[index]
+        for mask in (episode.query_mask, episode.query_mask_original, episode.support_masks[0]):
+            np.testing.assert_array_equal(mask.numpy(), car)
+    np.testing.assert_array_equal(dataset.query_mask_original("1", 1).numpy(), car)
+    np.testing.assert_array_equal(dataset.support_pair("1", 1)[1].numpy(), car)
+
+
+# --------------------------------------------------------------------------------------------------------------- EXIF
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_masks_of_turned_pictures(tmp_path, stored):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = np.zeros((6, 10, 3), dtype=np.uint8)
+    picture[0, 0] = 255
+    (tmp_path / "images").mkdir()
+    Image.fromarray(picture).save(tmp_path / "images/a.png", exif=exif)
+    mask = np.zeros((6, 10), dtype=np.uint8)
+    mask[0, :3] = 1
+    (tmp_path / "classes.txt").write_text("thing")
+    write_mask(tmp_path / "masks/a.png", mask if stored else np.ascontiguousarray(np.rot90(mask, -1)))
+    source = FolderDataset(tmp_path)
+    assert source.image_size("a") == (10, 6)
+    assert np.argwhere(source.read_image("a")[:, :, 0]).tolist() == [[0, 5]]  # turned clockwise
+    np.testing.assert_array_equal(source.read_mask("a"), np.rot90(mask, -1))
+    assert load_catalog(source, "val", None, progress=False).area.tolist() == [3]
+
+
+# --------------------------------------------------------------------------------------------------- folds and splits
+
+
+def test_without_folds_all_classes_are_novel_in_any_fold(roots):
+    for num_folds in (None, 1):
+        source = FolderDataset(roots["fss"], num_folds=num_folds)
+        fold = fold_of(source, 3)
+        assert (fold.index, fold.base, fold.novel, source.num_folds) == (0, (), (1, 2, 3, 4), 1)
+
+
+@pytest.mark.parametrize(
+    ("num_folds", "rule", "expected"),
+    [
+        (2, "contiguous", ((1, 2), (3, 4))),
+        (2, "interleaved", ((1, 3), (2, 4))),
+        (3, "contiguous", ((1, 2), (3,), (4,))),
+        (3, "interleaved", ((1, 4), (2,), (3,))),
+    ],
+)
+def test_classes_are_dealt_out_as_evenly_as_can_be(roots, num_folds, rule, expected):
+    source = FolderDataset(roots["fss"], num_folds=num_folds, split_rule=rule)
+    assert source.folds == expected
+    assert fold_of(source, 1).novel == expected[1]
+    assert sorted(fold_of(source, 1).base + expected[1]) == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match=rf"fold={num_folds} does not exist, expected one of 0..{num_folds - 1}"):
+        fold_of(source, num_folds)
+
+
+def test_folds_by_file(roots, one_class, tmp_path):
+    names = one_class[1]
+    (tmp_path / "folds.txt").write_text(f"{names[3]}, {names[0]}\n{names[1]}\n")
+    source = FolderDataset(roots["coco"], folds=str(tmp_path / "folds.txt"))
+    assert [(fold_of(source, k).novel, fold_of(source, k).base) for k in (0, 1)] == [
+        ((1, 4), (2, 3)),
+        ((2,), (1, 3, 4)),
+    ]
+    with pytest.raises(ValueError, match=r"num_folds=4, but .*folds.txt has 2: leave out one"):
+        FolderDataset(roots["coco"], folds=str(tmp_path / "folds.txt"), num_folds=4)
+    for line, reason in ((f"{names[0]},{names[0]}", "named twice"), ("unicorn", "is no class of")):
+        (tmp_path / "folds.txt").write_text(line)
+        with pytest.raises(ValueError, match=reason):
+            FolderDataset(roots["coco"], folds=str(tmp_path / "folds.txt"))
+
+
+def test_lists(roots, one_class, tmp_path):
+    ids = list(one_class[0])
+    (tmp_path / "val.txt").write_text(f"{ids[5]}.jpg\n{ids[2]}\n")
+    source = FolderDataset(roots["index"], val_list=str(tmp_path / "val.txt"), filter_novel=False)
+    source.check()
+    assert source.ids("val") == [ids[5], ids[2]]
+    assert source.ids("train") == [image_id for image_id in ids if image_id not in (ids[5], ids[2])]
+    assert source.fingerprint("train") != source.fingerprint("val")
+    both = FolderDataset(roots["index"], train_list=str(tmp_path / "val.txt"), val_list=str(tmp_path / "val.txt"))
+    with pytest.raises(ValueError, match="2 ids are in the train list and in the val list"):
+        both.check()
+    (tmp_path / "val.txt").write_text("nothing\n")
+    with pytest.raises(FileNotFoundError, match=r"1 of 1 ids have no picture with a mask in .*, first 'nothing'"):
+        source.check()
+
+
+def test_training_never_sees_what_is_tested(roots):
+    with pytest.raises(ValueError, match=r"filter_novel=false would train on the images that are tested"):
+        FolderDataset(roots["fss"], filter_novel=False).check()
+
+
+def test_the_fingerprint_tells_of_a_changed_mask_and_of_another_choice(copy, one_class):
+    root = copy("binary")
+    before = FolderDataset(root).fingerprint("val")
+    assert FolderDataset(root).fingerprint("val") == before
+    assert FolderDataset(root, classes=one_class[1][:2]).fingerprint("val") != before
+    path = next((root / "masks").rglob("*.png"))
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert FolderDataset(root).fingerprint("val") != before
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+def test_missing_things_are_refused_in_one_line(tmp_path, copy):
+    with pytest.raises(ValueError, match=r"^dataset.root is not given"):
+        FolderDataset(None)
+    with pytest.raises(FileNotFoundError, match=r"folder .*none is missing: set dataset.root"):
+        FolderDataset(tmp_path / "none")
+    with pytest.raises(ValueError, match=r"has none of the known layouts, expected one of index .*set dataset.layout"):
+        FolderDataset(tmp_path)
+    root = copy("index")
+    with pytest.raises(ValueError, match=r"dataset.layout='voc': expected one of index, binary, coco, fss"):
+        FolderDataset(root, layout="voc")
+    with pytest.raises(FileNotFoundError, match=r"folder .*labels is missing: correct dataset.images or dataset.masks"):
+        FolderDataset(root, masks="labels")
+    (root / "classes.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has index masks and no list of classes: write classes.txt"):
+        FolderDataset(root)
+    with pytest.raises(ValueError, match="expected 1 to 254 in a run, as masks are of 8 bits: choose some"):
+        FolderDataset(root, classes=[str(number) for number in range(255)])
+
+
+def test_two_layouts_at_once_have_to_be_named(copy, roots):
+    root = copy("mixed-index")
+    shutil.copy(roots["mixed-coco"] / "annotations.json", root)
+    with pytest.raises(ValueError, match=r"fits coco and index, expected one of .*: set dataset.layout"):
+        FolderDataset(root)
+    assert FolderDataset(root, layout="index").tree.layout == "index"
+    assert FolderDataset(root, layout="coco").tree.layout == "coco"
+
+
+def test_a_class_that_is_not_there(roots):
+    with pytest.raises(ValueError, match=r"class 'unicorn' of the list of classes is not in .*fss0, which has"):
+        FolderDataset(roots["fss"], classes=["unicorn"])
+
+
+def test_unequal_sizes_are_refused_with_their_paths(overlapping):
+    source, *_ = overlapping
+    save(source.root / "masks/wheel/1.png", np.zeros((4, 4), dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"masks of '1' have unequal sizes .*car/1.png 8x8, .*wheel/1.png 4x4"):
+        source.read_mask("1")
+    save(source.root / "masks/car/2.png", np.full((4, 4), 255, dtype=np.uint8))
+    (source.root / "masks/wheel/1.png").unlink()
+    with pytest.raises(ValueError, match=r"car/2.png is 4x4 \(HxW\) but its picture is 8x8"):
+        load_catalog(FolderDataset(source.root), "val", None, progress=False)
+
+
+def test_a_broken_annotation_file(copy):
+    root = copy("coco")
+    content = json.loads((root / "annotations.json").read_text())
+    path = root / "annotations.json"
+    path.write_text(json.dumps(content | {"categories": [{"name": "cat"}]}))
+    with pytest.raises(ValueError, match=r"annotations.json is no COCO-style annotation file \(KeyError: 'id'\)"):
+        FolderDataset(root)
+    content["annotations"][0]["segmentation"] = [[1, 2, 3]]
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=r"annotations.json, image '.*': an annotation cannot be read: a polygon is no"
+    ):
+        load_catalog(FolderDataset(root), "val", None, progress=False)
+    content["images"][0]["file_name"] = "../a.png"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="leads outside"):
+        FolderDataset(root)
+
+
+def test_missing_pictures_of_a_json(copy):
+    root = copy("coco")
+    gone = next((root / "images").rglob("*.jpg"))
+    gone.unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 24 ids have no picture in .*, first '.*': restore them"):
+        FolderDataset(root).check()

@@ -1,0 +1,275 @@
+"""Episode manifests: purity, coverage, uniformity, files, and the stream itself against a second Philox."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import pickle
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hdmnet.data.catalog import Catalog, CatalogView
+from hdmnet.data.episodes.manifest import EpisodeManifest, EpisodeSpec, read_manifest
+
+_MASK = 2**64 - 1
+
+
+def make_view(images: list[list[int]], num_classes: int = 4) -> CatalogView:
+    """View of images i0, i1, … from the classes that each holds."""
+    pairs = np.array([(index, value) for index, values in enumerate(images) for value in values])
+    pairs = pairs.reshape(-1, 2).astype(np.int64)  # also when no image holds any class
+    catalog = Catalog(
+        ids=np.array([f"i{index}" for index in range(len(images))]),
+        image_index=pairs[:, 0],
+        class_value=pairs[:, 1],
+        area=np.full(len(pairs), 100),
+        class_names=("ant", "bee", "cat", "dog")[:num_classes],
+    )
+    return catalog.view(range(1, num_classes + 1), min_area=50)
+
+
+def make_manifest(view: CatalogView, **changes: Any) -> EpisodeManifest:
+    arguments: dict[str, Any] = {
+        "dataset": "tiny", "fold": 1, "split": "val", "shot": 2, "seed": 3, "num_episodes": 12
+    }  # fmt: skip
+    return EpisodeManifest(view, **{**arguments, **changes})
+
+
+TINY = [[1], [1, 2], [2], [1, 2], [1, 2]]
+
+
+def philox(key: tuple[int, int], counter: tuple[int, int, int, int], count: int) -> list[int]:
+    """Philox-4x64-10 from Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011)."""
+    words: list[int] = []
+    c0, c1, c2, c3 = counter
+    while len(words) < count:
+        c0 += 1  # NumPy steps the counter before each block
+        x, (k0, k1) = [c0, c1, c2, c3], key
+        for _ in range(10):
+            low, high = 0xD2E7470EE14C6C93 * x[0], 0xCA5A826395121157 * x[2]
+            x = [high >> 64 ^ x[1] ^ k0, high & _MASK, low >> 64 ^ x[3] ^ k1, low & _MASK]
+            k0, k1 = (k0 + 0x9E3779B97F4A7C15) & _MASK, (k1 + 0xBB67AE8584CAA73B) & _MASK
+        words += x
+    return words[:count]
+
+
+def reference_episode(images: list[list[int]], shot: int, index: int) -> EpisodeSpec:
+    """The rule written out with lists: dataset tiny, fold 1, split val, seed 3."""
+    digest = hashlib.sha256(b'["tiny",1,"val",3]').digest()
+    key = (int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little"))
+    number, step = divmod(index, len(images))
+    ranks = philox(key, (0, 0, number, 1), len(images))
+    query = sorted(range(len(images)), key=lambda image: ranks[image])[step]
+    first, *words = philox(key, (0, 0, index, 0), 1 + shot)
+    value = images[query][first * len(images[query]) // 2**64]
+    pool = [image for image, values in enumerate(images) if value in values and image != query]
+    for place, word in enumerate(words):
+        other = place + word * (len(pool) - place) // 2**64
+        pool[place], pool[other] = pool[other], pool[place]
+    return EpisodeSpec(index, f"i{query}", value, tuple(f"i{image}" for image in pool[:shot]))
+
+
+def test_matches_independent_reference() -> None:
+    images = [sorted({1 + i % 4, 1 + i * i % 3}) for i in range(37)]
+    manifest = make_manifest(make_view(images), shot=5, num_episodes=150)
+    assert list(manifest) == [reference_episode(images, 5, index) for index in range(150)]
+
+
+def test_golden_values() -> None:
+    """The stream must never move silently: published results name manifests by their hash."""
+    manifest = make_manifest(make_view(TINY))
+    assert [(spec.query_id, spec.class_value, spec.support_ids) for spec in list(manifest)[:6]] == [
+        ("i0", 1, ("i4", "i1")),
+        ("i1", 2, ("i3", "i4")),
+        ("i3", 2, ("i1", "i2")),
+        ("i2", 2, ("i4", "i1")),
+        ("i4", 2, ("i1", "i2")),
+        ("i3", 2, ("i2", "i1")),
+    ]
+    assert manifest.sha256() == "d63e96eed70ef0b2de9a4f5c44c32bebc2aaa553f6fd15fe94df93835ba9efd3"
+
+
+def test_independent_of_access_order() -> None:
+    view = make_view([[1 + i % 3] for i in range(30)])
+    straight = list(make_manifest(view, num_episodes=400))
+    manifest = make_manifest(view, num_episodes=400)
+    order = np.random.default_rng(0).permutation(400).tolist()
+    assert [manifest[index] for index in order] == [straight[index] for index in order]
+    unbounded = make_manifest(view, num_episodes=None)
+    assert unbounded[399] == straight[399]
+    assert unbounded[10**9].index == 10**9
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # DataLoader workers fork all the same
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_same_in_worker_processes(method: str) -> None:
+    view = make_view([[1 + i % 3] for i in range(30)])
+    manifest = make_manifest(view, num_episodes=80)
+    expected = list(manifest)  # fills the cache of passes before the workers start
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method)) as pool:
+        assert list(pool.map(manifest.__getitem__, range(80), chunksize=7)) == expected
+    assert list(pickle.loads(pickle.dumps(manifest))) == expected
+
+
+def test_every_image_is_query_once_a_pass() -> None:
+    view = make_view([[1 + i % 3] for i in range(31)])
+    manifest = make_manifest(view, num_episodes=93)
+    passes = [[spec.query_id for spec in list(manifest)[start : start + 31]] for start in (0, 31, 62)]
+    for queries in passes:
+        assert sorted(queries) == sorted(view.ids.tolist())
+    assert passes[0] != passes[1] != passes[2]
+    assert passes[0] != view.ids.tolist()
+
+
+def test_official_walks_in_list_order() -> None:
+    view = make_view([[1 + i % 3] for i in range(12)])
+    manifest = make_manifest(view, protocol="official", num_episodes=30)
+    assert [spec.query_id for spec in manifest] == [f"i{index % 12}" for index in range(30)]
+    assert manifest.sha256() != make_manifest(view, num_episodes=30).sha256()
+
+
+def test_supports_are_distinct_and_hold_the_class() -> None:
+    images = [[1, 2], [2], [1], [1, 2], [2, 3], [1, 3], [3], [3, 2], [1], [3]]
+    for spec in make_manifest(make_view(images), shot=4, num_episodes=200):
+        members = (spec.query_id, *spec.support_ids)
+        assert len(set(members)) == 5
+        assert all(spec.class_value in images[int(member[1:])] for member in members)
+
+
+def test_shots_nest() -> None:
+    view = make_view([[1 + i % 2] for i in range(20)])
+    for one, five in zip(make_manifest(view, shot=1), make_manifest(view, shot=5), strict=True):
+        assert (one.query_id, one.class_value) == (five.query_id, five.class_value)
+        assert one.support_ids == five.support_ids[:1]
+
+
+@pytest.mark.parametrize("change", [{"dataset": "other"}, {"fold": 2}, {"split": "train"}, {"seed": 4}])
+def test_every_argument_moves_the_stream(change: dict[str, Any]) -> None:
+    view = make_view([[1 + i % 2] for i in range(20)])
+    assert list(make_manifest(view, **change)) != list(make_manifest(view))
+
+
+def test_classes_and_supports_are_uniform() -> None:
+    """Chi-square far below the 1e-4 quantile (df 2: 18.4; df 8: 31.8; df 71: 129)."""
+    images = [[1, 2, 3]] * 9
+    specs = list(make_manifest(make_view(images), shot=2, num_episodes=9 * 800))
+
+    def chi_square(counts: Counter[Any], cells: int) -> float:
+        expected = sum(counts.values()) / cells
+        return (sum((n - expected) ** 2 for n in counts.values()) + (cells - len(counts)) * expected**2) / expected
+
+    assert chi_square(Counter(spec.class_value for spec in specs), 3) < 18.4
+    for place in range(2):
+        assert chi_square(Counter(spec.support_ids[place] for spec in specs), 9) < 31.8
+        pairs = Counter((spec.query_id, spec.support_ids[place]) for spec in specs)
+        assert chi_square(pairs, 72) < 129
+    ordered = Counter(spec.support_ids for spec in specs)
+    assert chi_square(ordered, 72) < 129
+
+
+def test_class_with_too_few_images() -> None:
+    view = make_view([[1], [1], [1], [2], [2]])
+    message = r"^class 2 \(bee\) has only 2 images in tiny fold 1 val, shot=2 needs at least 3 .*: lower shot or set"
+    with pytest.raises(ValueError, match=message) as caught:
+        make_manifest(view, shot=2)
+    assert "\n" not in str(caught.value)
+    assert len(make_manifest(view, shot=1)) == 12  # classes cat and dog have no image: never drawn
+    with pytest.raises(ValueError, match=r"class 2 \(bee\) has only 1 image in .* needs at least 2"):
+        make_manifest(make_view([[1], [1], [2]]), shot=1, allow_repeats=True)
+
+
+def test_fewest_repeats() -> None:
+    view = make_view([[1]] * 4 + [[2]] * 20)
+    for spec in make_manifest(view, shot=8, num_episodes=96, allow_repeats=True):
+        counts = Counter(spec.support_ids)
+        assert spec.query_id not in counts
+        if spec.class_value == 1:  # 3 others, 8 shots
+            assert sorted(counts.values()) == [2, 3, 3]
+            assert len(set(spec.support_ids[:3])) == len(set(spec.support_ids[3:6])) == 3
+        else:
+            assert set(counts.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shot": 0}, r"shot=0 and num_episodes=12: expected at least 1"),
+        ({"num_episodes": 0}, r"num_episodes=0: expected at least 1"),
+        ({"protocol": "random"}, r"protocol='random' is unknown, expected one of uniform, official"),
+    ],
+)
+def test_wrong_arguments(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_manifest(make_view(TINY), **changes)
+
+
+def test_empty_view() -> None:
+    with pytest.raises(ValueError, match=r"no image of tiny fold 1 val holds any of the classes ant, bee, cat, dog"):
+        make_manifest(make_view([[], []]))
+
+
+def test_bounds() -> None:
+    manifest = make_manifest(make_view(TINY))
+    for index in (-1, 12):
+        with pytest.raises(IndexError, match=rf"episode {index} does not exist, expected 0\.\.11"):
+            manifest[index]
+    with pytest.raises(TypeError, match="unbounded"):
+        len(make_manifest(make_view(TINY), num_episodes=None))
+    with pytest.raises(TypeError, match="unbounded"):
+        make_manifest(make_view(TINY), num_episodes=None).sha256()
+
+
+def test_file_round_trip(tmp_path: Path) -> None:
+    manifest = make_manifest(make_view(TINY))
+    path = tmp_path / "deep" / "manifest.jsonl"
+    manifest.write(path)
+    stored = read_manifest(path)
+    assert list(stored) == list(manifest)
+    assert stored.header == manifest.header
+    assert stored.sha256() == manifest.sha256()
+    assert len(stored) == 12
+    with pytest.raises(IndexError, match="episode 12 does not exist"):
+        stored[12]
+    # The hash is over the text that anyone can see: all lines but the last.
+    *lines, last = path.read_text().splitlines(keepends=True)
+    assert json.loads(last)["sha256"] == hashlib.sha256("".join(lines).encode()).hexdigest() == manifest.sha256()
+    stored.write(path)
+    assert read_manifest(path).sha256() == manifest.sha256()
+    assert [file.name for file in path.parent.iterdir()] == ["manifest.jsonl"]
+
+
+def damage_manifest(text: str, how: str) -> str:
+    lines = text.splitlines(keepends=True)
+    return {
+        "cut": text[: len(text) // 2],
+        "no trailer": "".join(lines[:-1]),
+        "line lost": "".join(lines[:4] + lines[5:]),
+        "swapped": "".join([lines[0], lines[2], lines[1], *lines[3:]]),
+        "edited": text.replace('"i1"', '"i0"', 1),
+        "header edited": text.replace('"shot":2', '"shot":1'),
+        "not json": "hello\n",
+        "empty": "",
+        "json": "[]\n[]\n",
+        "version": text.replace("hdmnet-episodes-1", "hdmnet-episodes-9"),
+    }[how]
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["cut", "no trailer", "line lost", "swapped", "edited", "header edited", "not json", "empty", "json", "version"],
+)
+def test_damaged_file(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "manifest.jsonl"
+    make_manifest(make_view(TINY)).write(path)
+    path.write_text(damage_manifest(path.read_text(), how))
+    with pytest.raises(ValueError, match=r"manifest\.jsonl .*: write it") as caught:
+        read_manifest(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl is missing: give"):
+        read_manifest(tmp_path / "none.jsonl")

@@ -1,0 +1,149 @@
+"""One reader for masks of one object: every way of saving them gives the same, and several classes are refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hdmnet.data.io.object_masks import object_mask, read_object_mask
+from hdmnet.data.io.upright import turn
+
+BLOB = np.zeros((16, 24), dtype=bool)
+BLOB[4:12, 5:20] = True
+ONE = BLOB.astype(np.uint8)
+SOFT = np.asarray(Image.fromarray(ONE * np.uint8(255)).resize((96, 64), Image.Resampling.BICUBIC))
+FULL = np.full(BLOB.shape, 255, dtype=np.uint8)
+
+
+def stacked(*channels):
+    return np.dstack([np.asarray(channel, dtype=np.uint8) for channel in channels])
+
+
+def palette(values, colours):
+    picture = Image.fromarray(values)
+    picture.putpalette(colours)
+    return picture
+
+
+KINDS = {
+    "0/1": ONE,
+    "0/255": ONE * 255,
+    "0/5": ONE * 5,
+    "0/200": ONE * 200,
+    "1 bit": BLOB,
+    "16 bits 0/1": ONE.astype(np.uint16),
+    "16 bits": ONE.astype(np.uint16) * 65535,
+    "16 bits soft": np.where(BLOB, np.uint16(40000), np.uint16(20000)),
+    "two shades": np.where(BLOB, np.uint8(128), np.uint8(127)),
+    "trimap": np.where(BLOB, np.uint8(255), np.uint8(0)) + np.where(BLOB, 0, np.uint8(100)),
+    "rgb": stacked(ONE * 255, ONE * 255, ONE * 255),
+    "red": stacked(ONE * 200, ONE * 10, 0 * ONE),
+    "dark red": stacked(ONE * 64, 0 * ONE, 0 * ONE),
+    "rgba": stacked(ONE * 255, ONE * 255, ONE * 255, FULL),
+    "cut-out": stacked(FULL // 3, FULL // 2, FULL, ONE * 255),
+    "grey and alpha": stacked(ONE * 255, FULL),
+    "grey cut-out": stacked(FULL // 2, ONE * 255),
+    "palette of colours": palette(ONE * 3, [0, 0, 0, 9, 9, 0, 0, 0, 9, 128, 0, 0]),
+    "palette of greys": palette(ONE, [0, 0, 0, 255, 255, 255]),
+    "palette of grey 0/1": palette(ONE, [0, 0, 0, 1, 1, 1]),
+}
+
+
+def saved(path, kind):
+    (kind if isinstance(kind, Image.Image) else Image.fromarray(kind)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_usual_mask_is_the_same(tmp_path, kind):
+    path = saved(tmp_path / "m.png", KINDS[kind])
+    np.testing.assert_array_equal(read_object_mask(path, "m"), ONE)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [ONE * 0.9, ONE * 1.0, ONE * 255.0, ONE.astype(np.int64), (ONE * 255.0).astype(np.float32), 0.4 + 0.2 * ONE],
+    ids=["0/0.9", "0.0/1.0", "0.0/255.0", "int64", "float32", "soft"],
+)
+def test_arrays_of_other_types_too(array):
+    np.testing.assert_array_equal(object_mask(array, "m"), ONE)
+
+
+def test_soft_masks_are_cut_at_half():
+    np.testing.assert_array_equal(object_mask(SOFT, "m"), SOFT >= 128)
+    deep = SOFT.astype(np.uint16) * 257
+    np.testing.assert_array_equal(object_mask(deep, "m"), SOFT >= 128)
+    np.testing.assert_array_equal(object_mask(SOFT / 255, "m"), np.rint(SOFT) >= 128)
+    # A red one too, whose edge has many reds.
+    np.testing.assert_array_equal(object_mask(stacked(SOFT, SOFT // 20, 0 * SOFT), "m"), SOFT >= 128)
+    # Far more dim pixels than bright ones, but more shades than there can be classes.
+    rows, columns = np.indices((60, 60))
+    glow = (255 * np.exp(-((rows - 30) ** 2 + (columns - 30) ** 2) / 200)).astype(np.uint8)
+    assert (glow >= 128).sum() < ((glow > 0) & (glow < 64)).sum()
+    np.testing.assert_array_equal(object_mask(glow, "m"), glow >= 128)
+
+
+def test_a_jpeg_is_taken(tmp_path):
+    Image.fromarray(ONE.repeat(4, 0).repeat(4, 1) * 255).save(tmp_path / "m.jpg", quality=75)
+    np.testing.assert_array_equal(read_object_mask(tmp_path / "m.jpg", "m"), ONE.repeat(4, 0).repeat(4, 1))
+
+
+@pytest.mark.parametrize("value", [1, 5, 63])
+def test_255_beside_a_small_number_is_ignored(value):
+    mask = ONE * np.uint8(value)
+    mask[13:] = 255
+    expected = ONE.copy()
+    expected[13:] = 255
+    np.testing.assert_array_equal(object_mask(mask, "m"), expected)
+    np.testing.assert_array_equal(object_mask(np.where(mask == 0, np.uint8(255), mask), "m"), np.where(BLOB, 1, 255))
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0, 0), (1, 1), (255, 1)])
+def test_one_value_alone(value, expected):
+    assert (object_mask(np.full((4, 5), value, dtype=np.uint8), "m") == expected).all()
+
+
+def index_mask(*values):
+    """(20, 30): bands of equal size."""
+    return np.repeat(np.array(values, dtype=np.uint8), 20 * 30 // len(values)).reshape(20, 30)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [index_mask(0, 1, 2), index_mask(1, 2), index_mask(0, 1, 2, 3, 255), index_mask(0, 15, 127), index_mask(0, 7, 140)],
+    ids=["0-2", "1-2", "with ignored", "up to 127", "beyond"],
+)
+def test_several_classes_are_refused(mask):
+    with pytest.raises(ValueError, match=r"^m holds \d classes \(\d.*\): expected one, give each class its own mask$"):
+        object_mask(mask, "m")
+
+
+def test_of_a_palette_in_colours_several_indices_are_classes(tmp_path):
+    path = saved(tmp_path / "m.png", palette(index_mask(0, 200, 201), list(range(256)) * 3))
+    with pytest.raises(ValueError, match=r"^m holds 2 classes \(200, 201\)"):
+        read_object_mask(path, "m")
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (stacked(ONE * 255, (1 - ONE) * 255, 0 * ONE), "m holds several colours: expected one on black"),
+        (np.zeros((4, 4, 7), dtype=np.uint8), "m has 7 channels: expected one, or RGB or RGBA"),
+        (np.full((4, 4), -1), "m holds values from -1 to -1: expected 8 or 16 bits"),
+        (np.full((4, 4), 70000), "m holds values from 70000 to 70000"),
+        (np.full((4, 4), 1.5), r"m holds floats from 1.5 to 1.5: expected 8 or 16 bits, or shares in \[0, 1\]"),
+        (np.full((4, 4), np.nan), "m holds floats from nan to nan"),
+    ],
+)
+def test_what_is_no_mask_is_refused(array, message):
+    with pytest.raises(ValueError, match=message):
+        object_mask(array, "m")
+
+
+@pytest.mark.parametrize("value", range(1, 9))
+def test_a_mask_with_an_orientation_is_turned_by_it(tmp_path, value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    Image.fromarray(ONE * 255).save(tmp_path / "m.png", exif=exif)
+    np.testing.assert_array_equal(read_object_mask(tmp_path / "m.png", "m"), turn(ONE, value))

@@ -1,0 +1,48 @@
+"""Two processes: training runs through, and a test gives the same integers as one process."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.helpers.commands import SHAPES, figures, run_process
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Both stages and the test under two processes; an odd number of episodes, so that they do not share evenly."""
+    words = ("trainer=ddp_cpu", "trainer.devices=2", "dataset.num_test_episodes=5", "dataset.controls=true")
+    answer = run_process("train", tmp_path_factory.mktemp("ddp") / "out", *SHAPES, *words)
+    assert answer.code == 0, answer.err
+    return answer
+
+
+@pytest.mark.slow
+def test_training_runs_through(trained):
+    folder = trained.folder
+    for name in (
+        "result.json",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "base_learner.pt",
+        "pictures/test.png",
+    ):
+        assert (folder / name).is_file(), name
+    assert len(list(folder.parent.iterdir())) == 1  # the second process made no folder of its own
+    assert trained.out.count("mIoU  ") == 1  # nor did it print the table
+    assert trained.result["test"]["num_episodes"] == 5
+    assert {"every_object_foreground", "support_mask_ones"} == trained.result["controls"].keys()
+
+
+@pytest.mark.slow
+def test_neither_process_complains(trained):
+    assert "arning" not in trained.err
+    assert "sync_dist" not in trained.err
+
+
+def test_two_processes_evaluate_to_the_numbers_of_one(finished_run, tmp_path):
+    """The checkpoint's own config differs from the door's defaults, so that it must reach the second process."""
+    best = finished_run.folder / "checkpoints" / "best.ckpt"
+    words = (f"ckpt={best}", "trainer=ddp_cpu", "trainer.devices=2", "num_workers=0", "batch_size=1")
+    answer = run_process("evaluate", tmp_path / "out", *words)
+    assert answer.code == 0, answer.err
+    assert figures(answer.result) == figures(finished_run.result)

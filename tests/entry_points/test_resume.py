@@ -1,0 +1,119 @@
+"""A run that is ended and resumed through its door is, to the bit, the run that was never ended."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import torch
+
+from hdmnet.tasks.base_learner import BaseLearnerTask
+from hdmnet.tasks.few_shot import FewShotTask
+from tests.helpers.commands import SHAPES, call, figures, load, run
+
+WORDS = (
+    *(*SHAPES, "dataset.episodes_per_epoch=6", "optim.max_steps=6", "optim.lr=1e-3", "optim.base.max_steps=6"),
+    *("callbacks.checkpoint.every_n_minutes=0", "trainer.limit_test_batches=2"),
+)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return run("train", tmp_path_factory.mktemp("whole"), *WORDS)
+
+
+def kill(monkeypatch, task, method, count):
+    """Lets the method of a task fail when it is called for that time."""
+    real, calls = getattr(task, method), []
+
+    def fail(self, *arguments):
+        calls.append(1)
+        if len(calls) == count:
+            raise Killed
+        return real(self, *arguments)
+
+    monkeypatch.setattr(task, method, fail)
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if not k.startswith("throughput/")} for row in csv.DictReader(file)]
+
+
+def assert_equal(one, other):
+    for name in ("last.ckpt", "best.ckpt"):
+        a, b = load(one.folder / "checkpoints" / name), load(other.folder / "checkpoints" / name)
+        assert a["state_dict"].keys() == b["state_dict"].keys()
+        assert all(torch.equal(a["state_dict"][key], b["state_dict"][key]) for key in a["state_dict"]), name
+        assert str(a["optimizer_states"]) == str(b["optimizer_states"])
+        assert torch.equal(a["hdmnet_random"][0]["torch"], b["hdmnet_random"][0]["torch"])
+    assert figures(one.result) == figures(other.result)
+    assert one.result["val_miou"] == other.result["val_miou"]
+    assert rows(one.folder) == rows(other.folder)
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "count", "said"),
+    [
+        (FewShotTask, "training_step", 3, "resume: from step 2"),
+        pytest.param(FewShotTask, "training_step", 5, "resume: from step 4", marks=pytest.mark.slow),
+        pytest.param(FewShotTask, "validation_step", 2, "resume: from step 3", marks=pytest.mark.slow),
+        pytest.param(FewShotTask, "test_step", 2, "resume: from step 6", marks=pytest.mark.slow),
+        (BaseLearnerTask, "training_step", 3, "base learner: going on from"),
+        pytest.param(BaseLearnerTask, "validation_step", 1, "base learner: going on from", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_run_goes_on_where_it_was(whole, tmp_path, monkeypatch, task, method, count, said):
+    with monkeypatch.context() as patch:
+        kill(patch, task, method, count)
+        with pytest.raises(Killed):
+            call("train", tmp_path, *WORDS)
+    again = run("train", tmp_path, *WORDS, "resume=auto")
+    assert said in again.out
+    assert len(list(tmp_path.glob("shapes/*/*"))) == 1  # no second folder
+    assert_equal(whole, again)
+    assert not list(tmp_path.glob("cache/base_learners/*.checkpoints"))
+    assert again.result["checkpoint_failures"] == 0
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_the_same_wandb_run(tmp_path, monkeypatch):
+    words = (*WORDS, "logger=wandb", "resume=auto")
+    with monkeypatch.context() as patch:
+        kill(patch, FewShotTask, "training_step", 5)
+        with pytest.raises(Killed):
+            call("train", tmp_path, *words)
+    folder = run("train", tmp_path, *words).folder
+    parts = sorted(path.name for path in (folder / "wandb").glob("offline-run-*"))
+    assert len(parts) == 2
+    (run_id,) = {part.rpartition("-")[2] for part in parts}
+    assert run_id == (folder / "wandb_run_id").read_text().strip()
+
+
+def test_a_run_needs_its_own_kind_of_checkpoints(start, tmp_path):
+    words = ("~callbacks.checkpoint", "+callbacks.checkpoint._target_=lightning.pytorch.callbacks.ModelCheckpoint")
+    line = call("train", tmp_path, *SHAPES, f"ckpt={start}", *words).refusal()
+    assert line == "callbacks.checkpoint is another callback; expected hdmnet.callbacks.checkpoint.RunCheckpoint"
+
+
+def test_a_finished_run_is_not_gone_on_with(first_run):
+    line = call("train", first_run.folder.parents[2], *SHAPES, "ckpt=last").refusal()
+    assert line.startswith("no unfinished run of this config in ")
+
+
+def test_weights_that_a_new_run_begins_from_are_no_run_to_resume(start, tmp_path):
+    line = call("train", tmp_path, *SHAPES, f"resume={start}").refusal()
+    assert "run.json is missing or damaged" in line
+    assert f"ckpt={start}"[:5] in line
+
+
+def test_what_a_run_was_begun_with_is_kept_beside_its_config(first_run):
+    content = json.loads((first_run.folder / ".hydra" / "run.json").read_text())
+    assert (content["batch_size"], content["devices"], content["ckpt"]) == (2, 1, None)
+    assert content["facts"]["dataset"]["image_size"] == 65
+    assert content["facts"].keys().isdisjoint({"paths", "logger", "num_workers"})

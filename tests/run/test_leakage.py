@@ -1,0 +1,289 @@
+"""No pixel of a novel class may teach either stage: whole train lists of every data set, through the real DataModules.
+
+With the novel-class filter no training picture holds such a pixel. Without it, such pixels are background, as in the
+older protocol: what reaches the task is then the same, bit for bit, as if nobody had ever labelled a novel class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hdmnet.config.paths import make_paths_absolute
+from hdmnet.data.class_split import Fold
+from hdmnet.data.datamodules.few_shot import FewShotDataModule
+from hdmnet.data.datasets.tree import refuse_shared_ids
+from hdmnet.run import build, stage1
+from hdmnet.tasks.base_learner import BaseLearnerTask, BaseOptimiserSettings
+from hdmnet.tasks.few_shot import FewShotTask
+from tests.data.datamodules.test_datamodules import MemorySource, few_shot
+from tests.helpers.commands import REAL, SHAPES, call
+from tests.helpers.folder_trees import shapes_content, write
+from tests.tasks.test_few_shot import Output
+
+SIDE = 65
+WORDS = {
+    "pascal": (*REAL, "dataset=pascal", "dataset.train_list=voc", "augment=none", "optim.base.augment=none"),
+    "coco": (*REAL, "dataset=coco", "augment=none", "optim.base.augment=none"),
+    "shapes": (*SHAPES, "augment=none", "dataset.base_image_size=65", "optim.base.augment=none"),
+    "folder": (
+        *REAL,
+        "dataset=folder",
+        "dataset.num_folds=2",
+        "dataset.num_val_episodes=2",
+        "augment=none",
+        "optim.base.augment=none",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def trees(data_dir, tmp_path_factory):
+    """Folder of each data set; the folder one has a list of training pictures, which also hold novel classes."""
+    root = tmp_path_factory.mktemp("folder")
+    content = shapes_content(num_pictures=30, one_class=False, side=SIDE)
+    for layout in ("index", "binary", "coco"):
+        write(layout, root / layout, content)
+        (root / layout / "val.txt").write_text("".join(f"{name}\n" for name in list(content[0])[::3]))
+    return {"pascal": data_dir / "pascal", "coco": data_dir / "coco", "content": content[0], "root": root}
+
+
+def modules(compose_config, trees, tmp_path, dataset, *words, erase=False):
+    """The DataModules of both stages as the train door builds them, set up; erase: novel labels become background."""
+    layout = dataset.partition("/")[2] or "index"
+    dataset = dataset.partition("/")[0]
+    if dataset == "folder":
+        words = (*words, f"dataset.root={trees['root'] / layout}", "dataset.val_list=val.txt")
+    elif dataset != "shapes":
+        words = (*words, f"paths.data_dir={trees[dataset].parent}")
+    cfg = compose_config("train", *WORDS[dataset], *words, f"paths.output_dir={tmp_path / str(erase)}")
+    make_paths_absolute(cfg, tmp_path / "run")
+    source = build.build_dataset(cfg)
+    if erase:
+        _erase_novel_labels(source, build.build_few_shot_data(cfg, source).fold_classes.novel)
+    both = build.build_few_shot_data(cfg, source), stage1.build_base_data(cfg, source)
+    for module in both:
+        module.setup("fit")
+    return both
+
+
+def _erase_novel_labels(source, novel):
+    """Of the training pictures; those that are tested keep theirs."""
+    train = {*source.ids("train")}
+
+    def erased(read):
+        def read_erased(image_id, *args):
+            mask = read(image_id, *args)
+            return np.where(np.isin(mask, novel), 0, mask).astype(np.uint8) if image_id in train else mask
+
+        return read_erased
+
+    source.read_mask, source.read_mask_of = erased(source.read_mask), erased(source.read_mask_of)
+    areas = source.covered_areas
+    source.covered_areas = lambda one: {v: area for v, area in areas(one).items() if one not in train or v not in novel}
+
+
+def truth(trees, source, image_id):
+    """The labels of a picture, (H0, W0), as they lie on the disk: read by nothing of hdmnet."""
+    if source.name in ("pascal", "coco"):
+        return np.asarray(Image.open(source.mask_path(image_id)))
+    return source.sample(image_id).mask if source.name == "shapes" else trees["content"][image_id].mask
+
+
+def shrink(mask):
+    """To the network's square."""
+    return cv2.resize(mask, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
+
+
+def check_whole_lists(trees, few, base, *, filtered):
+    """Walk all training pictures through both stages' data sets; returns the number of novel pixels met."""
+    source, fold, met = few.source, few.fold_classes, 0
+    assert not set(fold.base) & set(fold.novel)
+    names = [str(image_id) for image_id in few.train_manifest.view.ids]
+    assert sorted(base.train_ids) == sorted(names)
+    assert not {*names} & {*map(str, few.val_manifest.view.ids)}
+    episodes, samples = few.train_dataloader().dataset, base.train_dataloader().dataset
+    seen = set()
+    for index in range(len(names)):
+        episode, sample = episodes[index], samples[index]
+        seen.add((episode.query_id, sample.id))
+        class_value = fold.base[int(episode.class_index)]
+        masks = [(episode.query_id, episode.query_mask, {class_value: 1})]
+        masks += [
+            (one, mask, {class_value: 1}) for one, mask in zip(episode.support_ids, episode.support_masks, strict=True)
+        ]
+        numbers = {value: number for number, value in enumerate(fold.base, start=1)}
+        masks += [(episode.query_id, episode.query_base_mask, numbers), (sample.id, sample.mask, numbers)]
+        for image_id, target, wanted in masks:
+            labels = truth(trees, source, image_id)
+            if filtered:
+                assert not np.isin(labels, fold.novel).any(), image_id
+            labels = shrink(labels)
+            expected = np.zeros_like(labels)
+            for value, number in wanted.items():
+                expected[labels == value] = number
+            expected[labels == 255] = 255
+            assert (target.numpy() == expected).all(), image_id
+            met += int(np.isin(labels, fold.novel).sum())
+    assert {query for query, _ in seen} == {image for _, image in seen} == set(names)  # the whole list, twice
+    return met
+
+
+DATASETS = [
+    *(("pascal", 0), ("pascal", 3), ("coco", 2), ("shapes", 1)),
+    *(("folder/index", 0), ("folder/binary", 1), ("folder/coco", 0)),
+]
+
+
+@pytest.mark.parametrize(("dataset", "fold"), DATASETS)
+def test_no_training_picture_holds_a_novel_pixel(compose_config, trees, tmp_path, dataset, fold):
+    both = modules(compose_config, trees, tmp_path, dataset, f"fold={fold}")
+    assert check_whole_lists(trees, *both, filtered=True) == 0
+
+
+@pytest.mark.parametrize(("dataset", "fold"), [one for one in DATASETS if one[0] != "shapes"])
+def test_without_the_filter_novel_pixels_are_background(compose_config, trees, tmp_path, dataset, fold):
+    """SHAPES draws no novel object into a training picture in the first place."""
+    both = modules(compose_config, trees, tmp_path, dataset, f"fold={fold}", "dataset.filter_novel=false")
+    assert check_whole_lists(trees, *both, filtered=False) > 1000
+
+
+@pytest.mark.parametrize(("augment", "base"), [("official", "bam"), ("paper", "official"), ("flip", "flip")])
+@pytest.mark.parametrize("dataset", ["pascal", "folder/coco"])
+def test_training_sees_the_same_bits_where_novel_labels_are_erased(
+    compose_config, trees, tmp_path, dataset, augment, base
+):
+    words = ("fold=0", "dataset.filter_novel=false", f"augment={augment}", f"optim.base.augment={base}", "shot=2")
+    pairs = [modules(compose_config, trees, tmp_path, dataset, *words, erase=erase) for erase in (False, True)]
+    for labelled, erased in zip(*pairs, strict=True):
+        ids = getattr(labelled, "train_ids", None) or labelled.train_manifest.view.ids
+        one, other = labelled.train_dataloader().dataset, erased.train_dataloader().dataset
+        for index in range(len(ids)):
+            a, b = one[index], other[index]
+            for field in dataclasses.fields(a):
+                x, y = getattr(a, field.name), getattr(b, field.name)
+                assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, (index, field.name)
+
+
+@pytest.mark.parametrize("leak", ["base learner", "meta learner", "filter"])
+def test_these_checks_find_a_leak(compose_config, trees, tmp_path, monkeypatch, leak):
+    if leak == "base learner":
+        lookup = Fold.base_lookup
+        monkeypatch.setattr(
+            Fold,
+            "base_lookup",
+            lambda fold: np.where(np.isin(np.arange(256), fold.novel), 1, lookup(fold)).astype("u1"),
+        )
+    elif leak == "meta learner":
+        table = lambda value: np.where(np.arange(256) > 0, 1, 0).astype("u1")  # noqa: E731
+        monkeypatch.setattr("hdmnet.data.episodes.samples._binary_lookup", table)
+    both = modules(compose_config, trees, tmp_path, "pascal", "dataset.filter_novel=false")
+    with pytest.raises(AssertionError, match=r"20|test-|val-|train"):
+        check_whole_lists(trees, *both, filtered=leak == "filter")
+
+
+# ---------------------------------------------------------------------------------------------------- the gradient
+
+
+def novel_batch(compose_config, trees, tmp_path, stage):
+    """All training samples of PASCAL's fold 0 with a novel pixel, as one batch, and where these pixels are."""
+    both = modules(compose_config, trees, tmp_path, "pascal", "dataset.filter_novel=false")
+    module = both[stage]
+    loader = module.train_dataloader()
+    chosen, where = [], []
+    for index in range(len(both[1].train_ids)):
+        sample = loader.dataset[index]
+        labels = shrink(truth(trees, module.source, sample.query_id if stage == 0 else sample.id))
+        novel = np.isin(labels, module.fold_classes.novel)
+        if novel.any():
+            chosen.append(sample)
+            where.append(torch.from_numpy(novel))
+    assert len(chosen) > 5
+    return loader.collate_fn(chosen), torch.stack(where)
+
+
+def test_the_losses_of_stage_2_push_novel_pixels_towards_background(compose_config, trees, tmp_path):
+    batch, novel = novel_batch(compose_config, trees, tmp_path, 0)
+    task = FewShotTask(model=torch.nn.Identity(), class_names=["one"])
+    shape = (len(novel), 2, SIDE, SIDE)
+    final, meta = (torch.randn(shape, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in (0, 1))
+    finest = torch.randn(len(novel), SIDE, SIDE, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    loss = task.losses(Output(final, meta, [finest]), batch.query_mask)["loss"]
+    loss.backward()
+    for logits in (final, meta):
+        background, foreground = logits.grad.unbind(1)
+        assert (foreground[novel] > 0).all()  # descending lowers it
+        assert (background[novel] < 0).all()
+    has_object = (batch.query_mask == 1).flatten(1).any(1)
+    assert (finest.grad[has_object][novel[has_object]] >= 0).all()  # the teacher gives these positions nothing
+    assert (finest.grad[batch.query_mask == 1] < 0).any()
+
+
+def test_the_loss_of_stage_1_pushes_novel_pixels_towards_background(compose_config, trees, tmp_path):
+    batch, novel = novel_batch(compose_config, trees, tmp_path, 1)
+
+    class Logits(torch.nn.Module):
+        num_base = 15
+
+        def forward(self, image):
+            self.out = torch.randn(len(image), 16, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+            return self.out.requires_grad_()
+
+    model = Logits()
+    task = BaseLearnerTask(model=model, optimiser=BaseOptimiserSettings())
+    task.log = lambda *_, **__: None
+    task.training_step(batch, 0).backward()
+    gradient = model.out.grad.movedim(1, -1)[novel]  # (P, 16)
+    assert (gradient[:, 0] < 0).all()
+    assert (gradient[:, 1:] > 0).all()
+
+
+# ------------------------------------------------------------------------------------------------- lists that overlap
+
+
+@pytest.mark.parametrize("dataset", ["pascal", "coco", "folder"])
+def test_lists_that_share_pictures_are_refused_before_any_training(trees, tmp_path, dataset):
+    train, val = tmp_path / "train.txt", tmp_path / "val.txt"
+    if dataset == "folder":
+        ids = sorted(trees["content"])
+        place = f"dataset.root={trees['root'] / 'index'}"
+    elif dataset == "pascal":
+        ids = sorted(path.stem for path in (trees["pascal"] / "SegmentationClass").glob("*.png"))
+        place = f"paths.data_dir={trees['pascal'].parent}"
+    else:
+        ids = sorted(f"train2014/{path.stem}" for path in (trees["coco"] / "masks" / "train2014").glob("*.png"))
+        place = f"paths.data_dir={trees['coco'].parent}"
+    train.write_text("\n".join(ids[:20]))
+    val.write_text("\n".join(ids[16:]))
+    lists = (f"dataset.train_list={train}", f"dataset.val_list={val}")
+    answer = call("train", tmp_path / "out", *WORDS[dataset], *lists, place)
+    assert answer.refusal() == (
+        f"4 ids are in the train list and in the val list: {ids[16]!r}, {ids[17]!r}, {ids[18]!r} and 1 more: "
+        "take them off one of them"
+    )
+
+
+def test_any_data_sets_training_pictures_that_are_tested_are_refused():
+    class Careless(MemorySource):
+        def ids(self, split):
+            return [f"train{number}" for number in (range(40) if split == "train" else range(16, 48))]
+
+    with pytest.raises(ValueError, match=r"ids are in the train list and in the val list: 'train\d+', "):
+        few_shot(Careless(), shot=1, filter_novel=False)
+    # The filter keeps every picture with a novel pixel out of training, so that none can be shared.
+    module = few_shot(Careless(), shot=1, allow_repeats=True)
+    assert isinstance(module, FewShotDataModule)
+    assert not {*module.train_manifest.view.ids} & {*module.val_manifest.view.ids}
+
+
+def test_few_shared_ids_are_all_named():
+    with pytest.raises(
+        ValueError, match=r"^1 id is in the train list and in the val list: 'b': take it off one of them$"
+    ):
+        refuse_shared_ids(["a", "b"], ["b", "c"])
+    refuse_shared_ids(["a"], ["b"])
