@@ -24,7 +24,7 @@ from hdmnet.data.io.arrays import UInt8Array
 from hdmnet.data.io.user_pictures import read_user_mask, read_user_picture
 from hdmnet.data.normalise import normalise
 from hdmnet.data.transforms import resize_image, resize_mask
-from hdmnet.models.hdmnet.ensemble import foreground_probability
+from hdmnet.models.method import foreground_probability
 from hdmnet.tasks.feature_store import EncodesApart, Features, Output, resize
 
 Float32 = NDArray[np.float32]

@@ -1,15 +1,227 @@
-"""What a few-shot method answers to a batch of episodes.
+"""What every few-shot method is to the rest: what goes in, what comes out, and what more it may offer.
 
-Dimension letters: B batch, H W input pixels, h w feature size, N base classes.
+A method is a `FewShotMethod`: episodes in, a `Segmentation` out. One that encodes query and support apart from each
+other (`EncodesApart`) has its features kept and used again in tests and by `Segmenter`; `encodes_apart` makes the same
+of any other method, with the pictures themselves as its features.
+
+Dimension letters: B episodes, K shots, H W input pixels, h w feature size, C channels of an auxiliary prediction, Q S
+pictures encoded as queries and as supports.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from hdmnet.models.batch import Batch
+
+FINAL = "final"  # the prediction that counts, in `FewShotMethod.reported`
+_SMALL = 1e-6  # least of a fused "probability", which can be negative
+
+
+@dataclass
+class Segmentation:
+    """What a method answers to B episodes.
+
+    Attributes:
+        scores: (B, 2, h, w) float, background and foreground: logits, or probabilities where `is_probability`.
+        size: (H, W) in input pixels, of what is upsampled.
+        auxiliary: Further predictions by name, each (B, C, h, w) float logits at a size of its own: HDMNet's meta
+            learner and base learner, one a scale of PFENet.
+        maps: For pictures and distillation, by name ("prior", "correlation"): (B, h_l, w_l) float each, finest first.
+        is_probability: Whether `scores` are probabilities (fused predictions, which need not add up to 1).
+        decided: (B, H, W) integer, 0 and 1, of a method that decides by a rule of its own (HSNet's vote over the
+            supports); None: foreground is where its score is the larger.
+    """
+
+    scores: Tensor
+    size: tuple[int, int]
+    auxiliary: dict[str, Tensor] = field(default_factory=dict)
+    maps: dict[str, list[Tensor]] = field(default_factory=dict)
+    is_probability: bool = False
+    decided: Tensor | None = None
+
+    # Full resolution is made only when asked for: 61 base classes at 633² are 98 MB a picture.
+    @cached_property
+    def logits(self) -> Tensor:
+        """(B, 2, H, W) float."""
+        return upsample(self.scores, self.size)
+
+    @cached_property
+    def auxiliary_logits(self) -> Mapping[str, Tensor]:
+        """(B, C, H, W) float each, upsampled when it is looked up."""
+        return _Upsampled(self.auxiliary, self.size)
+
+    def logits_of(self, name: str) -> Tensor:
+        """(B, C, H, W) float: of the final prediction, or of an auxiliary one."""
+        return self.logits if name == FINAL else self.auxiliary_logits[name]
+
+    @property
+    def prediction(self) -> Tensor:
+        """(B, H, W) int64, 0 and 1."""
+        return (self.logits[:, 1] > self.logits[:, 0]).long() if self.decided is None else self.decided.long()
+
+
+class _Upsampled(Mapping[str, Tensor]):
+    """Maps at full resolution, each made when it is first asked for."""
+
+    def __init__(self, scores: Mapping[str, Tensor], size: tuple[int, int]) -> None:
+        self._scores, self._size = scores, size
+        self._made: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._made:
+            self._made[name] = upsample(self._scores[name], self._size)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._scores)
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+
+def upsample(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """Scores (B, C, h, w) at the input's size, (B, C, H, W): bilinear, corners aligned, as the field does."""
+    return F.interpolate(scores, size, mode="bilinear", align_corners=True)
+
+
+def foreground_probability(scores: Tensor, *, is_probability: bool) -> Tensor:
+    """Background and foreground (..., 2, H, W) → (..., H, W) in [0, 1], above 0.5 where foreground is ahead.
+
+    Fused maps do not add up to 1 (and may leave [0, 1]): they are scaled so that they do.
+
+    Args:
+        scores: Logits, or fused probabilities.
+        is_probability: The latter.
+    """
+    background, foreground = scores.unbind(-3)
+    if not is_probability:
+        return (foreground - background).sigmoid()
+    background, foreground = background.clamp(min=_SMALL), foreground.clamp(min=_SMALL)
+    share: Tensor = foreground / (background + foreground)
+    return share
+
+
+class FewShotMethod(nn.Module, ABC):
+    """A few-shot segmenter.
+
+    A config builds it as `Method(encoder=…, num_shots=K, **the other keys of conf/model/<name>.yaml)`; the encoder is a
+    backbone or a base learner, as its key `encoder` says.
+
+    Attributes:
+        reported: Predictions whose figures are pooled: "final", and names in `Segmentation.auxiliary`.
+    """
+
+    reported: tuple[str, ...] = (FINAL,)
+
+    @abstractmethod
+    def forward(
+        self, query_image: Tensor, support_images: Tensor, support_masks: Tensor, class_index: Tensor | None = None
+    ) -> Segmentation:
+        """Segment the query pictures.
+
+        Args:
+            query_image: (B, 3, H, W) float, normalised.
+            support_images: (B, K, 3, H, W) float, normalised.
+            support_masks: (B, K, H, W) any dtype: 1 foreground, 0 background, 255 ignore.
+            class_index: (B,) int64 in [0, N), only in training: which of the N base classes an episode is of.
+
+        Returns:
+            The answer to the B episodes.
+        """
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The optimiser's groups; all that learns, at `lr`, unless a method says otherwise.
+
+        Args:
+            lr: `optim.lr`. Further arguments of a method come from `optim.groups`.
+
+        Returns:
+            Dicts with ``params``, ``lr`` and ``name``.
+        """
+        learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return [{"params": learning, "lr": lr, "name": "all"}]
+
+
+class Features(Protocol):
+    """Features of one or more pictures, as a method defines them (`hdmnet.models.batch.Batch` is one)."""
+
+    def unbind(self) -> Sequence[Self]:
+        """Features of one picture each, which own their memory."""
+
+    @classmethod
+    def stack(cls, items: Sequence[Self]) -> Self:
+        """The reverse of `unbind`."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all tensors."""
+
+
+@runtime_checkable
+class EncodesApart(Protocol):
+    """A method that encodes queries and supports apart from each other and from the episodes they meet in."""
+
+    def encode_query(self, images: Tensor) -> Features:
+        """Encode (Q, 3, H, W) float pictures, normalised."""
+
+    def encode_support(self, images: Tensor, masks: Tensor) -> Features:
+        """Encode (S, 3, H, W) float pictures with their masks (S, H, W), 0/1/255."""
+
+    def match(self, query: Any, support: Any, *, shots: int) -> Segmentation:
+        """Segment B queries, each with its `shots` supports: those of query 0 come first."""
+
+
+@dataclass
+class QueryPictures(Batch):
+    """Queries of a method that does not encode apart: (B, 3, H, W) float."""
+
+    images: Tensor
+
+
+@dataclass
+class SupportPictures(Batch):
+    """Supports of such a method: (S, 3, H, W) float and (S, H, W)."""
+
+    images: Tensor
+    masks: Tensor
+
+
+class PicturesApart:
+    """Makes an `EncodesApart` of any method; its features are the pictures.
+
+    Args:
+        method: Called on the pictures when they are matched.
+    """
+
+    def __init__(self, method: nn.Module) -> None:
+        self.method = method
+
+    def encode_query(self, images: Tensor) -> QueryPictures:
+        """Keep pictures (Q, 3, H, W)."""
+        return QueryPictures(images)
+
+    def encode_support(self, images: Tensor, masks: Tensor) -> SupportPictures:
+        """Keep pictures (S, 3, H, W) and masks (S, H, W)."""
+        return SupportPictures(images, masks)
+
+    def match(self, query: QueryPictures, support: SupportPictures, *, shots: int) -> Segmentation:
+        """Run the method on B queries (B, 3, H, W) and B·K supports."""
+        images, masks = support.images.unflatten(0, (-1, shots)), support.masks.unflatten(0, (-1, shots))
+        output: Segmentation = self.method(query.images, images, masks)
+        return output
+
+
+def encodes_apart(method: nn.Module) -> EncodesApart:
+    """The method itself where it encodes apart, else with its pictures as features."""
+    return method if isinstance(method, EncodesApart) else PicturesApart(method)
 
 
 @dataclass
@@ -38,19 +250,15 @@ class SegmentationOutput:
     @cached_property
     def final_logits(self) -> Tensor:
         """(B, 2, H, W) float, the fused prediction."""
-        return _upsample(self.final_scores, self.size)
+        return upsample(self.final_scores, self.size)
 
     @cached_property
     def meta_logits(self) -> Tensor:
         """(B, 2, H, W) float, the meta learner's own prediction; `final_logits` itself where nothing is fused."""
         alone = self.meta_scores is self.final_scores
-        return self.final_logits if alone else _upsample(self.meta_scores, self.size)
+        return self.final_logits if alone else upsample(self.meta_scores, self.size)
 
     @property
     def base_logits(self) -> Tensor | None:
         """(B, 1 + N, H, W) float, the base learner's prediction."""
-        return None if self.base_scores is None else _upsample(self.base_scores, self.size)
-
-
-def _upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(x, size, mode="bilinear", align_corners=True)
+        return None if self.base_scores is None else upsample(self.base_scores, self.size)

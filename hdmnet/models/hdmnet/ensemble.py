@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 EPS = 1e-7
-_SMALL = 1e-6  # least of a fused "probability", which can be negative
 
 
 def gram_matrix(features: Tensor) -> Tensor:
@@ -107,20 +106,3 @@ def base_foreground(base_logits: Tensor, class_index: Tensor | None = None) -> T
         return total
     own = (class_index + 1).view(-1, 1, 1, 1).expand(-1, 1, *base_logits.shape[-2:])
     return total - probabilities.gather(1, own)
-
-
-def foreground_probability(scores: Tensor, *, is_probability: bool) -> Tensor:
-    """Background and foreground (..., 2, H, W) → (..., H, W) in [0, 1], above 0.5 where foreground is ahead.
-
-    The ensemble's two fused maps do not add up to 1 (and may leave [0, 1]): they are scaled so that they do.
-
-    Args:
-        scores: Logits, or what the ensemble fused.
-        is_probability: The latter.
-    """
-    background, foreground = scores.unbind(-3)
-    if not is_probability:
-        return (foreground - background).sigmoid()
-    background, foreground = background.clamp(min=_SMALL), foreground.clamp(min=_SMALL)
-    share: Tensor = foreground / (background + foreground)
-    return share

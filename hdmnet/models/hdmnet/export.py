@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from hdmnet.models.base_learner import BaseLearner, PyramidPooling
 from hdmnet.models.folding import fold_batch_norm
 from hdmnet.models.hdmnet.baseline import AlternatingMetaLearner
-from hdmnet.models.hdmnet.ensemble import foreground_probability, gram_matrix
+from hdmnet.models.hdmnet.ensemble import gram_matrix
 from hdmnet.models.hdmnet.features import SupportFeatures
 from hdmnet.models.hdmnet.matching import COUNT_EPS, CorrelationMatching
 from hdmnet.models.hdmnet.model import HDMNet
 from hdmnet.models.hdmnet.pyramid import REDUCTIONS
-from hdmnet.models.method import SegmentationOutput
+from hdmnet.models.method import SegmentationOutput, foreground_probability
 from hdmnet.models.packed import PackedRows
 from hdmnet.models.prior import EPS
 from hdmnet.models.trunk import FrozenTrunk, TrunkFeatures
