@@ -262,3 +262,24 @@ class SegmentationOutput:
     def base_logits(self) -> Tensor | None:
         """(B, 1 + N, H, W) float, the base learner's prediction."""
         return None if self.base_scores is None else upsample(self.base_scores, self.size)
+
+    # Until the model answers with a `Segmentation` itself.
+    @property
+    def logits(self) -> Tensor:
+        """As of `Segmentation`."""
+        return self.final_logits
+
+    def logits_of(self, name: str) -> Tensor:
+        """As of `Segmentation`."""
+        return self.final_logits if name == FINAL else self.meta_logits
+
+    @property
+    def prediction(self) -> Tensor:
+        """As of `Segmentation`."""
+        return (self.final_logits[:, 1] > self.final_logits[:, 0]).long()
+
+    @property
+    def maps(self) -> dict[str, list[Tensor]]:
+        """As of `Segmentation`."""
+        prior = [] if self.prior_masks is None else list(self.prior_masks.unbind(1))
+        return {"prior": prior, "correlation": list(self.correlation_maps)}

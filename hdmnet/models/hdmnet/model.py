@@ -39,6 +39,8 @@ class HDMNet(nn.Module):
         ValueError: Unknown `norm`.
     """
 
+    reported = ("final", "meta")
+
     def __init__(
         self,
         *,
