@@ -15,7 +15,7 @@ RENAMED = {
     "hdmnet.callbacks.finite.NonFiniteGuard": "hdmnet.callbacks.non_finite.NonFiniteGuard",
     "hdmnet.callbacks.metrics_file.MetricsFile": "hdmnet.loggers.csv.CsvLogger",
     "hdmnet.callbacks.visualise.EpisodePictures": "hdmnet.callbacks.pictures.EpisodePictures",
-    "hdmnet.callbacks.wandb.build_wandb_logger": "hdmnet.loggers.wandb.build_wandb_logger",
+    "hdmnet.callbacks.wandb.build_wandb_logger": "hdmnet.loggers.wandb.DashboardLogger",
     "hdmnet.data.coco.CocoSource": "hdmnet.data.datasets.coco.CocoDataset",
     "hdmnet.data.folder.FolderSource": "hdmnet.data.datasets.folder.dataset.FolderDataset",
     "hdmnet.data.pascal.PascalSource": "hdmnet.data.datasets.pascal.PascalDataset",
@@ -35,7 +35,19 @@ def upgrade(config: Any) -> Any:
     Returns:
         A copy; what has not changed since is the same.
     """
-    return _with_new_names(config, 0)
+    new = _with_new_names(config, 0)
+    if isinstance(new, dict):
+        _add_callbacks(new)
+    return new
+
+
+def _add_callbacks(config: dict[str, Any]) -> None:
+    """Name the callback that every run had before it was one of the config's."""
+    callbacks, optim = config.get("callbacks"), config.get("optim")
+    if isinstance(callbacks, dict) and callbacks and isinstance(optim, dict):
+        optim.setdefault("on_nonfinite", "stop")
+        guard = {"policy": "${optim.on_nonfinite}", "directory": "${paths.run_dir}"}
+        callbacks.setdefault("non_finite", {"_target_": "hdmnet.callbacks.non_finite.NonFiniteGuard", **guard})
 
 
 def _with_new_names(node: Any, depth: int) -> Any:

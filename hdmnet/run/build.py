@@ -10,9 +10,6 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ProgressBar
 
-from hdmnet.callbacks.class_scores import ClassScores
-from hdmnet.callbacks.non_finite import NonFiniteGuard
-from hdmnet.callbacks.pictures import EpisodePictures
 from hdmnet.callbacks.progress import StageProgressBar
 from hdmnet.config.instantiate import instantiate
 from hdmnet.config.values import image_size, to_plain, to_stored
@@ -26,8 +23,6 @@ from hdmnet.tasks.feature_store import EncodesApart, measure_features
 from hdmnet.tasks.few_shot import FewShotTask, LossWeights, OptimiserSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from omegaconf import DictConfig
     from torch import Tensor, nn
 
@@ -152,9 +147,7 @@ def build_trainer(
     """A Lightning Trainer from ``cfg.trainer``, its bars headed by `stage`; `changes` replace its arguments."""
     if not cfg.trainer.enable_progress_bar:  # Lightning refuses the two together
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
-    policy = cfg.optim.get("on_nonfinite", "stop")  # a checkpoint's config may be older than the key
-    guard = NonFiniteGuard(policy=policy, directory=cfg.paths.run_dir, config=to_stored(cfg))
-    trainer: L.Trainer = instantiate(cfg.trainer, **({"callbacks": [*callbacks, guard], "logger": logger} | changes))
+    trainer: L.Trainer = instantiate(cfg.trainer, **({"callbacks": callbacks, "logger": logger} | changes))
     head_bars(trainer, stage)
     leave_signals_alone(trainer)
     return trainer
@@ -175,21 +168,6 @@ def head_bars(trainer: L.Trainer, stage: str) -> None:
     """Say on the progress bars what runs."""
     if isinstance(trainer.progress_bar_callback, StageProgressBar):
         trainer.progress_bar_callback.stage = stage
-
-
-def instantiate_all(group: DictConfig) -> list[Any]:
-    """Build every entry of a config group that has a ``_target_`` (callbacks, loggers); null entries are left out."""
-    return [instantiate(node) for node in group.values() if node is not None and "_target_" in node]
-
-
-def progress_bars(cfg: DictConfig) -> Iterator[L.Callback]:
-    """Of the config's callbacks those that suit stage 1 and the controls."""
-    return (c for c in instantiate_all(cfg.callbacks) if isinstance(c, ProgressBar))
-
-
-def test_callbacks(cfg: DictConfig) -> Iterator[L.Callback]:
-    """Of the config's callbacks those that suit a test alone."""
-    return (c for c in instantiate_all(cfg.callbacks) if isinstance(c, ProgressBar | EpisodePictures | ClassScores))
 
 
 def epoch_length(cfg: DictConfig, samples: int | None, batch_size: int, max_steps: int) -> int | None:

@@ -67,7 +67,7 @@ class Seen(L.Callback):
 
 def fit(task, batches, folder, *, policy="stop", **changes):
     silence_known_warnings()
-    seen, guard = Seen(), NonFiniteGuard(policy=policy, directory=folder, config={"trainer": {"precision": None}})
+    seen, guard = Seen(), NonFiniteGuard(policy=policy, directory=folder)
     trainer = L.Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, num_sanity_val_steps=0, limit_val_batches=0, callbacks=[guard, seen], **changes,
@@ -177,11 +177,11 @@ def test_a_dump_that_cannot_be_written_does_not_hide_what_happened(tmp_path, mon
 
 def test_another_policy_is_refused(tmp_path):
     with pytest.raises(ValueError, match="on_nonfinite='ignore': expected stop or skip"):
-        NonFiniteGuard(policy="ignore", directory=tmp_path, config={})
+        NonFiniteGuard(policy="ignore", directory=tmp_path)
 
 
 def test_frozen_networks_are_not_copied(tmp_path):
-    guard = NonFiniteGuard(policy="stop", directory=tmp_path, config={})
+    guard = NonFiniteGuard(policy="stop", directory=tmp_path)
     task = BaseLearnerTask(model=TinyLearner(), optimiser=BaseOptimiserSettings())
     task.model.backbone.eval()
     guard.on_train_batch_start(None, task, sample(1), 0)
@@ -194,7 +194,7 @@ import sys
 import lightning as L
 import torch
 from tests.callbacks.test_non_finite import episode, few_shot
-from hdmnet.callbacks.finite import NonFiniteGuard
+from hdmnet.callbacks.non_finite import NonFiniteGuard
 
 class Batches(torch.utils.data.Dataset):
     def __len__(self):
@@ -204,7 +204,7 @@ class Batches(torch.utils.data.Dataset):
         return episode(number, spoilt=number == 3)
 
 for policy in ("skip", "stop"):
-    guard = NonFiniteGuard(policy=policy, directory=f"{sys.argv[1]}/{policy}", config={"trainer": {"precision": None}})
+    guard = NonFiniteGuard(policy=policy, directory=f"{sys.argv[1]}/{policy}")
     trainer = L.Trainer(accelerator="cpu", strategy="ddp", devices=2, max_epochs=1, logger=False, callbacks=[guard],
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, limit_val_batches=0,
         use_distributed_sampler=False)
@@ -266,8 +266,8 @@ class Spoiler(L.Callback):
 def spoiler(monkeypatch):
     from hdmnet.run import pipeline
 
-    build = pipeline.instantiate_all
-    monkeypatch.setattr(pipeline, "instantiate_all", lambda group: [*build(group), Spoiler()])
+    build = pipeline.build_callbacks
+    monkeypatch.setattr(pipeline, "build_callbacks", lambda cfg, where: [*build(cfg, where), Spoiler()])
 
 
 def test_a_skipped_step_is_counted_in_the_result_and_said(start, tmp_path, spoiler):

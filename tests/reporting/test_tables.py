@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import pytest
-from tests.reporting.hand_made import write_run
 
 from hdmnet.reporting.collect import collect
 from hdmnet.reporting.costs import Costs, count_parameters
 from hdmnet.reporting.formats import show
 from hdmnet.reporting.tables import make_tables
+from tests.helpers.reports import write_run
 
 
 @pytest.fixture
