@@ -12,7 +12,7 @@ import numpy as np
 from hdmnet.reporting.collect import Run
 from hdmnet.reporting.paper import paper_tables
 from hdmnet.reporting.settings import settings_of, without
-from hdmnet.reporting.studies import Study, label_apart, row_of
+from hdmnet.reporting.studies import Study, base_label, label_apart, row_of, told_method
 from hdmnet.visual.colours import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from hdmnet.visual.figure import new_figure, save_figure
 
@@ -277,7 +277,7 @@ def draw_episode_numbers(runs: Sequence[Run], folder: Path) -> list[Figure]:
         name = f"figure9_{dataset}"
         caption = (
             f"mIoU over test seeds with {' and '.join(f'{number:,}' for number in numbers)} episodes a seed; "
-            f"{dataset}, {one.result['backbone']}, {one.result['shot']}-shot. Range: largest less smallest, in points."
+            f"{base_label(one, told_method(one.method))}. Range: largest less smallest, in points."
         )
         figures.append(Figure(9, name, caption, save_figure(figure, folder / f"{name}.png")))
     return figures

@@ -116,7 +116,7 @@ def _row(seen: _Episodes, number: int, suffix: str, num_maps: int | None) -> Pic
     shown = {
         "episode": seen.batches[number],
         "output": SimpleNamespace(
-            prediction=output.prediction, maps={"correlation": output.maps["correlation"][:num_maps]}
+            prediction=output.prediction, maps={"correlation": output.maps.get("correlation", [])[:num_maps]}
         ),
         "class_names": [f"{name}{suffix}" for name in seen.class_names],
     }

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
+sys.path[:0] = [path for path in (str(ROOT), str(Path(__file__).parent)) if path not in sys.path]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from episode_scores import EpisodeScore, EpisodeScores  # noqa: E402
 from hydra import compose, initialize_config_dir  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -35,7 +36,6 @@ from tqdm import tqdm  # noqa: E402
 from hdmnet.apps.predict import predict  # noqa: E402
 from hdmnet.apps.segmenter import Segmenter  # noqa: E402
 from hdmnet.callbacks.build import build_callbacks  # noqa: E402
-from hdmnet.callbacks.episode_scores import EpisodeScore, EpisodeScores  # noqa: E402
 from hdmnet.cli.entry_point import HYDRA_VERSION_BASE  # noqa: E402
 from hdmnet.cli.parser import OneLineParser  # noqa: E402
 from hdmnet.config.paths import conf_dir, make_paths_absolute  # noqa: E402

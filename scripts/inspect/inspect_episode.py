@@ -21,20 +21,20 @@ from pathlib import Path
 from typing import Any, cast
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
+sys.path[:0] = [path for path in (str(ROOT), str(Path(__file__).parent)) if path not in sys.path]
 
+import confusion  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from episode_scores import EpisodeScore, EpisodeScores  # noqa: E402
 
 from hdmnet.callbacks.build import build_callbacks  # noqa: E402
-from hdmnet.callbacks.episode_scores import EpisodeScore, EpisodeScores  # noqa: E402
 from hdmnet.cli.parser import OneLineParser  # noqa: E402
 from hdmnet.data.datamodules.few_shot import FewShotDataModule  # noqa: E402
 from hdmnet.data.episodes.samples import EvalEpisodes  # noqa: E402
 from hdmnet.data.prepare import run_main  # noqa: E402
 from hdmnet.data.types import collate_episodes  # noqa: E402
 from hdmnet.evaluate import compose_config  # noqa: E402
-from hdmnet.reporting import confusion  # noqa: E402
 from hdmnet.run.build import build_trainer  # noqa: E402
 from hdmnet.run.pipeline import prepare_evaluation  # noqa: E402
 from hdmnet.runtime.atomic import replacing  # noqa: E402

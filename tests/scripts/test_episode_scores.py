@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from hdmnet.callbacks.episode_scores import EpisodeScores
 from hdmnet.data.types import Episode, EvaluationBatch, FeatureKey
+from scripts.inspect.episode_scores import EpisodeScores
 
 MASK = np.array([[1, 1, 0, 3], [2, 2, 0, 255]], dtype=np.uint8)
 SOURCE = SimpleNamespace(class_names=("a", "b", "c"), read_mask=lambda image_id: MASK)
