@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,7 +96,7 @@ def _run_episodes(run: Run, num_episodes: int) -> _Episodes:
         cache_dir=cache if cache.is_dir() else None,
     )
     data.setup("test")
-    model = build.build_trained_model(cfg, run_state_dict(content), path, num_shots=entry["config"]["shot"]).eval()
+    model = build.build_trained(cfg, run_state_dict(content), path, entry["facts"]).eval()
     dataset: Any = data.test_dataloader().dataset
     batches, outputs = [], []
     with torch.inference_mode():
@@ -110,13 +109,14 @@ def _run_episodes(run: Run, num_episodes: int) -> _Episodes:
 
 def _row(seen: _Episodes, number: int, suffix: str, num_maps: int | None) -> Picture:
     """One episode: supports, query, prediction and the correlation maps of the first `num_maps` stages (None: all)."""
+    from hdmnet.models.method import Segmentation
     from hdmnet.visual.episode_grid import draw_batch_item
 
     output = seen.outputs[number]
     shown = {
         "episode": seen.batches[number],
-        "output": SimpleNamespace(
-            prediction=output.prediction, maps={"correlation": output.maps.get("correlation", [])[:num_maps]}
+        "output": Segmentation(
+            output.scores, output.size, maps={"correlation": output.maps.get("correlation", [])[:num_maps]}
         ),
         "class_names": [f"{name}{suffix}" for name in seen.class_names],
     }
