@@ -16,7 +16,8 @@ from hdmnet.config.renamed import upgrade
 from hdmnet.config.stored import stored_config
 from hdmnet.config.values import image_size as as_size
 from hdmnet.models.hdmnet.features import SupportFeatures
-from hdmnet.models.hdmnet.official import NUM_BASE, OFFICIAL_BACKBONES, build_official, load_official_checkpoint
+from hdmnet.models.hdmnet.official import build_official, load_official_checkpoint
+from hdmnet.models.official import NUM_BASE, OFFICIAL_BACKBONES
 from hdmnet.models.packed import PackedRows
 from hdmnet.run.build import build_trained_model
 from hdmnet.run.checkpoints import load_strictly, run_entry, run_state_dict
