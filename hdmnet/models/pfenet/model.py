@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from hdmnet.models.batch import Batch
 from hdmnet.models.method import FewShotMethod, Segmentation, upsample
 from hdmnet.models.packed import PackedRows
-from hdmnet.models.pfenet.enrichment import FeatureEnrichment, classifier, conv_relu
+from hdmnet.models.pfenet.enrichment import FeatureEnrichment, Scale, classifier, conv_relu
 from hdmnet.models.pfenet.prior import pack_masked, prior_masks
 from hdmnet.models.pfenet.trunk import PFENetTrunk
 
@@ -156,20 +156,20 @@ class PFENet(FewShotMethod):
             Dicts with ``params``, ``lr`` and ``name``.
         """
         enrichment = self.enrichment
-        parts: dict[str, Sequence[nn.Module | None]] = {
+        scales = [cast("Scale", scale) for scale in enrichment.scales]
+        parts: dict[str, list[Any]] = {
             "down_query": [self.down_query],
             "down_supp": [self.down_support],
-            "init_merge": [scale.merge for scale in enrichment.scales],
-            "alpha_conv": [scale.inter for scale in enrichment.scales],
-            "beta_conv": [scale.refine for scale in enrichment.scales],
-            "inner_cls": [scale.classify for scale in enrichment.scales],
+            "init_merge": [scale.merge for scale in scales],
+            "alpha_conv": [scale.inter for scale in scales if scale.inter is not None],
+            "beta_conv": [scale.refine for scale in scales],
+            "inner_cls": [scale.classify for scale in scales],
             "res1": [enrichment.reduce],
             "res2": [enrichment.refine],
             "cls": [self.classify],
         }
-        params = {
-            name: [p for m in modules if m is not None for p in m.parameters()] for name, modules in parts.items()
-        }
         return [
-            {"params": learning, "lr": lr * lr_factor, "name": name} for name, learning in params.items() if learning
+            {"params": [p for module in modules for p in module.parameters()], "lr": lr * lr_factor, "name": name}
+            for name, modules in parts.items()
+            if modules
         ]

@@ -47,14 +47,14 @@ def prior_masks(query: Tensor, supports: PackedRows, *, shots: int) -> Tensor:
         (B, K, h, w) float.
     """
     dtype = torch.promote_types(query.dtype, torch.float32)  # 1e-7 is nothing to 16 bits
-    lengths = query.to(dtype).norm(dim=1)  # (B, h, w)
+    lengths: Tensor = query.to(dtype).norm(dim=1)  # (B, h, w)
     maps = torch.stack([
         _largest_cosine(query[i // shots : i // shots + 1], rows.values, lengths[i // shots])
         for i, rows in enumerate(supports.unbind())
     ])  # fmt: skip
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    stretched: Tensor = (maps - low) / (high - low + EPS)
-    return stretched.unflatten(0, (-1, shots))
+    stretched: Tensor = ((maps - low) / (high - low + EPS)).unflatten(0, (-1, shots))
+    return stretched
 
 
 def _largest_cosine(query: Tensor, keys: Tensor, lengths: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def _largest_cosine(query: Tensor, keys: Tensor, lengths: Tensor) -> Tensor:
     best = torch.full_like(lengths, -torch.inf)
     for block in keys.split(BLOCK):
         # A convolution: on a CPU twice as fast as the matrix product.
-        products = F.conv2d(query, block[:, :, None, None].to(query.dtype))[0].to(lengths.dtype)  # (M, h, w)
+        products: Tensor = F.conv2d(query, block[:, :, None, None].to(query.dtype))[0].to(lengths.dtype)  # (M, h, w)
         norms = block.to(lengths.dtype).norm(dim=1)[:, None, None]
-        best = torch.maximum(best, (products / (norms * lengths + EPS)).amax(0))
+        best = torch.maximum(best, products.div_(norms * lengths + EPS).amax(0))
     return best

@@ -5,13 +5,11 @@ Dimension letters: B batch, H W input pixels, C_l channels of layer l, h w size 
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from hdmnet.models.backbones.base import Backbone
 
 NORMS = ("batch", "frozen")
 
@@ -33,20 +31,16 @@ class PFENetTrunk(nn.Module):
         super().__init__()
         if norm not in NORMS:
             raise ValueError(f"model.trunk_bn={norm!r}: expected one of {', '.join(NORMS)}")
-        if not isinstance(encoder, Backbone):
+        parts = getattr(encoder, "parts", None)
+        if not isinstance(parts, nn.ModuleList) or len(parts) < 3:
             raise ValueError(
                 f"PFENet runs the backbone's last layer on masked features: {type(encoder).__name__} cannot be cut "
-                "there; expected a ResNet, VGG-16 or MobileNetV2 of this package"
+                "there; expected one with `parts` that run one after the other (a ResNet, VGG-16, MobileNetV2)"
             )
         self.norm = norm
-        self.encoder = encoder.requires_grad_(False)
+        self.encoder: Any = encoder.requires_grad_(False)
+        self.mid_channels: int = sum(level.channels for level in self.encoder.levels[-3:-1])  # C_2 + C_3
         self.train(self.training)
-
-    @property
-    def mid_channels(self) -> int:
-        """C_3 + C_2."""
-        layer2, layer3, _ = cast("Backbone", self.encoder).levels
-        return layer2.channels + layer3.channels
 
     def train(self, mode: bool = True) -> PFENetTrunk:
         """Switch the mode; with ``norm="frozen"`` it stays in evaluation mode."""
@@ -64,7 +58,7 @@ class PFENetTrunk(nn.Module):
             Layers 3 and 2, (B, C_3 + C_2, h, w); layer 4, (B, C_4, h_4, w_4); the mask at layer 4's size, or None.
         """
         outputs = [images]
-        *parts, last = cast("Backbone", self.encoder).parts
+        *parts, last = self.encoder.parts
         for part in parts:
             outputs.append(part(outputs[-1]))
         layer2, layer3 = outputs[-2:]
