@@ -54,7 +54,7 @@ class PFENet(FewShotMethod):
     """Few-shot segmenter; the same weights serve any number of supports.
 
     Args:
-        encoder: A backbone that can be cut before its last layer; frozen here.
+        encoder: A backbone that can be cut before its last layer, or a base learner that has trained one; frozen here.
         num_shots: K of the training episodes, of which nothing here depends.
         ppm_scales: Sides in feature cells or fractions of the feature's size, finest first.
         channels: C.

@@ -5,7 +5,7 @@ Dimension letters: B batch, H W input pixels, C_l channels of layer l, h w size 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,8 @@ class PFENetTrunk(nn.Module):
     """Mid-level features, and layer 4 of the whole picture or of its object only.
 
     Args:
-        encoder: A backbone with `parts`, the last three of which give layers 2, 3 and 4; its parameters are set to need
-            no gradient.
+        encoder: A backbone with `parts`, the last three of which give layers 2, 3 and 4, or a base learner that has
+            trained one; its parameters are set to need no gradient.
         norm: Its batch normalisation in training: "batch": statistics of the batch, running statistics drift, as in the
             release; "frozen": as in evaluation.
 
@@ -31,6 +31,7 @@ class PFENetTrunk(nn.Module):
         super().__init__()
         if norm not in NORMS:
             raise ValueError(f"model.trunk_bn={norm!r}: expected one of {', '.join(NORMS)}")
+        encoder = cast("nn.Module", getattr(encoder, "backbone", encoder))
         parts = getattr(encoder, "parts", None)
         if not isinstance(parts, nn.ModuleList) or len(parts) < 3:
             raise ValueError(
@@ -39,7 +40,8 @@ class PFENetTrunk(nn.Module):
             )
         self.norm = norm
         self.encoder: Any = encoder.requires_grad_(False)
-        self.mid_channels: int = sum(level.channels for level in self.encoder.levels[-3:-1])  # C_2 + C_3
+        levels: Any = encoder.levels  # of the last three parts
+        self.mid_channels: int = sum(level.channels for level in levels[-3:-1])  # C_2 + C_3
         self.train(self.training)
 
     def train(self, mode: bool = True) -> PFENetTrunk:
