@@ -61,8 +61,11 @@ def _largest_cosine(query: Tensor, keys: Tensor, lengths: Tensor) -> Tensor:
     """Over keys (M, C), at each position of a query (1, C, h, w) with lengths (h, w): (h, w)."""
     best = torch.full_like(lengths, -torch.inf)
     for block in keys.split(BLOCK):
-        # A convolution: on a CPU twice as fast as the matrix product.
-        products: Tensor = F.conv2d(query, block[:, :, None, None].to(query.dtype))[0].to(lengths.dtype)  # (M, h, w)
+        block = block.to(query.dtype)
+        if query.is_cpu:  # the same numbers, twice as fast: convolutions go to oneDNN, products to MKL
+            products = F.conv2d(query, block[:, :, None, None])[0]  # (M, h, w)
+        else:
+            products = (block @ query[0].flatten(1)).unflatten(1, query.shape[2:])
         norms = block.to(lengths.dtype).norm(dim=1)[:, None, None]
-        best = torch.maximum(best, products.div_(norms * lengths + EPS).amax(0))
+        best = torch.maximum(best, (products.to(lengths.dtype) / (norms * lengths + EPS)).amax(0))
     return best
