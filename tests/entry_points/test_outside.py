@@ -1,4 +1,4 @@
-"""A method, a backbone and a data set from a folder outside the package, with their YAML: nothing of hdmnet is edited."""
+"""A method, a backbone and a data set from outside the package, with their YAML: nothing of hdmnet is edited."""
 
 from __future__ import annotations
 
@@ -44,8 +44,10 @@ class Prototype(FewShotMethod):
 class Tiny(Backbone):
     """Two convolutions."""
 
+    feature_info = (FeatureInfo(8, 4), FeatureInfo(8, 4), FeatureInfo(8, 8))
+
     def __init__(self, name, width=8):
-        super().__init__(feature_info=(FeatureInfo(width, 4), FeatureInfo(width, 4), FeatureInfo(width, 8)))
+        super().__init__()
         self.first, self.second = nn.Conv2d(3, width, 5, 4, 2), nn.Conv2d(width, width, 3, 2, 1)
 
     def forward(self, images):
@@ -56,10 +58,11 @@ class Tiny(Backbone):
 class Squares(SegmentationDataset):
     """Coloured squares on grey; a picture holds one class."""
 
+    name = "squares"
     class_names = tuple(f"colour {i}" for i in range(8))
+    min_area = 1
 
-    def __init__(self, *, name="squares", per_class=4, num_folds=4):
-        super().__init__(name=name, num_folds=num_folds, min_area=1)
+    def __init__(self, *, per_class=4):
         self.per_class = per_class
 
     def ids(self, split):
@@ -99,7 +102,7 @@ YAML = {
         mean: [0.5, 0.5, 0.5]
         std: [0.25, 0.25, 0.25]
     """,
-    "dataset/squares": "_target_: mine.Squares\nname: squares\nper_class: 4\nnum_folds: 4\nimage_size: 33\n",
+    "dataset/squares": "_target_: mine.Squares\nname: squares\nper_class: 4\nimage_size: 33\n",
     "optim/prototype_squares": """
         lr: 0.05
         weight_decay: 0
@@ -110,7 +113,14 @@ YAML = {
     """,
 }
 WORDS = (
-    *("model=prototype", "backbone=tiny", "dataset=squares", "trainer=cpu", "num_workers=0", "trainer.log_every_n_steps=1"),
+    *(
+        "model=prototype",
+        "backbone=tiny",
+        "dataset=squares",
+        "trainer=cpu",
+        "num_workers=0",
+        "trainer.log_every_n_steps=1",
+    ),
     *("dataset.num_val_episodes=4", "dataset.num_test_episodes=6", "dataset.num_test_seeds=2", "dataset.check_files=0"),
 )
 
