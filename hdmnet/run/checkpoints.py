@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hdmnet.config.renamed import upgrade
 from hdmnet.config.values import look_up
-from hdmnet.models.hdmnet.official import OFFICIAL_BACKBONES, load_official_base_learner
+from hdmnet.models.hdmnet.official import load_official_base_learner
+from hdmnet.models.official import OFFICIAL_BACKBONES
 
 if TYPE_CHECKING:
     from hdmnet.models.base_learner import BaseLearner

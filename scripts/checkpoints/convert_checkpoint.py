@@ -30,13 +30,12 @@ from hdmnet.data.prepare import run_main
 from hdmnet.models.hdmnet.model import HDMNet
 from hdmnet.models.hdmnet.official import (
     build_official_base_learner,
-    is_base_learner,
     load_official_base_learner,
     load_official_checkpoint,
-    read_state_dict,
     to_official_base_learner_state_dict,
     to_official_state_dict,
 )
+from hdmnet.models.official import is_base_learner, read_state_dict
 from hdmnet.run.build import build_trained
 from hdmnet.run.checkpoints import load_strictly, run_state_dict, save_base_learner
 from hdmnet.runtime.checkpoint_file import BASE_LEARNER_KEY, RUN_KEY, read_checkpoint, write_atomically

@@ -36,7 +36,7 @@ from hdmnet.data.io.object_masks import read_object_mask
 from hdmnet.data.io.upright import read_upright
 from hdmnet.data.prepare import paint_chunk
 from hdmnet.loggers.build import build_loggers
-from hdmnet.models.hdmnet.official import read_state_dict
+from hdmnet.models.official import read_state_dict
 from hdmnet.reporting.collect import collect
 from hdmnet.run import build, pipeline
 from hdmnet.run.checkpoints import load_base_learner, run_entry
