@@ -84,7 +84,7 @@ def _choose(series: Series) -> tuple[Series, Series]:
     return losses, scores
 
 
-def _running_mean(values: list[float], window: int) -> list[float]:
+def running_mean(values: list[float], window: int) -> list[float]:
     """Mean of the last `window` values at each position (of fewer at the start)."""
     means, total = [], 0.0
     for index, value in enumerate(values):
@@ -99,7 +99,7 @@ def _draw(axes: Axes, series: Series, title: str, marker: str) -> None:
         colour, style = _COLOURS[number % len(_COLOURS)], _STYLES[number // len(_COLOURS) % len(_STYLES)]
         if len(values) >= _SMOOTH_FROM:
             axes.plot(steps, values, color=colour, alpha=0.18, linewidth=0.6)
-            values = _running_mean(values, len(values) // 50)
+            values = running_mean(values, len(values) // 50)
         axes.plot(steps, values, style, color=colour, label=name, linewidth=1.6, marker=marker, markersize=3.5)
     axes.set(title=title, xlabel="optimiser step")
     axes.grid(alpha=0.3)

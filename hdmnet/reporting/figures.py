@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hdmnet.callbacks.curves import read_metrics, running_mean
 from hdmnet.reporting.collect import Run
 from hdmnet.reporting.paper import paper_tables
 from hdmnet.reporting.settings import settings_of, without
@@ -124,8 +125,6 @@ def draw_curves(runs: Sequence[Run], folder: Path) -> list[Figure]:
 
 def _curves_of_fold(axes: Sequence[Axes], pairs: Sequence[tuple[Run, Run]]) -> None:
     """Draw the runs of one fold: training above, validation below."""
-    from hdmnet.callbacks.curves import read_metrics
-
     for side, row in enumerate((WITH, WITHOUT)):
         label, colour, style = STYLES[row]
         series = [read_metrics(pair[side].folder / "metrics.csv") for pair in pairs]
@@ -148,12 +147,8 @@ def _curves_of_fold(axes: Sequence[Axes], pairs: Sequence[tuple[Run, Run]]) -> N
 
 def _line(series: tuple[list[float], list[float]], factor: float, smooth: bool) -> tuple[Any, Any]:
     """Steps and values, (n,) each; smoothed by the running mean of a tenth of the points."""
-    steps, values = np.asarray(series[0]), factor * np.asarray(series[1])
-    width = max(1, len(values) // 10) if smooth else 1
-    sums = np.cumsum(np.concatenate([[0.0], values]))
-    starts = np.maximum(np.arange(len(values)) + 1 - width, 0)
-    ends = np.arange(len(values)) + 1
-    return steps, (sums[ends] - sums[starts]) / (ends - starts)
+    steps, values = np.asarray(series[0]), [factor * value for value in series[1]]
+    return steps, np.asarray(running_mean(values, max(1, len(values) // 10)) if smooth else values)
 
 
 # ----------------------------------------------------------------------------------------------------------- Fig. 8

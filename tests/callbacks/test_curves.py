@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hdmnet.callbacks.curves import TrainingCurves, _choose, _draw, _running_mean, plot_curves, read_metrics
+from hdmnet.callbacks.curves import TrainingCurves, _choose, _draw, plot_curves, read_metrics, running_mean
 from hdmnet.visual.figure import new_figure
 
 LOG = """epoch,step,train/loss_step,train/loss_epoch,train/final,train/lr,val/miou,val/fb_iou,val/loss
@@ -37,8 +37,8 @@ def test_sparse_rows_become_series_without_gaps_and_nan(tmp_path: Path) -> None:
     assert set(scores) == {"val/miou", "val/fb_iou"}
 
 
-def test_running_mean_by_hand() -> None:
-    assert _running_mean([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
+def testrunning_mean_by_hand() -> None:
+    assert running_mean([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
 
 
 @pytest.mark.parametrize("log", [LOG, "epoch,step,other\n0,0,1\n"])
