@@ -49,9 +49,12 @@ def merge_with_checkpoint(cfg: DictConfig, stored: Mapping[str, Any], overrides:
         merged[key] = copy.deepcopy(value)
         for path in sorted(path for path in mentioned if path.startswith(f"{key}.")):
             _set(merged, path, look_up(asked, path))
-    trained_size = OmegaConf.select(OmegaConf.create(dict(stored)), "dataset.image_size")
-    if "dataset" in mentioned and trained_size is not None and "dataset.image_size" not in mentioned:
-        merged.dataset.image_size = trained_size
+    if "dataset" in mentioned:
+        trained = OmegaConf.create(dict(stored))
+        for path in ("dataset.image_size", "backbone.name"):  # the network's, not the other data set's
+            value = OmegaConf.select(trained, path)
+            if value is not None and not mentioned & {path, "backbone"}:
+                OmegaConf.update(merged, path, value)
     for key, variable in _FOLDER_VARIABLES.items():
         folder = look_up(stored, f"paths.{key}")
         named = variable in os.environ or not mentioned.isdisjoint({"paths", f"paths.{key}"})

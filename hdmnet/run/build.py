@@ -18,7 +18,7 @@ from hdmnet.config.instantiate import instantiate
 from hdmnet.config.values import image_size, to_plain, to_stored
 from hdmnet.data.datamodules.few_shot import FewShotDataModule
 from hdmnet.data.datasets.skipped_files import SkippedFiles
-from hdmnet.models.base_learner import BaseLearner
+from hdmnet.models.base_learner import FEATURE_CHANNELS, BaseLearner
 from hdmnet.run.checkpoints import load_strictly
 from hdmnet.runtime import signals
 from hdmnet.runtime.provenance import git_state, library_versions
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hdmnet.data.datasets.base import SegmentationDataset
+    from hdmnet.models.backbones.base import Backbone
+
+_FEATURE_CHANNELS = {"resnet_narrow": 128}  # of the base learner, where it is not the usual number
 
 
 def build_dataset(cfg: DictConfig) -> SegmentationDataset:
@@ -76,10 +79,20 @@ def build_few_shot_data(cfg: DictConfig, source: SegmentationDataset, **changes:
     return FewShotDataModule(source, **(arguments | changes))
 
 
+def build_backbone(cfg: DictConfig, **changes: Any) -> Backbone:
+    """The config's backbone; `changes` replace arguments of it, where the config has them."""
+    node = {
+        key: value for key, value in to_plain(cfg)["backbone"].items() if key not in ("mean", "std", "feature_channels")
+    }
+    backbone: Backbone = instantiate(node, **{key: value for key, value in changes.items() if key in node})
+    return backbone
+
+
 def build_base_learner(cfg: DictConfig, num_base: int, **changes: Any) -> BaseLearner:
-    """An untrained base learner on the config's backbone; `changes` replace arguments of the backbone's builder."""
-    backbone = instantiate(cfg.backbone.build, **changes)
-    learner = BaseLearner(backbone=backbone, num_base=num_base, feature_channels=cfg.backbone.feature_channels)
+    """An untrained base learner on the config's backbone; `changes` as of `build_backbone`."""
+    channels = cfg.backbone.get("feature_channels") or _FEATURE_CHANNELS.get(cfg.backbone.name, FEATURE_CHANNELS)
+    backbone = build_backbone(cfg, **changes)
+    learner = BaseLearner(backbone=backbone, num_base=num_base, feature_channels=channels)
     return learner.to(memory_format=torch.channels_last)  # the same values, up to 1.4 times faster on a CPU
 
 

@@ -18,12 +18,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from hdmnet.config.renamed import upgrade
-from hdmnet.config.values import to_stored
+from hdmnet.config.values import RESOLVER, to_stored
 from hdmnet.runtime.atomic import replacing
 from hdmnet.runtime.run_folder import is_held, own_folder
 
@@ -100,8 +101,33 @@ class RunRecord:
 
     def differences(self, other: RunRecord) -> list[str]:
         """Keys whose values differ, as far as they decide what is computed."""
-        found = _differing(self.facts, other.facts)
+        found = _differing(_comparable(self.facts), _comparable(other.facts))
         return found if _same_batches(self, other) else [*found, "batch_size"]
+
+
+def _comparable(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts with references to each other resolved, without what only says what another key is by default."""
+    found = _resolved(OmegaConf.create(dict(facts)))
+    if isinstance(found.get("dataset"), dict):
+        found["dataset"].pop("backbone", None)
+    return found
+
+
+def _resolved(node: DictConfig) -> dict[str, Any]:
+    """As plain containers; what refers to something else than a fact stays as it is."""
+    plain: dict[str, Any] = cast(dict[str, Any], OmegaConf.to_container(node, resolve=False))
+    for key, raw in plain.items():
+        if isinstance(raw, str) and RESOLVER.search(raw):
+            continue
+        try:
+            value = node[key]
+        except OmegaConfBaseException:
+            continue
+        if isinstance(value, DictConfig):
+            plain[key] = _resolved(value)
+        elif isinstance(value, str | int | float):
+            plain[key] = value
+    return plain
 
 
 def _same_batches(one: RunRecord, other: RunRecord) -> bool:

@@ -128,9 +128,8 @@ def build_baseline(
     Raises:
         ValueError: A switch has an unknown value.
     """
-    levels = base_learner.backbone.levels
     meta_learner = AlternatingMetaLearner(
-        mid_channels=levels[0].channels + levels[1].channels,
+        mid_channels=sum(level.channels for level in base_learner.backbone.feature_info[-3:-1]),
         num_rounds=num_rounds,
         dropout=dropout,
         mid_dropout=mid_dropout,

@@ -233,9 +233,8 @@ def build_hdmnet(
     Raises:
         ValueError: A switch has an unknown value.
     """
-    levels = base_learner.backbone.levels
     meta_learner = MetaLearner(
-        mid_channels=levels[0].channels + levels[1].channels,
+        mid_channels=sum(level.channels for level in base_learner.backbone.feature_info[-3:-1]),
         num_stages=num_stages,
         dropout=dropout,
         mid_dropout=mid_dropout,
