@@ -29,7 +29,7 @@ class TimmBackbone(Backbone):
         weights: "default": timm's, none where it has none; a tag of timm's; a state dict in timm's keys; None: random.
         weights_dir: Folder where a relative path is looked for too, and where timm's weights are kept.
         output_stride: 8 or 16: dilate where the model can; None: its own.
-        **options: More arguments of `timm.create_model`, e.g. `img_size` of models that are made for one size.
+        img_size: The side of the pictures, of models that are made for one size and cannot change it.
 
     Raises:
         ValueError: timm is missing, has no such model, weights or option, or the file does not fit.
@@ -45,7 +45,7 @@ class TimmBackbone(Backbone):
         weights: str | Path | None = None,
         weights_dir: str | Path | None = None,
         output_stride: int | None = None,
-        **options: Any,
+        img_size: int | None = None,
     ) -> None:
         super().__init__()
         timm = _import_timm()
@@ -53,7 +53,7 @@ class TimmBackbone(Backbone):
             close = difflib.get_close_matches(name, timm.list_models(), n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"timm has no model {name!r}{hint}; timm.list_models() names them")
-        arguments = {"output_stride": output_stride, **options}
+        arguments: dict[str, Any] = {"output_stride": output_stride, "img_size": img_size}
         try:
             with torch.device("meta"):
                 skeleton = timm.create_model(name, num_classes=0, **arguments)
@@ -76,8 +76,7 @@ class TimmBackbone(Backbone):
         self.feature_info = tuple(map(FeatureInfo, info.channels(), strides))
         self.multiple_of = max(strides)
         if skeleton.pretrained_cfg.get("fixed_input_size") and not resizing.keys() & arguments.keys():
-            size = options.get("img_size", skeleton.pretrained_cfg["input_size"][-1])
-            self.multiple_of = size if isinstance(size, int) else max(size)
+            self.multiple_of = img_size or skeleton.pretrained_cfg["input_size"][-1]
         self._channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
