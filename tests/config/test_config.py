@@ -237,6 +237,11 @@ def test_the_command_line_replaces_a_key_or_a_group(compose_config, stored):
     assert (group.dataset.name, group.dataset.image_size, group.backbone.name) == ("pascal", 97, "vgg16")
 
 
+def test_another_data_set_does_not_change_the_backbone(compose_config):
+    cfg = evaluate(compose_config, to_stored(compose_config("train")), "dataset=pascal")
+    assert (cfg.dataset.backbone, cfg.backbone.name) == ("resnet50", "resnet_narrow")
+
+
 @pytest.mark.parametrize("size", [257, [97, 129]])
 def test_another_data_set_is_seen_at_the_size_trained_with(compose_config, stored, size):
     stored["dataset"] |= {"image_size": "${.side}", "side": size}

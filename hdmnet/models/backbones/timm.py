@@ -130,7 +130,7 @@ def _weight_arguments(
     tags = [key.partition(".")[2] for key in timm.models.get_arch_pretrained_cfgs(name)]
     if weights not in tags:
         raise FileNotFoundError(
-            f"backbone weights {str(weights)!r} not found; expected default, null, a file, or a tag of timm's {name!r}: "
+            f"backbone weights {str(weights)!r} not found; expected default, null, a file or a tag of timm's {name!r}: "
             + ", ".join(tags)
         )
     return arguments | {"pretrained_cfg": weights}
