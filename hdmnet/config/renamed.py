@@ -25,6 +25,12 @@ RENAMED = {
     "hdmnet.models.hdmnet.build_hdmnet": "hdmnet.models.hdmnet.model.build_hdmnet",
 }
 
+# What stood in the backbones' files; null in the others.
+_WEIGHTS = {
+    **dict.fromkeys(("resnet18", "vgg16"), "IMAGENET1K_V1"),
+    **dict.fromkeys(("resnet50", "resnet101", "mobilenet_v2"), "IMAGENET1K_V2"),
+}
+
 
 def upgrade(config: Any) -> Any:
     """A config as today's code takes it.
@@ -56,6 +62,8 @@ def _move_keys(config: dict[str, Any]) -> None:
         node if isinstance(node := config.get(group), dict) else {}
         for group in ("dataset", "backbone", "model", "loss", "optim", "augment")
     )
+    if backbone:
+        config["backbone"] = _backbone(backbone)
     if dataset:
         dataset.setdefault("backbone", backbone.get("name"))
         dataset.setdefault("augment", augment.get("name"))
@@ -74,6 +82,21 @@ def _move_keys(config: dict[str, Any]) -> None:
         optim["groups"] = {"head_lr_factor": optim.pop("head_lr_factor", 10)}
     if optim:
         optim.setdefault("on_nonfinite", "stop")
+
+
+def _backbone(node: dict[str, Any]) -> dict[str, Any]:
+    """To 0.1.0 the builder stood in a block `build`, and each backbone's file held what is the default now."""
+    build = node.get("build")
+    if not isinstance(build, dict):
+        return node
+    own = {key: value for key, value in build.items() if not str(value).startswith("${..")}
+    new = {"dilation": "release", **{key: value for key, value in node.items() if key != "build"}, **own}
+    name = str(new.get("name"))
+    if new.get("weights") == _WEIGHTS.get(name):
+        new["weights"] = "default"
+    if new.get("feature_channels") == (128 if name == "resnet_narrow" else 512):
+        new["feature_channels"] = None
+    return new
 
 
 def _with_new_names(node: Any, depth: int) -> Any:

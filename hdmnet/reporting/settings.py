@@ -36,8 +36,7 @@ _IGNORED = (
     "dataset.num_test_seeds",
     "dataset.controls",
     "backbone.weights",
-    "backbone.build.weights",
-    "backbone.build.weights_dir",
+    "backbone.weights_dir",
 )
 
 

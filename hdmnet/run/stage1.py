@@ -58,7 +58,7 @@ def base_learner_path(cfg: DictConfig, data: BaseLearnerDataModule) -> Path:
     dataset.pop("image_size"), dataset.pop("episodes_per_epoch"), dataset["source"].pop("root", None)
     facts = {
         "dataset": dataset,
-        "backbone": {k: v for k, v in plain["backbone"].items() if k != "build"},
+        "backbone": {k: v for k, v in plain["backbone"].items() if k != "weights_dir"},
         "optim": plain["optim"]["base"],
         "max_steps": _stage1_limits(cfg)["max_steps"],
         "trainer": {key: plain["trainer"][key] for key in _TRAINING_ARGUMENTS},
