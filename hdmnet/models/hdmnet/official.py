@@ -22,6 +22,7 @@ from hdmnet.models.hdmnet.model import HDMNet, build_hdmnet
 
 NUM_BASE = {"pascal": 15, "coco": 60}
 OFFICIAL_BACKBONES = ("resnet50_v2", "vgg16")
+IMAGE_SIZES = {"pascal": 473, "coco": 633}  # side of the square, in pixels
 OUR_KEYS = ("hdmnet", "hdmnet_base_learner")  # mark files of our own (hdmnet/run/checkpoints.py)
 
 # Our key → the official one; the first pattern that matches the whole key wins.
