@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from hdmnet.runtime.private_api import full_key
 _LIBRARIES = frozenset({"albumentations", "lightning", "timm", "torch", "torchvision"})
 
 
-def instantiate(cfg: Any, **kwargs: Any) -> Any:
+def instantiate(cfg: Any, leave_out: Collection[str] = (), /, **kwargs: Any) -> Any:
     """Build the object that a config describes by `_target_`; the package's only way from config to object.
 
     Any class that can be imported is built: what a user names on the command line or in a file of his own is his. A
@@ -29,6 +29,7 @@ def instantiate(cfg: Any, **kwargs: Any) -> Any:
     Args:
         cfg: A node with `_target_` (and `_partial_: true` for a `functools.partial`). Nodes with `_target_` below it
             are built first; other containers become plain dicts and lists.
+        leave_out: Keys of the node that are no arguments of its target.
         **kwargs: More arguments by name, passed as they are; they win over the node's.
 
     Returns:
@@ -47,7 +48,7 @@ def instantiate(cfg: Any, **kwargs: Any) -> Any:
     if not isinstance(cfg, Mapping) or "_target_" not in cfg:
         raise ConfigError(f"{key or 'config'} cannot be built: it has no _target_")
     target = str(cfg["_target_"])
-    node = {name: value for name, value in cfg.items() if name not in kwargs} | {"_partial_": True}
+    node = {name: value for name, value in cfg.items() if name not in {*leave_out, *kwargs}} | {"_partial_": True}
     with _one_line_refusals(key, target):
         # Hydra builds what lies below. Ready-made arguments join afterwards: it would take dataclasses and modules for
         # configs, and copy them.
@@ -89,7 +90,7 @@ def _one_line_refusals(key: str, target: str) -> Iterator[None]:
                     message = f"_target_ {target!r} does not exist ({one_line(_root(error))})"
                 raise _RefusedError(" ".join(message.split())) from error
     except _RefusedError as error:
-        raise ConfigError(_with_key(str(error), key or target)) from error.__cause__
+        raise ConfigError(_with_key(str(error), key, target)) from error.__cause__
     except (TypeError, AttributeError, KeyError, OverflowError) as error:
         if target.partition(".")[0] not in _LIBRARIES:
             raise
@@ -100,11 +101,11 @@ class _RefusedError(UserError, ValueError):
     """Still without its key."""
 
 
-def _with_key(message: str, key: str) -> str:
+def _with_key(message: str, key: str, target: str) -> str:
     """`num_stages=5: …` becomes `model.num_stages=5: …`, what begins otherwise `model: …`."""
-    if message.startswith((f"{key}.", f"{key}=")):
-        return message
-    return f"{key}.{message}" if re.match(r"[a-z][\w.]*=", message) else f"{key}: {message}"
+    if not re.match(r"[a-z][\w.]*=", message):
+        return f"{key or target}: {message}"
+    return message if not key or message.startswith(f"{key}.") else f"{key}.{message}"
 
 
 def _root(error: BaseException) -> BaseException:

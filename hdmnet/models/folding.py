@@ -24,6 +24,9 @@ KERNEL = 3  # of the convolution after the pyramid pooling
 _IN_ORDER = (nn.Sequential, BasicBlock, Bottleneck)
 
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
 def fold_batch_norm(module: nn.Module) -> nn.Module:
     """Fold every batch normalisation into the convolution before it (in place; evaluation mode); returns the module."""
     for child in module.children():

@@ -146,7 +146,7 @@ def wish(cfg: DictConfig) -> str | None:
     A job that SLURM has put into the queue again wants "auto".
 
     Args:
-        cfg: A config of the train door.
+        cfg: A config of the entry point train.
     """
     if cfg.ckpt == LAST:
         return LAST
@@ -159,7 +159,7 @@ def find_folder(cfg: DictConfig, fresh: Path) -> Path:
     """The folder of the run that a command goes on with; `fresh` where it begins a new one.
 
     Args:
-        cfg: A composed config of the train door. Its `resume` becomes the checkpoint to go on from where it names one,
+        cfg: A composed config of the entry point train. Its `resume` becomes the checkpoint to go on from where it names one,
             the folder where the newest of the folder is meant, and null for a new run.
         fresh: The folder that Hydra has made for this command.
 
@@ -258,7 +258,7 @@ def can_go_on(cfg: DictConfig, folder: Path) -> bool:
     """Whether a job with a folder of its own is to go on with what it finds there.
 
     Args:
-        cfg: The config of the train door.
+        cfg: The config of the entry point train.
         folder: Of the job.
     """
     run = RunRecord.read(folder)
