@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -87,7 +87,12 @@ class DemoSchema:
     official: Any = MISSING
 
 
-SCHEMAS = {"train": TrainSchema, "evaluate": EvaluateSchema, "predict": PredictSchema, "demo": DemoSchema}
+SCHEMAS: dict[str, Any] = {
+    "train": TrainSchema,
+    "evaluate": EvaluateSchema,
+    "predict": PredictSchema,
+    "demo": DemoSchema,
+}
 _LOCAL_SETTINGS = ("predict", "demo")  # take of conf/local/default.yaml what they know; train and evaluate take all
 
 
@@ -107,5 +112,5 @@ def register_schemas() -> None:
     file = find_option("local", "default")
     settings: Any = {} if file is None else OmegaConf.to_container(OmegaConf.load(file))
     for name in _LOCAL_SETTINGS:
-        known = {key: settings[key] for key in settings if key in SCHEMAS[name].__dataclass_fields__}
+        known = {key: settings[key] for key in settings if key in {field.name for field in fields(SCHEMAS[name])}}
         store.store(name=f"{name}_local", node=known)

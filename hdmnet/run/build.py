@@ -21,6 +21,7 @@ from hdmnet.data.datasets.skipped_files import SkippedFiles
 from hdmnet.models.base_learner import BaseLearner
 from hdmnet.run.checkpoints import load_strictly
 from hdmnet.runtime import signals
+from hdmnet.runtime.errors import InputError
 from hdmnet.runtime.private_api import leave_sigterm_alone
 from hdmnet.runtime.provenance import git_state, library_versions
 from hdmnet.tasks.feature_store import measure_features
@@ -88,7 +89,7 @@ def needs_base_learner(cfg: DictConfig) -> bool:
     """
     encoder = cfg.model.get("encoder", BACKBONE)
     if encoder not in (BACKBONE, BASE_LEARNER):
-        raise ValueError(f"model.encoder={encoder}: expected {BACKBONE} or {BASE_LEARNER}")
+        raise InputError(f"model.encoder={encoder}: expected {BACKBONE} or {BASE_LEARNER}")
     return bool(encoder == BASE_LEARNER)
 
 
@@ -250,7 +251,7 @@ def epoch_length(cfg: DictConfig, samples: int | None, batch_size: int, max_step
         ValueError: They fill no batch.
     """
     if samples is not None and samples // num_processes(cfg) < batch_size:
-        raise ValueError(
+        raise InputError(
             f"{samples} training samples an epoch on {num_processes(cfg)} process(es) fill no batch of {batch_size}; "
             "lower batch_size or raise dataset.episodes_per_epoch"
         )

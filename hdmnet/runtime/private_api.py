@@ -22,7 +22,8 @@ def hydra_parser() -> argparse.ArgumentParser:
     """The parser of Hydra's flags: asked first, it answers an unknown flag in one line; Hydra prints its usage."""
     from hydra._internal.utils import get_args_parser
 
-    return cast(argparse.ArgumentParser, get_args_parser())
+    parser: argparse.ArgumentParser = get_args_parser()
+    return parser
 
 
 def full_key(node: Any) -> str:
