@@ -57,9 +57,10 @@ audit: setup ## known security holes in what .venv holds (asks the advisory serv
 		$(VENV)/audit/bin/pip-audit --vulnerability-service osv --skip-editable --path "$$packages"; \
 	fi
 
-lint: setup ## ruff: rules and format
+lint: setup ## ruff: rules and format; which room of the package may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 format: setup ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

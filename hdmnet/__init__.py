@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> object:
-    """Import what needs PyTorch when it is first asked for: the doors' `--help` does not wait for it."""
+    """Import what needs PyTorch when it is first asked for: the entry points' `--help` does not wait for it."""
     if name != "Segmenter":
         raise AttributeError(f"module 'hdmnet' has no attribute {name!r}")
     from hdmnet.apps.segmenter import Segmenter

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hdmnet.cli.entry_point import HYDRA_VERSION_BASE, entry_point
+from hdmnet.cli.entry_point import entry_point
+from hdmnet.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def main(cfg: DictConfig) -> None:
     """Evaluate as the config says; what the checkpoint was trained with is taken from it."""
     if cfg.ckpt is None:
-        raise ValueError("ckpt is not given; expected the checkpoint to evaluate, e.g. ckpt=RUN/checkpoints/best.ckpt")
+        raise InputError("ckpt is not given; expected the checkpoint to evaluate, e.g. ckpt=RUN/checkpoints/best.ckpt")
     from hdmnet.cli.entry_point import job_overrides
     from hdmnet.config.stored import evaluation_config
     from hdmnet.run.checkpoints import run_entry
@@ -27,7 +28,7 @@ def main(cfg: DictConfig) -> None:
 
     content = read_checkpoint(cfg.ckpt)
     if BASE_LEARNER_KEY in content:
-        raise ValueError(f"ckpt={cfg.ckpt} is a base learner; expected checkpoints/best.ckpt of a run's folder")
+        raise InputError(f"ckpt={cfg.ckpt} is a base learner; expected checkpoints/best.ckpt of a run's folder")
     about = run_entry(content, cfg.ckpt)
     if about is not None:
         cfg = evaluation_config(cfg, about["config"], job_overrides(cfg), f"ckpt={cfg.ckpt}")
@@ -48,7 +49,7 @@ def compose_config(checkpoint: Path, overrides: Sequence[str], run_dir: str) -> 
     from hydra import compose, initialize_config_dir
 
     from hdmnet.config.checks import validate
-    from hdmnet.config.paths import conf_dir, make_paths_absolute
+    from hdmnet.config.paths import HYDRA_VERSION_BASE, conf_dir, make_paths_absolute
     from hdmnet.config.schemas import register_schemas
     from hdmnet.config.stored import evaluation_config
     from hdmnet.run.checkpoints import run_entry

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from hdmnet.cli.parser import OneLineParser
 from hdmnet.runtime.errors import one_line, user_message, wants_traceback
 
-_COMMAND_LINE_ERROR = 2  # as the other doors; 1 where the runs are at fault
+_COMMAND_LINE_ERROR = 2  # as the other entry points; 1 where the runs are at fault
 
 
 def _parser() -> OneLineParser:
@@ -33,7 +33,7 @@ def _parser() -> OneLineParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the door.
+    """Run the entry point.
 
     Args:
         argv: Command line without the program's name; None = the process's own.

@@ -26,7 +26,14 @@ register_schemas()
 @pytest.fixture(autouse=True)
 def _no_outside_settings(monkeypatch):
     """A developer's own folders must not reach the tests."""
-    for variable in ("HDMNET_DATA", "HDMNET_WEIGHTS", "HDMNET_OUTPUT", "HDMNET_TRACEBACK"):
+    for variable in (
+        "HDMNET_DATA",
+        "HDMNET_WEIGHTS",
+        "HDMNET_OUTPUT",
+        "HDMNET_CONF",
+        "HDMNET_EXTENSIONS",
+        "HDMNET_TRACEBACK",
+    ):
         monkeypatch.delenv(variable, raising=False)
 
 

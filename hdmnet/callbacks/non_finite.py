@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from hdmnet.data.types import Episode, SegmentationSample
@@ -88,7 +88,7 @@ class NonFiniteGuard(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note what the forward pass begins from: generators, and the running statistics that it will move."""
         if not self._parts:
-            moving = [m for m in pl_module.modules() if m.training and isinstance(m, nn.modules.batchnorm._NormBase)]
+            moving = [m for m in pl_module.modules() if m.training and getattr(m, "running_mean", None) is not None]
             self._statistics = [(buffer, buffer.clone()) for module in moving for buffer in module.buffers()]
         self._parts.append(_Part(batch, batch_idx, _generators(pl_module.device)))
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from lightning.pytorch.loops.loop import _Loop
+
+from hdmnet.runtime.private_api import STEPS_KEY, begin_epoch
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -108,7 +109,7 @@ class Resume:
             "is_last_batch": False,
         }
         aligned = self.validating or done % trainer.accumulate_grad_batches == 0
-        loops["epoch_loop.state_dict"] = {"_batches_that_stepped": steps - int(running and aligned)}
+        loops["epoch_loop.state_dict"] = {STEPS_KEY: steps - int(running and aligned)}
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Let a validation after the last step take place: Lightning would not even begin."""
@@ -120,10 +121,7 @@ class Resume:
         """Restore this process's random states, after all that the set-up may have drawn."""
         _set_random_state(trainer, self._random)
         if not self.validating and self.done == 0:
-            # An epoch begins as any other one; with `max_steps` set Lightning takes it for an interrupted one.
-            loop = trainer.fit_loop
-            cast(Any, _Loop.restarting).fset(loop, False)
-            loop.epoch_loop.reset_restart_stage()
+            begin_epoch(trainer)
 
     def on_validation_start(self, trainer: Trainer) -> None:
         """Take back what `on_fit_start` has changed."""

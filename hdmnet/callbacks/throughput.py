@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
+from hdmnet.runtime.private_api import writes_log
+
 
 class Throughput(Callback):
     """Log the training's speed once every `trainer.log_every_n_steps` optimiser steps.
@@ -87,5 +89,5 @@ class Throughput(Callback):
 
 
 def _is_due(trainer: Trainer) -> bool:
-    """Whether Lightning writes its log after this batch; its own callbacks ask in the same way."""
-    return bool(trainer.loggers) and bool(trainer._logger_connector.should_update_logs)
+    """Whether the figures of this batch are logged."""
+    return bool(trainer.loggers) and writes_log(trainer)

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import re
 import sys
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hdmnet.config.paths import conf_dir
+from hdmnet.config.paths import HYDRA_VERSION_BASE, conf_dir, conf_dirs, find_option
 from hdmnet.config.values import did_you_mean
 from hdmnet.runtime.errors import one_line
-
-
-def raised_by_hydra(error: Exception) -> bool:
-    """Whether Hydra or OmegaConf itself raised it: their parsers trip over words of the wrong kind."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
-    return name.partition(".")[0] in ("hydra", "omegaconf", "antlr4")
 
 
 def composition_message(error: HydraException | OmegaConfBaseException, config_name: str) -> str:
@@ -30,7 +22,7 @@ def composition_message(error: HydraException | OmegaConfBaseException, config_n
 
     Args:
         error: What Hydra raised before the job began.
-        config_name: The door's config.
+        config_name: The entry point's config.
     """
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
@@ -56,27 +48,24 @@ def composition_message(error: HydraException | OmegaConfBaseException, config_n
 
 
 def known_keys(config_name: str) -> list[str]:
-    """All dotted keys and group names that a door's command line knows, given the groups chosen on it."""
-    conf = conf_dir()
-    chosen = []
-    for word in sys.argv[1:]:
-        group, _, option = word.partition("=")
-        if (conf / group / f"{option}.yaml").is_file():
-            chosen.append(word)
+    """All dotted keys and group names that an entry point's command line knows, given the groups chosen on it."""
+    chosen = [word for word in sys.argv[1:] if find_option(word.partition("=")[0], word.partition("=")[2]) is not None]
     GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(conf), version_base="1.3"):
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base=HYDRA_VERSION_BASE):
         try:
             cfg = compose(config_name, overrides=chosen)
         except HydraException:
             cfg = compose(config_name)
-    return _dotted_keys(cfg)
+    return _dotted_keys(OmegaConf.to_container(cfg, resolve=False))
 
 
-def _dotted_keys(cfg: DictConfig, prefix: str = "") -> list[str]:
+def is_group(name: str) -> bool:
+    """Whether it is the name of a config group, e.g. `backbone` or `hydra/launcher`."""
+    return any((folder / name).is_dir() for folder in conf_dirs())
+
+
+def _dotted_keys(node: Any, prefix: str = "") -> list[str]:
     keys = []
-    for key in map(str, cfg):
-        dotted = f"{prefix}{key}"
-        keys.append(dotted)
-        if isinstance(cfg._get_node(key), DictConfig) and cfg._get_node(key)._value() is not None:  # type: ignore[union-attr]
-            keys.extend(_dotted_keys(cfg[key], f"{dotted}."))
+    for key, value in node.items() if isinstance(node, dict) else ():
+        keys += [f"{prefix}{key}", *_dotted_keys(value, f"{prefix}{key}.")]
     return keys

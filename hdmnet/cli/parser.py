@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
+from hdmnet.runtime.errors import ConfigError
+
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser that raises a ValueError of one line where argparse prints its usage and exits."""
+    """A parser that raises a ConfigError of one line where argparse prints its usage and exits."""
 
     def error(self, message: str) -> NoReturn:
         """Raise argparse's complaint.
@@ -16,6 +18,6 @@ class OneLineParser(argparse.ArgumentParser):
             message: What argparse found.
 
         Raises:
-            ValueError: Always.
+            ConfigError: Always.
         """
-        raise ValueError(f"{message}; see --help")
+        raise ConfigError(f"{message}; see --help")

@@ -11,7 +11,30 @@ from collections.abc import Iterable, Sequence
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+_BETWEEN = re.compile(r"[^,{}\[\]]+")  # an item of a list
 _NUMBER = re.compile(r"[\s\d.+-]+")
+
+
+def quote_paths(word: str) -> str:
+    """Quote what Hydra's grammar has no letters for: `query=[größe (1).jpg]` becomes `query=['größe (1).jpg']`.
+
+    Args:
+        word: Of the command line, e.g. key=value.
+
+    Returns:
+        The word; as it is where it is plain, quoted already, or refers to other keys.
+    """
+    key, equals, value = word.partition("=")
+    call = re.fullmatch(r"\w+\(.*\)", value)  # choice(a,b), glob(*)
+    if not equals or call or re.search(r"['\"]|\$\{", value):
+        return word
+
+    def quote(match: re.Match[str]) -> str:
+        text = match[0].strip()
+        path = re.search(r"[()]", text) and re.search(r"[\s/.]", text)
+        return f"'{text}'" if path or not text.isascii() else match[0]
+
+    return f"{key}={_BETWEEN.sub(quote, value)}"
 
 
 def quote_files(words: Sequence[str], keys: Iterable[str]) -> list[str]:

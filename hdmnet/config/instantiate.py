@@ -1,45 +1,63 @@
-"""From a node with `_target_` to an object."""
+"""From a node with `_target_` to an object: Hydra's `instantiate` behind one guard."""
 
 from __future__ import annotations
 
 import functools
-import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, cast
+import inspect
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
+from hydra import utils
+from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-# What a config may build. It can come out of a checkpoint that somebody else made: naming os.system must not help.
-ALLOWED_TARGETS = ("hdmnet.", "lightning.pytorch.", "torch.nn.", "torch.optim.", "torchvision.")
+from hdmnet.runtime.errors import ConfigError, UserError, one_line, refusals_as
+from hdmnet.runtime.private_api import full_key
+
+# Libraries whose constructors refuse a user's value by more kinds of exception than ValueError.
+_LIBRARIES = frozenset({"albumentations", "lightning", "timm", "torch", "torchvision"})
 
 
-def instantiate(cfg: Any, **kwargs: Any) -> Any:
+def instantiate(cfg: Any, leave_out: Collection[str] = (), /, **kwargs: Any) -> Any:
     """Build the object that a config describes by `_target_`; the package's only way from config to object.
 
-    Not Hydra's: that one takes dataclasses among the arguments for configs, wraps every error in three lines, and
-    builds whatever is named.
+    Any class that can be imported is built: what a user names on the command line or in a file of his own is his. A
+    config out of somebody else's file is to be checked first (`hdmnet.config.stored`).
 
     Args:
         cfg: A node with `_target_` (and `_partial_: true` for a `functools.partial`). Nodes with `_target_` below it
             are built first; other containers become plain dicts and lists.
+        leave_out: Keys of the node that are no arguments of its target.
         **kwargs: More arguments by name, passed as they are; they win over the node's.
 
     Returns:
         What the target returns; None for None.
 
     Raises:
-        ValueError: No or a forbidden target, one that cannot be imported, or arguments that do not fit.
+        ConfigError: No target, one that cannot be imported, or arguments that do not fit or are refused.
+        FileError: The constructor misses a file.
     """
     key = ""
     if OmegaConf.is_config(cfg):
-        key = str(cfg._get_full_key(None) or "")
+        key = full_key(cfg)
         cfg = OmegaConf.to_container(cfg, resolve=True)
     if cfg is None:
         return None
     if not isinstance(cfg, Mapping) or "_target_" not in cfg:
-        raise ValueError(f"{key or 'config'} cannot be built: it has no _target_")
-    return _build({**cfg, **{name: _Ready(value) for name, value in kwargs.items()}}, key)
+        raise ConfigError(f"{key or 'config'} cannot be built: it has no _target_")
+    target = str(cfg["_target_"])
+    node = {name: value for name, value in cfg.items() if name not in {*leave_out, *kwargs}} | {"_partial_": True}
+    with _one_line_refusals(key, target):
+        # Hydra builds what lies below. Ready-made arguments join afterwards: it would take dataclasses and modules for
+        # configs, and copy them.
+        built = utils.instantiate(node, _convert_="all")
+        made = functools.partial(built.func, *built.args, **{**built.keywords, **kwargs})
+        if cfg.get("_partial_", False):
+            return made
+        _check_arguments(made, target)
+        return made()
 
 
 def instantiate_all(group: Mapping[str, Any]) -> list[Any]:
@@ -47,81 +65,55 @@ def instantiate_all(group: Mapping[str, Any]) -> list[Any]:
     return [instantiate(node) for node in group.values() if node is not None and "_target_" in node]
 
 
-@dataclass(frozen=True)
-class _Ready:
-    """Marks an argument that was built already and is passed on untouched."""
-
-    value: Any
-
-
-def _build(node: Any, key: str) -> Any:
-    if isinstance(node, _Ready):
-        return node.value
-    if isinstance(node, list):
-        return [_build(item, key) for item in node]
-    if not isinstance(node, Mapping):
-        return node
-    arguments = {
-        name: _build(value, f"{key}.{name}".lstrip("."))
-        for name, value in node.items()
-        if name not in ("_target_", "_partial_")
-    }
-    if "_target_" not in node:
-        return arguments
-    target = str(node["_target_"])
-    function = _locate(target, key)
-    if node.get("_partial_", False):
-        return functools.partial(function, **arguments)
-    if target.startswith("hdmnet."):
-        return _call(function, arguments, target, key)
+def _check_arguments(made: functools.partial[Any], target: str) -> None:
+    """Refuse arguments that the target does not take: a TypeError from inside it would be a bug."""
     try:
-        return function(**arguments)
-    except (
-        TypeError,
-        ValueError,
-        AttributeError,
-        KeyError,
-        OverflowError,
-    ) as error:  # a foreign constructor's refusal of a user's value: say which key it was
-        raise ValueError(f"{key or target}: {' '.join(str(error).split())}") from error
-
-
-def _call(function: Callable[..., Any], arguments: dict[str, Any], target: str, key: str) -> Any:
-    """Call one of ours: its own ValueErrors say what is wrong; only arguments that do not fit are put in words here."""
-    import inspect
-
+        signature = inspect.signature(made.func)
+    except (TypeError, ValueError):  # written in C
+        return
     try:
-        inspect.signature(function).bind(**arguments)
+        signature.bind(*made.args, **made.keywords)
     except TypeError as error:
-        raise ValueError(f"{key or target}: {target} does not take these keys: {error}") from None
-    return function(**arguments)
+        raise ValueError(f"{target} does not take these keys: {error}") from None
 
 
-def _locate(target: str, key: str) -> Callable[..., Any]:
-    """Import what a `_target_` names.
+@contextmanager
+def _one_line_refusals(key: str, target: str) -> Iterator[None]:
+    """Put the key in front of what a constructor refuses."""
+    try:
+        with refusals_as(_RefusedError):
+            try:
+                yield
+            except InstantiationException as error:  # Hydra's, around what was raised below the node
+                message = str(error)
+                below, named = re.search(r"full_key: (\S+)", message), re.search(r"'(.+?)'", message)
+                key = ".".join(filter(None, [key, below[1] if below else ""]))
+                target = named[1] if named else target
+                if message.startswith("Error in call") and error.__cause__ is not None:
+                    raise error.__cause__ from None
+                if error.__cause__ is not None:
+                    message = f"_target_ {target!r} does not exist ({one_line(_root(error))})"
+                raise _RefusedError(" ".join(message.split())) from error
+    except _RefusedError as error:
+        raise ConfigError(_with_key(str(error), key, target)) from error.__cause__
+    except (TypeError, AttributeError, KeyError, OverflowError) as error:
+        if target.partition(".")[0] not in _LIBRARIES:
+            raise
+        raise ConfigError(f"{key or target}: {one_line(error)}") from error
 
-    Raises:
-        ValueError: It is outside `ALLOWED_TARGETS` (also by way of a module that an allowed one imports), or not there.
-    """
-    refusal = f"{key or 'config'}: _target_ {target!r} is not allowed, expected one under {', '.join(ALLOWED_TARGETS)}"
-    if not target.startswith(ALLOWED_TARGETS):
-        raise ValueError(refusal)
-    parts = target.split(".")
-    found: Any = None
-    for cut in range(len(parts) - 1, 0, -1):
-        name = ".".join(parts[:cut])
-        try:
-            found = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise  # the module is there and lacks something itself: not the config's fault
-            continue
-        break
-    for part in parts[cut:] if found is not None else ():
-        found = getattr(found, part, None)
-    if found is None or not callable(found):
-        raise ValueError(f"{key or 'config'}: _target_ {target!r} does not exist")
-    # `hdmnet.config.values.os.system` starts with an allowed name but is defined elsewhere.
-    if not f"{getattr(found, '__module__', None)}.".startswith(ALLOWED_TARGETS):
-        raise ValueError(refusal)
-    return cast(Callable[..., Any], found)
+
+class _RefusedError(UserError, ValueError):
+    """Still without its key."""
+
+
+def _with_key(message: str, key: str, target: str) -> str:
+    """`num_stages=5: …` becomes `model.num_stages=5: …`, what begins otherwise `model: …`."""
+    if not re.match(r"[a-z][\w.]*=", message):
+        return f"{key or target}: {message}"
+    return message if not key or message.startswith(f"{key}.") else f"{key}.{message}"
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

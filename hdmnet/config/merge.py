@@ -32,7 +32,7 @@ def merge_with_checkpoint(cfg: DictConfig, stored: Mapping[str, Any], overrides:
     names one and it still exists.
 
     Args:
-        cfg: The door's composed config, command line included.
+        cfg: The entry point's composed config, command line included.
         stored: The training run's config as `to_stored` gives it.
         overrides: The command line's overrides, e.g. `["dataset.image_size=257", "shot=5"]`.
 

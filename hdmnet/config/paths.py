@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from omegaconf import DictConfig, open_dict
+
+from hdmnet.runtime.errors import MissingFileError
+
+CONF_VARIABLE = "HDMNET_CONF"
+HYDRA_VERSION_BASE = "1.3"
 
 
 def conf_dir() -> Path:
@@ -17,14 +23,39 @@ def conf_dir() -> Path:
     for folder in (package / "conf", package.parent / "conf"):
         if (folder / "train.yaml").is_file():
             return folder
-    raise FileNotFoundError(f"no conf/train.yaml in or beside {package}: install hdmnet again")
+    raise MissingFileError(f"no conf/train.yaml in or beside {package}: install hdmnet again")
+
+
+def user_conf_dirs() -> tuple[Path, ...]:
+    """The user's own folders of configs, `HDMNET_CONF=DIR[:DIR]`, absolute: with groups as in conf/.
+
+    Raises:
+        FileNotFoundError: One of them is not there.
+    """
+    names = [name for name in os.environ.get(CONF_VARIABLE, "").split(os.pathsep) if name.strip()]
+    folders = tuple(Path(name).expanduser().absolute() for name in names)
+    for folder in folders:
+        if not folder.is_dir():
+            raise MissingFileError(f"{CONF_VARIABLE} names {str(folder)!r}; expected a folder of configs")
+    return folders
+
+
+def conf_dirs() -> tuple[Path, ...]:
+    """All folders of configs, in the order in which a file is looked for."""
+    return (conf_dir(), *user_conf_dirs())
+
+
+def find_option(group: str, option: str) -> Path | None:
+    """File of a config group's option, e.g. of `find_option("dataset", "coco")`; None where there is none."""
+    files = (folder / group / f"{option}.yaml" for folder in conf_dirs())
+    return next((file for file in files if file.is_file()), None)
 
 
 def make_paths_absolute(cfg: DictConfig, run_dir: str | Path) -> None:
     """Fix the folders of `paths` in place: absolute from the current folder, `~` expanded, `run_dir` filled in.
 
     Args:
-        cfg: A door's composed config.
+        cfg: An entry point's composed config.
         run_dir: The run's own folder.
     """
     with open_dict(cfg):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
+
+from hdmnet.config.paths import find_option
+from hdmnet.runtime.private_api import BASIC_SWEEPER
 
 
 @dataclass
@@ -84,19 +87,30 @@ class DemoSchema:
     official: Any = MISSING
 
 
-def register_schemas() -> None:
-    """Make known to Hydra what the doors' configs name and no file under conf/ can hold.
+SCHEMAS: dict[str, Any] = {
+    "train": TrainSchema,
+    "evaluate": EvaluateSchema,
+    "predict": PredictSchema,
+    "demo": DemoSchema,
+}
+_LOCAL_SETTINGS = ("predict", "demo")  # take of conf/local/default.yaml what they know; train and evaluate take all
 
-    That is the schemas, and a launcher and a sweeper without types: Hydra's own would refuse the keys of conf/launcher
-    and conf/sweep, and only a door's config may choose others.
+
+def register_schemas() -> None:
+    """Make known to Hydra what the entry points' configs name and no file under conf/ can hold.
+
+    That is the schemas; a launcher and a sweeper without types: Hydra's own would refuse the keys of conf/launcher and
+    conf/sweep, and only an entry point's config may choose others; and for predict and demo the local settings without
+    the keys that only train and evaluate have.
     """
     store = ConfigStore.instance()
     store.store(group="hydra/launcher", name="hdmnet", node={"_target_": MISSING})
-    sweeper = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
-    store.store(
-        group="hydra/sweeper", name="hdmnet", node={"_target_": sweeper, "max_batch_size": None, "params": None}
-    )
-    store.store(name="train_schema", node=TrainSchema)
-    store.store(name="evaluate_schema", node=EvaluateSchema)
-    store.store(name="predict_schema", node=PredictSchema)
-    store.store(name="demo_schema", node=DemoSchema)
+    sweeper = {"_target_": BASIC_SWEEPER, "max_batch_size": None, "params": None}
+    store.store(group="hydra/sweeper", name="hdmnet", node=sweeper)
+    for name, schema in SCHEMAS.items():
+        store.store(name=f"{name}_schema", node=schema)
+    file = find_option("local", "default")
+    settings: Any = {} if file is None else OmegaConf.to_container(OmegaConf.load(file))
+    for name in _LOCAL_SETTINGS:
+        known = {key: settings[key] for key in settings if key in {field.name for field in fields(SCHEMAS[name])}}
+        store.store(name=f"{name}_local", node=known)

@@ -24,6 +24,9 @@ KERNEL = 3  # of the convolution after the pyramid pooling
 _IN_ORDER = {nn.Sequential.forward, BasicBlock.forward, Bottleneck.forward}
 
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
 def fold_batch_norm(module: nn.Module) -> nn.Module:
     """Fold batch normalisation into the convolution before it, where it surely follows; returns the module.
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from hdmnet.config.paths import conf_dir
+from hdmnet.config.paths import HYDRA_VERSION_BASE, conf_dir, find_option
 from hdmnet.config.schemas import register_schemas
 from hdmnet.config.values import HDMNET, to_plain
 from hdmnet.reporting.collect import Run
@@ -70,18 +70,17 @@ def _composed(dataset: str, backbone: str, ablation: str | None, method: str = H
     """
     from hydra import compose, initialize_config_dir
 
-    conf = conf_dir()
-    words = [f"dataset={dataset}"] if (conf / "dataset" / f"{dataset}.yaml").is_file() else []
-    if (conf / "backbone" / f"{backbone}.yaml").is_file():
+    words = [] if find_option("dataset", dataset) is None else [f"dataset={dataset}"]
+    if find_option("backbone", backbone) is not None:
         words.append(f"backbone={backbone}")
     if ablation is not None:
-        if not (conf / "ablation" / f"{ablation}.yaml").is_file():
+        if find_option("ablation", ablation) is None:
             return None
         words.append(f"ablation={ablation}")
-    if known := (conf / "model" / f"{method}.yaml").is_file():
+    if known := find_option("model", method) is not None:
         words += [] if method == HDMNET else [f"model={method}"]
     register_schemas()
-    with initialize_config_dir(config_dir=str(conf), version_base="1.3"):
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base=HYDRA_VERSION_BASE):
         plain = to_plain(compose("train", words))
     settings = _settings_of(plain, plain)
     return settings if known else {key: value for key, value in settings.items() if not key.startswith(_OF_THE_METHOD)}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ProgressBar
-from omegaconf import OmegaConf
 
 from hdmnet.callbacks.progress import StageProgressBar
 from hdmnet.config.instantiate import instantiate
@@ -19,6 +18,8 @@ from hdmnet.data.datasets.skipped_files import SkippedFiles
 from hdmnet.models.base_learner import FEATURE_CHANNELS, BaseLearner
 from hdmnet.run.checkpoints import load_strictly
 from hdmnet.runtime import signals
+from hdmnet.runtime.errors import InputError
+from hdmnet.runtime.private_api import leave_sigterm_alone
 from hdmnet.runtime.provenance import git_state, library_versions
 from hdmnet.tasks.feature_store import measure_features
 from hdmnet.tasks.few_shot import FewShotTask
@@ -87,7 +88,7 @@ def needs_base_learner(cfg: DictConfig) -> bool:
     """
     encoder = cfg.model.get("encoder", BACKBONE)
     if encoder not in (BACKBONE, BASE_LEARNER):
-        raise ValueError(f"model.encoder={encoder}: expected {BACKBONE} or {BASE_LEARNER}")
+        raise InputError(f"model.encoder={encoder}: expected {BACKBONE} or {BASE_LEARNER}")
     return bool(encoder == BASE_LEARNER)
 
 
@@ -125,9 +126,8 @@ def build_model(cfg: DictConfig, encoder: nn.Module, *, num_shots: int | None = 
     Raises:
         ValueError: An argument is unknown or out of range.
     """
-    arguments = {key: value for key, value in cfg.model.items() if key not in ("name", "encoder")}
     shots = cfg.shot if num_shots is None else num_shots
-    model: FewShotMethod = instantiate(OmegaConf.create(arguments, parent=cfg), encoder=encoder, num_shots=shots)
+    model: FewShotMethod = instantiate(cfg.model, ("name",), encoder=encoder, num_shots=shots)
     return model
 
 
@@ -211,19 +211,9 @@ def build_trainer(
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     trainer: L.Trainer = instantiate(cfg.trainer, **({"callbacks": callbacks, "logger": logger} | changes))
     head_bars(trainer, stage)
-    leave_signals_alone(trainer)
-    return trainer
-
-
-def leave_signals_alone(trainer: L.Trainer) -> None:
-    """Leave SIGTERM to `hdmnet.runtime.signals` alone, where that hears of it.
-
-    Lightning's own handler lets the processes of a DDP job wait for one another wherever the signal meets them, for
-    ever where it meets them at different places.
-    """
     if signals.are_handled():
-        # It is called before the handler that it has found, which is ours.
-        cast(Any, trainer)._signal_connector._sigterm_notifier_fn = lambda *_: None
+        leave_sigterm_alone(trainer)
+    return trainer
 
 
 def head_bars(trainer: L.Trainer, stage: str) -> None:
@@ -251,7 +241,7 @@ def epoch_length(cfg: DictConfig, samples: int | None, batch_size: int, max_step
         ValueError: They fill no batch.
     """
     if samples is not None and samples // num_processes(cfg) < batch_size:
-        raise ValueError(
+        raise InputError(
             f"{samples} training samples an epoch on {num_processes(cfg)} process(es) fill no batch of {batch_size}; "
             "lower batch_size or raise dataset.episodes_per_epoch"
         )

@@ -15,6 +15,7 @@ from hdmnet.config.renamed import upgrade
 from hdmnet.config.values import look_up
 from hdmnet.models.hdmnet.official import load_official_base_learner
 from hdmnet.models.official import OFFICIAL_BACKBONES
+from hdmnet.runtime.errors import CheckpointError, refusals_as
 
 if TYPE_CHECKING:
     from hdmnet.models.base_learner import BaseLearner
@@ -34,10 +35,14 @@ def run_entry(content: dict[str, Any], path: str | Path) -> dict[str, Any] | Non
     if entry is None:
         return None
     if not isinstance(entry, dict) or not isinstance(entry.get("config"), dict) or "state_dict" not in content:
-        raise ValueError(f"checkpoint {str(path)!r} lacks its config or weights; expected a file that hdmnet wrote")
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} lacks its config or weights; expected a file that hdmnet wrote"
+        )
     for key, kind in (("dataset.name", str), ("fold", int), ("shot", int)):
         if not isinstance(look_up(entry["config"], key), kind):
-            raise ValueError(f"checkpoint {str(path)!r} has no {key} in its config; expected a file that hdmnet wrote")
+            raise CheckpointError(
+                f"checkpoint {str(path)!r} has no {key} in its config; expected a file that hdmnet wrote"
+            )
     entry["config"] = upgrade(entry["config"])
     entry.setdefault("facts", facts_of_earlier_versions(entry["config"], content["state_dict"], "model."))
     return entry
@@ -66,7 +71,9 @@ def load_official(method: str, path: str | Path, dataset: str, backbone: str, sh
         ValueError: There is no such reader, or the file fits no variant of the release.
         FileNotFoundError: There is no such file.
     """
-    model: FewShotMethod = official_reader(method).load_official_checkpoint(path, dataset, backbone, shot)
+    reader = official_reader(method)
+    with refusals_as(CheckpointError):
+        model: FewShotMethod = reader.load_official_checkpoint(path, dataset, backbone, shot)
     return model
 
 
@@ -78,9 +85,9 @@ def official_reader(method: str) -> Any:
     """
     name = f"hdmnet.models.{method}.official"
     if not method.isidentifier() or importlib.util.find_spec(f"hdmnet.models.{method}") is None:
-        raise ValueError(f"model={method}: no official checkpoints of it are read; expected a checkpoint of a run")
+        raise CheckpointError(f"model={method}: no official checkpoints of it are read; expected a checkpoint of a run")
     if importlib.util.find_spec(name) is None:
-        raise ValueError(f"model={method}: no official checkpoints of it are read; expected a checkpoint of a run")
+        raise CheckpointError(f"model={method}: no official checkpoints of it are read; expected a checkpoint of a run")
     return importlib.import_module(name)
 
 
@@ -97,7 +104,7 @@ def run_state_dict(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 def _state_dict(checkpoint: dict[str, Any], what: str) -> dict[str, Tensor]:
     state = checkpoint.get("state_dict")
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise ValueError(f"{what} has no state_dict of tensors by name; expected a file written by hdmnet")
+        raise CheckpointError(f"{what} has no state_dict of tensors by name; expected a file written by hdmnet")
     return state
 
 
@@ -150,7 +157,9 @@ def load_strictly(model: torch.nn.Module, state: dict[str, Tensor], what: str) -
     }
     problems = [f"{len(keys)} {kind} ({', '.join(keys[:2])} …)" for kind, keys in found.items() if keys]
     if problems:
-        raise ValueError(f"{what} does not fit this model: {'; '.join(problems)}; {_likely_cause(found, set(own))}")
+        raise CheckpointError(
+            f"{what} does not fit this model: {'; '.join(problems)}; {_likely_cause(found, set(own))}"
+        )
     model.load_state_dict(state)
 
 
@@ -185,18 +194,18 @@ def load_base_learner(
         for key, wanted in (("dataset", dataset), ("backbone", backbone), ("fold", fold)):
             found = about.get(key) if isinstance(about, dict) else None
             if wanted is not None and found is not None and found != wanted:
-                raise ValueError(
+                raise CheckpointError(
                     f"base learner {str(path)!r} was trained with {key}={found}, this run has {key}={wanted}; give the "
                     "one that fits, or none to train it"
                 )
         load_strictly(model, _state_dict(content, f"base learner {str(path)!r}"), f"base learner {str(path)!r}")
         return model
     if RUN_KEY in content:
-        raise ValueError(
+        raise CheckpointError(
             f"base_ckpt={str(path)!r} is a whole run; expected a base learner (base_learner.pt in a run's folder)"
         )
     if backbone not in OFFICIAL_BACKBONES:
-        raise ValueError(
+        raise CheckpointError(
             f"base_ckpt={str(path)!r} is no base learner of ours, and the official release has none for "
             f"backbone={backbone}; expected "
             f"base_learner.pt of a run, or an official file with backbone={'|'.join(OFFICIAL_BACKBONES)}"

@@ -1,28 +1,55 @@
-"""Which exceptions are the user's to mend, and the one line that says how.
+"""The errors that a user can mend, and the one line that an entry point prints for them.
 
-Ours are raised by a `raise` statement of this package and already say what was found, what was expected and what to do.
-Everything else that is not plainly about a file is taken for a bug and keeps its traceback.
+A `UserError` says what was found, what was expected and what to do. Every other exception that is not plainly about a
+file or a lost process is a bug and keeps its traceback. The subclasses can be caught as the built-in that they extend.
 """
 
 from __future__ import annotations
 
 import errno
-import linecache
 import os
 import re
 import signal
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from omegaconf.errors import OmegaConfBaseException
 
-_PACKAGE = str(Path(__file__).resolve().parents[1]) + os.sep
+
+class UserError(Exception):
+    """Something that the user can mend; takes the message as its only argument, so that processes can hand it on.
+
+    Attributes:
+        exit_code: Of the command that ends with it: 1 = a file, a folder or the data are wrong, 2 = the command line.
+    """
+
+    exit_code = 1
 
 
-# A frame of a traceback in text form, as worker processes send it: file, then its source line.
-_TEXT_FRAME = re.compile(r'^\s*File "(?P<file>.+)", line \d+, in .*\n\s*(?P<source>.*)$', re.MULTILINE)
+class ConfigError(UserError, ValueError):
+    """A key, value or group of a config, or a word of the command line."""
+
+    exit_code = 2
 
 
-_WORKER_ERROR = re.compile(r"^Caught (?P<name>\w+) in .+\nOriginal Traceback", re.MULTILINE)
+class InputError(UserError, ValueError):
+    """What a command was given does not fit together."""
+
+
+class DatasetError(UserError, ValueError):
+    """Pictures, masks, annotations, lists and classes."""
+
+
+class CheckpointError(UserError, ValueError):
+    """Checkpoints, weights and the configs in them."""
+
+
+class FileError(UserError, OSError):
+    """A file that cannot be fetched, read or written."""
+
+
+class MissingFileError(FileError, FileNotFoundError):
+    """A file or folder that is not there."""
 
 
 # A DataLoader's process that is gone: torch raises it wherever the loop is when the system tells of the death.
@@ -30,16 +57,12 @@ _DEAD_WORKER = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? (?P<pids>[\d, ]+)\) "
     r"(?:is killed by signal: (?P<signal>[\w ]+)|exited unexpectedly(?: with exit code (?P<code>-?\d+))?)"
 )
-
-
 _WHY_DEAD = {
     "Killed": "most often because memory ran out: lower num_workers, batch_size or image size, or get more memory",
     "Bus error": "most often because shared memory ran out: enlarge /dev/shm (docker run --shm-size=8g), or lower "
     "num_workers",
     "Terminated": "by the system or somebody: run it again",
 }
-
-
 _CRASHED = "a library crashed on what it read: num_workers=0 shows where"
 
 
@@ -63,26 +86,50 @@ def user_message(error: Exception) -> str | None:
         error: What the job raised.
 
     Returns:
-        The message of our own ValueErrors and OSErrors, also out of worker processes; of the operating system's
-        refusals that name a file, and of a full disk; of Lightning's refusals of a setting; of processes of the job
-        that are gone. None for everything else.
+        The message of a `UserError`, also out of worker processes; of the operating system's refusals that name a file,
+        and of a full disk; of Lightning's refusals of a setting; of processes of the job that are gone. None for
+        everything else.
     """
-    if type(error).__name__ == "MisconfigurationException":
+    if isinstance(error, UserError):
+        return _without_workers_traceback(error)
+    if type(error).__name__ == "MisconfigurationException":  # by name: importing Lightning takes seconds
         return one_line(error)
     if isinstance(error, OSError) and (error.filename is not None or error.errno == errno.ENOSPC):
         return one_line(error)
-    if isinstance(error, RuntimeError):
-        return _lost_process(error)
-    if not isinstance(error, ValueError | OSError):
-        return None
-    worker = _WORKER_ERROR.match(str(error))
-    if worker is not None:  # a DataLoader's worker: the message is the whole traceback
-        name = worker["name"]
-        message = str(error).rpartition(f"\n{name}: ")[2]
-        return " ".join(message.split()) if _raised_here_in_text(str(error)) else None
-    remote = getattr(error.__cause__, "tb", None)  # a process pool's worker: the traceback is the cause
-    raised_here = _raised_here_in_text(remote) if isinstance(remote, str) else _raised_here(error)
-    return one_line(error) if raised_here else None
+    return _lost_process(error) if isinstance(error, RuntimeError) else None
+
+
+def exit_code(error: Exception) -> int:
+    """Exit code of a command that ends with an error for which there is a `user_message`."""
+    return error.exit_code if isinstance(error, UserError) else 1
+
+
+@contextmanager
+def refusals_as(kind: type[UserError]) -> Iterator[None]:
+    """Turn the refusals of code that knows no `UserError` (hdmnet/models, other packages) into one.
+
+    Args:
+        kind: What a ValueError becomes. An OSError that names no file becomes a `FileError`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise kind(one_line(error)) from error
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        missing = isinstance(error, FileNotFoundError)
+        raise (MissingFileError if missing else FileError)(one_line(error)) from error
+
+
+def _without_workers_traceback(error: UserError) -> str:
+    """A DataLoader's worker hands on an error of the same class whose message is the worker's whole traceback."""
+    message = str(error)
+    if "\nOriginal Traceback" in message:
+        message = message.rpartition(f"\n{type(error).__module__}.{type(error).__qualname__}: ")[2]
+    return " ".join(message.split())
 
 
 def _lost_process(error: BaseException | None) -> str | None:
@@ -91,7 +138,7 @@ def _lost_process(error: BaseException | None) -> str | None:
     while error is not None:
         if (found := _DEAD_WORKER.search(str(error))) is not None:  # torch may look twice, and the cause know more
             pids = pids or found["pids"]
-            name, code = name or found["signal"], code or found["code"] or _exit_code(error)
+            name, code = name or found["signal"], code or found["code"]
         elif not pids and "gloo" in str(error) and "onnection" in str(error):
             return "the connection to another process of this job broke: it has ended, and its own message says why"
         error = error.__cause__ or error.__context__
@@ -106,32 +153,3 @@ def _lost_process(error: BaseException | None) -> str | None:
     else:
         how, why = "ended unexpectedly", f"{_WHY_DEAD['Killed']}; or {_CRASHED}"
     return f"data loader worker (process {pids}) {how}, {why}"
-
-
-def _exit_code(error: BaseException) -> int | None:
-    """Exit code of the first worker that torch has found dead: its message leaves it out, but not its frame."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    workers = [] if trace is None else trace.tb_frame.f_locals.get("failed_workers") or []
-    return getattr(workers[0], "exitcode", None) if workers else None
-
-
-def _raised_here(error: Exception) -> bool:
-    """Whether a `raise` statement of this package raised it; not a call of ours that a library refused."""
-    trace = error.__traceback__
-    if trace is None:
-        return False
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    file = trace.tb_frame.f_code.co_filename
-    return _is_our_raise(file, linecache.getline(file, trace.tb_lineno))
-
-
-def _raised_here_in_text(trace: str) -> bool:
-    frames = list(_TEXT_FRAME.finditer(trace))
-    return bool(frames) and _is_our_raise(frames[-1]["file"], frames[-1]["source"])
-
-
-def _is_our_raise(file: str, source: str) -> bool:
-    return os.path.realpath(file).startswith(_PACKAGE) and source.lstrip().startswith("raise ")

@@ -62,7 +62,7 @@ def send_to_ranks(what: str, text: str) -> None:
     """Tell the ranks that were started together with this one; does nothing where there are none.
 
     Args:
-        what: What it is about; receive_from_first once in a process.
+        what: What it is about; received once in a process.
         text: What `receive_from_first` gives in the others.
     """
     if started_together():
@@ -97,7 +97,7 @@ def _store() -> Any:
     return distributed.TCPStore(host, port, is_master=serve, timeout=_PATIENCE, wait_for_workers=False)
 
 
-# ------------------------------------------------------------------------------------------------------ the lonely
+# ----------------------------------------------------------------------------------------------- the end of a parent
 
 
 def end_with_parent() -> None:

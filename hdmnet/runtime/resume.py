@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hdmnet.config.renamed import upgrade
 from hdmnet.config.values import to_plain, to_stored
 from hdmnet.runtime.atomic import replacing
+from hdmnet.runtime.errors import InputError, MissingFileError
 from hdmnet.runtime.run_folder import is_held, own_folder
 
 log = logging.getLogger(__name__)
@@ -146,7 +147,7 @@ def wish(cfg: DictConfig) -> str | None:
     A job that SLURM has put into the queue again wants "auto".
 
     Args:
-        cfg: A config of the train door.
+        cfg: A config of the entry point train.
     """
     if cfg.ckpt == LAST:
         return LAST
@@ -159,8 +160,8 @@ def find_folder(cfg: DictConfig, fresh: Path) -> Path:
     """The folder of the run that a command goes on with; `fresh` where it begins a new one.
 
     Args:
-        cfg: A composed config of the train door. Its `resume` becomes the checkpoint to go on from where it names one,
-            the folder where the newest of the folder is meant, and null for a new run.
+        cfg: A composed config of the entry point train. Its `resume` becomes the checkpoint to go on from where it
+            names one, the folder where the newest of the folder is meant, and null for a new run.
         fresh: The folder that Hydra has made for this command.
 
     Raises:
@@ -174,7 +175,7 @@ def find_folder(cfg: DictConfig, fresh: Path) -> Path:
     if wanted in (AUTO, LAST):
         found = _newest_unfinished(asked, any_ckpt=cfg.ckpt == LAST)
         if found is None and wanted == LAST:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"no unfinished run of this config in {fresh.parent}; expected the command line of a run that was "
                 "stopped, or hydra.run.dir=RUN; leave `last` out to begin a new one"
             )
@@ -215,23 +216,23 @@ def _named(wanted: str, asked: RunRecord) -> tuple[RunRecord, Path | None]:
     """The run of a folder, or of a checkpoint in it, and the checkpoint."""
     path = Path(wanted).expanduser().absolute()
     if not path.exists():
-        raise FileNotFoundError(f"resume={wanted}: not found; expected auto, last, a run's folder or its checkpoint")
+        raise MissingFileError(f"resume={wanted}: not found; expected auto, last, a run's folder or its checkpoint")
     checkpoint = path if path.is_file() else None
     folder = path if checkpoint is None else path.parent.parent
     run = RunRecord.read(folder)
     if run is None:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"resume={wanted}: {folder / RUN_FILE} is missing or damaged; expected the folder of a run that was "
             "stopped; ckpt=PATH begins a new run from a checkpoint's weights"
         )
     if run.finished:
-        raise ValueError(
+        raise InputError(
             f"resume={wanted}: this run has finished, see {folder / 'result.json'}; ckpt=PATH begins a new run from "
             "its weights"
         )
     different = run.differences(asked)
     if different:
-        raise ValueError(
+        raise InputError(
             f"resume={wanted}: this run was begun with another {', '.join(different[:5])}; expected the same command "
             "line (folders, devices and num_workers may differ); ckpt=PATH begins a new run from its weights"
         )
@@ -258,7 +259,7 @@ def can_go_on(cfg: DictConfig, folder: Path) -> bool:
     """Whether a job with a folder of its own is to go on with what it finds there.
 
     Args:
-        cfg: The config of the train door.
+        cfg: The config of the entry point train.
         folder: Of the job.
     """
     run = RunRecord.read(folder)

@@ -1,4 +1,4 @@
-"""The signals that ask a run to end: a training hears them between two steps, writes a checkpoint and ends then.
+"""The signals that ask a run to end: a training asks for them between two steps, writes a checkpoint and ends then.
 
 Imports nothing heavy.
 """
@@ -49,7 +49,7 @@ class Stopped(BaseException):
 class _State:
     """Of this process."""
 
-    handling_signals = False  # whether signals come to `_hear`
+    handling_signals = False  # whether signals come to `_on_signal`
     polled = False  # whether somebody asks `stop_requested` again and again
     number: int | None = None
     owner = os.getpid()
@@ -70,7 +70,7 @@ def handling_signals() -> Iterator[None]:
     others = {child.pid for child in multiprocessing.active_children()}
     _State.handling_signals, _State.polled, _State.number, _State.owner = True, False, None, os.getpid()
     for number in numbers:
-        signal.signal(number, _hear)
+        signal.signal(number, _on_signal)
     try:
         yield
     finally:
@@ -83,7 +83,7 @@ def handling_signals() -> Iterator[None]:
                 child.join()
 
 
-def _hear(number: int, _: FrameType | None) -> None:
+def _on_signal(number: int, _: FrameType | None) -> None:
     if os.getpid() != _State.owner:  # a process that was forked: its parent decides
         return
     # Nobody would ask, or somebody at a keyboard has lost patience; machines may well say the same thing twice.
@@ -106,7 +106,7 @@ def polling() -> Iterator[None]:
     """A section that asks `stop_requested` every few seconds at least; the first signal does not interrupt it.
 
     Raises:
-        Stopped: The section has ended without having handling_signals of the signal.
+        Stopped: The section has ended without an answer to the signal.
     """
     _State.polled = True
     try:
@@ -118,7 +118,7 @@ def polling() -> Iterator[None]:
 
 
 def stop_requested() -> int | None:
-    """The signal that has stop_requested the run to end; None while there was none."""
+    """The signal that has asked the run to end; None while there was none."""
     return _State.number
 
 

@@ -108,7 +108,7 @@ class Sweep:
         return 1 if unhappy else 0
 
 
-current = Sweep()  # of this process; emptied by the door
+current = Sweep()  # of this process; emptied by the entry point
 
 
 def read_job_result(folder: Path) -> dict[str, Any] | None:
@@ -224,7 +224,7 @@ class SweepLauncher(Launcher):
         return {key for key, override in last.items() if override.is_sweep_override()}
 
     def command(self) -> list[str]:
-        """The door's command, without arguments."""
+        """The entry point's command, without arguments."""
         module = self.task_function.__module__
         if module != "__main__":
             return [sys.executable, "-m", module]

@@ -22,10 +22,10 @@ _SHARED = frozenset({"timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_pe
 
 
 class Task:
-    """What SLURM starts once for each rank: the door with the job's config.
+    """What SLURM starts once for each rank: the entry point with the job's config.
 
     Args:
-        command: The door's command.
+        command: The entry point's command.
         job_file: The composed config.
     """
 
@@ -33,7 +33,7 @@ class Task:
         self.command, self.job_file = list(command), job_file
 
     def __call__(self) -> int:
-        """Run the door; returns its exit code.
+        """Run the entry point; returns its exit code.
 
         Raises:
             RuntimeError: It failed: SLURM then ends the job's other ranks.

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import torch
-from torch import nn
 
 from hdmnet.metrics import SegmentationIoU
+from hdmnet.models.folding import BATCH_NORMS
 from hdmnet.models.losses import segmentation_loss
 from hdmnet.tasks.schedule import poly_schedule
 
@@ -71,7 +71,7 @@ class BaseLearnerTask(L.LightningModule):
         """Keep what is frozen in evaluation mode, which Lightning leaves at every epoch and after every validation."""
         freeze = self.optimiser_settings.freeze_backbone
         for module in self.model.backbone.modules():
-            if freeze == "all" or (freeze == "norm" and isinstance(module, nn.modules.batchnorm._BatchNorm)):
+            if freeze == "all" or (freeze == "norm" and isinstance(module, BATCH_NORMS)):
                 module.eval()
 
     def training_step(self, batch: SegmentationSample, batch_idx: int) -> Tensor:

@@ -20,8 +20,7 @@ from hydra import compose, initialize_config_dir
 
 from hdmnet.apps.segmenter import Segmenter
 from hdmnet.apps.segmenter_file import SegmenterSpec
-from hdmnet.cli.entry_point import HYDRA_VERSION_BASE
-from hdmnet.config.paths import conf_dir
+from hdmnet.config.paths import HYDRA_VERSION_BASE, conf_dir
 from hdmnet.config.schemas import register_schemas
 from hdmnet.config.values import image_size, to_stored
 from hdmnet.data.io.arrays import UInt8Array

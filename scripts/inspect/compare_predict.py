@@ -36,9 +36,8 @@ from tqdm import tqdm  # noqa: E402
 from hdmnet.apps.predict import predict  # noqa: E402
 from hdmnet.apps.segmenter import Segmenter  # noqa: E402
 from hdmnet.callbacks.build import build_callbacks  # noqa: E402
-from hdmnet.cli.entry_point import HYDRA_VERSION_BASE  # noqa: E402
 from hdmnet.cli.parser import OneLineParser  # noqa: E402
-from hdmnet.config.paths import conf_dir, make_paths_absolute  # noqa: E402
+from hdmnet.config.paths import HYDRA_VERSION_BASE, conf_dir, make_paths_absolute  # noqa: E402
 from hdmnet.data.datamodules.few_shot import FewShotDataModule  # noqa: E402
 from hdmnet.data.episodes.manifest import EpisodeSpec  # noqa: E402
 from hdmnet.data.prepare import run_main  # noqa: E402

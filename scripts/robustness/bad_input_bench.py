@@ -23,8 +23,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from hdmnet.apps.segmenter import Segmenter
-from hdmnet.cli.entry_point import HYDRA_VERSION_BASE
-from hdmnet.config.paths import conf_dir, make_paths_absolute
+from hdmnet.config.paths import HYDRA_VERSION_BASE, conf_dir, make_paths_absolute
 from hdmnet.config.schemas import register_schemas
 from hdmnet.config.values import to_stored
 from hdmnet.data.io.masks import read_mask, write_mask

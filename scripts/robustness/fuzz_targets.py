@@ -313,7 +313,7 @@ def run_command(path: Path) -> None:
     sys.argv = [door, *tiny, *words, *where, f"paths.output_dir={path.parent}"]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = entry_point._run_command(door, job)
+            code = entry_point.run_command(door, job)
     finally:
         sys.argv = argv
         os.environ.clear()

@@ -161,9 +161,8 @@ def train(out: Path, *, steps: int, evaluations: int, workers: int, overrides: S
     """Train in a new folder below `out`; returns it."""
     from hydra import compose, initialize_config_dir
 
-    from hdmnet.cli.entry_point import HYDRA_VERSION_BASE
     from hdmnet.config.checks import validate
-    from hdmnet.config.paths import conf_dir, make_paths_absolute
+    from hdmnet.config.paths import HYDRA_VERSION_BASE, conf_dir, make_paths_absolute
     from hdmnet.config.schemas import register_schemas
     from hdmnet.run.pipeline import train as run
 

@@ -10,7 +10,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from hdmnet.cli.entry_point import available_cpus, entry_point, job_overrides, quote_paths
+from hdmnet.cli.entry_point import available_cpus, entry_point, job_overrides
+from hdmnet.cli.quoting import quote_paths
 from hdmnet.config.instantiate import instantiate
 from tests.helpers.commands import call
 
@@ -97,7 +98,7 @@ def test_what_the_job_refuses_is_one_line(run_door):
     def job(cfg):
         instantiate(cfg.paths)
 
-    assert run_door(job)[::2] == (1, "error: paths cannot be built: it has no _target_\n")
+    assert run_door(job)[::2] == (2, "error: paths cannot be built: it has no _target_\n")
 
 
 def test_a_bug_keeps_its_traceback(run_door):

@@ -157,16 +157,8 @@ def test_paths_become_absolute(compose_config, monkeypatch, tmp_path):
         ("seed=-1", "seed=-1: expected an integer of at least 0"),
         ("batch_size=0", "batch_size=0: expected an integer of at least 1"),
         ("num_workers=-1", "num_workers=-1: expected null or an integer of at least 0"),
-        ("model.num_stages=5", "model.num_stages=5: expected 1, 2, 3 or 4"),
-        ("model.num_stages=true", "model.num_stages=True: expected 1, 2, 3 or 4"),
-        ("model.matching.temperature=0", "model.matching.temperature=0: expected a number above 0"),
-        ("model.matching.num_heads=3", "model.matching.num_heads=3: expected a divisor of 64"),
-        ("model.matching.merge_kernel=2", "model.matching.merge_kernel=2: expected 1 or 3"),
         ("dataset.augment_scale=[1.1,0.9]", r"dataset.augment_scale=\[1.1, 0.9\]: expected two numbers above 0"),
         ("optim.base.num_val_samples=0", "optim.base.num_val_samples=0: expected null or an integer of at least 1"),
-        ("loss.temperature=0", "loss.temperature=0: expected a number above 0"),
-        ("loss.temperature=hot", "loss.temperature=hot: expected a number above 0"),
-        ("loss.distillation=-1", "loss.distillation=-1: expected a number of at least 0"),
         ("dataset.image_size=[1,2,3]", r"dataset.image_size=\[1, 2, 3\]: expected an integer of 1 to 4096, or two of"),
         ("dataset.filter_novel=maybe", "dataset.filter_novel=maybe: expected true or false"),
         ("dataset.num_val_episodes=null", "dataset.num_val_episodes=null: expected an integer of at least 1"),
@@ -174,16 +166,6 @@ def test_paths_become_absolute(compose_config, monkeypatch, tmp_path):
         ("selection=bset", "selection=bset: expected best or last; did you mean 'best'"),
         ("protocol=x", "protocol=x: expected uniform or official$"),
         ("support_mask=one", "support_mask=one: expected given or ones; did you mean 'ones'"),
-        ("model.norm=sync", "model.norm=sync: expected fixed or bn or syncbn; did you mean 'syncbn'"),
-        (
-            "model.matching.normalise=qery",
-            "model.matching.normalise=qery: expected query or support or none; did you mean 'query'",
-        ),
-        ("model.matching.score=cos", "model.matching.score=cos: expected cosine or dot; did you mean 'cosine'"),
-        (
-            "loss.distillation_kind=ce_teach",
-            "loss.distillation_kind=ce_teach: expected kl_teacher or ce_teacher or ce_truth; did you mean 'ce_teacher'",
-        ),
     ],
 )
 def test_wrong_values_are_refused_on_one_line(compose_config, override, message):
@@ -297,13 +279,15 @@ def test_instantiate_builds_nested_nodes_and_passes_arguments_through():
     assert instantiate(None) is None
 
 
-@pytest.mark.parametrize(
-    "target",
-    ["os.system", "builtins.eval", "subprocess.run", "torch.hub.load", "hdmnet.config.values.os.system", "hdmnetx.a"],
-)
-def test_instantiate_refuses_foreign_targets(target):
-    with pytest.raises(ValueError, match="is not allowed"):
-        instantiate({"_target_": target})
+def test_instantiate_builds_what_lies_outside_the_package(monkeypatch, tmp_path):
+    (tmp_path / "my_method.py").write_text("class Mine:\n    def __init__(self, size):\n        self.size = size\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert instantiate({"_target_": "my_method.Mine"}, size=3).size == 3
+
+
+def test_instantiate_leaves_keys_out_and_prefers_ready_arguments():
+    node = {"_target_": "torch.nn.Identity", "name": "x", "a": {"_target_": "nowhere.at_all"}}
+    assert instantiate({**node, "_partial_": True}, ("name",), a=1).keywords == {"a": 1}
 
 
 @pytest.mark.parametrize(
@@ -314,6 +298,10 @@ def test_instantiate_refuses_foreign_targets(target):
         ({"_target_": "hdmnet.config.values.image_size", "valu": 1}, "does not take these keys"),
         ({"_target_": "torch.nn.Linear", "in_features": 1}, "torch.nn.Linear: .*out_features"),
         ({"a": 1}, "it has no _target_"),
+        ({"_target_": "hdmnetx.a"}, r"'hdmnetx.a' does not exist \(No module named 'hdmnetx'\)"),
+        ({"_target_": "torch.nn.Linear", "in_features": "x", "out_features": 1}, "^torch.nn.Linear: "),
+        ({"_target_": "builtins.dict", "a": {"_target_": "torch.nn.Linear"}}, "^a: .*in_features"),
+        ({"_target_": "hdmnet.data.class_split.make_fold", "_partial_": False}, "does not take these keys"),
     ],
 )
 def test_instantiate_says_what_is_wrong(node, message):
@@ -339,7 +327,7 @@ def test_stored_configs_are_plain(stored):
     check(stored)
 
 
-@pytest.mark.parametrize("override", ["optim.base=3", "model.matching=null"])
+@pytest.mark.parametrize("override", ["optim.base=3", "optim.base=null"])
 def test_a_group_that_is_none(compose_config, override):
     key = override.lstrip("+").partition("=")[0]
     with pytest.raises(ValueError, match=rf"^{key}=.*: expected a group of settings"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib.metadata import EntryPoint
 
 import pytest
 from hypothesis import given, settings
@@ -62,6 +63,38 @@ def test_no_other_target_is_built(stored, key, target):
     line = refusal(check_stored, changed(stored, key, value), "ckpt=x")
     assert line.startswith("ckpt=x: its config names ")
     assert "nothing was run" in line
+
+
+@pytest.mark.parametrize(
+    ("admitted", "target", "known"),
+    [
+        ("my_package", "my_package.methods.Mine", True),
+        (" other , my_package.methods", "my_package.methods.Mine", True),
+        ("my_pack", "my_package.methods.Mine", False),
+        ("", "my_package.methods.Mine", False),
+        ("my_package", 3, False),
+    ],
+)
+def test_extensions_are_admitted_by_their_module(stored, monkeypatch, admitted, target, known):
+    monkeypatch.setenv("HDMNET_EXTENSIONS", admitted)
+    config = changed(stored, "model._target_", target)
+    if known:
+        check_stored(config, "x")
+    else:
+        assert "its module in HDMNET_EXTENSIONS" in refusal(check_stored, config, "x")
+
+
+def test_installed_packages_admit_themselves(stored, monkeypatch):
+    mine = EntryPoint("mine", "my_package", "hdmnet.extensions")
+    monkeypatch.setattr("hdmnet.config.stored.entry_points", lambda group: [mine] if group == mine.group else [])
+    check_stored(changed(stored, "model._target_", "my_package.methods.Mine"), "x")
+
+
+def test_what_the_users_own_files_name_is_known(stored, monkeypatch, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("_target_: my_package.methods.Mine\n")
+    monkeypatch.setenv("HDMNET_CONF", str(tmp_path))
+    check_stored(changed(stored, "model._target_", "my_package.methods.Mine"), "x")
 
 
 def test_the_command_at_hand_may_name_more(compose_config, stored):

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from hdmnet.callbacks.checkpoint import RunCheckpoint
 from hdmnet.data.episodes.samplers import EpochSampler
 from hdmnet.loggers.csv import CsvLogger
-from hdmnet.run.build import leave_signals_alone
+from hdmnet.runtime import signals
+from hdmnet.runtime.private_api import leave_sigterm_alone
 from hdmnet.tasks.schedule import poly_schedule
 
 
@@ -107,6 +108,7 @@ def fit(
         accelerator="cpu", logger=CsvLogger(folder), callbacks=[learning_rate, keeper], log_every_n_steps=1,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, **arguments,
     )  # fmt: skip
-    leave_signals_alone(one)
+    if signals.are_handled():
+        leave_sigterm_alone(one)
     one.fit(task, datamodule=data or Data(), ckpt_path=resume)
     return task, keeper

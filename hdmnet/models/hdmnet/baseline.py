@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hdmnet.models.attention import to_map, to_tokens
 from hdmnet.models.base_learner import BaseLearner
+from hdmnet.models.checks import check_integer, check_switch
 from hdmnet.models.hdmnet.alternating import AlternatingTransformer
 from hdmnet.models.hdmnet.ensemble import Ensemble
 from hdmnet.models.hdmnet.matching import CorrelationMatching
@@ -52,8 +53,7 @@ class AlternatingMetaLearner(MetaLearner):
         mid_dropout: float = 0.5,
         matching: Mapping[str, Any] | None = None,
     ) -> None:
-        if num_rounds < 1:
-            raise ValueError(f"model.num_rounds={num_rounds}: expected at least 1")
+        check_integer("model.num_rounds", num_rounds, 1, 100)
         options = {"num_heads": 2, **(matching or {}), "score": "dot", "normalise": "support"}
         super().__init__(
             mid_channels=mid_channels,
@@ -128,6 +128,7 @@ def build_baseline(
     Raises:
         ValueError: A switch has an unknown value.
     """
+    check_switch("model.ensemble", ensemble)
     meta_learner = AlternatingMetaLearner(
         mid_channels=sum(level.channels for level in encoder.backbone.feature_info[-3:-1]),
         num_rounds=num_rounds,

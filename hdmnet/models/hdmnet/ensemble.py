@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from hdmnet.models.checks import check_choice
+
 EPS = 1e-7
 
 
@@ -44,8 +46,7 @@ class Ensemble(nn.Module):
 
     def __init__(self, *, num_shots: int = 1, shot_weighting: str = "intended") -> None:
         super().__init__()
-        if shot_weighting not in ("intended", "official"):
-            raise ValueError(f"model.shot_weighting={shot_weighting!r}: expected 'intended' or 'official'")
+        check_choice("model.shot_weighting", shot_weighting, ("intended", "official"))
         self.num_shots = num_shots
         self.shot_weighting = shot_weighting
         self.gram_merge = nn.Conv2d(2, 1, 1, bias=False)

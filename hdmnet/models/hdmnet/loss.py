@@ -13,13 +13,13 @@ Dimension letters: B batch, H W input pixels, h_l w_l size of stage l (1 = fines
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hdmnet.models.checks import check_choice, check_number
 from hdmnet.models.losses import check_weight, probability_loss, segmentation_loss
 from hdmnet.models.method import Segmentation
 
@@ -59,8 +59,7 @@ class HDMNetLoss(nn.Module):
         super().__init__()
         for name, weight in (("final", final), ("meta", meta), ("distillation", distillation)):
             check_weight(f"loss.{name}", weight)
-        if final_on not in ("probabilities", "log"):
-            raise ValueError(f"loss.final_on={final_on}: expected probabilities or log")
+        check_choice("loss.final_on", final_on, ("probabilities", "log"))
         _check_distillation(temperature, distillation_kind)
         self.final, self.meta, self.distillation = final, meta, distillation
         self.distillation_kind, self.temperature, self.final_on = distillation_kind, temperature, final_on
@@ -99,10 +98,8 @@ def _check_distillation(temperature: float, kind: str) -> None:
     Raises:
         ValueError: In one line.
     """
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
-        raise ValueError(f"loss.temperature={temperature}: expected a number above 0")
-    if kind not in DISTILLATION_KINDS:
-        raise ValueError(f"loss.distillation_kind={kind}: expected one of {', '.join(DISTILLATION_KINDS)}")
+    check_number("loss.temperature", temperature, above=0)
+    check_choice("loss.distillation_kind", kind, DISTILLATION_KINDS)
 
 
 def ground_truth_teacher(query_mask: Tensor, size: tuple[int, int]) -> Tensor:

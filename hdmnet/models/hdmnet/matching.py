@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hdmnet.models.attention import LAYER_NORM_EPS, FeedForward, merge_heads, split_heads, to_map, to_tokens
+from hdmnet.models.checks import check_number
 from hdmnet.models.hdmnet.matching_variants import attend as attend_variant
 from hdmnet.models.hdmnet.matching_variants import check_variant
 from hdmnet.models.packed import PackedRows, find_foreground
@@ -114,7 +115,7 @@ class CorrelationMatching(nn.Module):
         normalise: "query" (the inverse softmax), "support" or "none"; see `hdmnet.models.hdmnet.matching_variants`.
 
     Raises:
-        ValueError: Unknown `score` or `normalise`.
+        ValueError: Unknown `score` or `normalise`, or another value out of range.
     """
 
     def __init__(
@@ -132,6 +133,11 @@ class CorrelationMatching(nn.Module):
     ) -> None:
         super().__init__()
         check_variant(score, normalise)
+        check_number("model.matching.temperature", temperature, above=0)
+        if isinstance(num_heads, bool) or not isinstance(num_heads, int) or num_heads < 1 or channels % num_heads:
+            raise ValueError(f"model.matching.num_heads={num_heads}: expected a divisor of {channels}")
+        if type(merge_kernel) is not int or merge_kernel not in (1, 3):
+            raise ValueError(f"model.matching.merge_kernel={merge_kernel}: expected 1 or 3")
         self.score = score
         self.normalise = normalise
         self.num_heads = num_heads

@@ -29,6 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from hdmnet.models.checks import check_choice
+
 SCORES = ("cosine", "dot")
 NORMALISATIONS = ("query", "support", "none")
 COUNT_EPS = 1e-9
@@ -41,9 +43,8 @@ def check_variant(score: str, normalise: str) -> None:
     Raises:
         ValueError: Unknown `score` or `normalise`.
     """
-    for name, value, known in (("score", score, SCORES), ("normalise", normalise, NORMALISATIONS)):
-        if value not in known:
-            raise ValueError(f"model.matching.{name}={value!r}: expected one of {', '.join(known)}")
+    check_choice("model.matching.score", score, SCORES)
+    check_choice("model.matching.normalise", normalise, NORMALISATIONS)
 
 
 def attend(

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hdmnet.models.checks import check_share
 from hdmnet.models.hdmnet.decoder import Decoder
 from hdmnet.models.hdmnet.matching import CorrelationMatching
 from hdmnet.models.hdmnet.pyramid import Pyramid
@@ -96,6 +97,8 @@ class MetaLearner(nn.Module):
         matching: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        check_share("model.dropout", dropout)
+        check_share("model.mid_dropout", mid_dropout)
         num_priors = 2
         self.reduced_channels = reduced_channels
         self.down_query = Reduction(mid_channels, reduced_channels, mid_dropout)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from hdmnet.models.base_learner import BaseLearner
+from hdmnet.models.checks import check_choice, check_switch
+from hdmnet.models.folding import BATCH_NORMS
 from hdmnet.models.hdmnet.ensemble import Ensemble, gram_distance, gram_matrix
 from hdmnet.models.hdmnet.features import QueryFeatures, SupportFeatures
 from hdmnet.models.hdmnet.meta_learner import MetaLearner
@@ -51,8 +53,8 @@ class HDMNet(FewShotMethod):
         prior_norm: bool = False,
     ) -> None:
         super().__init__()
-        if norm not in NORMS:
-            raise ValueError(f"model.norm={norm!r}: expected one of {', '.join(NORMS)}")
+        check_choice("model.norm", norm, NORMS)
+        check_switch("model.prior_norm", prior_norm)
         self.norm = norm
         self.prior_norm = prior_norm
         if ensemble is None:
@@ -69,7 +71,7 @@ class HDMNet(FewShotMethod):
         super().train(mode)
         if self.norm == "fixed":
             for module in self.meta_learner.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if isinstance(module, BATCH_NORMS):
                     module.train(False)
         return self
 
@@ -252,6 +254,7 @@ def build_hdmnet(
     Raises:
         ValueError: A switch has an unknown value.
     """
+    check_switch("model.ensemble", ensemble)
     meta_learner = MetaLearner(
         mid_channels=sum(level.channels for level in encoder.backbone.feature_info[-3:-1]),
         num_stages=num_stages,

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hdmnet.models.attention import LAYER_NORM_EPS, FeedForward, merge_heads, split_heads, to_map, to_tokens
+from hdmnet.models.checks import check_integer
 
 MAX_STAGES = 4
 # Stage 1 (finest) first. A fourth stage (paper Table 7, S_4) continues the pattern of the third; the release stops at
@@ -126,8 +127,7 @@ class Pyramid(nn.Module):
 
     def __init__(self, channels: int, *, num_stages: int, depth: int = 2, dropout: float = 0.1) -> None:
         super().__init__()
-        if not 1 <= num_stages <= MAX_STAGES:
-            raise ValueError(f"model.num_stages={num_stages}: expected 1 to {MAX_STAGES}")
+        check_integer("model.num_stages", num_stages, 1, MAX_STAGES)
         self.stages = nn.ModuleList(
             PyramidStage(channels, stage=i, depth=depth, dropout=dropout) for i in range(num_stages)
         )

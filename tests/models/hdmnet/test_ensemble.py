@@ -86,5 +86,5 @@ def test_another_number_of_shots_is_averaged():
 
 
 def test_unknown_shot_weighting():
-    with pytest.raises(ValueError, match=r"model.shot_weighting='sorted': expected 'intended' or 'official'"):
+    with pytest.raises(ValueError, match=r"model.shot_weighting=sorted: expected intended or official"):
         Ensemble(shot_weighting="sorted")

@@ -70,7 +70,7 @@ def test_kinds_of_distillation(kind, mask):
     [
         (
             {"distillation_kind": "none"},
-            "loss.distillation_kind=none: expected one of kl_teacher, ce_teacher, ce_truth",
+            "loss.distillation_kind=none: expected kl_teacher or ce_teacher or ce_truth",
         ),
         ({"final_on": "nll"}, "loss.final_on=nll: expected probabilities or log"),
         ({"temperature": 0}, "loss.temperature=0: expected a number above 0"),

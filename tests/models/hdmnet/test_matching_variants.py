@@ -115,8 +115,8 @@ def test_with_other_shots_than_in_training_the_message_keeps_its_size(score, nor
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"score": "euclid"}, r"model.matching.score='euclid': expected one of cosine, dot"),
-        ({"normalise": "both"}, r"model.matching.normalise='both': expected one of query, support, none"),
+        ({"score": "euclid"}, r"model.matching.score=euclid: expected cosine or dot"),
+        ({"normalise": "both"}, r"model.matching.normalise=both: expected query or support or none"),
     ],
 )
 def test_unknown_variant(changes, message):

@@ -111,7 +111,7 @@ def test_norm_switches():
     assert not decoder_norm("fixed").training
     assert decoder_norm("bn").training
     assert isinstance(decoder_norm("syncbn"), nn.SyncBatchNorm)
-    with pytest.raises(ValueError, match=r"model.norm='batch': expected one of fixed, bn, syncbn"):
+    with pytest.raises(ValueError, match=r"model.norm=batch: expected fixed or bn or syncbn"):
         make_model(norm="batch")
 
 

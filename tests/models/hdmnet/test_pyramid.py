@@ -26,7 +26,7 @@ def test_sizes_finest_first(size, expected, num_stages):
 
 @pytest.mark.parametrize("num_stages", [0, 5])
 def test_number_of_stages_is_checked(num_stages):
-    with pytest.raises(ValueError, match=f"model.num_stages={num_stages}: expected 1 to 4"):
+    with pytest.raises(ValueError, match=f"model.num_stages={num_stages}: expected an integer of 1 to 4"):
         Pyramid(16, num_stages=num_stages)
 
 

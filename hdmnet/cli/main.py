@@ -1,0 +1,40 @@
+"""The console command `hdmnet train …`: the same as `python -m hdmnet.train …`."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+
+from hdmnet.config.values import did_you_mean
+
+COMMANDS = {
+    "train": "train and test a method",
+    "evaluate": "the test protocol on a checkpoint",
+    "predict": "segment one's own pictures",
+    "demo": "a web page on this machine",
+    "report": "tables and figures of finished runs",
+}
+
+
+def main() -> int:
+    """Run the command that the first word names, on the words after it.
+
+    Returns:
+        The exit code, where the command does not exit by itself.
+    """
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        lines = [f"  {command:<10}{text}" for command, text in COMMANDS.items()]
+        print("\n".join(["hdmnet COMMAND …", "", *lines, "", "hdmnet COMMAND --help says what a command takes"]))
+        return 0
+    if name not in COMMANDS:
+        known = f"expected one of {', '.join(COMMANDS)}{did_you_mean(name, list(COMMANDS))}"
+        print(f"error: hdmnet {name}: no such command; {known}", file=sys.stderr)
+        return 2
+    del sys.argv[1]
+    if os.getcwd() not in sys.path:  # as `python -m` does: classes of one's own lie beside one's work
+        sys.path.insert(0, os.getcwd())
+    # As the main module, so that ranks and jobs of a sweep, which start the main module again, find the command.
+    runpy.run_module(f"hdmnet.{name}", run_name="__main__", alter_sys=True)
+    return 0

@@ -1,0 +1,54 @@
+"""What is used of other libraries' private interfaces: each with its reason, and a test that fails when it changes.
+
+Imports only OmegaConf: Lightning and PyTorch take seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+# Hydra's own sweeper, as Hydra's config of it names it: `hydra/sweeper=basic` would refuse the keys of conf/sweep.
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+# The entry of a saved training loop that counts optimiser steps; a resumed run writes it for its own batch size.
+STEPS_KEY = "_batches_that_stepped"
+
+
+def hydra_parser() -> argparse.ArgumentParser:
+    """The parser of Hydra's flags: asked first, it answers an unknown flag in one line; Hydra prints its usage."""
+    from hydra._internal.utils import get_args_parser
+
+    parser: argparse.ArgumentParser = get_args_parser()
+    return parser
+
+
+def full_key(node: Any) -> str:
+    """Dotted key of a config node below its root, for messages; OmegaConf tells it only in its own errors."""
+    return str(node._get_full_key(None) or "")
+
+
+def writes_log(trainer: Trainer) -> bool:
+    """Whether Lightning writes its log after this batch; its own callbacks ask in the same way."""
+    return bool(trainer._logger_connector.should_update_logs)
+
+
+def leave_sigterm_alone(trainer: Trainer) -> None:
+    """Take SIGTERM from Lightning, where `hdmnet.runtime.signals` handles it.
+
+    Lightning's own handler lets the processes of a DDP job wait for one another wherever the signal meets them, for
+    ever where it meets them at different places. It is called before the handler that it has found, which is ours.
+    """
+    cast(Any, trainer)._signal_connector._sigterm_notifier_fn = lambda *_: None
+
+
+def begin_epoch(trainer: Trainer) -> None:
+    """Let a resumed fit begin its epoch as any other one; with `max_steps` set Lightning takes it for interrupted."""
+    from lightning.pytorch.loops.loop import _Loop
+
+    loop = trainer.fit_loop
+    cast(Any, _Loop.restarting).fset(loop, False)  # not the subclass's setter, which keeps the mark
+    loop.epoch_loop.reset_restart_stage()
