@@ -35,7 +35,32 @@ def upgrade(config: Any) -> Any:
     Returns:
         A copy; what has not changed since is the same.
     """
-    return _with_new_names(config, 0)
+    new = _with_new_names(config, 0)
+    if (
+        isinstance(new, dict)
+        and isinstance(new.get("dataset"), dict)
+        and isinstance(new["dataset"].get("source"), dict)
+    ):
+        new["dataset"] = _without_source(new["dataset"])
+    return new
+
+
+def _without_source(dataset: dict[str, Any]) -> dict[str, Any]:
+    """A `dataset` node whose class and arguments stood in a block of their own, `source`, beside the run's keys."""
+    node = {key: value for key, value in dataset.items() if key != "source"}
+    source = dict(dataset["source"])
+    if source.get("_target_") == "hdmnet.data.datasets.shapes.dataset.ShapesDataset":
+        for old, new in (("seed", "generator_seed"), ("image_size", "picture_size")):
+            if old in source:
+                source[new] = source.pop(old)
+        for key in ("root", "num_folds", "train_list", "val_list"):  # they stood there unused
+            node.pop(key, None)
+    for key, value in source.items():
+        if not isinstance(value, str) or not value.startswith("${.."):
+            node[key] = value
+        elif value != f"${{..{key}}}":
+            node[key] = value.replace("${..", "${.", 1)
+    return node
 
 
 def _with_new_names(node: Any, depth: int) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
@@ -98,14 +99,14 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     with timer("data"):
         point = resume_point(cfg)
         _check_config(cfg, resumed=point is not None)
-        source = build_dataset(cfg)
-        data = build_few_shot_data(cfg, source)
+        dataset = build_dataset(cfg)
+        data = build_few_shot_data(cfg, dataset)
         data.setup()  # every list, mask and class count is checked before any training
         check_free_disk(cfg, data.num_base)
         data.episodes_per_epoch = epoch_length(cfg, data.episodes_per_epoch, cfg.batch_size, cfg.trainer.max_steps)
     with timer("base_learner"):
         given = cfg.ckpt is not None or point is not None  # it holds its base learner: nothing to train or to look for
-        learner = build_base_learner(cfg, data.num_base, weights=None) if given else obtain_base_learner(cfg, source)
+        learner = build_base_learner(cfg, data.num_base, weights=None) if given else obtain_base_learner(cfg, dataset)
     # Again, so that stage 2 starts alike whether stage 1 was trained just now or found on disk.
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     task = build_task(cfg, build_model(cfg, learner), data)
@@ -166,12 +167,12 @@ def prepare_evaluation(cfg: DictConfig, *, official: bool = False) -> tuple[FewS
         ValueError: Data or checkpoint do not fit the config.
         FileNotFoundError: Something on disk is missing.
     """
-    source = build_dataset(cfg)
-    data = build_few_shot_data(cfg, source)
+    dataset = build_dataset(cfg)
+    data = build_few_shot_data(cfg, dataset)
     data.setup("test")
     model: nn.Module
     if official:
-        model = load_official_checkpoint(cfg.ckpt, source.name, cfg.backbone.name, cfg.shot)
+        model = load_official_checkpoint(cfg.ckpt, dataset.name, cfg.backbone.name, cfg.shot)
     else:
         checkpoint = _run_checkpoint(cfg.ckpt)
         trained, state = checkpoint[RUN_KEY]["config"], run_state_dict(checkpoint)
@@ -263,18 +264,20 @@ def every_object_foreground(data: FewShotDataModule) -> float:
         mIoU as a fraction.
     """
     metric = FewShotIoU(len(data.novel_names))
-    novel = data.fold_classes.novel
+    index = {value: place for place, value in enumerate(data.class_split.test)}
     for episode in data.test_manifests[0]:
-        mask = torch.from_numpy(data.source.read_mask_of(episode.query_id, episode.class_value))
-        target = torch.where(mask == 255, 255, (mask == episode.class_value).to(torch.uint8))
-        class_index = torch.tensor([novel.index(episode.class_value)])
-        metric.update((mask > 0).long()[None], target[None], class_index)
+        target = data.dataset.read_class_mask(episode.query_id, episode.class_value)
+        labelled = np.zeros(target.shape, dtype=bool)
+        for value in data.dataset.class_areas(episode.query_id):
+            labelled |= data.dataset.read_class_mask(episode.query_id, value) == 1
+        class_index = torch.tensor([index[episode.class_value]])
+        metric.update(torch.from_numpy(labelled)[None], torch.from_numpy(target)[None], class_index)
     return float(metric.compute()["miou"])
 
 
 def _test_with_ones(cfg: DictConfig, task: FewShotTask, data: FewShotDataModule) -> float:
     """The control of the paper's Table 8: the same model and episodes of the first seed, support masks all ones."""
-    ones = build_few_shot_data(cfg, data.source, support_mask="ones", num_test_seeds=1)
+    ones = build_few_shot_data(cfg, data.dataset, support_mask="ones", num_test_seeds=1)
     ones.measure_features = data.measure_features
     trainer = build_trainer(cfg, "control: support mask all ones", callbacks=list(progress_bars(cfg)), logger=False)
     task.num_test_seeds = 1

@@ -75,7 +75,8 @@ class FewShotTask(L.LightningModule):
     Args:
         model: Called as ``model(query_image, support_images, support_masks, class_index)``; gives its own optimiser
             groups by ``parameter_groups(lr=…, head_lr_factor=…)``.
-        class_names: Of the fold's novel classes, in the order of ``class_index``.
+        class_names: Of the test episodes' classes, in the order of ``class_index``.
+        val_class_names: Of the validation episodes' classes; None: the same.
         num_test_seeds: Test seeds whose episodes the test loader mixes; may be lowered later for a test of fewer.
         loss: Weights of the terms.
         optimiser: Learning rates and schedule.
@@ -89,6 +90,7 @@ class FewShotTask(L.LightningModule):
         *,
         model: nn.Module,
         class_names: Sequence[str],
+        val_class_names: Sequence[str] | None = None,
         num_test_seeds: int = 1,
         loss: LossWeights | None = None,
         optimiser: OptimiserSettings | None = None,
@@ -104,10 +106,10 @@ class FewShotTask(L.LightningModule):
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
         self.checkpoint_extra = checkpoint_extra or {}
         self.num_test_seeds = num_test_seeds
-        num_classes = len(self.class_names)
+        val_names = self.class_names if val_class_names is None else tuple(val_class_names)
         # One metric a prediction ("final", "meta") and seed; validation has one seed.
-        self.val_metrics = _metrics(num_classes, self.class_names, 1)
-        self.test_metrics = _metrics(num_classes, self.class_names, num_test_seeds)
+        self.val_metrics = _metrics(len(val_names), val_names, 1)
+        self.test_metrics = _metrics(len(self.class_names), self.class_names, num_test_seeds)
         self.val_results: dict[str, list[dict[str, Any]]] = {}
         self.test_results: dict[str, list[dict[str, Any]]] = {}
         self._tells_left_out = True

@@ -47,9 +47,9 @@ NAME = "inspect_episode"
 def test_episodes(data: FewShotDataModule) -> EvalEpisodes:
     """The test episodes of all seeds, whole."""
     return EvalEpisodes(
-        data.source,
+        data.dataset,
         data.test_manifests,
-        fold=data.fold_classes,
+        classes=data.class_split.test,
         image_size=data.image_size,
         support_mask=data.support_mask,
     )
@@ -157,7 +157,7 @@ def run(argv: Sequence[str] | None) -> bool:
     with tempfile.TemporaryDirectory() as run_dir:
         cfg, official = compose_config(arguments.ckpt, arguments.overrides, run_dir)
         task, data = prepare_evaluation(cfg, official=official)
-        callback = EpisodeScores(data.source)
+        callback = EpisodeScores(data.dataset)
         if arguments.worst or arguments.best:
             trainer = build_trainer(cfg, "test", callbacks=[*progress_bars(cfg), callback], logger=False)
             trainer.test(task, datamodule=data, verbose=False)
@@ -166,7 +166,7 @@ def run(argv: Sequence[str] | None) -> bool:
     folder: Path = arguments.out
     if callback.scores:
         write_episodes(callback.scores, task.class_names, folder / "episodes.csv")
-        write_confusion(callback.scores, task.class_names, data.source.class_names, folder)
+        write_confusion(callback.scores, task.class_names, data.dataset.class_names, folder)
     ranked = sorted(callback.scores, key=lambda one: one.iou)  # of equal ones the earlier first
     for name, chosen in (("worst", ranked[: arguments.worst]), ("best", ranked[::-1][: arguments.best])):
         if chosen:
