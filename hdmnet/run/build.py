@@ -46,9 +46,8 @@ def build_dataset(cfg: DictConfig, *, check: bool = True) -> SegmentationDataset
     node = cast(dict[str, Any], OmegaConf.to_container(cfg.dataset, resolve=True))
     target = instantiate({"_target_": node["_target_"], "_partial_": True}).func
     named = inspect.signature(target).parameters
-    dataset: SegmentationDataset = instantiate(
-        {key: value for key, value in node.items() if key in named or key not in run_keys()}
-    )
+    own = {key: value for key, value in node.items() if key in named or key not in run_keys()}
+    dataset: SegmentationDataset = instantiate(OmegaConf.create({"dataset": own}).dataset)  # so named in errors
     if check:
         dataset.check(files=skipped_files(cfg) is None)
     return dataset

@@ -23,7 +23,7 @@ from hdmnet.tasks.feature_store import measure_features
 from hdmnet.tasks.few_shot import FewShotTask
 from hdmnet.visual.colours import PREDICTION, TRUTH
 from hdmnet.visual.episode_grid import draw_batch_item, draw_episode, episode_iou, stack_rows
-from tests.data.datamodules.test_datamodules import few_shot
+from tests.helpers.datasets import few_shot
 from tests.helpers.encode_once import ColourMatcher
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

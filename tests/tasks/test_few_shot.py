@@ -56,7 +56,6 @@ def make_batch(masks, predictions, classes, *, originals=None, seeds=None):
     return Episode(
         query_image=predictions[:, None].expand(-1, 3, -1, -1).clone(),
         query_mask=masks,
-        query_base_mask=torch.zeros_like(masks),
         support_images=torch.zeros(count, 1, 3, *masks.shape[1:]),
         support_masks=torch.zeros(count, 1, *masks.shape[1:], dtype=torch.uint8),
         class_index=torch.tensor(classes),
