@@ -53,8 +53,6 @@ def _without_source(dataset: dict[str, Any]) -> dict[str, Any]:
         for old, new in (("seed", "generator_seed"), ("image_size", "picture_size")):
             if old in source:
                 source[new] = source.pop(old)
-        for key in ("root", "num_folds", "train_list", "val_list"):  # they stood there unused
-            node.pop(key, None)
     for key, value in source.items():
         if not isinstance(value, str) or not value.startswith("${.."):
             node[key] = value

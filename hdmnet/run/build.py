@@ -41,21 +41,28 @@ if TYPE_CHECKING:
 def build_dataset(cfg: DictConfig, *, check: bool = True) -> SegmentationDataset:
     """The data set, checked to be there if not told otherwise.
 
-    Of the run's keys, those of conf/dataset_defaults, its constructor gets the ones that it names; all others are its.
+    Of the keys of conf/dataset_defaults its constructor gets the ones that it names and that are not null; all others are its own.
+
+    Raises:
+        ValueError: It does not take its keys, has another number of folds, or is not whole.
+        FileNotFoundError: Something of it is missing.
     """
     node = cast(dict[str, Any], OmegaConf.to_container(cfg.dataset, resolve=True))
     target = instantiate({"_target_": node["_target_"], "_partial_": True}).func
     named = inspect.signature(target).parameters
-    own = {key: value for key, value in node.items() if key in named or key not in run_keys()}
+    given = {key for key in named if node.get(key) is not None}
+    own = {key: value for key, value in node.items() if key in given or key not in common_keys()}
     dataset: SegmentationDataset = instantiate(OmegaConf.create({"dataset": own}).dataset)  # so named in errors
+    if node.get("num_folds") not in (None, dataset.num_folds):
+        raise ValueError(f"dataset.num_folds={node['num_folds']}: expected {dataset.num_folds}, as {dataset.name} has")
     if check:
         dataset.check(files=skipped_files(cfg) is None)
     return dataset
 
 
 @functools.cache
-def run_keys() -> frozenset[str]:
-    """Keys of a `dataset` node that say what a run makes of a data set, whichever it is."""
+def common_keys() -> frozenset[str]:
+    """Keys that the `dataset` node has whichever the data set is."""
     return frozenset(map(str, OmegaConf.load(conf_dir() / "dataset_defaults" / "default.yaml")))
 
 

@@ -15,7 +15,7 @@ from hdmnet.config.merge import merge_with_checkpoint
 from hdmnet.config.paths import conf_dir, make_paths_absolute
 from hdmnet.config.schemas import EvaluateSchema, TrainSchema
 from hdmnet.config.values import image_size, to_stored
-from hdmnet.run.build import build_dataset
+from hdmnet.run.build import build_dataset, common_keys
 
 GROUPS = sorted(folder.name for folder in conf_dir().iterdir() if folder.is_dir() and folder.name != "local")
 OPTIONS = [
@@ -44,7 +44,8 @@ def test_every_target_takes_the_keys_of_its_node(file):
     for node in targets_in(OmegaConf.to_container(OmegaConf.load(file))):
         module, _, name = node["_target_"].rpartition(".")
         function = getattr(importlib.import_module(module), name)
-        arguments = {key: value for key, value in node.items() if not key.startswith("_")}
+        common = common_keys() if file.parent.name == "dataset" else ()
+        arguments = {key: value for key, value in node.items() if not key.startswith("_") and key not in common}
         inspect.signature(function).bind_partial(**arguments)
 
 

@@ -65,7 +65,7 @@ class FolderDataset(LabelMapDataset):
 
     def __init__(
         self,
-        root: str | Path | None,
+        root: str | Path | None = None,
         *,
         name: str = "folder",
         layout: LayoutName | None = None,
