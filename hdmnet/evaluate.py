@@ -9,6 +9,7 @@ from hdmnet.cli.entry_point import HYDRA_VERSION_BASE, entry_point
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+    from typing import Any
 
     from omegaconf import DictConfig
 
@@ -30,19 +31,19 @@ def main(cfg: DictConfig) -> None:
     about = run_entry(content, cfg.ckpt)
     if about is not None:
         cfg = evaluation_config(cfg, about["config"], job_overrides(cfg), f"ckpt={cfg.ckpt}")
-    evaluate(cfg, official=about is None)
+    evaluate(cfg, content)
 
 
-def compose_config(checkpoint: Path, overrides: Sequence[str], run_dir: str) -> tuple[DictConfig, bool]:
-    """Compose what the entry_point would run, for scripts.
+def compose_config(checkpoint: Path, overrides: Sequence[str], run_dir: str) -> tuple[DictConfig, dict[str, Any]]:
+    """Compose what the entry point would run, for scripts.
 
     Args:
         checkpoint: Of a run or of the official release.
-        overrides: The entry_point's command line without ``ckpt``.
+        overrides: The entry point's command line without ``ckpt``.
         run_dir: The run's folder.
 
     Returns:
-        The config, and whether the checkpoint is the official release's.
+        The config, and the checkpoint's content.
     """
     from hydra import compose, initialize_config_dir
 
@@ -58,11 +59,12 @@ def compose_config(checkpoint: Path, overrides: Sequence[str], run_dir: str) -> 
         cfg = compose("evaluate", overrides=list(overrides))
     cfg.ckpt = str(checkpoint)
     make_paths_absolute(cfg, run_dir)
-    about = run_entry(read_checkpoint(checkpoint), checkpoint)
+    content = read_checkpoint(checkpoint)
+    about = run_entry(content, checkpoint)
     if about is not None:
-        return evaluation_config(cfg, about["config"], overrides, f"ckpt={checkpoint}"), False
+        return evaluation_config(cfg, about["config"], overrides, f"ckpt={checkpoint}"), content
     validate(cfg)
-    return cfg, True
+    return cfg, content
 
 
 if __name__ == "__main__":

@@ -1,12 +1,158 @@
-"""What every method, backbone and data set has to keep: subclass a contract, give its fixture, and it is tested."""
+"""What every part of a kind must do: subclass a contract, give its fixture, and its tests run on your own part."""
 
 from __future__ import annotations
 
+import copy
+import io
 import pickle
 
 import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
 
 from hdmnet.data.catalog import load_catalog
+from hdmnet.models.method import FINAL, EncodesApart, FewShotMethod, Segmentation, encodes_apart
+
+
+class MethodContract:
+    """A few-shot method. Give a fixture `method` that builds a tiny one.
+
+    Attributes:
+        size: (H, W) of the pictures; not square, and not a multiple of the strides.
+        tolerance: Of what is computed in another order.
+    """
+
+    size = (49, 66)
+    tolerance = 1e-4
+
+    @pytest.fixture
+    def method(self):
+        raise NotImplementedError
+
+    @pytest.fixture
+    def evaluated(self, method):
+        return method.eval()
+
+    def episodes(self, shots=1, batch=2):
+        """Queries, supports and masks with 0, 1 and 255."""
+        generator = torch.Generator().manual_seed(shots)
+        height, width = self.size
+        images = torch.randn(batch, 1 + shots, 3, height, width, generator=generator)
+        masks = torch.zeros(batch, shots, height, width, dtype=torch.uint8)
+        masks[..., height // 5 : height // 2, width // 4 : width // 2] = 1
+        masks[..., height // 2 : height // 2 + 3, :] = 255
+        return images[:, 0], images[:, 1:], masks
+
+    @staticmethod
+    def segment(method, *episodes):
+        with torch.no_grad():
+            return method(*episodes)
+
+    def same(self, one, other, *, exact=False):
+        tolerance = 0 if exact else self.tolerance
+        torch.testing.assert_close(one.logits, other.logits, rtol=tolerance, atol=tolerance)
+
+    @pytest.mark.parametrize("shots", [1, 3])
+    def test_what_it_answers(self, evaluated, shots):
+        assert isinstance(evaluated, FewShotMethod)
+        out = self.segment(evaluated, *self.episodes(shots))
+        assert isinstance(out, Segmentation)
+        assert out.size == self.size
+        assert out.logits.shape == (2, 2, *self.size)
+        assert out.prediction.shape == (2, *self.size)
+        assert out.prediction.dtype == torch.int64
+        assert set(out.prediction.unique().tolist()) <= {0, 1}
+        for name in evaluated.reported:
+            assert out.logits_of(name).shape == (2, 2, *self.size)
+        assert FINAL in evaluated.reported
+        assert FINAL not in out.auxiliary
+        maps = [one for several in out.maps.values() for one in several]
+        assert all(one.ndim == 3 and len(one) == 2 for one in maps)
+        values = [out.logits, *out.auxiliary_logits.values(), *maps]
+        assert all(value.isfinite().all() for value in values)
+
+    @pytest.mark.parametrize("value", [0, 1, 255])
+    def test_masks_of_one_value_give_finite_numbers(self, method, value):
+        query, supports, masks = self.episodes()
+        out = method(query, supports, torch.full_like(masks, value))
+        assert out.logits.isfinite().all()
+        out.logits.sum().backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in method.parameters())
+
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+    def test_255_in_a_support_mask_is_background(self, evaluated, dtype):
+        query, supports, masks = self.episodes()
+        plain = torch.where(masks == 255, 0, masks)
+        ours, other = (self.segment(evaluated, query, supports, m) for m in (masks.to(dtype), plain))
+        self.same(ours, other, exact=True)
+
+    def test_answers_are_deterministic_and_do_not_depend_on_the_batch(self, evaluated):
+        episodes = self.episodes(shots=3)
+        before = {key: value.clone() for key, value in evaluated.state_dict().items()}
+        whole = self.segment(evaluated, *episodes)
+        self.same(self.segment(evaluated, *episodes), whole, exact=True)
+        alone = self.segment(evaluated, *(x[1:] for x in episodes))
+        torch.testing.assert_close(alone.logits[0], whole.logits[1], rtol=self.tolerance, atol=self.tolerance)
+        assert all(torch.equal(value, before[key]) for key, value in evaluated.state_dict().items())
+
+    def test_encoding_apart_gives_the_same(self, evaluated):
+        query, supports, masks = self.episodes(shots=3)
+        apart = encodes_apart(evaluated)
+        assert isinstance(apart, EncodesApart)
+        with torch.no_grad():
+            queries = apart.encode_query(query)
+            # Taken apart and put together again, as the feature store does.
+            kept = apart.encode_support(supports.flatten(0, 1), masks.flatten(0, 1))
+            pieces = kept.unbind()
+            assert len(pieces) == 6
+            assert sum(piece.num_bytes for piece in pieces) == kept.num_bytes > 0
+            out = apart.match(type(queries).stack(queries.unbind()), type(kept).stack(pieces), shots=3)
+        self.same(out, self.segment(evaluated, query, supports, masks))
+
+    def test_parameter_groups_hold_what_learns_once(self, method):
+        groups, doubled = method.parameter_groups(1e-3), method.parameter_groups(2e-3)
+        ids = [id(p) for group in groups for p in group["params"]]
+        assert len(ids) == len(set(ids))
+        assert set(ids) == {id(p) for p in method.parameters() if p.requires_grad}
+        names = [group["name"] for group in groups]
+        assert len(names) == len(set(names))
+        assert [group["lr"] for group in doubled] == pytest.approx([2 * group["lr"] for group in groups])
+
+    def test_a_step_moves_what_learns_and_nothing_else(self, method):
+        torch.manual_seed(0)
+        query, supports, masks = self.episodes()
+        before = {name: p.detach().clone() for name, p in method.named_parameters()}
+        optimizer = torch.optim.SGD(method.train().parameter_groups(1e-2), lr=1e-2)
+        out = method(query, supports, masks, torch.zeros(len(query), dtype=torch.int64))
+        target = torch.where(masks[:, 0] == 255, 255, masks[:, 0]).long()
+        logits = [out.logits, *(value for value in out.auxiliary_logits.values() if value.requires_grad)]
+        losses = [F.cross_entropy(one, target, ignore_index=255) for one in logits]
+        torch.stack(losses).sum().backward()
+        learning = {name for name, p in method.named_parameters() if p.requires_grad}
+        gradients = {name: p.grad for name, p in method.named_parameters()}
+        assert {name for name, gradient in gradients.items() if gradient is not None} == learning
+        optimizer.step()
+        moved = {name for name, p in method.named_parameters() if not torch.equal(p, before[name])}
+        assert moved == {name for name in learning if gradients[name].any()}
+        assert len(moved) > 0.9 * len(learning)  # a bias before a softmax has a gradient of exactly 0
+
+    def test_weights_come_back_from_a_file(self, evaluated):
+        episodes = self.episodes()
+        file = io.BytesIO()
+        torch.save(evaluated.state_dict(), file)
+        file.seek(0)
+        other = copy.deepcopy(evaluated)
+        with torch.no_grad():
+            for value in other.state_dict().values():
+                value.zero_()
+        other.load_state_dict(torch.load(file, weights_only=True))
+        self.same(self.segment(other, *episodes), self.segment(evaluated, *episodes), exact=True)
+
+    def test_it_can_be_pickled(self, evaluated):
+        copied = pickle.loads(pickle.dumps(evaluated))
+        episodes = self.episodes()
+        self.same(self.segment(copied, *episodes), self.segment(evaluated, *episodes), exact=True)
 
 
 class DatasetContract:

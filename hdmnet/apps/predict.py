@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 Box = tuple[float, float, float, float]
 Supports = dict[str, list[tuple[Path, Path | Box]]]
 
-_PRIORS = ("prior_base", "prior_layer4")
 _TINT = 0.45  # opacity of the overlay
 
 
@@ -255,7 +254,7 @@ def _refuse_to_replace(output: Path, names: Sequence[str], inputs: Sequence[Path
     Raises:
         ValueError: One line that names it.
     """
-    kinds = ("_mask.png", "_overlay.jpg", "_probability", *(f"_{prior}" for prior in _PRIORS), "_correlation_")
+    kinds = ("_mask.png", "_overlay.jpg", "_probability", "_prior_", "_correlation_")
     starts = {name + kind for name in names for kind in kinds}
     for path in inputs:
         if path.parent.resolve() == output.resolve() and any(path.name.startswith(start) for start in starts):
@@ -306,8 +305,7 @@ def write_prediction(folder: Path, name: str, picture: UInt8Array, prediction: P
 
 
 def _named_maps(maps: Maps) -> list[tuple[str, NDArray[np.float32]]]:
-    priors = [] if maps.prior_masks is None else list(zip(_PRIORS, maps.prior_masks, strict=True))
-    return priors + [(f"correlation_{stage}", values) for stage, values in enumerate(maps.correlation_maps, start=1)]
+    return [(f"{kind}_{i}", values) for kind, several in maps.items() for i, values in enumerate(several, start=1)]
 
 
 def _write(path: Path, array: NDArray[Any]) -> None:

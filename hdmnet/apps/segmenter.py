@@ -12,37 +12,34 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, cast, overload
+from typing import Any, Self, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from hdmnet.apps.segmenter_file import SegmenterSpec, read_segmenter, read_supports, write_segmenter
 from hdmnet.data.io.arrays import UInt8Array
 from hdmnet.data.io.user_pictures import read_user_mask, read_user_picture
 from hdmnet.data.normalise import normalise
 from hdmnet.data.transforms import resize_image, resize_mask
-from hdmnet.models.method import foreground_probability
-from hdmnet.tasks.feature_store import EncodesApart, Features, Output, resize
+from hdmnet.models.method import (
+    EncodesApart,
+    Features,
+    FewShotMethod,
+    Segmentation,
+    encodes_apart,
+    foreground_probability,
+)
+from hdmnet.tasks.feature_store import resize
 
 Float32 = NDArray[np.float32]
 DEFAULT_CLASS = "object"
 MAX_CLASSES = 254  # an index mask has 8 bits, 255 is ignore
 
 
-@dataclass(frozen=True)
-class Maps:
-    """What the network saw of one query with one class's supports.
-
-    Attributes:
-        prior_masks: (2, h_1, w_1) float32: from the base learner's feature, then from backbone layer 4.
-        correlation_maps: (h_l, w_l) float32 each, finest (stage 1) first.
-    """
-
-    prior_masks: Float32 | None
-    correlation_maps: list[Float32]
+Maps = dict[str, list[Float32]]  # by name ("prior", "correlation" …): (h_l, w_l) float32 each, finest first
 
 
 @dataclass(frozen=True)
@@ -89,19 +86,18 @@ class Segmenter:
         device: "auto" (a GPU if there is one), "cpu", "cuda:1" …
 
     Raises:
-        ValueError: The model cannot encode supports apart from queries, or there is no such device.
+        ValueError: There is no such device.
     """
 
-    def __init__(self, model: nn.Module, recipe: SegmenterSpec, *, device: str | torch.device = "auto") -> None:
-        if not isinstance(model, EncodesApart):
-            raise ValueError(f"{type(model).__name__} cannot keep supports: expected one with encode_support and match")
+    def __init__(self, model: FewShotMethod, recipe: SegmenterSpec, *, device: str | torch.device = "auto") -> None:
         self.recipe = recipe
         self.device = _device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
+        self._apart: EncodesApart = encodes_apart(self.model)
         self._classes: dict[str, Fitted] = {}
         # Now, and not in two threads at once, the trunk folds its weights and fills its constants.
         with torch.no_grad():
-            self._reusable.encode_query(torch.zeros(1, 3, *self.image_size, device=self.device))
+            self._apart.encode_query(torch.zeros(1, 3, *self.image_size, device=self.device))
 
     @classmethod
     def from_checkpoint(
@@ -112,6 +108,7 @@ class Segmenter:
         dataset: str | None = None,
         backbone: str | None = None,
         shot: int = 1,
+        method: str = "hdmnet",
         image_size: int | Sequence[int] | None = None,
     ) -> Self:
         """Read a run's checkpoint, a fitted segmenter that `save` wrote, or a checkpoint of the official release.
@@ -122,6 +119,7 @@ class Segmenter:
             dataset: Only for official files: "pascal" or "coco".
             backbone: Only for official files: "resnet50_v2" or "vgg16".
             shot: Only for official files: K it was trained with. Any number of supports may be given to `fit`.
+            method: Only for official files: whose release it is of.
             image_size: Side, or (H, W), that the network sees; None: what it was trained with.
 
         Returns:
@@ -131,12 +129,19 @@ class Segmenter:
             FileNotFoundError: There is no such file.
             ValueError: It is damaged, a base learner, or fits no model.
         """
-        model, recipe, content = read_segmenter(path, dataset, backbone, shot, image_size)
+        model, recipe, content = read_segmenter(path, dataset, backbone, shot, method, image_size)
         segmenter = cls(model, recipe, device=device)
         segmenter._classes = {
-            name: Fitted(features, shots) for name, (features, shots) in read_supports(content, path, segmenter.device)
+            name: Fitted(features, shots)
+            for name, (features, shots) in read_supports(content, path, segmenter._blank_support(), segmenter.device)
         }
         return segmenter
+
+    @torch.no_grad()
+    def _blank_support(self) -> Features:
+        """The features of one empty support: what kind they are of."""
+        blank = torch.zeros(1, 3, *self.image_size, device=self.device)
+        return self._apart.encode_support(blank, blank[:, 0])
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -152,10 +157,6 @@ class Segmenter:
     def fitted(self) -> dict[str, Fitted]:
         """The encoded supports of each class."""
         return dict(self._classes)
-
-    @property
-    def _reusable(self) -> EncodesApart:
-        return cast(EncodesApart, self.model)
 
     # ------------------------------------------------------------------------------------------------------------ fit
 
@@ -210,7 +211,7 @@ class Segmenter:
             pictures.append(resize_image(picture, self.image_size))
             marked.append(torch.from_numpy(small))
         return Fitted(
-            self._reusable.encode_support(self._input(pictures), torch.stack(marked).to(self.device)), len(images)
+            self._apart.encode_support(self._input(pictures), torch.stack(marked).to(self.device)), len(images)
         )
 
     def _input(self, pictures: Sequence[UInt8Array]) -> Tensor:
@@ -233,7 +234,7 @@ class Segmenter:
             images: One picture or several, of any sizes, as in `fit`; (B, H, W, C) arrays and (B, C, H, W) tensors are
                 several.
             batch_size: Pictures that go through the network together: on a GPU more are faster.
-            maps: Return prior masks and correlation maps too.
+            maps: Return what the method shows too: prior masks, correlation maps.
 
         Returns:
             A `Prediction` for one picture, a list of them for several.
@@ -257,11 +258,9 @@ class Segmenter:
     def _predict(self, images: Sequence[Any], classes: Mapping[str, Fitted], maps: bool) -> list[Prediction]:
         """Segment one batch."""
         pictures = [read_user_picture(image)[0] for image in images]
-        query = self._reusable.encode_query(
-            self._input([resize_image(picture, self.image_size) for picture in pictures])
-        )
+        query = self._apart.encode_query(self._input([resize_image(picture, self.image_size) for picture in pictures]))
         outputs = {
-            name: self._reusable.match(query, type(one.features).stack([one.features] * len(images)), shots=one.shots)
+            name: self._apart.match(query, type(one.features).stack([one.features] * len(images)), shots=one.shots)
             for name, one in classes.items()
         }
         return [
@@ -286,14 +285,16 @@ class Segmenter:
         write_segmenter(path, self.model, self.recipe, fitted)
 
 
-def _prediction(outputs: Mapping[str, Output], item: int, size: torch.Size, *, maps: bool) -> Prediction:
+def _prediction(outputs: Mapping[str, Segmentation], item: int, size: torch.Size, *, maps: bool) -> Prediction:
     """What the outputs of all classes say of one item, at its picture's size."""
     best = mask = None
     probabilities, kept = {}, {}
     for index, (name, output) in enumerate(outputs.items(), start=1):
-        logits = resize(output.final_logits[item : item + 1], size)[0]  # (2, H0, W0)
+        logits = resize(output.logits[item : item + 1], size)[0]  # (2, H0, W0)
         foreground = logits[1] > logits[0]  # as the metric decides, see `hdmnet.metrics.count_pixels`
-        probability = foreground_probability(logits, is_probability=output.final_is_probability)
+        if output.decided is not None:
+            foreground = resize(output.decided[item : item + 1], size)[0].bool()
+        probability = foreground_probability(logits, is_probability=output.is_probability)
         probabilities[name] = probability.cpu().numpy()
         if mask is None or best is None:
             mask, best = foreground.to(torch.uint8), probability.where(foreground, probability.new_tensor(-1.0))
@@ -301,11 +302,10 @@ def _prediction(outputs: Mapping[str, Output], item: int, size: torch.Size, *, m
             wins = foreground & (probability > best)
             mask, best = mask.masked_fill(wins, index), torch.where(wins, probability, best)
         if maps:
-            priors = getattr(output, "prior_masks", None)
-            kept[name] = Maps(
-                None if priors is None else priors[item].float().cpu().numpy(),
-                [values[item].float().cpu().numpy() for values in output.correlation_maps],
-            )
+            kept[name] = {
+                kind: [values[item].float().cpu().numpy() for values in several]
+                for kind, several in output.maps.items()
+            }
     assert mask is not None
     return Prediction(mask.cpu().numpy(), probabilities, kept)
 

@@ -8,18 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from hdmnet.config.paths import conf_dir
 from hdmnet.config.renamed import upgrade
 from hdmnet.config.stored import stored_config
 from hdmnet.config.values import image_size as as_size
-from hdmnet.models.hdmnet.features import SupportFeatures
-from hdmnet.models.hdmnet.official import NUM_BASE, OFFICIAL_BACKBONES, build_official, load_official_checkpoint
+from hdmnet.models.backbones.base import IMAGENET_MEAN, IMAGENET_STD
+from hdmnet.models.method import Features, FewShotMethod
 from hdmnet.models.packed import PackedRows
-from hdmnet.run.build import build_trained_model
-from hdmnet.run.checkpoints import load_strictly, run_entry, run_state_dict
+from hdmnet.run.build import build_trained
+from hdmnet.run.checkpoints import (
+    facts_of_earlier_versions,
+    load_official,
+    load_strictly,
+    official_reader,
+    run_entry,
+    run_state_dict,
+)
 from hdmnet.runtime.checkpoint_file import BASE_LEARNER_KEY, read_checkpoint, write_atomically
 
 SEGMENTER_KEY = "hdmnet_segmenter"
@@ -34,7 +39,8 @@ class SegmenterSpec:
         mean: RGB mean of the normalisation, in [0, 1].
         std: RGB standard deviation.
         config: Of a run: its config as stored in the checkpoint.
-        official: Of the release: the arguments `dataset`, `backbone` and `shot` of `build_official`.
+        official: Of a release: the arguments `method`, and of its `build_official` `dataset`, `backbone` and `shot`.
+        facts: Of a run: what its checkpoint tells of the training.
     """
 
     image_size: tuple[int, int]
@@ -42,6 +48,7 @@ class SegmenterSpec:
     std: tuple[float, ...]
     config: dict[str, Any] | None = None
     official: dict[str, Any] | None = None
+    facts: dict[str, Any] | None = None
 
 
 def read_segmenter(
@@ -49,8 +56,9 @@ def read_segmenter(
     dataset: str | None,
     backbone: str | None,
     shot: int,
+    method: str,
     image_size: int | Sequence[int] | None,
-) -> tuple[nn.Module, SegmenterSpec, dict[str, Any]]:
+) -> tuple[FewShotMethod, SegmenterSpec, dict[str, Any]]:
     """Read a checkpoint; see `Segmenter.from_checkpoint` for the arguments.
 
     Returns:
@@ -64,42 +72,44 @@ def read_segmenter(
     if BASE_LEARNER_KEY in content:
         raise ValueError(f"ckpt={path} is a base learner; expected checkpoints/best.ckpt of a run's folder")
     if SEGMENTER_KEY in content:
-        return _from_fitted(content, path, image_size)
+        return _from_saved(content, path, image_size)
     about = run_entry(content, path)
     if about is not None:
         cfg = stored_config(about["config"], f"ckpt={path}")
-        model = build_trained_model(cfg, run_state_dict(content), path, num_shots=cfg.shot)
-        return model, _recipe(cfg.dataset, cfg.backbone, image_size, config=about["config"]), content
-    if dataset not in NUM_BASE or backbone not in OFFICIAL_BACKBONES:
+        model = build_trained(cfg, run_state_dict(content), path, about["facts"])
+        size = cfg.dataset.image_size if image_size is None else image_size
+        statistics = tuple(cfg.backbone.mean), tuple(cfg.backbone.std)
+        return model, SegmenterSpec(_size(size), *statistics, about["config"], facts=about["facts"]), content
+    if dataset is None or backbone is None:
         raise ValueError(
             f"ckpt={path} is not of an hdmnet run (dataset={dataset}, backbone={backbone}); expected "
-            f"checkpoints/best.ckpt of a run's folder, or a file of the official release with its dataset "
-            f"({'|'.join(NUM_BASE)}), backbone ({'|'.join(OFFICIAL_BACKBONES)}) and shot (predict: official.dataset=… "
-            "official.backbone=… official.shot=K)"
+            "checkpoints/best.ckpt of a run's folder, or a file of a method's official release with its dataset, "
+            "backbone and shot (predict: official.dataset=… official.backbone=… official.shot=K)"
         )
-    official = {"dataset": dataset, "backbone": backbone, "shot": shot}
-    groups: list[Any] = [
-        OmegaConf.load(conf_dir() / group / f"{name}.yaml")
-        for group, name in (("dataset", dataset), ("backbone", backbone))
-    ]
-    recipe = _recipe(groups[0], groups[1], image_size, official=official)
-    return load_official_checkpoint(path, dataset, backbone, shot), recipe, content
+    official: dict[str, Any] = {"method": method, "dataset": dataset, "backbone": backbone, "shot": shot}
+    loaded = load_official(path=path, **official)
+    size = official_reader(method).IMAGE_SIZES[dataset] if image_size is None else image_size
+    return loaded, SegmenterSpec(_size(size), IMAGENET_MEAN, IMAGENET_STD, official=official), content
 
 
-def _recipe(dataset: Any, backbone: Any, image_size: int | Sequence[int] | None, **origin: Any) -> SegmenterSpec:
-    """The recipe of a data set's and a backbone's config; `image_size` replaces the data set's."""
+def _size(value: Any) -> tuple[int, int]:
+    """`image_size` as (H, W).
+
+    Raises:
+        ValueError: It is none.
+    """
     try:
-        size = as_size(dataset.image_size if image_size is None else image_size)
+        size = as_size(value)
     except (TypeError, ValueError):
         size = (0, 0)
     if min(size) < 1:
-        raise ValueError(f"image_size={image_size}: expected an integer of at least 1, or two of them: [H,W]")
-    return SegmenterSpec(size, tuple(backbone.mean), tuple(backbone.std), **origin)
+        raise ValueError(f"image_size={value}: expected an integer of at least 1, or two of them: [H,W]")
+    return size
 
 
-def _from_fitted(
+def _from_saved(
     content: dict[str, Any], path: str | Path, image_size: int | Sequence[int] | None
-) -> tuple[nn.Module, SegmenterSpec, dict[str, Any]]:
+) -> tuple[FewShotMethod, SegmenterSpec, dict[str, Any]]:
     """The model of a file that `write_segmenter` wrote."""
     try:
         stored, state = content[SEGMENTER_KEY]["recipe"], content["state_dict"]
@@ -117,8 +127,10 @@ def _from_fitted(
         )
     if recipe.config is not None:
         cfg = stored_config(recipe.config, f"ckpt={path}")
-        return build_trained_model(cfg, state, path, num_shots=cfg.shot), recipe, content
-    model = build_official(**(recipe.official or {}))
+        facts = recipe.facts or facts_of_earlier_versions(recipe.config, state)
+        return build_trained(cfg, state, path, facts), recipe, content
+    variant = {"method": "hdmnet", **(recipe.official or {})}
+    model: FewShotMethod = official_reader(variant.pop("method")).build_official(**variant)
     load_strictly(model, state, str(path))
     return model, recipe, content
 
@@ -147,13 +159,14 @@ def write_segmenter(
 
 
 def read_supports(
-    content: dict[str, Any], path: str | Path, device: torch.device
-) -> Iterator[tuple[str, tuple[SupportFeatures, int]]]:
+    content: dict[str, Any], path: str | Path, like: Features, device: torch.device
+) -> Iterator[tuple[str, tuple[Features, int]]]:
     """The supports in a checkpoint's content; none unless `write_segmenter` wrote it.
 
     Args:
         content: From `read_segmenter`.
         path: For messages.
+        like: Features of a support of the same model.
         device: Where the features go.
 
     Yields:
@@ -167,7 +180,7 @@ def read_supports(
     try:
         for one in content[SEGMENTER_KEY]["supports"]:
             parts = {name: _unpack(value, device) for name, value in one["features"].items()}
-            yield str(one["name"]), (SupportFeatures(**parts), int(one["shots"]))
+            yield str(one["name"]), (type(like)(**parts), int(one["shots"]))
     except (KeyError, TypeError, AttributeError, ValueError):
         raise ValueError(f"checkpoint {str(path)!r} lacks parts of its supports; expected what save wrote") from None
 

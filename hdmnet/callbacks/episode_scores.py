@@ -86,7 +86,7 @@ class EpisodeScores(Callback):
         else:
             queries = list(batch.query_id)
             masks, places, items = batch.query_mask_original, range(len(queries)), range(len(queries))
-        logits, classes = outputs["output"].final_logits, batch.class_index.reshape(-1).tolist()
+        logits, classes = outputs["output"].logits, batch.class_index.reshape(-1).tolist()
         found = [
             self._compare(logits[item : item + 1], masks[place], query)
             for item, (place, query) in enumerate(zip(places, queries, strict=True))

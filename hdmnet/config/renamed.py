@@ -36,13 +36,36 @@ def upgrade(config: Any) -> Any:
         A copy; what has not changed since is the same.
     """
     new = _with_new_names(config, 0)
-    if (
-        isinstance(new, dict)
-        and isinstance(new.get("dataset"), dict)
-        and isinstance(new["dataset"].get("source"), dict)
-    ):
-        new["dataset"] = _without_source(new["dataset"])
+    if isinstance(new, dict):
+        _move_keys(new)
     return new
+
+
+def _move_keys(config: dict[str, Any]) -> None:
+    """Bring the keys of version 0.1 into today's places; keys that are there already are left."""
+    dataset, backbone, model, loss, optim, augment = (
+        node if isinstance(node := config.get(group), dict) else {}
+        for group in ("dataset", "backbone", "model", "loss", "optim", "augment")
+    )
+    if isinstance(dataset.get("source"), dict):
+        config["dataset"] = dataset = _without_source(dataset)
+    if dataset:
+        dataset.setdefault("backbone", backbone.get("name"))
+        dataset.setdefault("augment", augment.get("name"))
+    if model and "name" not in model:  # HDMNet was the only method
+        model["name"] = "baseline" if str(model.get("_target_")).endswith("baseline") else "hdmnet"
+        model["encoder"] = "base_learner"
+    if loss and "_target_" not in loss:
+        loss["_target_"] = "hdmnet.models.hdmnet.loss.HDMNetLoss"
+    if "lr" in optim and "optimizer" not in optim:
+        refers = "${" in str(config)  # a checkpoint's config refers to its own keys, a result's holds values
+        keys = {"weight_decay": "weight_decay", "power": "power", "warmup_steps": "warmup_iterations"}
+        values = {new: f"${{..{old}}}" if refers else optim.get(old) for old, new in keys.items()}
+        decay = {"weight_decay": values.pop("weight_decay")}
+        optim["optimizer"] = {"_target_": "torch.optim.AdamW", "_partial_": True, **decay}
+        optim["schedule"] = {"_target_": "hdmnet.tasks.schedule.poly_schedule", "_partial_": True, **values}
+        optim["groups"] = {"head_lr_factor": optim.pop("head_lr_factor", 10)}
+        optim.setdefault("on_nonfinite", "stop")
 
 
 def _without_source(dataset: dict[str, Any]) -> dict[str, Any]:

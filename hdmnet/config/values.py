@@ -30,8 +30,11 @@ def to_stored(cfg: DictConfig) -> dict[str, Any]:
     Interpolations are kept, so that `evaluate dataset.image_size=257` also reaches the places that refer to it; what
     calls a resolver is not, for it means this machine. Folders are already absolute (see `make_paths_absolute`).
     """
-    stored = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
-    return _without_resolvers(stored, to_plain(cfg)) if RESOLVER.search(str(stored)) else stored
+    stored, plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False)), to_plain(cfg)
+    for group in ("backbone", "augment"):  # the one that this data set names; another data set does not change it
+        if isinstance(stored.get(group), dict) and "name" in stored[group]:
+            stored[group]["name"] = plain[group]["name"]
+    return cast(dict[str, Any], _without_resolvers(stored, plain)) if RESOLVER.search(str(stored)) else stored
 
 
 def _without_resolvers(node: Any, plain: Any) -> Any:

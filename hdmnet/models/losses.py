@@ -1,17 +1,20 @@
-"""Cross entropy of a prediction: of logits, and of probabilities.
+"""Losses that methods share. A loss is a module, called as ``loss(output, query_mask)``, that gives its terms by name.
 
 Dimension letters: B batch, C classes, H W input pixels.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from hdmnet.models.method import Segmentation
 
 IGNORE_INDEX = 255
-
-
 PROBABILITY_EPS = 1e-6  # the fusion is linear: its "probabilities" may reach 0 and below
 
 
@@ -47,3 +50,51 @@ def probability_loss(probabilities: Tensor, mask: Tensor) -> Tensor:
     """
     # Softmax of logarithms is division by the sum.
     return segmentation_loss(probabilities.clamp(min=PROBABILITY_EPS).log(), mask)
+
+
+class SegmentationLoss(nn.Module):
+    """Cross entropy of the final prediction and of the auxiliary ones: what most methods are trained with.
+
+    Args:
+        auxiliary: Weight of the mean of the auxiliary terms, or a weight each by name (the others then count nothing).
+
+    Raises:
+        ValueError: A weight is negative or not finite.
+    """
+
+    def __init__(self, auxiliary: float | Mapping[str, float] = 1.0) -> None:
+        super().__init__()
+        weights = auxiliary if isinstance(auxiliary, Mapping) else {"": auxiliary}
+        for name, weight in weights.items():
+            check_weight(f"loss.auxiliary{'.' if name else ''}{name}", weight)
+        self.auxiliary = auxiliary
+
+    def forward(self, output: Segmentation, query_mask: Tensor) -> dict[str, Tensor]:
+        """Score an answer.
+
+        Args:
+            output: The method's answer to B episodes.
+            query_mask: (B, H, W) integer, 0/1/255.
+
+        Returns:
+            Scalars: ``loss``, the weighted sum; ``final``; and one an auxiliary prediction.
+        """
+        final = segmentation_loss(output.logits, query_mask)
+        weights = self.auxiliary
+        if not isinstance(weights, Mapping):
+            weights = dict.fromkeys(output.auxiliary, weights / max(len(output.auxiliary), 1))
+        terms = {name: segmentation_loss(output.auxiliary_logits[name], query_mask) for name in weights}
+        total = final
+        for name, weight in weights.items():
+            total = total + weight * terms[name]
+        return {"loss": total, "final": final, **terms}
+
+
+def check_weight(key: str, value: float) -> None:
+    """Refuse a weight that is none.
+
+    Raises:
+        ValueError: It is negative, not finite, or no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{key}={value}: expected a number of at least 0")

@@ -37,13 +37,13 @@ def count_parameters(run: Run) -> Costs:
     import torch
 
     from hdmnet.config.stored import stored_config
-    from hdmnet.run.build import build_base_learner, build_model
+    from hdmnet.run.build import build_untrained
 
     cfg = stored_config(run.config, str(run.path))
     num_folds = cfg.dataset.get("num_folds")
     num_base = len(run.result["test"]["iou_per_class"]) * (3 if num_folds is None else max(int(num_folds) - 1, 1))
     with torch.device("meta"):
-        model = build_model(cfg, build_base_learner(cfg, num_base, weights=None))
+        model = build_untrained(cfg, num_base)
     trained = [(name, parameter.numel()) for name, parameter in model.named_parameters() if parameter.requires_grad]
     transformer = sum(count for name, count in trained if name.startswith(_TRANSFORMER))
     return Costs(sum(count for _, count in trained) / 1e6, transformer / 1e6)

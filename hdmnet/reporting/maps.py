@@ -77,7 +77,7 @@ def _run_episodes(run: Run, num_episodes: int) -> _Episodes:
     from hdmnet.config.stored import stored_config
     from hdmnet.data.types import collate_episodes
     from hdmnet.run import build
-    from hdmnet.run.checkpoints import load_strictly, run_entry, run_state_dict
+    from hdmnet.run.checkpoints import run_entry, run_state_dict
     from hdmnet.runtime.checkpoint_file import read_checkpoint
 
     path = run.checkpoint
@@ -98,9 +98,7 @@ def _run_episodes(run: Run, num_episodes: int) -> _Episodes:
         cache_dir=cache if cache.is_dir() else None,
     )
     data.setup("test")
-    learner = build.build_base_learner(cfg, data.num_base, weights=None)
-    model = build.build_model(cfg, learner, num_shots=entry["config"]["shot"]).eval()
-    load_strictly(model, run_state_dict(content), str(path))
+    model = build.build_trained(cfg, run_state_dict(content), path, entry["facts"]).eval()
     dataset: Any = data.test_dataloader().dataset
     batches, outputs = [], []
     with torch.inference_mode():
@@ -113,13 +111,14 @@ def _run_episodes(run: Run, num_episodes: int) -> _Episodes:
 
 def _row(seen: _Episodes, number: int, suffix: str, num_maps: int | None) -> Picture:
     """One episode: supports, query, prediction and the maps of the first `num_maps` stages (None: all)."""
+    from hdmnet.models.method import Segmentation
     from hdmnet.visual.episode_grid import draw_batch_item
 
     output = seen.outputs[number]
     shown: Any = {
         "episode": seen.batches[number],
-        "output": SimpleNamespace(
-            final_logits=output.final_logits, correlation_maps=list(output.correlation_maps)[:num_maps]
+        "output": Segmentation(
+            output.scores, output.size, maps={"correlation": output.maps.get("correlation", [])[:num_maps]}
         ),
         "class_names": [f"{name}{suffix}" for name in seen.class_names],
     }

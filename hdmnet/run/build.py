@@ -19,29 +19,33 @@ from hdmnet.callbacks.pictures import EpisodePictures
 from hdmnet.callbacks.progress import StageProgressBar
 from hdmnet.config.instantiate import instantiate
 from hdmnet.config.paths import conf_dir
-from hdmnet.config.values import image_size, to_plain, to_stored
+from hdmnet.config.values import image_size, to_stored
 from hdmnet.data.datamodules.few_shot import FewShotDataModule
 from hdmnet.data.datasets.skipped_files import SkippedFiles
 from hdmnet.models.base_learner import BaseLearner
 from hdmnet.run.checkpoints import load_strictly
 from hdmnet.runtime import signals
 from hdmnet.runtime.provenance import git_state, library_versions
-from hdmnet.tasks.feature_store import EncodesApart, measure_features
-from hdmnet.tasks.few_shot import FewShotTask, LossWeights, OptimiserSettings
+from hdmnet.tasks.feature_store import measure_features
+from hdmnet.tasks.few_shot import FewShotTask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from omegaconf import DictConfig
     from torch import Tensor, nn
 
     from hdmnet.data.datasets.base import SegmentationDataset
+    from hdmnet.models.method import FewShotMethod
+
+BACKBONE, BASE_LEARNER = "backbone", "base_learner"  # values of model.encoder
 
 
 def build_dataset(cfg: DictConfig, *, check: bool = True) -> SegmentationDataset:
     """The data set, checked to be there if not told otherwise.
 
-    Of the keys of conf/dataset_defaults its constructor gets the ones that it names and that are not null; all others are its own.
+    Of the keys of conf/dataset_defaults its constructor gets those that it names and that are not null; all others are
+    its own.
 
     Raises:
         ValueError: It does not take its keys, has another number of folds, or is not whole.
@@ -104,6 +108,18 @@ def build_few_shot_data(cfg: DictConfig, dataset: SegmentationDataset, **changes
     return FewShotDataModule(dataset, **(arguments | changes))
 
 
+def needs_base_learner(cfg: DictConfig) -> bool:
+    """Whether the method stands on a base learner, which stage 1 trains; else on a backbone.
+
+    Raises:
+        ValueError: ``model.encoder`` is neither.
+    """
+    encoder = cfg.model.get("encoder", BACKBONE)
+    if encoder not in (BACKBONE, BASE_LEARNER):
+        raise ValueError(f"model.encoder={encoder}: expected {BACKBONE} or {BASE_LEARNER}")
+    return bool(encoder == BASE_LEARNER)
+
+
 def build_base_learner(cfg: DictConfig, num_base: int, **changes: Any) -> BaseLearner:
     """An untrained base learner on the config's backbone; `changes` replace arguments of the backbone's builder."""
     backbone = instantiate(cfg.backbone.build, **changes)
@@ -111,58 +127,92 @@ def build_base_learner(cfg: DictConfig, num_base: int, **changes: Any) -> BaseLe
     return learner.to(memory_format=torch.channels_last)  # the same values, up to 1.4 times faster on a CPU
 
 
-def build_model(cfg: DictConfig, learner: BaseLearner, *, num_shots: int | None = None) -> nn.Module:
-    """The few-shot segmenter of the config on a base learner."""
+def build_encoder(cfg: DictConfig, num_base: int, **changes: Any) -> nn.Module:
+    """What the method stands on: a backbone, or an untrained base learner; `changes` as of `build_base_learner`."""
+    if needs_base_learner(cfg):
+        return build_base_learner(cfg, num_base, **changes)
+    backbone: nn.Module = instantiate(cfg.backbone.build, **changes)
+    return backbone.to(memory_format=torch.channels_last)
+
+
+def build_model(cfg: DictConfig, encoder: nn.Module, *, num_shots: int | None = None) -> FewShotMethod:
+    """The config's method on an encoder.
+
+    Args:
+        cfg: Its `model` holds `_target_`, and arguments beside the keys `name` and `encoder`.
+        encoder: From `build_encoder`.
+        num_shots: K of the training episodes; None: the config's.
+
+    Raises:
+        ValueError: An argument is unknown or out of range.
+    """
+    arguments = {key: value for key, value in cfg.model.items() if key not in ("name", "encoder")}
     shots = cfg.shot if num_shots is None else num_shots
-    model: nn.Module = instantiate(cfg.model, base_learner=learner, num_shots=shots)
+    model: FewShotMethod = instantiate(OmegaConf.create(arguments, parent=cfg), encoder=encoder, num_shots=shots)
     return model
 
 
-def build_trained_model(cfg: DictConfig, state: dict[str, Tensor], path: str | Path, *, num_shots: int) -> nn.Module:
-    """The few-shot segmenter of the config with the weights of a run.
+def build_untrained(cfg: DictConfig, num_base: int, *, num_shots: int | None = None) -> FewShotMethod:
+    """The config's method with arbitrary weights, for whoever fills it or counts; arguments as of the two above."""
+    return build_model(cfg, build_encoder(cfg, num_base, weights=None), num_shots=num_shots)
+
+
+def check_builds(cfg: DictConfig) -> None:
+    """Refuse values that constructors of method and loss refuse, before any data is read; takes no memory.
+
+    Raises:
+        ValueError: An argument is unknown or out of range; one line with the key.
+    """
+    with torch.device("meta"):
+        build_untrained(cfg, num_base=1)
+    instantiate(cfg.loss)
+
+
+def build_trained(
+    cfg: DictConfig, state: dict[str, Tensor], path: str | Path, facts: Mapping[str, Any]
+) -> FewShotMethod:
+    """The config's method with the weights of a run.
 
     Args:
         cfg: The run's config, or the evaluation's that is merged with it.
         state: The network's state dict.
         path: Where it comes from, for messages.
-        num_shots: K of the training: whatever is tested, the weights have its shapes, as with the base classes.
+        facts: Of the checkpoint: K of the training and number of base classes, as whatever is tested, the weights have
+            their shapes.
 
     Raises:
         ValueError: The weights do not fit.
     """
-    try:
-        num_base = len(state["trunk.base_learner.classifier.2.bias"]) - 1
-    except KeyError:
-        raise ValueError(
-            f"checkpoint {str(path)!r} holds no base learner; expected checkpoints/best.ckpt of a run"
-        ) from None
-    model = build_model(cfg, build_base_learner(cfg, num_base, weights=None), num_shots=num_shots)
+    model = build_untrained(cfg, facts["num_base"], num_shots=facts["shot"])
     load_strictly(model, state, f"ckpt={path}")
     return model
 
 
-def build_task(cfg: DictConfig, model: nn.Module, data: FewShotDataModule) -> FewShotTask:
-    """Losses, optimiser and metrics of stage 2; tells `data` whether evaluation can reuse the model's features."""
+def build_task(cfg: DictConfig, model: FewShotMethod, data: FewShotDataModule, **facts: Any) -> FewShotTask:
+    """Loss, optimiser and metrics of stage 2; tells `data` how large the model's features are.
+
+    Args:
+        cfg: The config.
+        model: The method.
+        data: Set up.
+        facts: What checkpoints are to tell of the training; by default of this one.
+    """
     optim = cfg.optim
-    if isinstance(model, EncodesApart):
-        data.measure_features = partial(measure_features, model, data.image_size)
+    data.measure_features = partial(measure_features, model, data.image_size)
     return FewShotTask(
         model=model,
         class_names=data.novel_names,
         val_class_names=data.val_names,
         num_test_seeds=data.num_test_seeds,
-        loss=LossWeights(**to_plain(cfg)["loss"]),
-        optimiser=OptimiserSettings(
-            lr=optim.lr,
-            weight_decay=optim.weight_decay,
-            head_lr_factor=optim.head_lr_factor,
-            power=optim.power,
-            warmup_steps=optim.warmup_steps,
-        ),
+        loss=instantiate(cfg.loss),
+        optimizer=instantiate(optim.optimizer),
+        schedule=None if optim.schedule is None else instantiate(optim.schedule),
+        groups={"lr": optim.lr, **optim.groups},
         image_mean=list(cfg.backbone.mean),
         image_std=list(cfg.backbone.std),
         checkpoint_extra={
             "config": to_stored(cfg),
+            "facts": {"method": cfg.model.name, "shot": cfg.shot, "num_base": data.num_base, **facts},
             "class_names": list(data.novel_names),
             "versions": library_versions(),
             **git_state(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +13,12 @@ from torch import Tensor
 
 from hdmnet.config.renamed import upgrade
 from hdmnet.config.values import look_up
-from hdmnet.models.hdmnet.official import OFFICIAL_BACKBONES, load_official_base_learner
+from hdmnet.models.hdmnet.official import load_official_base_learner
+from hdmnet.models.official import OFFICIAL_BACKBONES
 
 if TYPE_CHECKING:
     from hdmnet.models.base_learner import BaseLearner
+    from hdmnet.models.method import FewShotMethod
 from hdmnet.runtime.checkpoint_file import BASE_LEARNER_KEY, RUN_KEY, read_checkpoint, write_atomically
 
 log = logging.getLogger(__name__)
@@ -31,11 +35,53 @@ def run_entry(content: dict[str, Any], path: str | Path) -> dict[str, Any] | Non
         return None
     if not isinstance(entry, dict) or not isinstance(entry.get("config"), dict) or "state_dict" not in content:
         raise ValueError(f"checkpoint {str(path)!r} lacks its config or weights; expected a file that hdmnet wrote")
-    entry["config"] = upgrade(entry["config"])
     for key, kind in (("dataset.name", str), ("fold", int), ("shot", int)):
         if not isinstance(look_up(entry["config"], key), kind):
             raise ValueError(f"checkpoint {str(path)!r} has no {key} in its config; expected a file that hdmnet wrote")
+    entry["config"] = upgrade(entry["config"])
+    entry.setdefault("facts", facts_of_earlier_versions(entry["config"], content["state_dict"], "model."))
     return entry
+
+
+def facts_of_earlier_versions(config: dict[str, Any], state: Any, prefix: str = "") -> dict[str, Any]:
+    """What files did not tell before version 0.2, when HDMNet was the only method: read off its weights.
+
+    Args:
+        config: The config in the file, in today's shape.
+        state: The state dict.
+        prefix: Of the network's keys in it.
+
+    Returns:
+        ``method``, ``shot`` (K of the training) and ``num_base``.
+    """
+    classifier = state.get(f"{prefix}trunk.base_learner.classifier.2.bias") if isinstance(state, dict) else None
+    num_base = len(classifier) - 1 if isinstance(classifier, Tensor) and classifier.ndim == 1 else 0
+    return {"method": look_up(config, "model.name"), "shot": config["shot"], "num_base": num_base}
+
+
+def load_official(method: str, path: str | Path, dataset: str, backbone: str, shot: int) -> FewShotMethod:
+    """Read a checkpoint of a method's official release, by its `hdmnet.models.<method>.official`.
+
+    Raises:
+        ValueError: There is no such reader, or the file fits no variant of the release.
+        FileNotFoundError: There is no such file.
+    """
+    model: FewShotMethod = official_reader(method).load_official_checkpoint(path, dataset, backbone, shot)
+    return model
+
+
+def official_reader(method: str) -> Any:
+    """The module that reads a method's official checkpoints.
+
+    Raises:
+        ValueError: There is none.
+    """
+    name = f"hdmnet.models.{method}.official"
+    if not method.isidentifier() or importlib.util.find_spec(f"hdmnet.models.{method}") is None:
+        raise ValueError(f"model={method}: no official checkpoints of it are read; expected a checkpoint of a run")
+    if importlib.util.find_spec(name) is None:
+        raise ValueError(f"model={method}: no official checkpoints of it are read; expected a checkpoint of a run")
+    return importlib.import_module(name)
 
 
 def run_state_dict(checkpoint: dict[str, Any]) -> dict[str, Tensor]:

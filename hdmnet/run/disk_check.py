@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hdmnet.run.build import build_base_learner, build_model
+from hdmnet.run.build import build_encoder, build_model, needs_base_learner
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -38,13 +38,13 @@ def check_free_disk(cfg: DictConfig, num_base: int) -> int:
         OSError: There is less.
     """
     with torch.device("meta"):  # shapes only: neither memory nor time
-        learner = build_base_learner(cfg, num_base, weights=None)
-        model = build_model(cfg, learner)
+        encoder = build_encoder(cfg, num_base, weights=None)
+        model = build_model(cfg, encoder)
     checkpoint = _num_bytes(model, _ADAM_MOMENTS)
     base = 0
-    if cfg.ckpt is None and cfg.base_ckpt is None:
+    if needs_base_learner(cfg) and cfg.ckpt is None and cfg.base_ckpt is None:
         moments = _SGD_MOMENTS if cfg.optim.base.optimizer == "sgd" else _ADAM_MOMENTS
-        base = 2 * _num_bytes(learner, 0) + _num_bytes(learner, moments)
+        base = 2 * _num_bytes(encoder, 0) + _num_bytes(encoder, moments)
     needed = int(_MARGIN * (_KEPT * checkpoint + base)) + _OTHER_BYTES
     folder = _existing(Path(cfg.paths.run_dir))
     free = shutil.disk_usage(folder).free

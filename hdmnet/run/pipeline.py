@@ -21,22 +21,23 @@ from hdmnet.config.values import to_plain
 from hdmnet.loggers.build import build_loggers
 from hdmnet.loggers.wandb import one_wandb_run
 from hdmnet.metrics import FewShotIoU
-from hdmnet.models.hdmnet.official import load_official_checkpoint
 from hdmnet.run.build import (
-    build_base_learner,
     build_dataset,
+    build_encoder,
     build_few_shot_data,
     build_model,
     build_task,
-    build_trained_model,
+    build_trained,
     build_trainer,
+    check_builds,
     epoch_length,
     head_bars,
     instantiate_all,
+    needs_base_learner,
     progress_bars,
     test_callbacks,
 )
-from hdmnet.run.checkpoints import load_strictly, run_entry, run_state_dict
+from hdmnet.run.checkpoints import load_official, load_strictly, run_entry, run_state_dict
 from hdmnet.run.compare_results import compare_results, print_comparison, training_facts
 from hdmnet.run.disk_check import check_free_disk
 from hdmnet.run.result import make_result, print_fold_table, write_result
@@ -98,20 +99,25 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     timer = Timer()
     with timer("data"):
         point = resume_point(cfg)
-        _check_config(cfg, resumed=point is not None)
+        start = _check_config(cfg, resumed=point is not None)
         dataset = build_dataset(cfg)
         data = build_few_shot_data(cfg, dataset)
         data.setup()  # every list, mask and class count is checked before any training
         check_free_disk(cfg, data.num_base)
         data.episodes_per_epoch = epoch_length(cfg, data.episodes_per_epoch, cfg.batch_size, cfg.trainer.max_steps)
     with timer("base_learner"):
-        given = cfg.ckpt is not None or point is not None  # it holds its base learner: nothing to train or to look for
-        learner = build_base_learner(cfg, data.num_base, weights=None) if given else obtain_base_learner(cfg, dataset)
+        encoder: nn.Module
+        if start is not None or point is not None:  # it holds its encoder: nothing to train or to look for
+            encoder = build_encoder(cfg, data.num_base, weights=None)
+        elif needs_base_learner(cfg):
+            encoder = obtain_base_learner(cfg, dataset)
+        else:
+            encoder = build_encoder(cfg, data.num_base)
     # Again, so that stage 2 starts alike whether stage 1 was trained just now or found on disk.
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    task = build_task(cfg, build_model(cfg, learner), data)
-    if cfg.ckpt is not None and point is None:
-        load_strictly(task.model, run_state_dict(_run_checkpoint(cfg.ckpt)), f"ckpt={cfg.ckpt}")
+    task = build_task(cfg, build_model(cfg, encoder), data)
+    if start is not None:
+        load_strictly(task.model, run_state_dict(start), f"ckpt={cfg.ckpt}")
     trainer = build_trainer(
         cfg, "stage 2", callbacks=instantiate_all(cfg.callbacks), logger=build_loggers(cfg, "train")
     )
@@ -126,12 +132,12 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 
 @one_wandb_run()
-def evaluate(cfg: DictConfig, *, official: bool = False) -> dict[str, Any]:
+def evaluate(cfg: DictConfig, checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Run the test protocol on a checkpoint.
 
     Args:
-        cfg: The config of the evaluate door, merged with the checkpoint's.
-        official: The checkpoint is the official release's.
+        cfg: The config of the evaluate entry point, merged with the checkpoint's.
+        checkpoint: The content of ``cfg.ckpt``, of a run of ours or of a method's official release.
 
     Returns:
         The result, as written to ``result.json``.
@@ -145,40 +151,30 @@ def evaluate(cfg: DictConfig, *, official: bool = False) -> dict[str, Any]:
     git_state()  # now: what is committed while the run goes on is not what ran
     timer = Timer()
     with timer("data"):
-        task, data = prepare_evaluation(cfg, official=official)
+        task, data = prepare_evaluation(cfg, checkpoint)
     dashboards = [logger for logger in build_loggers(cfg, "evaluate") if not isinstance(logger, CSVLogger)]
     trainer = build_trainer(cfg, "test", callbacks=list(test_callbacks(cfg)), logger=dashboards)
-    checkpoint = Path(cfg.ckpt).expanduser().absolute()
-    facts = training_facts(checkpoint, None if official else read_checkpoint(checkpoint)[RUN_KEY])
-    return test(cfg, task, data, trainer, timer, checkpoint=checkpoint, trained=facts)
+    path = Path(cfg.ckpt).expanduser().absolute()
+    facts = training_facts(path, checkpoint.get(RUN_KEY))
+    return test(cfg, task, data, trainer, timer, checkpoint=path, trained=facts)
 
 
-def prepare_evaluation(cfg: DictConfig, *, official: bool = False) -> tuple[FewShotTask, FewShotDataModule]:
-    """Build what `evaluate` tests.
-
-    Args:
-        cfg: As for `evaluate`, as is `official`.
-        official: The checkpoint is the official release's.
+def prepare_evaluation(cfg: DictConfig, checkpoint: dict[str, Any]) -> tuple[FewShotTask, FewShotDataModule]:
+    """Build what `evaluate` tests; arguments and refusals as there.
 
     Returns:
         The task, which holds the checkpoint's weights, and the episodes, set up for the test.
-
-    Raises:
-        ValueError: Data or checkpoint do not fit the config.
-        FileNotFoundError: Something on disk is missing.
     """
+    entry = run_entry(checkpoint, cfg.ckpt)
     dataset = build_dataset(cfg)
     data = build_few_shot_data(cfg, dataset)
     data.setup("test")
-    model: nn.Module
-    if official:
-        model = load_official_checkpoint(cfg.ckpt, dataset.name, cfg.backbone.name, cfg.shot)
-    else:
-        checkpoint = _run_checkpoint(cfg.ckpt)
-        trained, state = checkpoint[RUN_KEY]["config"], run_state_dict(checkpoint)
-        _refuse_other_fold(cfg, checkpoint)
-        model = build_trained_model(cfg, state, cfg.ckpt, num_shots=trained["shot"])
-    return build_task(cfg, model, data), data
+    if entry is None:
+        model = load_official(cfg.model.name, cfg.ckpt, dataset.name, cfg.backbone.name, cfg.shot)
+        return build_task(cfg, model, data), data
+    _refuse_other_fold(cfg, checkpoint)
+    model = build_trained(cfg, run_state_dict(checkpoint), cfg.ckpt, entry["facts"])
+    return build_task(cfg, model, data, **entry["facts"]), data
 
 
 def test(
@@ -222,7 +218,8 @@ def test(
         ablation=cfg.ablation,
         seed=cfg.seed,
         test=figures["final"],
-        test_no_ensemble=figures["meta"],
+        # Of a method that has a prediction "meta"; where nothing was fused it is the final one.
+        test_no_ensemble=figures.get("meta", figures["final"]) if "meta" in type(task.model).reported else None,
         manifest_sha256=[manifest.sha256() for manifest in data.test_manifests],
         config=to_plain(cfg),
         timings=timer.seconds,
@@ -312,18 +309,28 @@ def resume_point(cfg: DictConfig) -> Path | None:
     return point
 
 
-def _check_config(cfg: DictConfig, *, resumed: bool) -> None:
-    """Refuse what can be refused before the masks are scanned, which takes its time."""
+def _check_config(cfg: DictConfig, *, resumed: bool) -> dict[str, Any] | None:
+    """Refuse what can be refused before the masks are scanned, which takes its time.
+
+    Returns:
+        The content of the checkpoint that a new run begins from; None where it begins from nothing, or is resumed.
+    """
+    check_builds(cfg)
     if cfg.callbacks.get("checkpoint") is None:
         raise ValueError("callbacks.checkpoint is missing; a run needs it to choose the weights that are tested")
     if cfg.ckpt is not None and cfg.base_ckpt is not None:
         raise ValueError("ckpt and base_ckpt are both given; expected one: a run's ckpt holds its base learner")
+    if cfg.base_ckpt is not None and not needs_base_learner(cfg):
+        raise ValueError(f"base_ckpt is given, but model={cfg.model.name} has no base learner; leave it out")
     if resumed:
-        return
-    if cfg.ckpt is not None:
-        _refuse_other_fold(cfg, _run_checkpoint(cfg.ckpt))
+        return None
     if cfg.base_ckpt is not None:
         read_checkpoint(cfg.base_ckpt)
+    if cfg.ckpt is None:
+        return None
+    start = _run_checkpoint(cfg.ckpt)
+    _refuse_other_fold(cfg, start)
+    return start
 
 
 def _refuse_other_fold(cfg: DictConfig, checkpoint: dict[str, Any]) -> None:

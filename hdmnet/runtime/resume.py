@@ -13,6 +13,7 @@ import datetime
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from hdmnet.config.renamed import upgrade
-from hdmnet.config.values import to_stored
+from hdmnet.config.values import to_plain, to_stored
 from hdmnet.runtime.atomic import replacing
 from hdmnet.runtime.run_folder import is_held, own_folder
 
@@ -100,8 +102,20 @@ class RunRecord:
 
     def differences(self, other: RunRecord) -> list[str]:
         """Keys whose values differ, as far as they decide what is computed."""
-        found = _differing(self.facts, other.facts)
+        found = _differing(_resolved(self.facts), _resolved(other.facts))
         return found if _same_batches(self, other) else [*found, "batch_size"]
+
+
+def _resolved(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The facts with the values of the keys that they refer to; folders, which do not count, by their names."""
+    if re.search(r"\$\{[^{}]*:", str(facts)):  # would call a resolver
+        return facts
+    folders = {key: key for key in ("data_dir", "weights_dir", "output_dir", "cache_dir", "run_dir")}
+    try:
+        plain = to_plain(OmegaConf.create({**facts, "paths": folders}))
+    except OmegaConfBaseException:
+        return facts
+    return {key: value for key, value in plain.items() if key != "paths"}
 
 
 def _same_batches(one: RunRecord, other: RunRecord) -> bool:

@@ -13,83 +13,43 @@ original size.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from hdmnet.data.episodes.encode_once import FeatureBytes
 from hdmnet.metrics import count_pixels
+from hdmnet.models.method import FINAL, encodes_apart
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from hdmnet.data.types import EvaluationBatch, FeatureKey
     from hdmnet.metrics import FewShotIoU
-
-
-class Output(Protocol):
-    """What a few-shot segmenter returns: full-resolution (B, 2, H, W) logits, and maps (B, h, w) that may be none."""
-
-    @property
-    def final_logits(self) -> Tensor: ...  # noqa: D102
-    @property
-    def meta_logits(self) -> Tensor: ...  # noqa: D102
-    @property
-    def final_is_probability(self) -> bool: ...  # noqa: D102
-    @property
-    def correlation_maps(self) -> list[Tensor]: ...  # noqa: D102
-
-
-class Features(Protocol):
-    """Features of one or more pictures, as a model defines them."""
-
-    def unbind(self) -> Sequence[Self]:
-        """Features of one picture each, which own their memory."""
-
-    @classmethod
-    def stack(cls, items: Sequence[Self]) -> Self:
-        """The reverse of `unbind`."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of all tensors."""
-
-
-@runtime_checkable
-class EncodesApart(Protocol):
-    """A segmenter that encodes queries and supports apart from each other and from the episodes they meet in."""
-
-    def encode_query(self, images: Tensor) -> Features:
-        """Encode (Q, 3, H, W) float pictures, normalised."""
-
-    def encode_support(self, images: Tensor, masks: Tensor) -> Features:
-        """Encode (S, 3, H, W) float pictures with their masks (S, H, W), 0/1/255."""
-
-    def match(self, query: Any, support: Any, *, shots: int) -> Output:
-        """Segment B queries, each with its `shots` supports: those of query 0 come first."""
+    from hdmnet.models.method import EncodesApart, Features, FewShotMethod, Segmentation
 
 
 @torch.no_grad()
-def measure_features(model: nn.Module, image_size: tuple[int, int]) -> FeatureBytes:
+def measure_features(model: FewShotMethod, image_size: tuple[int, int]) -> FeatureBytes:
     """Find out how much memory the features of one picture take, by encoding a blank one.
 
     Args:
-        model: A `EncodesApart`; its weights do not matter.
+        model: Its weights do not matter.
         image_size: (H, W) of the network's input.
 
     Returns:
         The bytes, in the parameters' precision; under autocast they can be fewer.
     """
-    assert isinstance(model, EncodesApart)
     training = model.training
     model.eval()  # nothing may be learnt from a blank picture
+    apart = encodes_apart(model)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     picture = torch.zeros(1, 3, *image_size, device=device)
     masks = [torch.full((1, *image_size), value, dtype=torch.uint8, device=device) for value in (0, 1)]
-    query, (empty, full) = model.encode_query(picture), (model.encode_support(picture, mask) for mask in masks)
+    query, (empty, full) = apart.encode_query(picture), (apart.encode_support(picture, mask) for mask in masks)
     model.train(training)
     return FeatureBytes(query.num_bytes, empty.num_bytes, full.num_bytes)
 
@@ -112,7 +72,7 @@ class FeatureStore:
         self._features.clear()
         self.num_bytes = 0
 
-    def segment(self, model: EncodesApart, batch: EvaluationBatch) -> Output:
+    def segment(self, model: EncodesApart, batch: EvaluationBatch) -> Segmentation:
         """Encode what a batch brings along, then segment its episodes.
 
         Args:
@@ -141,22 +101,25 @@ class FeatureStore:
         self.peak_bytes = max(self.peak_bytes, self.num_bytes)
 
 
-def count_predictions(logits: Tensor, masks: Sequence[Tensor], *, mask_index: Sequence[int]) -> Tensor:
+def count_predictions(output: Segmentation, name: str, masks: Sequence[Tensor], *, mask_index: Sequence[int]) -> Tensor:
     """Compare predictions with the truth, at the truth's size, as the release does.
 
     Args:
-        logits: (B, 2, H, W) float.
+        output: The answer to B episodes.
+        name: "final", or an auxiliary prediction of two channels.
         masks: (H0, W0) uint8, 0/1/255 each.
         mask_index: B places in `masks`; items that share a mask stand together, and are resized together.
 
     Returns:
         (B, 2, 2) int64 on the CPU, pixels as `count_pixels` gives them.
     """
+    by_rule = output.decided if name == FINAL else None
+    predicted = output.logits_of(name) if by_rule is None else by_rule
     counted = []
-    for place, run in itertools.groupby(range(len(logits)), key=lambda number: mask_index[number]):
+    for place, run in itertools.groupby(range(len(predicted)), key=lambda number: mask_index[number]):
         items = list(run)
         mask = masks[place]
-        resized = resize(logits[items[0] : items[-1] + 1], mask.shape[-2:])
+        resized = resize(predicted[items[0] : items[-1] + 1], mask.shape[-2:])
         counted.append(count_pixels(resized, mask.expand(len(items), *mask.shape)))
     return torch.cat(counted).cpu()
 
@@ -184,8 +147,19 @@ def add_to_metrics(
         metrics[seed].add(pixels[chosen], class_index[chosen])
 
 
-def resize(logits: Tensor, size: torch.Size) -> Tensor:
-    """(B, 2, H, W) → (B, 2, *size), the release's interpolation."""
-    if logits.shape[-2:] == size:
-        return logits
-    return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=True)
+def resize(prediction: Tensor, size: torch.Size) -> Tensor:
+    """Bring a prediction to another size.
+
+    Args:
+        prediction: Scores (B, 2, H, W) float, which are interpolated as in the release; or (B, H, W) integer, 0 and 1,
+            of which the nearest is taken.
+        size: (H0, W0).
+
+    Returns:
+        (B, 2, H0, W0) or (B, H0, W0).
+    """
+    if prediction.shape[-2:] == size:
+        return prediction
+    if prediction.ndim == 3:
+        return F.interpolate(prediction[:, None].float(), tuple(size), mode="nearest-exact")[:, 0] > 0.5
+    return F.interpolate(prediction, tuple(size), mode="bilinear", align_corners=True)

@@ -288,16 +288,17 @@ def draw_batch_item(
 
     statistics: Any = pl_module
     mean, std = statistics.image_mean, statistics.image_std
-    meta, priors = getattr(output, "meta_logits", None), getattr(output, "prior_masks", None)
+    meta = output.logits_of("meta") if "meta" in output.auxiliary else None
+    priors = output.maps.get("prior")
     return draw_episode(
         query_image=_to_uint8(part("query_image"), mean, std),
         query_mask=_array(part("query_mask")),
         support_images=_to_uint8(part("support_images"), mean, std),
         support_masks=_array(part("support_masks")),
-        prediction=_array(output.final_logits[item].argmax(dim=0)),
+        prediction=_array(output.logits[item].argmax(dim=0)),
         meta_prediction=None if meta is None else _array(meta[item].argmax(dim=0)),
-        prior_masks=None if priors is None else _array(priors[item]),
-        correlation_maps=[_array(values[item]) for values in getattr(output, "correlation_maps", None) or ()],
+        prior_masks=None if priors is None else np.stack([_array(values[item]) for values in priors]),
+        correlation_maps=[_array(values[item]) for values in output.maps.get("correlation", ())],
         class_name=outputs["class_names"][int(part("class_index"))],
         query_id=str(part("query_id")),
         support_ids=[str(name) for name in part("support_ids")],

@@ -19,7 +19,7 @@ from hdmnet.models.hdmnet.ensemble import gram_distance, gram_matrix
 from hdmnet.models.hdmnet.matching import CorrelationMatching
 from hdmnet.models.hdmnet.meta_learner import PRIOR_WEIGHT
 from hdmnet.models.hdmnet.model import HDMNet
-from hdmnet.models.method import SegmentationOutput
+from hdmnet.models.method import Segmentation
 
 PROTOTYPE_EPS, PRIOR_EPS, COUNT_EPS = 5e-4, 1e-7, 1e-9
 
@@ -104,7 +104,7 @@ class DenseHDMNet(nn.Module):
 
     def forward(
         self, query_image: Tensor, support_images: Tensor, support_masks: Tensor, class_index: Tensor | None = None
-    ) -> SegmentationOutput:
+    ) -> Segmentation:
         """As `HDMNet.forward`."""
         meta, ensemble = self.model.meta_learner, self.model.ensemble
         mask = (support_masks == 1).to(query_image.dtype)
@@ -140,4 +140,10 @@ class DenseHDMNet(nn.Module):
                 distances = gram_distance(gram_matrix(query[0]), grams)
             final_scores = ensemble(meta_scores, base_scores, distances, class_index)
         shape = (query_image.shape[2], query_image.shape[3])
-        return SegmentationOutput(final_scores, meta_scores, base_scores, shape, maps, prior, ensemble is not None)
+        return Segmentation(
+            final_scores,
+            shape,
+            auxiliary={"base": base_scores} if ensemble is None else {"base": base_scores, "meta": meta_scores},
+            maps={"correlation": maps, "prior": list(prior.unbind(1))},
+            is_probability=ensemble is not None,
+        )

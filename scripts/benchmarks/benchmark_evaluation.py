@@ -41,7 +41,7 @@ Seeds = list[dict[str, Any]]
 
 
 def measure(
-    cfg: DictConfig, *, reuse: bool, seeds: int | None, official: bool
+    cfg: DictConfig, *, reuse: bool, seeds: int | None, checkpoint: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Seeds]]:
     """Run the test once.
 
@@ -49,7 +49,7 @@ def measure(
         cfg: The door's config.
         reuse: Whether features are reused.
         seeds: Number of test seeds; None: as the config says.
-        official: The checkpoint is the official release's.
+        checkpoint: The checkpoint's content.
 
     Returns:
         Figures (seconds, episodes, pictures encoded, most memory of kept features), and the counts of each prediction
@@ -59,7 +59,7 @@ def measure(
     OmegaConf.set_struct(cfg, False)
     cfg.reuse = reuse
     cfg.seeds = cfg.seeds if seeds is None else seeds
-    task, data = prepare_evaluation(cfg, official=official)
+    task, data = prepare_evaluation(cfg, checkpoint)
     stage = "with reuse" if reuse else "without reuse"
     trainer = build_trainer(cfg, stage, callbacks=list(progress_bars(cfg)), logger=False)
     start = time.perf_counter()
@@ -146,10 +146,10 @@ def run(argv: Sequence[str] | None) -> bool:
     arguments = parse(argv)
     silence_known_warnings()
     with tempfile.TemporaryDirectory() as run_dir:
-        cfg, official = compose_config(arguments.ckpt, arguments.overrides, run_dir)
-        on, on_counts = measure(cfg, reuse=True, seeds=None, official=official)
+        cfg, checkpoint = compose_config(arguments.ckpt, arguments.overrides, run_dir)
+        on, on_counts = measure(cfg, reuse=True, seeds=None, checkpoint=checkpoint)
         off_seeds = None if arguments.off_seeds is None else min(arguments.off_seeds, int(on["seeds"]))
-        off, off_counts = measure(cfg, reuse=False, seeds=off_seeds, official=official)
+        off, off_counts = measure(cfg, reuse=False, seeds=off_seeds, checkpoint=checkpoint)
     differences = compare(on_counts, off_counts)
     print(report(on, off, differences))
     if arguments.json is not None:

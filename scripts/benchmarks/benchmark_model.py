@@ -192,7 +192,7 @@ def build_evaluation(model: nn.Module, spec: Spec) -> Callable[[], object]:
 
     def call() -> object:
         with torch.inference_mode(), autocast(spec):
-            return model(query, supports, masks).final_logits
+            return model(query, supports, masks).logits
 
     return call
 
@@ -209,8 +209,8 @@ def build_training(model: nn.Module, spec: Spec) -> Callable[[], object]:
     def call() -> object:
         with autocast(spec):
             output = model(query, supports, masks, classes)
-            loss = segmentation_loss(output.final_logits, target) + segmentation_loss(output.meta_logits, target)
-            loss = loss + correlation_distillation(output.correlation_maps, target)
+            loss = segmentation_loss(output.logits, target) + segmentation_loss(output.logits_of("meta"), target)
+            loss = loss + correlation_distillation(output.maps["correlation"], target)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -375,5 +375,5 @@ def prediction_gap(spec: Spec) -> float:
         expected = dense.eval()(query, supports, masks)
         with autocast(spec):
             found = ours.eval()(query, supports, masks)
-    pairs = ((found.final_logits, expected.final_logits), (found.meta_logits, expected.meta_logits))
+    pairs = ((found.logits, expected.logits), (found.logits_of("meta"), expected.logits_of("meta")))
     return max(relative_difference(a, b) for a, b in pairs)

@@ -27,8 +27,9 @@ from hdmnet.config.values import image_size, to_stored
 from hdmnet.data.io.arrays import UInt8Array
 from hdmnet.data.normalise import normalise
 from hdmnet.data.transforms import resize_image, resize_mask
-from hdmnet.run.build import build_base_learner, build_model
-from hdmnet.tasks.feature_store import Output, resize
+from hdmnet.models.method import Segmentation
+from hdmnet.run.build import build_untrained
+from hdmnet.tasks.feature_store import resize
 
 SHOTS = 5
 PICTURE = (375, 500)  # (H0, W0), as in VOC
@@ -55,7 +56,7 @@ def build_segmenter(case: Case, shots: int, device: str) -> Segmenter:
     with initialize_config_dir(config_dir=str(conf_dir()), version_base=HYDRA_VERSION_BASE):
         cfg = compose("train", overrides=[*case.words, f"shot={shots}"])
     torch.manual_seed(0)
-    model = build_model(cfg, build_base_learner(cfg, NUM_BASE, weights=None))
+    model = build_untrained(cfg, NUM_BASE)
     about = cfg.backbone
     recipe = SegmenterSpec(
         image_size(cfg.dataset.image_size), tuple(about.mean), tuple(about.std), config=to_stored(cfg)
@@ -86,9 +87,9 @@ class Episode:
         self.inputs = images[:1], images[None, 1:], marked.expand(1, len(supports), *size).contiguous()
 
     @torch.no_grad()
-    def __call__(self) -> Output:
+    def __call__(self) -> Segmentation:
         """The whole network."""
-        return cast(Output, self.model(*self.inputs))
+        return cast(Segmentation, self.model(*self.inputs))
 
 
 def measure(case: Case, context: Context) -> list[Row]:
@@ -108,7 +109,7 @@ def measure(case: Case, context: Context) -> list[Row]:
     }
     seconds = interleave(context, contestants, name=f"predict/{case.name}")
     processor = {name: _processor_seconds(call, context.repeats) for name, call in contestants.items()}
-    logits = resize(fresh().final_logits, torch.Size(PICTURE))[0]
+    logits = resize(fresh().logits, torch.Size(PICTURE))[0]
     unequal = (logits[1] > logits[0]).cpu().numpy() != (segmenter.predict(query).mask == 1)
     label = f"{case.name}, {SHOTS}-shot: "
     return [

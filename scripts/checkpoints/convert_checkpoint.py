@@ -30,14 +30,13 @@ from hdmnet.data.prepare import run_main
 from hdmnet.models.hdmnet.model import HDMNet
 from hdmnet.models.hdmnet.official import (
     build_official_base_learner,
-    is_base_learner,
     load_official_base_learner,
     load_official_checkpoint,
-    read_state_dict,
     to_official_base_learner_state_dict,
     to_official_state_dict,
 )
-from hdmnet.run.build import build_base_learner, build_model
+from hdmnet.models.official import is_base_learner, read_state_dict
+from hdmnet.run.build import build_trained
 from hdmnet.run.checkpoints import load_strictly, run_state_dict, save_base_learner
 from hdmnet.runtime.checkpoint_file import BASE_LEARNER_KEY, RUN_KEY, read_checkpoint, write_atomically
 
@@ -99,15 +98,10 @@ def _config(dataset: str, backbone: str, *, shot: int, fold: int) -> DictConfig:
 
 def _run_to_official(content: dict[str, Any], source: Path, target: Path) -> str:
     state = run_state_dict(content)
-    classifier = state.get("trunk.base_learner.classifier.2.weight")
-    if classifier is None:
-        raise ValueError(f"{source} holds no HDMNet; expected a run of model=hdmnet")
     cfg = stored_config(content[RUN_KEY]["config"], str(source))
-    learner = build_base_learner(cfg, classifier.shape[0] - 1, weights=None)
-    model = build_model(cfg, learner)
+    model = build_trained(cfg, state, source, content[RUN_KEY]["facts"])
     if not isinstance(model, HDMNet):
-        raise ValueError(f"{source} holds a {type(model).__name__}; the official release has only HDMNet")
-    load_strictly(model, state, str(source))
+        raise ValueError(f"{source} holds a {type(model).__name__}; expected an HDMNet, the only one that is written")
     write_atomically({"state_dict": _contiguous(to_official_state_dict(model))}, target)
     return f"official HDMNet {target}"
 

@@ -46,6 +46,7 @@ from hdmnet.metrics import FewShotIoU  # noqa: E402
 from hdmnet.run.build import build_trainer, progress_bars  # noqa: E402
 from hdmnet.run.pipeline import prepare_evaluation  # noqa: E402
 from hdmnet.runtime.atomic import replacing  # noqa: E402
+from hdmnet.runtime.checkpoint_file import RUN_KEY  # noqa: E402
 from hdmnet.runtime.warnings import silence_known_warnings  # noqa: E402
 from hdmnet.tasks.few_shot import FewShotTask  # noqa: E402
 
@@ -114,21 +115,21 @@ def run_predict(ckpt: Path, query: Path, supports: Sequence[tuple[Path, Path]], 
         return np.asarray(mask)
 
 
-def compare(cfg: DictConfig, ckpt: Path, folder: Path, *, official: bool) -> Comparison:
+def compare(cfg: DictConfig, ckpt: Path, folder: Path, checkpoint: dict[str, Any]) -> Comparison:
     """Run all three ways over the same episodes.
 
     Args:
         cfg: The evaluate door's config.
         ckpt: A run's checkpoint.
         folder: For the files.
-        official: The checkpoint is the official release's.
+        checkpoint: Its content.
 
     Raises:
-        ValueError: It is.
+        ValueError: It is of the official release.
     """
-    if official:
+    if RUN_KEY not in checkpoint:
         raise ValueError(f"{ckpt} is of the official release; expected checkpoints/best.ckpt of a run's folder")
-    task, data = prepare_evaluation(cfg)
+    task, data = prepare_evaluation(cfg, checkpoint)
     found, scores = evaluate(cfg, task, data)
     comparison = Comparison(found)
     segmenter = Segmenter.from_checkpoint(ckpt, device="cpu")
@@ -178,8 +179,8 @@ def run(argv: Sequence[str] | None) -> bool:
         raise FileExistsError(f"--out {arguments.out} exists, expected a new folder: remove it or choose another")
     silence_known_warnings()
     with tempfile.TemporaryDirectory() as scratch:
-        cfg, official = compose_config(arguments.ckpt, arguments.overrides, scratch)
-        comparison = compare(cfg, arguments.ckpt, arguments.out or Path(scratch) / "files", official=official)
+        cfg, checkpoint = compose_config(arguments.ckpt, arguments.overrides, scratch)
+        comparison = compare(cfg, arguments.ckpt, arguments.out or Path(scratch) / "files", checkpoint)
     print(report(comparison))
     if arguments.json is not None:
         with replacing(arguments.json) as temporary:

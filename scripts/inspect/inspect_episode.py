@@ -155,8 +155,8 @@ def run(argv: Sequence[str] | None) -> bool:
     arguments = parse(argv)
     silence_known_warnings()
     with tempfile.TemporaryDirectory() as run_dir:
-        cfg, official = compose_config(arguments.ckpt, arguments.overrides, run_dir)
-        task, data = prepare_evaluation(cfg, official=official)
+        cfg, checkpoint = compose_config(arguments.ckpt, arguments.overrides, run_dir)
+        task, data = prepare_evaluation(cfg, checkpoint)
         callback = EpisodeScores(data.dataset)
         if arguments.worst or arguments.best:
             trainer = build_trainer(cfg, "test", callbacks=[*progress_bars(cfg), callback], logger=False)

@@ -30,15 +30,16 @@ from torch import Tensor, nn  # noqa: E402
 
 from hdmnet.callbacks.non_finite import DUMP_KEY, episodes_of  # noqa: E402
 from hdmnet.cli.parser import OneLineParser  # noqa: E402
+from hdmnet.config.instantiate import instantiate  # noqa: E402
 from hdmnet.config.renamed import upgrade  # noqa: E402
 from hdmnet.config.values import to_plain  # noqa: E402
 from hdmnet.data.prepare import run_main  # noqa: E402
 from hdmnet.data.types import Episode, SegmentationSample  # noqa: E402
-from hdmnet.run.build import build_base_learner, build_trained_model  # noqa: E402
-from hdmnet.run.checkpoints import load_strictly  # noqa: E402
+from hdmnet.run.build import build_base_learner, build_trained  # noqa: E402
+from hdmnet.run.checkpoints import facts_of_earlier_versions, load_strictly  # noqa: E402
 from hdmnet.runtime.checkpoint_file import read_checkpoint  # noqa: E402
 from hdmnet.tasks.base_learner import BaseLearnerTask, BaseOptimiserSettings  # noqa: E402
-from hdmnet.tasks.few_shot import FewShotTask, LossWeights  # noqa: E402
+from hdmnet.tasks.few_shot import FewShotTask  # noqa: E402
 
 NAME = "replay"
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "16": torch.float16, "bf16": torch.bfloat16}
@@ -78,11 +79,10 @@ def build(content: dict[str, Any], path: Path) -> tuple[FewShotTask | BaseLearne
         task = BaseLearnerTask(model=learner, optimiser=settings).train()
         task.on_train_batch_start(sample, 0)
         return task, sample
-    model = build_trained_model(cfg, state, path, num_shots=cfg.shot)
+    facts = content.get("facts") or facts_of_earlier_versions(to_plain(cfg), state)
+    model = build_trained(cfg, state, path, facts)
     names = ["?"] * (1 + int(content["batch"]["class_index"].max()))
-    return FewShotTask(model=model, class_names=names, loss=LossWeights(**to_plain(cfg)["loss"])).train(), Episode(
-        **content["batch"]
-    )
+    return FewShotTask(model=model, class_names=names, loss=instantiate(cfg.loss)).train(), Episode(**content["batch"])
 
 
 @contextlib.contextmanager
@@ -101,7 +101,9 @@ def losses_of(task: FewShotTask | BaseLearnerTask, batch: Any) -> dict[str, Tens
     """Loss terms by name, each a scalar; `loss` is the sum that is trained."""
     if isinstance(task, BaseLearnerTask):
         return {"loss": task.training_step(batch, 0)}
-    return task.losses(task(batch, class_index=batch.class_index), batch.query_mask)
+    assert task.loss is not None
+    terms: dict[str, Tensor] = task.loss(task(batch, class_index=batch.class_index), batch.query_mask)
+    return terms
 
 
 def _to_device(batch: Any, device: torch.device) -> Any:

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from hdmnet.config.paths import conf_dir, make_paths_absolute
 from hdmnet.config.schemas import register_schemas
 from hdmnet.config.values import to_stored
 from hdmnet.data.io.masks import read_mask, write_mask
+from hdmnet.models.base_learner import BaseLearner
 from hdmnet.run import build
 from hdmnet.run.checkpoints import save_base_learner
 
@@ -70,11 +71,12 @@ def write_run_files(folder: Path) -> dict[str, Path]:
     data = build.build_few_shot_data(cfg, build.build_dataset(cfg), cache_dir=folder / "catalogs")
     with contextlib.redirect_stderr(io.StringIO()):  # the bar of the catalog
         data.setup("test")
-    learner = build.build_base_learner(cfg, data.num_base, weights=None)
-    model = build.build_model(cfg, learner).eval()
+    model = build.build_untrained(cfg, data.num_base).eval()
+    learner = cast("BaseLearner", model.get_submodule("trunk.base_learner"))
     paths = {name: folder / f"{name}.pt" for name in ("run", "base", "fitted", "plain", "manifest")}
     state = {f"model.{key}": value for key, value in model.state_dict().items()}
-    entry = {"config": to_stored(cfg), "class_names": list(data.novel_names)}
+    facts = {"method": cfg.model.name, "shot": cfg.shot, "num_base": data.num_base}
+    entry = {"config": to_stored(cfg), "facts": facts, "class_names": list(data.novel_names)}
     torch.save({"state_dict": state, "hdmnet": entry, "epoch": 1, "global_step": 4}, paths["run"])
     save_base_learner(learner, paths["base"], {"fold": 0, "dataset": "shapes", "backbone": "resnet_narrow"})
     picture = np.zeros((24, 32, 3), dtype=np.uint8)

@@ -23,7 +23,6 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from hdmnet.apps.segmenter import Segmenter
-from hdmnet.apps.segmenter_file import read_segmenter, read_supports
 from hdmnet.cli import entry_point
 from hdmnet.cli.errors import known_keys
 from hdmnet.config.stored import evaluation_config
@@ -35,7 +34,7 @@ from hdmnet.data.io.object_masks import read_object_mask
 from hdmnet.data.io.upright import read_upright
 from hdmnet.data.prepare import paint_chunk
 from hdmnet.loggers.build import build_loggers
-from hdmnet.models.hdmnet.official import read_state_dict
+from hdmnet.models.official import read_state_dict
 from hdmnet.reporting.collect import collect
 from hdmnet.run import build, pipeline
 from hdmnet.run.checkpoints import load_base_learner, run_entry
@@ -257,8 +256,7 @@ class _Checkpoints:
             pipeline._refuse_other_fold(cfg, content)
 
     def _segment(self, path: Path) -> None:
-        _, _, content = read_segmenter(path, None, None, 1, None)
-        void(list(read_supports(content, path, torch.device("cpu"))))
+        Segmenter.from_checkpoint(path, device="cpu")
 
     def _base_learner(self, path: Path) -> None:
         load_base_learner(self.learner, path, dataset="shapes", backbone="resnet_narrow", fold=0)
@@ -332,8 +330,7 @@ def _prepare_training(cfg: DictConfig) -> None:
     data = build.build_few_shot_data(cfg, dataset)
     data.setup()
     check_free_disk(cfg, data.num_base)
-    learner = build.build_base_learner(cfg, data.num_base, weights=None)
-    build.build_task(cfg, build.build_model(cfg, learner), data)
+    build.build_task(cfg, build.build_untrained(cfg, data.num_base), data)
     callbacks = build.instantiate_all(cfg.callbacks)
     build.build_trainer(cfg, "fuzz", callbacks=callbacks, logger=build_loggers(cfg, "train"))
 

@@ -114,8 +114,8 @@ def test_supports_as_inputs(tmp_path, suffix):
         with torch.no_grad():
             ours = segmenter.model((query / 255 - shift) / scale, (images / 255 - shift) / scale, masks)
         logits, probability = answer(query, images, masks)
-        compare([logits[:, 0]], [ours.final_logits])
-        compare([probability[:, 0]], [ours.final_logits.softmax(1)[:, 1]])
+        compare([logits[:, 0]], [ours.logits])
+        compare([probability[:, 0]], [ours.logits.softmax(1)[:, 1]])
 
 
 @pytest.mark.slow

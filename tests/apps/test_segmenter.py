@@ -72,7 +72,7 @@ def test_the_masks_are_the_evaluators_and_so_is_the_miou(start, episodes, tmp_pa
         batch = episodes.on_after_batch_transfer(collate_episodes([dataset[number]]), 0)
         with torch.no_grad():
             output = segmenter.model(batch.query_image, batch.support_images, batch.support_masks)
-            logits = resize(output.final_logits, torch.Size(truth.shape))[0]
+            logits = resize(output.logits, torch.Size(truth.shape))[0]
         assert prediction.mask.shape == (81, 81)
         assert (prediction.mask == logits.argmax(0).numpy()).all()
         shares.append(prediction.mask.mean())
@@ -123,7 +123,7 @@ def test_the_documented_arrays(fitted, pairs):
     assert ((prediction.probability > 0.5) == (prediction.mask == 1)).mean() > 0.999
     maps = prediction.maps["object"]
     assert maps.prior_masks.shape == (2, 9, 9)
-    assert [values.shape for values in maps.correlation_maps] == [(9, 9), (5, 5), (3, 3)]
+    assert [values.shape for values in maps.maps["correlation"]] == [(9, 9), (5, 5), (3, 3)]
     assert fitted.predict(pairs[1][0]).maps == {}
 
 
@@ -199,7 +199,7 @@ def test_another_input_size_is_used(start, pairs):
     segmenter = Segmenter.from_checkpoint(start, device="cpu", image_size=[97, 81]).fit(*pairs[0])
     assert segmenter.image_size == (97, 81)
     maps = segmenter.predict(pairs[1][0], maps=True).maps["object"]
-    assert maps.correlation_maps[0].shape == (13, 11)
+    assert maps.maps["correlation"][0].shape == (13, 11)
 
 
 def test_refusals_are_one_line_and_keep_the_supports(start, first_run, pairs, tmp_path):

@@ -64,7 +64,7 @@ def plain():
 @pytest.mark.parametrize("batch", [planned(), plain()], ids=["reuse", "plain"])
 def test_scores_by_hand(batch):
     callback = EpisodeScores(Pictures())
-    outputs = {"episode": batch, "output": SimpleNamespace(final_logits=logits(ALL, SOME))}
+    outputs = {"episode": batch, "output": SimpleNamespace(logits=logits(ALL, SOME))}
     callback.on_test_start(None, None)
     callback.on_test_batch_end(None, None, outputs, batch, 0)
     callback.on_test_end(None, None)
@@ -84,7 +84,7 @@ def test_scores_by_hand(batch):
 def test_the_comparison_is_at_the_original_size():
     batch = plain()
     small = torch.nn.functional.avg_pool2d(logits(ALL, ALL), 2)  # (B, 2, 1, 2)
-    scores = EpisodeScores(Pictures()).score({"episode": batch, "output": SimpleNamespace(final_logits=small)})
+    scores = EpisodeScores(Pictures()).score({"episode": batch, "output": SimpleNamespace(logits=small)})
     assert scores[0].iou == pytest.approx(2 / 7)
 
 
@@ -92,6 +92,6 @@ def test_a_second_test_forgets_the_first():
     callback = EpisodeScores(Pictures())
     for _ in range(2):
         callback.on_test_start(None, None)
-        outputs = {"episode": plain(), "output": SimpleNamespace(final_logits=logits(ALL, SOME))}
+        outputs = {"episode": plain(), "output": SimpleNamespace(logits=logits(ALL, SOME))}
         callback.on_test_batch_end(None, None, outputs, None, 0)
     assert len(callback.scores) == 2

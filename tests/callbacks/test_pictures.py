@@ -185,7 +185,7 @@ def test_normalisation_is_undone_and_meta_and_maps_are_optional() -> None:
     full = draw_batch_item(outputs, 1, _Task())
     assert full[230, 100].tolist() == [255, 255, 255]  # lower half of the support: white, outside the mask
     assert full[100, 100].tolist() == (0.65 * 255 + 0.35 * np.array(TRUTH)).astype(np.uint8).tolist()
-    outputs["output"] = SimpleNamespace(final_logits=outputs["output"].final_logits)
+    outputs["output"] = SimpleNamespace(logits=outputs["output"].logits)
     assert draw_batch_item(outputs, 1, _Task()).shape[1] == full.shape[1] - 5 * 208  # meta, 2 priors, 2 maps gone
 
 

@@ -200,7 +200,7 @@ def answer_of(task_of, episode):
         output = task.model.eval()(query, support, support_mask)
         loss = task.losses(output, query_mask)["loss"]
         gradients = torch.autograd.grad(loss, [p for p in task.model.parameters() if p.requires_grad])
-        outputs = [output.final_logits, output.meta_logits, *output.correlation_maps]
+        outputs = [output.logits, output.logits_of("meta"), *output.maps["correlation"]]
         return Answer([x.detach() for x in outputs], [loss.detach(), *gradients])
 
     return answer

@@ -80,12 +80,13 @@ def test_the_losses_are_logged_by_term_and_stage_and_so_is_the_validation(finish
     with (finished_run.folder / "metrics.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for name in (
-        *("train/loss", "train/final", "train/meta", "train/distillation"),
-        *("train/distillation_stage1", "train/distillation_stage2", "val/miou", "val/fb_iou", "val/miou_meta"),
+        *("train/loss", "train/final", "train/distillation"),
+        *("train/distillation_stage1", "train/distillation_stage2", "val/miou", "val/fb_iou"),
     ):
         values = [float(row[name]) for row in rows if row.get(name)]
         assert values, name
         assert all(math.isfinite(value) for value in values), name
+    assert not any("meta" in name for name in rows[0])  # nothing is fused: there is one prediction
 
 
 # ------------------------------------------------------------------------------------------------------ checkpoints

@@ -149,12 +149,12 @@ def enliven(checkpoint: Path, output: Path) -> Path:
     cfg = OmegaConf.create(content["hdmnet"]["config"])
     data = build.build_few_shot_data(cfg, build.build_dataset(cfg))
     data.setup("test")
-    model = build.build_model(cfg, build.build_base_learner(cfg, data.num_base, weights=None)).eval()
+    model = build.build_untrained(cfg, data.num_base).eval()
     load_strictly(model, run_state_dict(content), "checkpoint")
     dataset = data.test_dataloader().dataset
     batch = data.on_after_batch_transfer(collate_episodes([dataset[index] for index in range(4)]), 0)
     with torch.no_grad():
-        logits = model(batch.query_image, batch.support_images, batch.support_masks).meta_logits
+        logits = model(batch.query_image, batch.support_images, batch.support_masks).logits
     weight, bias = (content["state_dict"][f"model.meta_learner.decoder.head.4.{name}"] for name in ("weight", "bias"))
     difference = logits[:, 1] - logits[:, 0]
     bias[0] += difference.median()

@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hdmnet.models.batch import Batch
+from hdmnet.models.method import FewShotMethod, Segmentation
+
 
 @dataclass
-class Codes:
+class Codes(Batch):
     """One tensor with an entry an item."""
 
     values: Tensor
 
-    def unbind(self) -> list[Codes]:
-        return [Codes(value[None].clone()) for value in self.values]
 
-    @classmethod
-    def stack(cls, items: Sequence[Codes]) -> Codes:
-        return cls(torch.cat([item.values for item in items]))
-
-    @property
-    def num_bytes(self) -> int:
-        return self.values.nbytes
-
-
-@dataclass
-class Output:
-    final_logits: Tensor
-    meta_logits: Tensor
-    correlation_maps: list[Tensor] = field(default_factory=list)
-    final_is_probability: bool = False
-
-
-class ColourMatcher(nn.Module):
+class ColourMatcher(FewShotMethod):
     """Foreground is what is nearer to the supports' mean foreground colour than a threshold.
 
     Attributes:
         encoded: How many queries and supports were encoded in each call.
     """
+
+    reported = ("final", "meta")
 
     def __init__(self, threshold: float = 0.6) -> None:
         super().__init__()
@@ -57,16 +42,17 @@ class ColourMatcher(nn.Module):
         pairs = zip(images, masks == 1, strict=True)
         return Codes(torch.stack([image[:, mask].double().sum(1) / max(int(mask.sum()), 1) for image, mask in pairs]))
 
-    def match(self, query: Codes, support: Codes, *, shots: int, class_index: Tensor | None = None) -> Output:
+    def match(self, query: Codes, support: Codes, *, shots: int, class_index: Tensor | None = None) -> Segmentation:
         answers = []
         for picture, colours in zip(query.values, support.values.unflatten(0, (-1, shots)), strict=True):
             distance = (picture.double() - colours.mean(0)[:, None, None]).abs().sum(0).float()
             answers.append(torch.stack([distance, self.threshold.expand_as(distance)]))
         final = torch.stack(answers)
-        return Output(final, final * torch.tensor([1.0, 1.5])[:, None, None])
+        meta = final * torch.tensor([1.0, 1.5])[:, None, None]
+        return Segmentation(final, tuple(final.shape[-2:]), auxiliary={"meta": meta})
 
     def forward(
         self, query_image: Tensor, support_images: Tensor, support_masks: Tensor, class_index: Any = None
-    ) -> Output:
+    ) -> Segmentation:
         support = self.encode_support(support_images.flatten(0, 1), support_masks.flatten(0, 1))
         return self.match(self.encode_query(query_image), support, shots=support_images.shape[1])

@@ -92,7 +92,7 @@ def _ellipse(size, cy, cx, ry, rx):
     return ((yy - cy) / ry) ** 2 + ((xx - cx) / rx) ** 2, xx
 
 
-def _blob_mask(g, size, rmin=0.18, rmax=0.34):
+def blob_mask(g, size, rmin=0.18, rmax=0.34):
     """int64 (size,size): 1 inside a random ellipse, 255 on the right half of a ring around it and in
     a small square in the top-left corner, 0 elsewhere.  Returns mask, ellipse 'radius^2' field."""
     cy, cx = g.uniform(0.35, 0.65, 2) * size
@@ -114,12 +114,12 @@ def make_inputs(name):
     x = _image(name + "/x", B, size)
     s_x = _image(name + "/s_x", B * S, size).reshape(B, S, 3, size, size)
     g = rng_for(name + "/s_y")
-    s_y = np.stack([np.stack([_blob_mask(g, size)[0] for _ in range(S)]) for _ in range(B)])
+    s_y = np.stack([np.stack([blob_mask(g, size)[0] for _ in range(S)]) for _ in range(B)])
     g = rng_for(name + "/y")
     y_m, y_b, cat = [], [], []
     for b in range(B):
         # the second sample of a batch gets a tiny object: exercises the coarse -1e9 teacher
-        m, _ = _blob_mask(g, size) if b == 0 else _blob_mask(g, size, 0.04, 0.06)
+        m, _ = blob_mask(g, size) if b == 0 else blob_mask(g, size, 0.04, 0.06)
         ci = int(g.integers(0, base))
         lb = np.zeros((size, size), np.int64)
         other = int((ci + 1 + g.integers(0, base - 1)) % base)  # != ci
@@ -144,7 +144,7 @@ def transformer_inputs(shot, scale, B=2, h=13, w=17, H=101, W=133):
     q = rng_for(t + "/q").standard_normal((B, 64, h, w)) * scale
     s = rng_for(t + "/s").standard_normal((B * shot, 64, h, w)) * scale
     g = rng_for(t + "/mask")
-    mask = np.stack([(_blob_mask(g, max(H, W))[0] == 1)[:H, :W] for _ in range(B * shot)])[:, None]
+    mask = np.stack([(blob_mask(g, max(H, W))[0] == 1)[:H, :W] for _ in range(B * shot)])[:, None]
     sim = rng_for(t + "/sim").uniform(0, 1, (B, 2, h, w))
     return dict(
         q=q.astype(np.float32), s=s.astype(np.float32), mask=mask.astype(np.float32), sim=sim.astype(np.float32)
@@ -158,10 +158,10 @@ def distil_inputs():
     cell (0,0) -> teacher one-hot there, 7 partial taps at (0,0) and, with larger weight, (1,1) -> one-hot (1,1)."""
     g = rng_for("unit_distil/y")
     y = np.zeros((8, 105, 105), np.int64)
-    y[0] = _blob_mask(g, 105)[0]
-    y[1] = _blob_mask(g, 105, 0.04, 0.06)[0]
+    y[0] = blob_mask(g, 105)[0]
+    y[1] = blob_mask(g, 105, 0.04, 0.06)[0]
     y[3] = 1
-    y[4] = _blob_mask(g, 105)[0]
+    y[4] = blob_mask(g, 105)[0]
     y[4, 60:] = 255
     y[5, 30:70, 30:70] = 255
     y[6, 13, 13] = 1
@@ -186,9 +186,9 @@ def similarity_inputs():
     s = rng_for("unit_sim/s").standard_normal((4, 32, 14, 14)).astype(np.float32)
     g = rng_for("unit_sim/m")
     m = np.zeros((4, 1, 105, 105), np.int64)
-    m[0, 0] = _blob_mask(g, 105)[0]
+    m[0, 0] = blob_mask(g, 105)[0]
     m[2] = 1
-    m[3, 0] = _blob_mask(g, 105, 0.05, 0.1)[0]
+    m[3, 0] = blob_mask(g, 105, 0.05, 0.1)[0]
     m[3, 0, 80:] = 255
     return q, s, m
 

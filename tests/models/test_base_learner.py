@@ -25,7 +25,7 @@ def train_steps(model, steps=3, size=(49, 65)):
         mask = (torch.rand(2, 1, *size) > 0.5).long()
         out = model(query, support, mask, torch.tensor([0, 1]))
         target = (torch.rand(2, *size) > 0.5).long()
-        loss = segmentation_loss(out.final_logits, target) + segmentation_loss(out.meta_logits, target)
+        loss = segmentation_loss(out.logits, target) + segmentation_loss(out.logits_of("meta"), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

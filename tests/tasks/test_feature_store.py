@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from hdmnet.data.episodes.encode_once import FeatureBytes
 from hdmnet.data.types import EvaluationBatch
 from hdmnet.metrics import FewShotIoU
+from hdmnet.models.method import EncodesApart, FewShotMethod, Segmentation
 from hdmnet.runtime.warnings import silence_known_warnings
 from hdmnet.tasks.feature_store import (
-    EncodesApart,
     FeatureStore,
     add_to_metrics,
     count_predictions,
@@ -38,8 +38,7 @@ class TinyDataset(MemoryDataset):
 def evaluate(model, memory=None, *, stage="test", **changes):
     """Figures of all predictions and seeds, and the task; `memory` in GB, None: without reuse."""
     module = few_shot(TinyDataset(), setup=None, **{"num_test_episodes": 20, "reuse_memory_gb": memory, **changes})
-    if isinstance(model, EncodesApart):
-        module.measure_features = partial(measure_features, model, module.image_size)
+    module.measure_features = partial(measure_features, model, module.image_size)
     task = FewShotTask(model=model, class_names=module.novel_names, num_test_seeds=module.num_test_seeds)
     silence_known_warnings()
     silent = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
@@ -128,8 +127,10 @@ def test_processes_share_the_episodes_out():
     assert abs(len(seen[0]) - len(seen[1])) <= 1
 
 
-class Plain(nn.Module):
-    """A method that knows of no reuse."""
+class Plain(FewShotMethod):
+    """A method that does not encode apart."""
+
+    reported = ("final", "meta")
 
     def __init__(self):
         super().__init__()
@@ -139,9 +140,11 @@ class Plain(nn.Module):
         return self.inner(*inputs)
 
 
-def test_models_without_the_methods_take_the_plain_path():
+def test_a_method_that_does_not_encode_apart_keeps_pictures_and_agrees():
     assert not isinstance(Plain(), EncodesApart)
-    assert_same(evaluate(Plain(), 1.0)[0], evaluate(ColourMatcher(), 1.0)[0])
+    kept, task = evaluate(Plain(), 1.0)
+    assert_same(kept, evaluate(ColourMatcher(), 1.0)[0])
+    assert task.features.num_encoded < 20 * 2 * 2  # each picture once
 
 
 def test_measuring_leaves_the_mode_alone_and_tells_a_supports_range():
@@ -157,13 +160,13 @@ def test_the_real_model_agrees_within_a_few_pixels(compose_config, ensemble):
 
     cfg = compose_config("train", f"model.ensemble={str(ensemble).lower()}", "backbone.weights=null")
     torch.manual_seed(0)
-    model = build.build_model(cfg, build.build_base_learner(cfg, 6), num_shots=2).eval()
+    model = build.build_untrained(cfg, 6, num_shots=2).eval()
     assert isinstance(model, EncodesApart)
     sizes = measure_features(model, (32, 40))
     assert 0 < sizes.empty_support < sizes.full_support
     plain, _ = evaluate(model)
     reused, task = evaluate(model, 1.0)
-    for one, other in zip(plain["final"] + plain["meta"], reused["final"] + reused["meta"], strict=True):
+    for one, other in zip(chain(*plain.values()), chain(*reused.values()), strict=True):
         for key in ("intersection", "union"):
             assert (one[key] - other[key]).abs().max() <= 5, key
     gigabytes = 4e-9 * (sizes.query + 2 * sizes.full_support)
@@ -182,7 +185,7 @@ def test_pooling_by_hand_with_equal_episodes_of_two_seeds():
     masks = [torch.tensor([[1, 0], [0, 255]], dtype=torch.uint8), torch.ones(3, 2, dtype=torch.uint8)]
     metrics = [FewShotIoU(2), FewShotIoU(2)]
     add_to_metrics(
-        count_predictions(logits, masks, mask_index=[0, 0, 1]),
+        count_predictions(Segmentation(logits, (2, 2)), "final", masks, mask_index=[0, 0, 1]),
         class_index=torch.tensor([0, 0, 1]),
         metrics=metrics,
         item=[0, 0, 0, 1, 2],
@@ -203,7 +206,7 @@ def test_the_store_forgets_what_it_is_told():
     batch.support_images, batch.support_masks = torch.ones(1, 3, 2, 2), torch.ones(1, 2, 2)
     batch.queries, batch.supports = ["q", "q"], [["s"], ["s"]]
     store, model = FeatureStore(), ColourMatcher()
-    assert store.segment(model, batch).final_logits.shape == (2, 2, 2, 2)
+    assert store.segment(model, batch).logits.shape == (2, 2, 2, 2)
     assert (store.num_bytes, store.peak_bytes, store.num_encoded) == (48 + 24, 72, 2)
     again = SimpleNamespace(**{**vars(batch), "drop": ["q", "s"]})
     store.segment(model, again)

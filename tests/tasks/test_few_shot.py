@@ -1,71 +1,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from functools import partial
 
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor, nn
 
-from hdmnet.data.types import Episode
-from hdmnet.models.hdmnet.loss import correlation_distillation
+from hdmnet.models.losses import SegmentationLoss
 from hdmnet.runtime.warnings import silence_known_warnings
-from hdmnet.tasks.few_shot import FewShotTask, LossWeights, OptimiserSettings
-
-
-@dataclass
-class Output:
-    final_logits: Tensor
-    meta_logits: Tensor
-    correlation_maps: list[Tensor] = field(default_factory=list)
-    final_is_probability: bool = False
-
-
-class Painter(nn.Module):
-    """Not HDMNet: calls foreground what is bright in the query's first channel, and meta foreground everything."""
-
-    def __init__(self, maps=False):
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(2.0))
-        self.head = nn.Parameter(torch.tensor(0.5))
-        self.maps = maps
-        self.calls = []
-
-    def forward(self, query_image, support_images, support_masks, class_index=None):
-        self.calls.append(None if class_index is None else class_index.tolist())
-        bright = query_image[:, 0] * self.scale
-        final = torch.stack([-bright, bright], dim=1)
-        meta = torch.stack([torch.zeros_like(bright), torch.ones_like(bright) * self.head], dim=1)
-        maps = [bright[:, ::2, ::2], bright[:, ::4, ::4]] if self.maps else []
-        return Output(final, meta, maps)
-
-    def parameter_groups(self, *, lr, head_lr_factor):
-        return [
-            {"params": [self.scale], "lr": lr, "name": "transformer"},
-            {"params": [self.head], "lr": lr * head_lr_factor, "name": "head"},
-        ]
-
-
-def make_batch(masks, predictions, classes, *, originals=None, seeds=None):
-    """Episodes of (H, W) masks, where the Painter predicts the (H, W) 0/1 predictions."""
-    predictions = torch.stack([torch.as_tensor(one).float() * 2 - 1 for one in predictions])
-    masks = torch.stack([torch.as_tensor(one, dtype=torch.uint8) for one in masks])
-    count = len(masks)
-    return Episode(
-        query_image=predictions[:, None].expand(-1, 3, -1, -1).clone(),
-        query_mask=masks,
-        support_images=torch.zeros(count, 1, 3, *masks.shape[1:]),
-        support_masks=torch.zeros(count, 1, *masks.shape[1:], dtype=torch.uint8),
-        class_index=torch.tensor(classes),
-        query_id=[str(i) for i in range(count)],
-        support_ids=[["s"]] * count,
-        index=torch.arange(count),
-        seed_index=torch.tensor(seeds or [0] * count),
-        query_mask_original=originals,
-    )
-
+from hdmnet.tasks.few_shot import FewShotTask
+from hdmnet.tasks.schedule import poly_schedule
+from tests.helpers.toy_method import Painter, make_batch
 
 # 2x2 pictures. IoU of "one": (1 + 1) / (2 + 3); of "two": 1 / 1, its ignored pixel counts nowhere.
 MASKS = [[[1, 1], [0, 0]], [[0, 1], [0, 0]], [[1, 255], [0, 0]]]
@@ -126,40 +73,43 @@ def test_predictions_are_compared_at_the_querys_original_size():
 
 def test_training_tells_the_model_the_class_and_evaluation_does_not():
     model = Painter()
-    task = FewShotTask(model=model, class_names=["one", "two"])
+    task = FewShotTask(
+        model=model,
+        class_names=["one", "two"],
+        loss=SegmentationLoss(),
+        optimizer=torch.optim.SGD,
+        groups={"lr": 0.1},
+    )
     fit = trainer(max_steps=1, num_sanity_val_steps=0)
     batch = make_batch(MASKS, PREDICTIONS, CLASSES)
     fit.fit(task, loader([batch]), loader([batch]))
     assert model.calls == [CLASSES, None]
 
 
-def test_losses_by_term():
-    batch = make_batch(MASKS, PREDICTIONS, CLASSES)
-    model = Painter(maps=True)
-    weights = LossWeights(final=2.0, meta=0.5, distillation=3.0, temperature=2.0)
-    task = FewShotTask(model=model, class_names=["one", "two"], loss=weights)
-    with torch.no_grad():
-        output = model(batch.query_image, None, None)
-        terms = task.losses(output, batch.query_mask)
-    assert set(terms) == {"loss", "final", "meta", "distillation", "distillation_stage1", "distillation_stage2"}
-    # Eleven pixels count; the final logits are (-2, 2) or (2, -2): right 8 times, wrong 3 times.
-    right, wrong = math.log1p(math.exp(-4)), math.log1p(math.exp(4))
-    assert float(terms["final"]) == pytest.approx((8 * right + 3 * wrong) / 11)
-    assert float(terms["meta"]) == pytest.approx((4 * math.log1p(math.exp(-0.5)) + 7 * math.log1p(math.exp(0.5))) / 11)
-    assert torch.equal(terms["distillation"], correlation_distillation(output.correlation_maps, batch.query_mask, 2.0))
-    total = 2 * terms["final"] + 0.5 * terms["meta"] + 3 * terms["distillation"]
-    assert float(terms["loss"]) == pytest.approx(float(total))
+def test_a_single_prediction_is_pooled_and_logged_once():
+    task = FewShotTask(model=Painter(alone=True), class_names=["one", "two"])
+    values = trainer().validate(task, loader([make_batch(MASKS, PREDICTIONS, CLASSES)]), verbose=False)[0]
+    assert set(values) == {"val/miou", "val/fb_iou"}
+    trainer().test(task, loader([make_batch(MASKS, PREDICTIONS, CLASSES)]), verbose=False)
+    assert set(task.test_results) == {"final"}
 
 
-def test_without_maps_nothing_is_distilled_and_weight_0_leaves_no_gradient():
-    batch = make_batch(MASKS, PREDICTIONS, CLASSES)
-    task = FewShotTask(model=Painter(), class_names=["one", "two"])
-    assert set(task.losses(task.model(batch.query_image, None, None), batch.query_mask)) == {"loss", "final", "meta"}
-    output = Painter(maps=True)(batch.query_image, None, None)
-    output.correlation_maps = [one.detach().requires_grad_() for one in output.correlation_maps]
-    task = FewShotTask(model=Painter(), class_names=["one", "two"], loss=LossWeights(distillation=0.0))
-    task.losses(output, batch.query_mask)["loss"].backward()
-    assert output.correlation_maps[0].grad is None
+def test_a_method_may_decide_by_a_rule_of_its_own():
+    class Voter(Painter):
+        def forward(self, *episode):
+            output = super().forward(*episode)
+            output.decided = 1 - output.prediction  # the opposite of what its scores say
+            return output
+
+    originals = [
+        torch.tensor(mask, dtype=torch.uint8).repeat_interleave(3, 0).repeat_interleave(3, 1) for mask in MASKS
+    ]
+    for truth in (None, originals):
+        task = FewShotTask(model=Voter(alone=True), class_names=["one", "two"])
+        batch = make_batch(MASKS, PREDICTIONS, CLASSES, originals=truth)
+        trainer().test(task, loader([batch]), verbose=False)
+        # What was called background is foreground now, so "one" keeps 1 of 2 + 1 pixels and 0 of 1 + 1.
+        assert task.test_results["final"][0]["iou_per_class"].tolist() == [1 / 6, 0.0]
 
 
 class Rates(Callback):
@@ -174,8 +124,14 @@ class Rates(Callback):
 
 def test_the_optimiser_has_the_models_groups_and_poly_decay():
     rates = Rates()
-    settings = OptimiserSettings(lr=0.01, weight_decay=0.3, head_lr_factor=10.0, power=0.9)
-    task = FewShotTask(model=Painter(), class_names=["one", "two"], optimiser=settings)
+    task = FewShotTask(
+        model=Painter(),
+        class_names=["one", "two"],
+        loss=SegmentationLoss(),
+        optimizer=partial(torch.optim.AdamW, weight_decay=0.3),
+        schedule=partial(poly_schedule, power=0.9),
+        groups={"lr": 0.01, "head_lr_factor": 10.0},
+    )
     batch = make_batch(MASKS, PREDICTIONS, CLASSES)
     fit = trainer(max_steps=4, callbacks=[rates], num_sanity_val_steps=0)
     fit.fit(task, loader([batch, batch]), loader([batch]))

@@ -96,7 +96,7 @@ class AlternatingMetaLearner(MetaLearner):
 
 
 def build_baseline(
-    base_learner: BaseLearner,
+    encoder: BaseLearner,
     *,
     num_shots: int = 1,
     num_rounds: int = 3,
@@ -111,7 +111,7 @@ def build_baseline(
     """Put the baseline together on a base learner (the `model=baseline` config).
 
     Args:
-        base_learner: Trained on the fold's base classes.
+        encoder: The base learner, trained on the fold's base classes.
         num_shots: K of the training episodes.
         num_rounds: See `AlternatingMetaLearner`, as for the last three.
         ensemble: Fuse with the base learner (second row of Table 4).
@@ -128,7 +128,7 @@ def build_baseline(
     Raises:
         ValueError: A switch has an unknown value.
     """
-    levels = base_learner.backbone.levels
+    levels = encoder.backbone.levels
     meta_learner = AlternatingMetaLearner(
         mid_channels=levels[0].channels + levels[1].channels,
         num_rounds=num_rounds,
@@ -137,7 +137,7 @@ def build_baseline(
         matching=matching,
     )
     return HDMNet(
-        base_learner=base_learner,
+        base_learner=encoder,
         meta_learner=meta_learner,
         ensemble=Ensemble(num_shots=num_shots, shot_weighting=shot_weighting) if ensemble else None,
         norm=norm,

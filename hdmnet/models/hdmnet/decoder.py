@@ -31,63 +31,74 @@ class Decoder(nn.Module):
         super().__init__()
         hidden = channels * expansion
         self.blocks = nn.ModuleList(
-            nn.Sequential(*_mlp(channels, hidden, channels), nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+            ConvolutionBlock(channels, hidden, channels, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
             for _ in range(num_stages)
         )
-        self.head = nn.Sequential(*_mlp(channels, hidden, 2))
+        self.head = ConvolutionBlock(channels, hidden, 2)
 
     def forward(self, stages: list[Tensor]) -> Tensor:
         """Decode matching results X_l, finest first, each (B, C, h_l, w_l), to logits (B, 2, h_1, w_1)."""
-        blocks = [cast("nn.Sequential", block) for block in self.blocks]
-        x = _apply(blocks[-1], stages[-1])
-        for block, stage in zip(reversed(blocks[:-1]), reversed(stages[:-1]), strict=True):
+        x = self.blocks[-1](stages[-1])
+        for block, stage in zip(reversed(self.blocks[:-1]), reversed(stages[:-1]), strict=True):
             up = F.interpolate(x, stage.shape[-2:], mode="bilinear", align_corners=False)
-            x = up + _apply(block, stage + up)
-        return _apply(self.head, x)
+            x = up + block(stage + up)
+        logits: Tensor = self.head(x)
+        return logits
 
 
-def _mlp(channels: int, hidden: int, out_channels: int) -> list[nn.Module]:
-    return [
-        nn.Conv2d(channels, hidden, 1),
-        nn.BatchNorm2d(hidden),
-        nn.Conv2d(hidden, hidden, KERNEL, padding=1),
-        nn.BatchNorm2d(hidden),
-        nn.Conv2d(hidden, out_channels, 1),
-    ]
-
-
-def _apply(layers: nn.Sequential, x: Tensor) -> Tensor:
-    """What the layers make of (B, C, h, w)."""
-    if any(norm.training for norm in (layers[1], layers[3])):
-        result: Tensor = layers(x)  # statistics of the batch: nothing can be composed beforehand
-        return result
-    with torch.autocast(x.device.type, enabled=False):  # rounded only once composed
-        weight, inside, bias = _compose(layers)
-    y = F.conv2d(x, weight, bias, padding=1)
-    # The 3×3 convolution pads with zeros what is not zero inside, the first convolution's bias.
-    y = y + F.conv2d(x.new_ones(1, 1, *x.shape[2:]), inside, padding=1)
-    for layer in layers[5:]:
-        y = layer(y)
-    return y
-
-
-def _compose(layers: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The five layers of `_mlp` as one convolution.
+class ConvolutionBlock(nn.Sequential):
+    """1×1 convolution, 3×3, 1×1, normalised in between but without a nonlinearity; then what else is given.
 
     Args:
-        layers: Starting with those five, the normalisations in evaluation mode.
+        channels: C.
+        hidden: D.
+        out_channels: Of the last convolution.
+        tail: What comes after it.
+    """
+
+    def __init__(self, channels: int, hidden: int, out_channels: int, *tail: nn.Module) -> None:
+        super().__init__(
+            nn.Conv2d(channels, hidden, 1),
+            nn.BatchNorm2d(hidden),
+            nn.Conv2d(hidden, hidden, KERNEL, padding=1),
+            nn.BatchNorm2d(hidden),
+            nn.Conv2d(hidden, out_channels, 1),
+            *tail,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) → (B, out_channels, h, w)."""
+        layers: list[Any] = list(self)
+        expand, expand_norm, mix, mix_norm, project, *tail = layers
+        if expand_norm.training or mix_norm.training:
+            result: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+            return result  # statistics of the batch: nothing can be composed beforehand
+        with torch.autocast(x.device.type, enabled=False):  # rounded only once composed
+            weight, inside, bias = _compose(expand, expand_norm, mix, mix_norm, project)
+        y = F.conv2d(x, weight, bias, padding=1)
+        # The 3×3 convolution pads with zeros what is not zero inside, the first convolution's bias.
+        y = y + F.conv2d(x.new_ones(1, 1, *x.shape[2:]), inside, padding=1)
+        for layer in tail:
+            y = layer(y)
+        return y
+
+
+def _compose(
+    expand: nn.Conv2d, expand_norm: nn.BatchNorm2d, mix: nn.Conv2d, mix_norm: nn.BatchNorm2d, project: nn.Conv2d
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The five layers of a block as one convolution, its normalisations being in evaluation mode.
 
     Returns:
         Weight (out, C, 3, 3), weight of a map of ones, zero-padded, (out, 1, 3, 3), and bias (out,).
     """
-    first, first_norm, middle, middle_norm, last = layers[:5]
-    scale, shift = _affine(first_norm)
-    inner = torch.cat([scale[:, None] * first.weight.flatten(1), (scale * first.bias + shift)[:, None]], dim=1)
-    scale, shift = _affine(middle_norm)
-    outer = last.weight.flatten(1)  # (out, D)
-    taps = (outer * scale) @ middle.weight.permute(2, 3, 0, 1).flatten(0, 1)  # (9, out, D)
+    scale, shift = _affine(expand_norm)
+    expand_bias, mix_bias, project_bias = (cast("Tensor", conv.bias) for conv in (expand, mix, project))
+    inner = torch.cat([scale[:, None] * expand.weight.flatten(1), (scale * expand_bias + shift)[:, None]], dim=1)
+    scale, shift = _affine(mix_norm)
+    outer = project.weight.flatten(1)  # (out, D)
+    taps = (outer * scale) @ mix.weight.permute(2, 3, 0, 1).flatten(0, 1)  # (9, out, D)
     weight = (taps @ inner).permute(1, 2, 0).unflatten(2, (KERNEL, KERNEL))  # (out, C + 1, 3, 3)
-    bias = outer @ (scale * middle.bias + shift) + last.bias
+    bias = outer @ (scale * mix_bias + shift) + project_bias
     return weight[:, :-1].contiguous(memory_format=torch.channels_last), weight[:, -1:], bias
 
 

@@ -28,7 +28,7 @@ from hdmnet.models.hdmnet.features import SupportFeatures
 from hdmnet.models.hdmnet.matching import COUNT_EPS, CorrelationMatching
 from hdmnet.models.hdmnet.model import HDMNet
 from hdmnet.models.hdmnet.pyramid import REDUCTIONS
-from hdmnet.models.method import SegmentationOutput, foreground_probability
+from hdmnet.models.method import Segmentation, foreground_probability
 from hdmnet.models.packed import PackedRows
 from hdmnet.models.prior import EPS
 from hdmnet.models.trunk import FrozenTrunk, TrunkFeatures
@@ -163,10 +163,10 @@ class DenseMatching(CorrelationMatching):
         return (attention * weight) @ v, (scores * weight).sum(3) / count
 
 
-def answers(outputs: Sequence[SegmentationOutput]) -> tuple[Tensor, Tensor]:
+def answers(outputs: Sequence[Segmentation]) -> tuple[Tensor, Tensor]:
     """Logits (B, C, 2, H, W) and foreground probabilities (B, C, H, W) from the outputs of C classes."""
-    logits = torch.stack([output.final_logits for output in outputs], dim=1)
-    return logits, foreground_probability(logits, is_probability=outputs[0].final_is_probability)
+    logits = torch.stack([output.logits for output in outputs], dim=1)
+    return logits, foreground_probability(logits, is_probability=outputs[0].is_probability)
 
 
 class _Export(nn.Module):

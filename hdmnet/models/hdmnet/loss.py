@@ -13,18 +13,96 @@ Dimension letters: B batch, H W input pixels, h_l w_l size of stage l (1 = fines
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from hdmnet.models.losses import segmentation_loss
+from hdmnet.models.losses import check_weight, probability_loss, segmentation_loss
+from hdmnet.models.method import Segmentation
 
 LOG_EPS = 1e-12
-
-
 DISTILLATION_KINDS = ("kl_teacher", "ce_teacher", "ce_truth")
+
+
+class HDMNetLoss(nn.Module):
+    """Cross entropy of final and meta prediction, and the correlation distillation (Sec. 3.4 and 4.1).
+
+    The cross entropy of the base learner's prediction carries no gradient, as that is frozen: it has no weight. Without
+    an ensemble the meta learner's prediction is the final one, and counts once.
+
+    Args:
+        final: Weight of the final prediction's term.
+        meta: Weight of the meta learner's, where it is another one.
+        distillation: Weight of the distillation; 0 switches it off, and measures it all the same.
+        distillation_kind: One of `DISTILLATION_KINDS` (Table 6).
+        temperature: T of Eq. 8.
+        final_on: "probabilities": softmax cross entropy of the fused probabilities, as in the release; "log": their
+            negative log-likelihood. A final prediction that is logits is not concerned.
+
+    Raises:
+        ValueError: A value is out of range or unknown.
+    """
+
+    def __init__(
+        self,
+        *,
+        final: float = 1.0,
+        meta: float = 1.0,
+        distillation: float = 1.0,
+        distillation_kind: str = "kl_teacher",
+        temperature: float = 1.0,
+        final_on: str = "probabilities",
+    ) -> None:
+        super().__init__()
+        for name, weight in (("final", final), ("meta", meta), ("distillation", distillation)):
+            check_weight(f"loss.{name}", weight)
+        if final_on not in ("probabilities", "log"):
+            raise ValueError(f"loss.final_on={final_on}: expected probabilities or log")
+        _check_distillation(temperature, distillation_kind)
+        self.final, self.meta, self.distillation = final, meta, distillation
+        self.distillation_kind, self.temperature, self.final_on = distillation_kind, temperature, final_on
+
+    def forward(self, output: Segmentation, query_mask: Tensor) -> dict[str, Tensor]:
+        """Score an answer.
+
+        Args:
+            output: With correlation maps, and "meta" among its auxiliary predictions where it was fused.
+            query_mask: (B, H, W) integer, 0/1/255.
+
+        Returns:
+            Scalars: ``loss``, the weighted sum; ``final``; ``meta`` where it was fused; ``distillation`` and one a
+            stage.
+        """
+        score = probability_loss if self.final_on == "log" and output.is_probability else segmentation_loss
+        terms = {"final": score(output.logits, query_mask)}
+        total = self.final * terms["final"]
+        if "meta" in output.auxiliary:
+            terms["meta"] = segmentation_loss(output.auxiliary_logits["meta"], query_mask)
+            total = total + self.meta * terms["meta"]
+        if output.maps.get("correlation"):
+            stages = distillation_per_stage(
+                output.maps["correlation"], query_mask, self.temperature, self.distillation_kind
+            )
+            terms["distillation"] = torch.stack(stages).mean()
+            terms |= {f"distillation_stage{i}": value for i, value in enumerate(stages, start=1)}
+            if self.distillation:
+                total = total + self.distillation * terms["distillation"]
+        return {"loss": total, **terms}
+
+
+def _check_distillation(temperature: float, kind: str) -> None:
+    """Refuse a temperature that is not above 0, or an unknown kind.
+
+    Raises:
+        ValueError: In one line.
+    """
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        raise ValueError(f"loss.temperature={temperature}: expected a number above 0")
+    if kind not in DISTILLATION_KINDS:
+        raise ValueError(f"loss.distillation_kind={kind}: expected one of {', '.join(DISTILLATION_KINDS)}")
 
 
 def ground_truth_teacher(query_mask: Tensor, size: tuple[int, int]) -> Tensor:
@@ -71,10 +149,7 @@ def distillation_per_stage(
     Raises:
         ValueError: The temperature is not above 0, there is no map, or `kind` is unknown.
     """
-    if temperature <= 0:
-        raise ValueError(f"loss.temperature={temperature}: expected a number above 0")
-    if kind not in DISTILLATION_KINDS:
-        raise ValueError(f"loss.distillation_kind={kind!r}: expected one of {', '.join(DISTILLATION_KINDS)}")
+    _check_distillation(temperature, kind)
     if not correlation_maps:
         raise ValueError("no correlation maps to distil; expected one a matching stage")
     losses: list[Tensor] = []

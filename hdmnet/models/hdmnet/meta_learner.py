@@ -28,25 +28,44 @@ def masked_average(features: Tensor, mask: Tensor) -> Tensor:
     return (features * mask).sum((2, 3), keepdim=True) / (mask.sum((2, 3), keepdim=True) + PROTOTYPE_EPS)
 
 
-def _reduce(in_channels: int, out_channels: int, dropout: float = 0.0) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.Dropout2d(dropout)) if dropout else nn.Sequential(*layers)
+class Reduction(nn.Sequential):
+    """1×1 convolution without bias, ReLU, and dropout of whole channels where asked for.
 
+    Its convolution is applied to the parts of what would be concatenated: a convolution of concatenated maps is a sum
+    of convolutions, and neither the concatenation is needed nor the expansion of what is the same everywhere.
 
-def _convolve(layers: nn.Sequential, *parts: Tensor, first: int = 0) -> Tensor:
-    """What the 1×1 convolution that heads `layers` makes of its input channels from `first` on, given in parts.
-
-    A convolution of concatenated maps is a sum of convolutions: neither the concatenation nor the expansion of what is
-    the same everywhere, (B, C, 1, 1), is needed.
+    Args:
+        in_channels: C_in, of all parts together.
+        out_channels: C_out.
+        dropout: Of whole channels.
     """
-    weight = cast("nn.Conv2d", layers[0]).weight
-    total: Tensor | None = None
-    for part in parts:
-        made = F.conv2d(part, weight[:, first : first + part.shape[1]])
-        total = made if total is None else total + made
-        first += part.shape[1]
-    assert total is not None
-    return total
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0) -> None:
+        conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        super().__init__(conv, nn.ReLU(inplace=True), nn.Dropout2d(dropout) if dropout else nn.Identity())
+
+    @property
+    def dropout(self) -> nn.Module:
+        """What follows the ReLU."""
+        return self[2]
+
+    def convolve(self, *parts: Tensor, first: int = 0) -> Tensor:
+        """What the convolution makes of its input channels from `first` on, before the ReLU.
+
+        Args:
+            parts: (B, C_i, h, w) float each, or (B, C_i, 1, 1) of what is the same everywhere.
+            first: Channel at which the first part begins.
+
+        Returns:
+            (B, C_out, h, w) float.
+        """
+        total: Tensor | None = None
+        for part in parts:
+            made = F.conv2d(part, cast("nn.Conv2d", self[0]).weight[:, first : first + part.shape[1]])
+            total = made if total is None else total + made
+            first += part.shape[1]
+        assert total is not None
+        return total
 
 
 class MetaLearner(nn.Module):
@@ -79,10 +98,10 @@ class MetaLearner(nn.Module):
         super().__init__()
         num_priors = 2
         self.reduced_channels = reduced_channels
-        self.down_query = _reduce(mid_channels, reduced_channels, mid_dropout)
-        self.down_support = _reduce(mid_channels, reduced_channels, mid_dropout)
-        self.query_merge = _reduce(2 * reduced_channels + num_priors, channels)
-        self.support_merge = _reduce(2 * reduced_channels, channels)
+        self.down_query = Reduction(mid_channels, reduced_channels, mid_dropout)
+        self.down_support = Reduction(mid_channels, reduced_channels, mid_dropout)
+        self.query_merge = Reduction(2 * reduced_channels + num_priors, channels)
+        self.support_merge = Reduction(2 * reduced_channels, channels)
         self.pyramid = Pyramid(channels, num_stages=num_stages, dropout=dropout)
         self.matching = nn.ModuleList(
             CorrelationMatching(channels, num_priors=num_priors, dropout=dropout, **(matching or {}))
@@ -93,15 +112,15 @@ class MetaLearner(nn.Module):
 
     def reduce_query(self, layer3: Tensor, layer2: Tensor) -> Tensor:
         """Reduce mid-level features (B, C_3, h_1, w_1) and (B, C_2, h_1, w_1) → (B, C_r, h_1, w_1)."""
-        return _convolve(self.down_query, layer3, layer2).relu_()
+        return self.down_query.convolve(layer3, layer2).relu_()
 
     def reduce_support(self, layer3: Tensor, layer2: Tensor) -> Tensor:
         """As `reduce_query`, of masked supports: (S, C_r, h_1, w_1)."""
-        return _convolve(self.down_support, layer3, layer2).relu_()
+        return self.down_support.convolve(layer3, layer2).relu_()
 
     def query_share(self, reduced: Tensor) -> Tensor:
         """The query's own share in its merge, before the ReLU: (B, C_r, h_1, w_1) → (B, C, h_1, w_1)."""
-        return _convolve(self.query_merge, self.down_query[2:](reduced))  # [2:]: the dropout, if there is one
+        return self.query_merge.convolve(self.down_query.dropout(reduced))
 
     def embed_support(self, reduced: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Merge each support with its prototype.
@@ -113,10 +132,10 @@ class MetaLearner(nn.Module):
         Returns:
             Merged features (S, C, h_1, w_1) and prototypes (S, C_r).
         """
-        reduced = self.down_support[2:](reduced)
+        reduced = self.down_support.dropout(reduced)
         soft_mask = F.interpolate(mask[:, None], reduced.shape[2:], mode="bilinear", align_corners=True)
         prototypes = masked_average(reduced, soft_mask)  # (S, C_r, 1, 1)
-        return _convolve(self.support_merge, reduced, prototypes).relu_(), prototypes.flatten(1)
+        return self.support_merge.convolve(reduced, prototypes).relu_(), prototypes.flatten(1)
 
     def embed_query(self, share: Tensor, prototypes: Tensor, prior: Tensor) -> Tensor:
         """Merge the query with the supports' mean prototype and the prior.
@@ -132,7 +151,7 @@ class MetaLearner(nn.Module):
         prior = F.interpolate(prior, share.shape[2:], mode="bilinear", align_corners=True)
         prior = (PRIOR_WEIGHT * prior).contiguous(memory_format=torch.channels_last)
         prototype = prototypes.mean(1)[:, :, None, None]
-        return (share + _convolve(self.query_merge, prototype, prior, first=self.reduced_channels)).relu_()
+        return (share + self.query_merge.convolve(prototype, prior, first=self.reduced_channels)).relu_()
 
     def support_stages(self, merged: Tensor, mask: Tensor) -> list[PackedRows]:
         """The pyramid of S supports, of which the foreground is kept, one `PackedRows` of S items (M_l, C) a stage."""

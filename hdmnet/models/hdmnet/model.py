@@ -16,7 +16,7 @@ from hdmnet.models.base_learner import BaseLearner
 from hdmnet.models.hdmnet.ensemble import Ensemble, gram_distance, gram_matrix
 from hdmnet.models.hdmnet.features import QueryFeatures, SupportFeatures
 from hdmnet.models.hdmnet.meta_learner import MetaLearner
-from hdmnet.models.method import SegmentationOutput
+from hdmnet.models.method import FINAL, FewShotMethod, Segmentation
 from hdmnet.models.packed import PackedRows, find_foreground
 from hdmnet.models.prior import prior_mask
 from hdmnet.models.trunk import FrozenTrunk
@@ -24,7 +24,7 @@ from hdmnet.models.trunk import FrozenTrunk
 NORMS = ("fixed", "bn", "syncbn")
 
 
-class HDMNet(nn.Module):
+class HDMNet(FewShotMethod):
     """Few-shot segmenter: trunk, meta learner, ensemble.
 
     Args:
@@ -38,6 +38,8 @@ class HDMNet(nn.Module):
     Raises:
         ValueError: Unknown `norm`.
     """
+
+    reported: tuple[str, ...] = (FINAL, "meta")
 
     def __init__(
         self,
@@ -53,6 +55,8 @@ class HDMNet(nn.Module):
             raise ValueError(f"model.norm={norm!r}: expected one of {', '.join(NORMS)}")
         self.norm = norm
         self.prior_norm = prior_norm
+        if ensemble is None:
+            self.reported = (FINAL,)
         self.trunk = FrozenTrunk(base_learner)
         self.meta_learner = meta_learner
         self.ensemble = ensemble
@@ -71,7 +75,7 @@ class HDMNet(nn.Module):
 
     def forward(
         self, query_image: Tensor, support_images: Tensor, support_masks: Tensor, class_index: Tensor | None = None
-    ) -> SegmentationOutput:
+    ) -> Segmentation:
         """Segment the query pictures.
 
         Args:
@@ -117,19 +121,24 @@ class HDMNet(nn.Module):
         Returns:
             All that `match` needs of them.
         """
+        # Mask the pictures: what is not foreground is the mean colour (0 after normalisation).
         mask = (masks == 1).to(images.dtype)
+        masked = images * mask[:, None]
         reduced, base_features, layer4, grams = [], [], [], []
         start = 0
-        # The supports are masked pictures: what is not foreground is the mean colour (0 after normalisation).
-        for features in self.trunk.encode(images * mask[:, None]):
+        for features in self.trunk.encode(masked):
             chunk = mask[start : start + len(features.layer4)]
             start += len(chunk)
+            # Keep the foreground of the high-level features, for the priors.
             foreground = find_foreground(chunk, (features.layer4.shape[2], features.layer4.shape[3]))
-            reduced.append(self.meta_learner.reduce_support(features.layer3, features.layer2))
             base_features.append(foreground.gather(features.base_feature))
             layer4.append(foreground.gather(features.layer4))
+            # Reduce the mid-level features, for matching.
+            reduced.append(self.meta_learner.reduce_support(features.layer3, features.layer2))
+            # Describe the picture's style, for the ensemble.
             if self.ensemble is not None:
                 grams.append(gram_matrix(features.layer2))
+        # Merge them with their prototype, and run the pyramid.
         merged, prototype = self.meta_learner.embed_support(torch.cat(reduced), mask)
         return SupportFeatures(
             stages=self.meta_learner.support_stages(merged, mask),
@@ -141,7 +150,7 @@ class HDMNet(nn.Module):
 
     def match(
         self, query: QueryFeatures, support: SupportFeatures, *, shots: int, class_index: Tensor | None = None
-    ) -> SegmentationOutput:
+    ) -> Segmentation:
         """Segment B encoded queries by B·K encoded supports.
 
         Args:
@@ -151,33 +160,43 @@ class HDMNet(nn.Module):
             class_index: As in `forward`.
 
         Returns:
-            Scores, correlation maps and prior masks.
+            Scores; "meta" (of an ensemble) and "base" as auxiliary predictions; "correlation" and "prior" maps.
         """
+        # Compute the two prior masks: from the base learner's feature, then from layer 4.
         with torch.no_grad():
             pairs = ((query.base_feature, support.base_feature), (query.layer4, support.layer4))
             prior = torch.cat([self.prior(q, s, shots=shots) for q, s in pairs], dim=1)  # (B, 2, h, w)
+        # Merge them and the mean prototype into the query's features.
         merged = self.meta_learner.embed_query(query.share, support.prototype.unflatten(0, (-1, shots)), prior)
-        meta_scores, maps = self.meta_learner.match(merged, support.stages, prior, shots=shots)
-        fused = self.ensemble is not None
-        final_scores = meta_scores
+        # Match at every stage, and decode from the coarsest to the finest.
+        scores, correlation_maps = self.meta_learner.match(merged, support.stages, prior, shots=shots)
+        auxiliary = {"base": query.base_scores}
+        # Fuse with the base learner's prediction.
         if self.ensemble is not None:
             assert query.gram is not None
             assert support.gram is not None
             with torch.no_grad():
                 distances = gram_distance(query.gram, support.gram.unflatten(0, (-1, shots)))
-            final_scores = self.ensemble(meta_scores, query.base_scores, distances, class_index)
-        return SegmentationOutput(final_scores, meta_scores, query.base_scores, query.size, maps, prior, fused)
+            auxiliary["meta"] = scores
+            scores = self.ensemble(scores, query.base_scores, distances, class_index)
+        return Segmentation(
+            scores,
+            query.size,
+            auxiliary=auxiliary,
+            maps={"correlation": correlation_maps, "prior": list(prior.unbind(1))},
+            is_probability=self.ensemble is not None,
+        )
 
     def prior(self, query: Tensor, keys: PackedRows, *, shots: int) -> Tensor:
         """One prior mask (B, 1, h, w); see `prior_mask`."""
         return prior_mask(query, keys, shots=shots, normalise=self.prior_norm)
 
-    def parameter_groups(self, *, lr: float, head_lr_factor: float = 10.0) -> list[dict[str, object]]:
+    def parameter_groups(self, lr: float, *, head_lr_factor: float = 10.0) -> list[dict[str, Any]]:
         """Optimiser groups of the release: the transformer at `lr`, reductions, merges and ensemble at ten times it.
 
         Args:
             lr: Base learning rate.
-            head_lr_factor: Factor of the second group.
+            head_lr_factor: Factor of all but the transformer.
 
         Returns:
             One group for the transformer, then one a head module, as dicts with ``params``, ``lr`` and ``name``.
@@ -195,13 +214,13 @@ class HDMNet(nn.Module):
             # The release leaves its shot weights out of the optimiser, at their random start.
             if self.ensemble.num_shots > 1 and self.ensemble.shot_weighting == "intended":
                 heads["shot_weights"] = self.ensemble.shot_weights
-        groups: list[dict[str, object]] = [{"params": transformer, "lr": lr, "name": "transformer"}]
+        groups: list[dict[str, Any]] = [{"params": transformer, "lr": lr, "name": "transformer"}]
         groups += [{"params": list(m.parameters()), "lr": lr * head_lr_factor, "name": n} for n, m in heads.items()]
         return groups
 
 
 def build_hdmnet(
-    base_learner: BaseLearner,
+    encoder: BaseLearner,
     *,
     num_shots: int = 1,
     num_stages: int = 3,
@@ -216,7 +235,7 @@ def build_hdmnet(
     """Put an HDMNet together on a base learner (the `model=hdmnet` config).
 
     Args:
-        base_learner: Trained on the fold's base classes.
+        encoder: The base learner, trained on the fold's base classes.
         num_shots: K of the training episodes.
         num_stages: L, matching stages (1 to 4).
         ensemble: Fuse with the base learner.
@@ -233,7 +252,7 @@ def build_hdmnet(
     Raises:
         ValueError: A switch has an unknown value.
     """
-    levels = base_learner.backbone.levels
+    levels = encoder.backbone.levels
     meta_learner = MetaLearner(
         mid_channels=levels[0].channels + levels[1].channels,
         num_stages=num_stages,
@@ -242,7 +261,7 @@ def build_hdmnet(
         matching={"num_shots": num_shots, **(matching or {})},
     )
     return HDMNet(
-        base_learner=base_learner,
+        base_learner=encoder,
         meta_learner=meta_learner,
         ensemble=Ensemble(num_shots=num_shots, shot_weighting=shot_weighting) if ensemble else None,
         norm=norm,

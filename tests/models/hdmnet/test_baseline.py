@@ -27,10 +27,10 @@ def test_output(shots, ensemble):
     model = make_model(num_shots=shots, ensemble=ensemble)
     with torch.no_grad():
         out = model(*make_episode(shots))
-    assert out.final_logits.shape == out.meta_logits.shape == (2, 2, 49, 65)
-    assert [m.shape for m in out.correlation_maps] == [(2, 7, 9)]
-    assert out.final_is_probability == ensemble
-    assert torch.equal(out.final_logits, out.meta_logits) != ensemble
+    assert out.logits.shape == (2, 2, 49, 65)
+    assert [m.shape for m in out.maps["correlation"]] == [(2, 7, 9)]
+    assert out.is_probability == ensemble
+    assert ("meta" in out.auxiliary) == ensemble == ("meta" in model.reported)
 
 
 def test_it_has_what_section_4_3_says():
@@ -50,7 +50,7 @@ def test_it_has_what_section_4_3_says():
 def test_rounds_can_be_changed():
     episode = make_episode()
     with torch.no_grad():
-        outputs = [make_model(num_rounds=n)(*episode).final_logits for n in (1, 2, 3)]
+        outputs = [make_model(num_rounds=n)(*episode).logits for n in (1, 2, 3)]
     assert not torch.allclose(outputs[0], outputs[1])
     assert not torch.allclose(outputs[1], outputs[2])
     with pytest.raises(ValueError, match=r"model.num_rounds=0: expected at least 1"):
@@ -66,8 +66,8 @@ def test_supports_encoded_apart_and_stacked_give_the_same():
         encoded = model.encode_support(support.flatten(0, 1), mask.flatten(0, 1)).unbind()
         again = model.match(model.encode_query(query), type(encoded[0]).stack(encoded), shots=2)
         alone = model.match(model.encode_query(query[1:]), type(encoded[0]).stack(encoded[2:]), shots=2)
-    torch.testing.assert_close(again.final_logits, whole.final_logits)
-    torch.testing.assert_close(alone.final_logits, whole.final_logits[1:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(again.logits, whole.logits)
+    torch.testing.assert_close(alone.logits, whole.logits[1:], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [0, 1, 255])
@@ -75,8 +75,8 @@ def test_masks_of_one_value_give_finite_numbers(value):
     model = make_model()
     query, support, mask = make_episode()
     out = model(query, support, torch.full_like(mask, value))
-    out.final_logits.sum().backward()
-    assert out.final_logits.isfinite().all()
+    out.logits.sum().backward()
+    assert out.logits.isfinite().all()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -84,8 +84,8 @@ def test_five_times_the_same_support_say_what_it_says_once():
     model = make_model()
     query, support, mask = make_episode(1)
     with torch.no_grad():
-        once = model(query, support, mask).meta_scores
-        often = model(query, support.expand(-1, 5, -1, -1, -1), mask.expand(-1, 5, -1, -1)).meta_scores
+        once = model(query, support, mask).scores
+        often = model(query, support.expand(-1, 5, -1, -1, -1), mask.expand(-1, 5, -1, -1)).scores
     torch.testing.assert_close(often, once, rtol=1e-3, atol=1e-4)
 
 

@@ -26,11 +26,11 @@ VARIANTS = (
 
 
 def compare(one, other):
-    torch.testing.assert_close(one.final_logits, other.final_logits, **CLOSE)
-    torch.testing.assert_close(one.meta_logits, other.meta_logits, **CLOSE)
-    torch.testing.assert_close(one.base_logits, other.base_logits, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(one.prior_masks, other.prior_masks, **CLOSE)
-    for a, b in zip(one.correlation_maps, other.correlation_maps, strict=True):
+    torch.testing.assert_close(one.logits, other.logits, **CLOSE)
+    torch.testing.assert_close(one.logits_of("meta"), other.logits_of("meta"), **CLOSE)
+    torch.testing.assert_close(one.logits_of("base"), other.logits_of("base"), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.stack(one.maps["prior"]), torch.stack(other.maps["prior"]), **CLOSE)
+    for a, b in zip(one.maps["correlation"], other.maps["correlation"], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -70,7 +70,7 @@ def test_fitted_supports_of_several_classes_serve_any_number_of_queries(changes)
     logits, probability = SupportFitted(model, MEAN, STD, fitted)(queries)
     for i in range(2):
         supports = support_input[i].expand(3, -1, -1, -1, -1), mask[i].expand(3, -1, -1, -1)
-        expected = model(query_input, *supports).final_logits
+        expected = model(query_input, *supports).logits
         torch.testing.assert_close(logits[:, i], expected, **CLOSE)
         total = expected.clamp(min=1e-6).sum(1) if model.ensemble is not None else None
         share = expected.softmax(1)[:, 1] if total is None else expected[:, 1].clamp(min=1e-6) / total
@@ -84,7 +84,7 @@ def test_supports_as_inputs_are_normalised_like_queries():
     mask = make_episode(1, (80, 65))[2]
     logits, probability = SupportAsInput(model, MEAN, STD)(query, support, mask)
     assert probability.shape == (2, 1, 65, 73)
-    torch.testing.assert_close(logits[:, 0], model(query_input, support_input, mask).final_logits, **CLOSE)
+    torch.testing.assert_close(logits[:, 0], model(query_input, support_input, mask).logits, **CLOSE)
 
 
 @torch.no_grad()
@@ -107,7 +107,7 @@ def test_smallest_side_leaves_every_map_and_its_reduction_two_cells(backbone, st
     assert ExportableHDMNet(model).smallest_side == side
     with torch.no_grad():
         episode = make_episode(1, (side, side))
-        maps = model(*episode).correlation_maps
+        maps = model(*episode).maps["correlation"]
     assert min(maps[-1].shape[1:]) >= 2
     assert min(maps[0].shape[1:]) // 4 >= 2
 

@@ -11,7 +11,7 @@ def encode(shots=2, batch=3, **changes):
     model = make_model(num_shots=shots, **changes)
     query, support, mask = make_episode(shots, batch=batch)
     with torch.no_grad():
-        whole = model(query, support, mask).final_logits
+        whole = model(query, support, mask).logits
         queries = model.encode_query(query)
         supports = model.encode_support(support.flatten(0, 1), mask.flatten(0, 1))
     return model, queries, supports, whole
@@ -32,7 +32,7 @@ def test_any_episode_can_be_put_together_from_encoded_pictures():
             SupportFeatures.stack([support_items[2 * i + k] for i in order for k in (0, 1)]),
             shots=2,
         )
-    torch.testing.assert_close(out.final_logits, whole[order], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out.logits, whole[order], rtol=1e-4, atol=1e-5)
 
 
 def test_stack_is_the_inverse_of_unbind():

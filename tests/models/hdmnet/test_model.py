@@ -31,16 +31,16 @@ def test_shapes_of_the_output(num_stages, shots, size):
     model = make_model(num_stages=num_stages, num_shots=shots)
     with torch.no_grad():
         out = model(*make_episode(shots, size))
-    assert out.final_logits.shape == out.meta_logits.shape == (2, 2, *size)
-    assert out.base_logits.shape == (2, 5, *size)
+    assert out.logits.shape == out.logits_of("meta").shape == (2, 2, *size)
+    assert out.logits_of("base").shape == (2, 5, *size)
     h, w = -(-size[0] // 8), -(-size[1] // 8)
     sizes = []
     for _ in range(num_stages):
         sizes.append((2, h, w))
         h, w = -(-h // 2), -(-w // 2)
-    assert [m.shape for m in out.correlation_maps] == sizes
-    assert out.prior_masks.shape == (2, 2, *sizes[0][1:])
-    assert out.final_is_probability
+    assert [m.shape for m in out.maps["correlation"]] == sizes
+    assert torch.stack(out.maps["prior"], dim=1).shape == (2, 2, *sizes[0][1:])
+    assert out.is_probability
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
@@ -50,7 +50,7 @@ def test_255_in_the_support_mask_is_background(dtype):
     ignored = torch.where((mask == 0) & (torch.rand(mask.shape) > 0.5), 255, mask.int())
     with torch.no_grad():
         a, b = model(query, support, mask), model(query, support, ignored.to(dtype))
-    assert torch.equal(a.final_logits, b.final_logits)
+    assert torch.equal(a.logits, b.logits)
 
 
 def test_only_the_foreground_of_the_support_is_seen():
@@ -58,7 +58,7 @@ def test_only_the_foreground_of_the_support_is_seen():
     query, support, mask = make_episode()
     changed = torch.where(mask[:, :, None] == 1, support, torch.randn_like(support))
     with torch.no_grad():
-        assert torch.equal(model(query, support, mask).final_logits, model(query, changed, mask).final_logits)
+        assert torch.equal(model(query, support, mask).logits, model(query, changed, mask).logits)
 
 
 @pytest.mark.parametrize("value", [0, 1, 255])
@@ -66,8 +66,8 @@ def test_masks_of_one_value_give_finite_numbers(value):
     model = make_model()
     query, support, mask = make_episode()
     out = model(query, support, torch.full_like(mask, value))
-    assert out.final_logits.isfinite().all()
-    out.final_logits.sum().backward()
+    assert out.logits.isfinite().all()
+    out.logits.sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -77,15 +77,16 @@ def test_an_episode_does_not_depend_on_its_batch():
     with torch.no_grad():
         whole = model(*episode)
         alone = model(*(x[1:2] for x in episode))
-    torch.testing.assert_close(alone.final_logits[0], whole.final_logits[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(alone.logits[0], whole.logits[1], rtol=1e-4, atol=1e-5)
 
 
 def test_without_ensemble_the_meta_prediction_is_final():
     model = make_model(ensemble=False)
     with torch.no_grad():
         out = model(*make_episode())
-    assert torch.equal(out.final_logits, out.meta_logits)
-    assert not out.final_is_probability
+    assert set(out.auxiliary) == {"base"}
+    assert model.reported == ("final",)
+    assert not out.is_probability
     assert [g["name"] for g in model.parameter_groups(lr=1.0)] == [
         "transformer", "down_support", "down_query", "support_merge", "query_merge",
     ]  # fmt: skip
@@ -118,7 +119,7 @@ def test_prior_norm_switch_stretches_the_priors():
     plain, stretched = make_model(), make_model(prior_norm=True)
     episode = make_episode()
     with torch.no_grad():
-        a, b = plain(*episode).prior_masks, stretched(*episode).prior_masks
+        a, b = torch.stack(plain(*episode).maps["prior"], dim=1), torch.stack(stretched(*episode).maps["prior"], dim=1)
     low, high = a.amin((2, 3), keepdim=True), a.amax((2, 3), keepdim=True)
     torch.testing.assert_close(b, (a - low) / (high - low), rtol=1e-3, atol=1e-4)
 
@@ -136,7 +137,7 @@ def test_message_is_scaled_to_the_training_shots():
     for num_shots, same in ((1, True), (None, False)):
         model = make_model(matching={"num_shots": num_shots}, ensemble=False)
         with torch.no_grad():
-            once, often = model(query, support, mask).meta_scores, model(query, *five).meta_scores
+            once, often = model(query, support, mask).scores, model(query, *five).scores
         assert torch.allclose(once, often, rtol=1e-3, atol=1e-3) == same
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from hdmnet.models.hdmnet.loss import HDMNetLoss
 from hdmnet.models.hdmnet.meta_learner import masked_average
 from hdmnet.models.hdmnet.official import (
     build_official,
@@ -18,7 +18,7 @@ from hdmnet.models.hdmnet.official import (
     official_key,
     to_official_state_dict,
 )
-from hdmnet.tasks.few_shot import FewShotTask, OptimiserSettings
+from hdmnet.tasks.schedule import poly_schedule
 from tests.helpers import official_recipe as recipe
 
 OUTPUTS, LOSSES, NORMS = 2e-5, 1e-5, 1e-4  # what float32 noise allows
@@ -81,7 +81,7 @@ def case(request, golden):
     with torch.no_grad():
         evaluation = model(*episode)
     training = model(*episode, inputs["cat_idx"])
-    losses = FewShotTask(model=model, class_names=["novel"]).losses(training, inputs["y_m"])
+    losses = HDMNetLoss()(training, inputs["y_m"])
     parameters = {official_key(k): p for k, p in model.named_parameters() if p.requires_grad}
     gradients = dict(zip(parameters, torch.autograd.grad(losses["loss"], list(parameters.values())), strict=True))
     return Case(model, inputs, arrays, facts, evaluation, training, losses, gradients)
@@ -94,23 +94,23 @@ def test_the_recipe_makes_the_recorded_inputs(case):
 
 def test_outputs(case):
     out, arrays = case.evaluation, case.arrays
-    close(out.final_logits, arrays["final"], OUTPUTS)
-    close(out.meta_logits, arrays["meta"], OUTPUTS)
-    close(out.base_scores, arrays["base_scores"], OUTPUTS)
-    close(out.base_logits[..., ::4, ::4], arrays["base_every_4th"], OUTPUTS)
-    close(out.prior_masks, arrays["priors"], OUTPUTS)
-    for stage, correlation in enumerate(out.correlation_maps, start=1):
+    close(out.logits, arrays["final"], OUTPUTS)
+    close(out.logits_of("meta"), arrays["meta"], OUTPUTS)
+    close(out.auxiliary["base"], arrays["base_scores"], OUTPUTS)
+    close(out.logits_of("base")[..., ::4, ::4], arrays["base_every_4th"], OUTPUTS)
+    close(torch.stack(out.maps["prior"], dim=1), arrays["priors"], OUTPUTS)
+    for stage, correlation in enumerate(out.maps["correlation"], start=1):
         close(correlation, arrays[f"map{stage}"], OUTPUTS)
-    assert len(out.correlation_maps) == 3
+    assert len(out.maps["correlation"]) == 3
 
 
 def test_shapes_and_full_resolution(case):
     batch, classes = len(case.inputs["x"]), {"a": 16, "b": 61}[case.facts["name"][0]]
     out = case.evaluation
-    assert out.final_logits.shape == out.meta_logits.shape == (batch, 2, 105, 105)
-    assert out.base_logits.shape == (batch, classes, 105, 105)
-    assert [m.shape for m in out.correlation_maps] == [(batch, n, n) for n in (14, 7, 4)]
-    assert out.prior_masks.shape == (batch, 2, 14, 14)
+    assert out.logits.shape == out.logits_of("meta").shape == (batch, 2, 105, 105)
+    assert out.logits_of("base").shape == (batch, classes, 105, 105)
+    assert [m.shape for m in out.maps["correlation"]] == [(batch, n, n) for n in (14, 7, 4)]
+    assert torch.stack(out.maps["prior"], dim=1).shape == (batch, 2, 14, 14)
 
 
 def test_merged_features(case):
@@ -124,7 +124,7 @@ def test_merged_features(case):
         reduced = meta.reduce_support(supports.layer3, supports.layer2)
         merged_support, prototypes = meta.embed_support(reduced, mask.flatten(0, 1))
         share = meta.query_share(meta.reduce_query(query.layer3, query.layer2))
-        prior = case.evaluation.prior_masks.double()
+        prior = torch.stack(case.evaluation.maps["prior"], dim=1).double()
         merged = meta.embed_query(share, prototypes.unflatten(0, mask.shape[:2]), prior)
     for ours, name in ((merged, "query_merged_every_8th"), (merged_support, "support_merged_every_8th")):
         recorded = torch.from_numpy(case.arrays[name]).double()
@@ -137,12 +137,12 @@ def test_losses_by_term_and_by_stage(case):
         assert case.losses[name].item() == pytest.approx(recorded[name], abs=LOSSES)
     stages = [case.losses[f"distillation_stage{i}"].item() for i in (1, 2, 3)]
     assert stages == pytest.approx(recorded["stages_finest_first"], abs=LOSSES)
-    base = torch.nn.functional.cross_entropy(case.training.base_logits, case.inputs["y_b"], ignore_index=255)
+    base = torch.nn.functional.cross_entropy(case.training.logits_of("base"), case.inputs["y_b"], ignore_index=255)
     assert base.item() == pytest.approx(recorded["base"], abs=LOSSES)
     assert not base.requires_grad
     total = recorded["final"] + recorded["meta"] + recorded["distillation"]
     assert case.losses["loss"].item() == pytest.approx(total, abs=LOSSES)
-    close(case.training.final_logits, case.arrays["train_final"], OUTPUTS)
+    close(case.training.logits, case.arrays["train_final"], OUTPUTS)
 
 
 def group_norms(gradients):
@@ -166,9 +166,7 @@ def test_gradient_norms_by_group_and_by_parameter(case):
 @pytest.mark.parametrize("term", ["distillation", "prediction"])
 def test_gradient_norms_of_each_term(case, term):
     model, inputs = case.model, case.inputs
-    losses = FewShotTask(model=model, class_names=["novel"]).losses(
-        model(inputs["x"], inputs["s_x"], inputs["s_y"], inputs["cat_idx"]), inputs["y_m"]
-    )
+    losses = HDMNetLoss()(model(inputs["x"], inputs["s_x"], inputs["s_y"], inputs["cat_idx"]), inputs["y_m"])
     loss = losses["distillation"] if term == "distillation" else losses["final"] + losses["meta"]
     parameters = {official_key(k): p for k, p in model.named_parameters() if p.requires_grad}
     gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
@@ -193,9 +191,8 @@ def test_one_optimiser_step(case):
     """AdamW with the release's groups and the first rate of a poly schedule over 1,000 iterations."""
     model, inputs, recorded = case.model, case.inputs, case.facts["step"]
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    task = FewShotTask(model=model, class_names=["novel"], optimiser=OptimiserSettings(lr=1e-4, weight_decay=0.01))
-    task._trainer = SimpleNamespace(estimated_stepping_batches=1000)
-    optimizer = task.configure_optimizers()["optimizer"]
+    optimizer = torch.optim.AdamW(model.parameter_groups(lr=1e-4), weight_decay=0.01)
+    poly_schedule(optimizer, 1000, 0.9)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(recorded["group_lr"], rel=1e-12)
     assert [group["weight_decay"] for group in optimizer.param_groups] == recorded["group_wd"]
     parameters = {official_key(k): p for k, p in model.named_parameters() if p.requires_grad}
@@ -205,7 +202,7 @@ def test_one_optimiser_step(case):
         optimizer.step()
         with torch.no_grad():
             out = model(inputs["x"], inputs["s_x"], inputs["s_y"], inputs["cat_idx"])
-        losses = task.losses(out, inputs["y_m"])
+        losses = HDMNetLoss()(out, inputs["y_m"])
         moved = {official_key(k) for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     finally:
         model.load_state_dict(before)
@@ -308,11 +305,11 @@ def test_vgg_runs_on_its_case():
     inputs = {key: torch.from_numpy(value) for key, value in recipe.make_inputs("c_pascal_vgg_1shot_105").items()}
     with torch.no_grad():
         out = model(inputs["x"], inputs["s_x"], inputs["s_y"])
-    assert out.final_logits.shape == out.meta_logits.shape == (1, 2, 105, 105)
-    assert out.base_logits.shape == (1, 16, 105, 105)
-    assert [m.shape[1:] for m in out.correlation_maps] == [(7, 7), (4, 4), (2, 2)]  # ceil(ceil(105 / 8) / 2) = 7
-    assert out.prior_masks.shape == (1, 2, 7, 7)
-    assert all(x.isfinite().all() for x in (out.final_logits, out.meta_logits, out.base_logits, out.prior_masks))
+    assert out.logits.shape == out.logits_of("meta").shape == (1, 2, 105, 105)
+    assert out.logits_of("base").shape == (1, 16, 105, 105)
+    assert [m.shape[1:] for m in out.maps["correlation"]] == [(7, 7), (4, 4), (2, 2)]  # ceil(ceil(105 / 8) / 2) = 7
+    assert torch.stack(out.maps["prior"], dim=1).shape == (1, 2, 7, 7)
+    assert all(x.isfinite().all() for x in (out.logits, *out.auxiliary_logits.values(), *out.maps["prior"]))
     assert list(to_official_state_dict(model)) == [official_key(key) for key in model.state_dict()]
 
 

@@ -13,10 +13,10 @@ from hdmnet.models.hdmnet.official import (
     load_official_checkpoint,
     official_base_learner_key,
     official_key,
-    read_state_dict,
     to_official_base_learner_state_dict,
     to_official_state_dict,
 )
+from hdmnet.models.official import read_state_dict
 
 
 def make_state(shapes, *, tiny=False):

@@ -1,0 +1,1 @@
+"""PFENet: Tian et al., TPAMI 2020."""

@@ -1,0 +1,71 @@
+"""PFENet's prior mask (paper Sec. 3.2): no parameters, no gradient.
+
+Unlike `hdmnet.models.prior`, the support mask is soft (resized bilinearly) and each shot's map is stretched to [0, 1].
+
+Dimension letters: B queries, K shots, S supports (B·K), C channels of layer 4, h w its size, M positions of a support.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hdmnet.models.packed import Foreground, PackedRows
+
+EPS = 1e-7
+BLOCK = 1024  # support positions compared at once: memory does not grow with the object
+
+
+@torch.no_grad()
+def pack_masked(features: Tensor, masks: Tensor) -> PackedRows:
+    """Keep of masked features what the prior can depend on.
+
+    Args:
+        features: (S, C, h, w) float, 0 wherever the mask is 0.
+        masks: (S, 1, h, w) float in [0, 1].
+
+    Returns:
+        S items (M, C): the positions under the mask and, where there is another, one of the masked-out ones. These are
+        all alike: their feature is 0, and so is their similarity to anything.
+    """
+    outside = masks.flatten(1) == 0  # (S, h·w)
+    kept = ~outside | (outside & (outside.cumsum(1) == 1))
+    return Foreground(kept.flatten().nonzero()[:, 0], tuple(kept.sum(1).tolist())).gather(features)
+
+
+@torch.no_grad()
+def prior_masks(query: Tensor, supports: PackedRows, *, shots: int) -> Tensor:
+    """Largest cosine similarity of each query position to a support's, stretched to [0, 1]; all 0 for an empty mask.
+
+    Args:
+        query: (B, C, h, w) float, layer 4.
+        supports: B·K items (M, C), those of query 0 first; see `pack_masked`.
+        shots: K.
+
+    Returns:
+        (B, K, h, w) float.
+    """
+    dtype = torch.promote_types(query.dtype, torch.float32)  # 1e-7 is nothing to 16 bits
+    lengths: Tensor = query.to(dtype).norm(dim=1)  # (B, h, w)
+    maps = torch.stack([
+        _largest_cosine(query[i // shots : i // shots + 1], rows.values, lengths[i // shots])
+        for i, rows in enumerate(supports.unbind())
+    ])  # fmt: skip
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    stretched: Tensor = ((maps - low) / (high - low + EPS)).unflatten(0, (-1, shots))
+    return stretched
+
+
+def _largest_cosine(query: Tensor, keys: Tensor, lengths: Tensor) -> Tensor:
+    """Over keys (M, C), at each position of a query (1, C, h, w) with lengths (h, w): (h, w)."""
+    best = torch.full_like(lengths, -torch.inf)
+    for block in keys.split(BLOCK):
+        block = block.to(query.dtype)
+        if query.is_cpu:  # the same numbers, twice as fast: convolutions go to oneDNN, products to MKL
+            products = F.conv2d(query, block[:, :, None, None])[0]  # (M, h, w)
+        else:
+            products = (block @ query[0].flatten(1)).unflatten(1, query.shape[2:])
+        norms = block.to(lengths.dtype).norm(dim=1)[:, None, None]
+        best = torch.maximum(best, (products.to(lengths.dtype) / (norms * lengths + EPS)).amax(0))
+    return best

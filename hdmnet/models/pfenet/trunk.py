@@ -1,0 +1,80 @@
+"""PFENet's trunk: a backbone whose weights are frozen, cut before layer 4 so that a support is masked there.
+
+Dimension letters: B batch, H W input pixels, C_l channels of layer l, h w size of layer 3, h_4 w_4 of layer 4.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORMS = ("batch", "frozen")
+
+
+class PFENetTrunk(nn.Module):
+    """Mid-level features, and layer 4 of the whole picture or of its object only.
+
+    Args:
+        encoder: A backbone with `parts`, the last three of which give layers 2, 3 and 4, or a base learner that has
+            trained one; its parameters are set to need no gradient.
+        norm: Its batch normalisation in training: "batch": statistics of the batch, running statistics drift, as in the
+            release; "frozen": as in evaluation.
+
+    Raises:
+        ValueError: Unknown `norm`, or a backbone that cannot be cut before its last layer.
+    """
+
+    def __init__(self, encoder: nn.Module, *, norm: str = "batch") -> None:
+        super().__init__()
+        if norm not in NORMS:
+            raise ValueError(f"model.trunk_bn={norm!r}: expected one of {', '.join(NORMS)}")
+        encoder = cast("nn.Module", getattr(encoder, "backbone", encoder))
+        parts = getattr(encoder, "parts", None)
+        if not isinstance(parts, nn.ModuleList) or len(parts) < 3:
+            raise ValueError(
+                f"PFENet runs the backbone's last layer on masked features: {type(encoder).__name__} cannot be cut "
+                "there; expected one with `parts` that run one after the other (a ResNet, VGG-16, MobileNetV2)"
+            )
+        self.norm = norm
+        self.encoder: Any = encoder.requires_grad_(False)
+        levels: Any = encoder.levels  # of the last three parts
+        self.mid_channels: int = sum(level.channels for level in levels[-3:-1])  # C_2 + C_3
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> PFENetTrunk:
+        """Switch the mode; with ``norm="frozen"`` it stays in evaluation mode."""
+        return super().train(mode and self.norm == "batch")
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Encode pictures, or supports.
+
+        Args:
+            images: (B, 3, H, W) float, normalised.
+            masks: (B, 1, H, W) float, 1 on the object: multiplies layer 3 before layer 4 sees it, and layer 4.
+
+        Returns:
+            Layers 3 and 2, (B, C_3 + C_2, h, w); layer 4, (B, C_4, h_4, w_4); the mask at layer 4's size, or None.
+        """
+        outputs = [images]
+        *parts, last = self.encoder.parts
+        for part in parts:
+            outputs.append(part(outputs[-1]))
+        layer2, layer3 = outputs[-2:]
+        if masks is None:
+            layer4, mask = last(layer3), None
+        else:
+            layer4 = last(layer3 * _resize(masks, layer3))
+            mask = _resize(masks, layer4)
+            layer4 = layer4 * mask
+        return torch.cat([layer3, _resize(layer2, layer3)], dim=1), layer4, mask
+
+
+def _resize(maps: Tensor, like: Tensor) -> Tensor:
+    """Maps (B, C, …) at the size and precision of others: bilinear, corners aligned."""
+    size = like.shape[-2:]
+    resized = maps if maps.shape[-2:] == size else F.interpolate(maps, size, mode="bilinear", align_corners=True)
+    return resized.to(like.dtype)

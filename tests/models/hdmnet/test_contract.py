@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hdmnet.models.backbones.build import build_backbone
+from hdmnet.models.base_learner import BaseLearner
+from hdmnet.models.hdmnet.model import build_hdmnet
+from tests.contracts import MethodContract
+
+
+class TestHDMNet(MethodContract):
+    @pytest.fixture
+    def method(self):
+        torch.manual_seed(0)
+        return build_hdmnet(BaseLearner(backbone=build_backbone("resnet_narrow"), num_base=4, feature_channels=16))
