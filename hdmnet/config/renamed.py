@@ -70,7 +70,7 @@ def _move_keys(config: dict[str, Any]) -> None:
 
 def _without_source(dataset: dict[str, Any]) -> dict[str, Any]:
     """A `dataset` node whose class and arguments stood in a block of their own, `source`, beside the run's keys."""
-    node = {key: value for key, value in dataset.items() if key != "source"}
+    node = {"check_files": 0, "on_error": "raise"} | {key: dataset[key] for key in dataset if key != "source"}
     source = dict(dataset["source"])
     if source.get("_target_") == "hdmnet.data.datasets.shapes.dataset.ShapesDataset":
         for old, new in (("seed", "generator_seed"), ("image_size", "picture_size")):

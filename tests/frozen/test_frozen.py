@@ -161,7 +161,7 @@ def all_configs(compose_config):
             continue
         for path in sorted((ROOT / "conf").glob("*/*.yaml")):
             group, option = path.parent.name, path.stem
-            if option.startswith("_") or group.endswith("_defaults") or group == "local":
+            if option.startswith("_") or group.endswith(("_defaults", "_on_dataset")) or group == "local":
                 continue
             other = composed(compose_config, door, f"{group}={option}")
             lines += [f"== {door} {group}={option}"]
