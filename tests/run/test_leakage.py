@@ -18,13 +18,13 @@ from hdmnet.config.paths import make_paths_absolute
 from hdmnet.data.datamodules.few_shot import FewShotDataModule
 from hdmnet.data.datasets.files import refuse_shared_ids
 from hdmnet.data.datasets.pascal import PascalDataset
+from hdmnet.models.hdmnet.loss import HDMNetLoss
+from hdmnet.models.method import Segmentation
 from hdmnet.run import build, stage1
 from hdmnet.tasks.base_learner import BaseLearnerTask, BaseOptimiserSettings
-from hdmnet.tasks.few_shot import FewShotTask
 from tests.helpers.commands import REAL, SHAPES, call
 from tests.helpers.datasets import MemoryDataset, few_shot
 from tests.helpers.folder_trees import shapes_content, write
-from tests.tasks.test_few_shot import Output
 
 SIDE = 65
 WORDS = {
@@ -209,11 +209,11 @@ def novel_batch(compose_config, trees, tmp_path, stage):
 
 def test_the_losses_of_stage_2_push_novel_pixels_towards_background(compose_config, trees, tmp_path):
     batch, novel = novel_batch(compose_config, trees, tmp_path, 0)
-    task = FewShotTask(model=torch.nn.Identity(), class_names=["one"])
     shape = (len(novel), 2, SIDE, SIDE)
     final, meta = (torch.randn(shape, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in (0, 1))
     finest = torch.randn(len(novel), SIDE, SIDE, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    loss = task.losses(Output(final, meta, [finest]), batch.query_mask)["loss"]
+    output = Segmentation(final, (SIDE, SIDE), auxiliary={"meta": meta}, maps={"correlation": [finest]})
+    loss = HDMNetLoss()(output, batch.query_mask)["loss"]
     loss.backward()
     for logits in (final, meta):
         background, foreground = logits.grad.unbind(1)
