@@ -79,6 +79,10 @@ class RunCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
         self._begin = time.monotonic()
 
+    def result_facts(self) -> dict[str, Any]:
+        """What the run's result says: the best mIoU on the validation episodes, by which settings are searched."""
+        return {"val_miou": self.best_model_score, "checkpoint_failures": self.failures}
+
     # ------------------------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:

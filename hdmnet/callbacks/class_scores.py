@@ -10,7 +10,9 @@ from hdmnet.tasks.summary import summarise_seeds
 
 
 class ClassScores(Callback):
-    """Hand the scores of each novel class to every logger that has `log_class_scores` (see `callbacks/wandb.py`)."""
+    """Hand the scores of each novel class to every logger that has `log_class_scores` (see `loggers/wandb.py`)."""
+
+    runs_in = ("train", "test")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hand over the validation's scores; the sanity check before training is none."""

@@ -12,14 +12,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from hdmnet.visual.colours import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from hdmnet.visual.figure import new_figure, save_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 log = logging.getLogger(__name__)
 
-# Okabe and Ito's palette: told apart with any of the common colour-vision deficiencies.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "#000000")
 _STYLES = ("-", "--", ":", "-.")
+_COLUMNS = 3  # of a legend
 _SMOOTH_FROM = 200  # points from which a running mean is drawn over the raw curve
 _NO_LOSS = ("lr", "iou", "accuracy", "norm")  # what else may be logged under train/
 
@@ -81,7 +84,7 @@ def _choose(series: Series) -> tuple[Series, Series]:
     return losses, scores
 
 
-def _running_mean(values: list[float], window: int) -> list[float]:
+def running_mean(values: list[float], window: int) -> list[float]:
     """Mean of the last `window` values at each position (of fewer at the start)."""
     means, total = [], 0.0
     for index, value in enumerate(values):
@@ -91,17 +94,17 @@ def _running_mean(values: list[float], window: int) -> list[float]:
 
 
 def _draw(axes: Axes, series: Series, title: str, marker: str) -> None:
-    """Draw one panel: a line for each series, named in a legend."""
+    """Draw one panel: a line for each series, named in a legend below it."""
     for number, (name, (steps, values)) in enumerate(series.items()):
         colour, style = _COLOURS[number % len(_COLOURS)], _STYLES[number // len(_COLOURS) % len(_STYLES)]
         if len(values) >= _SMOOTH_FROM:
             axes.plot(steps, values, color=colour, alpha=0.18, linewidth=0.6)
-            values = _running_mean(values, len(values) // 50)
+            values = running_mean(values, len(values) // 50)
         axes.plot(steps, values, style, color=colour, label=name, linewidth=1.6, marker=marker, markersize=3.5)
     axes.set(title=title, xlabel="optimiser step")
     axes.grid(alpha=0.3)
-    if series:
-        axes.legend(fontsize=8)
+    if series:  # not on the lines
+        axes.legend(fontsize=8, frameon=False, ncols=_COLUMNS, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     else:
         axes.text(0.5, 0.5, "nothing logged", transform=axes.transAxes, ha="center", va="center", color="#666666")
 
@@ -120,12 +123,9 @@ def plot_curves(metrics_csv: str | Path, output: str | Path) -> Path:
         FileNotFoundError: If there is no log.
         ValueError: If the log has no `step` column.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # not pyplot: no window system, no global state
-    from matplotlib.figure import Figure
-
     losses, scores = _choose(read_metrics(metrics_csv))
-    figure = Figure(figsize=(11, 4.2), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    rows = -(-max(len(losses), len(scores), 1) // _COLUMNS)  # of the longer legend
+    figure = new_figure(11, 4.2 + 0.19 * rows)
     left, right = figure.subplots(1, 2)
     _draw(left, losses, "training loss by term", marker="")
     if losses and all(min(values) > 0 for _, values in losses.values()):
@@ -134,10 +134,7 @@ def plot_curves(metrics_csv: str | Path, output: str | Path) -> Path:
     if scores:
         top = max(max(values) for _, values in scores.values())
         right.set_ylim(0, min(1.0, 1.15 * top) if top > 0 else 1.0)
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output)
-    return output
+    return save_figure(figure, output)
 
 
 class TrainingCurves(Callback):

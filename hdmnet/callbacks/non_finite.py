@@ -15,7 +15,7 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,21 +54,30 @@ class NonFiniteGuard(Callback):
     Args:
         policy: "stop": raise; "skip": leave the step out, and stop after `MAX_SKIPPED_IN_A_ROW` of them.
         directory: The run's folder, which gets the dumps and the record.
-        config: The run's, as `hdmnet.config.values.to_stored` gives it, for the dumps.
 
     Raises:
         ValueError: For another policy.
     """
 
-    def __init__(self, *, policy: str, directory: str | Path, config: dict[str, Any]) -> None:
+    runs_in = ("train", "base_learner")
+
+    def __init__(self, *, policy: str, directory: str | Path) -> None:
         if policy not in POLICIES:
             raise ValueError(f"optim.on_nonfinite={policy!r}: expected {' or '.join(POLICIES)}")
         self.policy = policy
         self.directory = Path(directory)
-        self.config = config
+        self.config: dict[str, Any] = {}
         self.skipped_in_a_row = self.num_skipped = 0
         self._parts: list[_Part] = []
         self._statistics: list[tuple[Tensor, Tensor]] = []
+
+    def describe_run(self, description: Mapping[str, Any]) -> None:
+        """Keep the run's config, for the dumps."""
+        self.config = description["config"]
+
+    def result_facts(self) -> dict[str, Any]:
+        """What the run's result says of skipped steps, by stage."""
+        return {"skipped_steps": count_skipped(self.directory)}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what an earlier run in this folder recorded; if this one goes on from it, of the steps to come."""

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from PIL import Image
 
 from hdmnet.data.types import Episode, EvaluationBatch
-from hdmnet.visual.episode_grid import Picture, draw_batch_item, stack_rows
+from hdmnet.visual.episode_grid import Picture, draw_batch_item, save_sheet, stack_rows
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +31,8 @@ class EpisodePictures(Callback):
         ValueError: If a number is out of range.
     """
 
+    runs_in = ("train", "test")
+
     def __init__(self, num_episodes: int = 8, every_n_epochs: int = 1, directory: str | Path | None = None) -> None:
         """Start with no row drawn."""
         if num_episodes < 0:
@@ -41,7 +42,6 @@ class EpisodePictures(Callback):
         self.num_episodes = num_episodes
         self.every_n_epochs = every_n_epochs
         self.directory = directory
-        self.test_name = "test"  # a door that tests several times (controls) renames it in between
         self._rows: dict[int, Picture] = {}
 
     def _due(self, trainer: Trainer) -> bool:
@@ -52,7 +52,7 @@ class EpisodePictures(Callback):
         last = epoch == trainer.max_epochs or trainer.global_step == trainer.max_steps or trainer.should_stop
         return epoch % self.every_n_epochs == 0 or last
 
-    def _collect(self, outputs: object, pl_module: LightningModule, loader: Any = None) -> None:
+    def _collect(self, outputs: object, task: Any, loader: Any = None) -> None:
         """Draw the batch's episodes that are among the fixed ones; `loader` is what the batch came from."""
         if not isinstance(outputs, Mapping) or "episode" not in outputs:
             return
@@ -63,7 +63,8 @@ class EpisodePictures(Callback):
             if index < self.num_episodes and seed == 0:
                 # With reuse a batch holds no pictures: they are read again. Those of seed 0 are numbered from 0.
                 episode = loader.dataset.episodes[index] if isinstance(batch, EvaluationBatch) else None
-                self._rows[index] = draw_batch_item(outputs, item, pl_module, episode)
+                about = {"mean": task.image_mean, "std": task.image_std, "reported": task.model.reported}
+                self._rows[index] = draw_batch_item(outputs, item, episode=episode, **about)
 
     def _write(self, trainer: Trainer, name: str, heading: str) -> None:
         """Gather the rows of all processes and write the sheet on the first."""
@@ -75,16 +76,15 @@ class EpisodePictures(Callback):
         if not trainer.is_global_zero or not rows:
             return
         directory = Path(self.directory or Path(trainer.default_root_dir) / "pictures")
-        sheet = stack_rows([rows[index] for index in sorted(rows)], heading)
+        drawn = [rows[index] for index in sorted(rows)]
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(sheet).save(directory / f"{name}.png", optimize=True)
+            save_sheet(drawn, directory / f"{name}.png", heading)
         except OSError as error:  # a full disk costs the picture, not the run
             log.warning("%s cannot be written: %s", directory / f"{name}.png", error)
         key = "episodes/" + ("val" if name.startswith("val_") else name)
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
-                logger.log_image(key, [sheet], step=trainer.global_step, caption=[heading])
+                logger.log_image(key, [stack_rows(drawn, heading)], step=trainer.global_step, caption=[heading])
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         """Draw what the batch holds of the fixed episodes."""
@@ -105,4 +105,4 @@ class EpisodePictures(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the test's sheet."""
         if self.num_episodes:
-            self._write(trainer, self.test_name, self.test_name.replace("_", " "))
+            self._write(trainer, "test", "test")

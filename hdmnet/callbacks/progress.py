@@ -20,6 +20,8 @@ class StageProgressBar(TQDMProgressBar):
         stage: Heading, e.g. "stage 1"; the doors set it for each trainer that they build.
     """
 
+    runs_in = ("train", "base_learner", "test", "control")
+
     def __init__(self, refresh_rate: int = 10, stage: str = "") -> None:
         super().__init__(refresh_rate=refresh_rate)
         self.stage = stage

@@ -85,7 +85,7 @@ _CHECKS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("dataset.check_files", _at_least(0), "an integer of at least 0"),
     ("dataset.controls", _is_bool, "true or false"),
     ("dataset.augment_scale", _is_range, "two numbers above 0, the smaller first"),
-    ("backbone.feature_channels", _between(1, 4096), "an integer of 1 to 4096"),
+    ("backbone.feature_channels", _optional(_between(1, 4096)), "an integer of 1 to 4096, or null"),
     ("dataset.episodes_per_epoch", _optional(_at_least(1)), "null or an integer of at least 1"),
     ("dataset.num_val_episodes", _at_least(1), "an integer of at least 1"),
     ("dataset.num_test_episodes", _at_least(1), "an integer of at least 1"),

@@ -42,6 +42,11 @@ def instantiate(cfg: Any, **kwargs: Any) -> Any:
     return _build({**cfg, **{name: _Ready(value) for name, value in kwargs.items()}}, key)
 
 
+def instantiate_all(group: Mapping[str, Any]) -> list[Any]:
+    """Build every entry of a config group that has a `_target_` (callbacks, loggers); null entries are left out."""
+    return [instantiate(node) for node in group.values() if node is not None and "_target_" in node]
+
+
 @dataclass(frozen=True)
 class _Ready:
     """Marks an argument that was built already and is passed on untouched."""

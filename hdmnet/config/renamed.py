@@ -15,7 +15,7 @@ RENAMED = {
     "hdmnet.callbacks.finite.NonFiniteGuard": "hdmnet.callbacks.non_finite.NonFiniteGuard",
     "hdmnet.callbacks.metrics_file.MetricsFile": "hdmnet.loggers.csv.CsvLogger",
     "hdmnet.callbacks.visualise.EpisodePictures": "hdmnet.callbacks.pictures.EpisodePictures",
-    "hdmnet.callbacks.wandb.build_wandb_logger": "hdmnet.loggers.wandb.build_wandb_logger",
+    "hdmnet.callbacks.wandb.build_wandb_logger": "hdmnet.loggers.wandb.DashboardLogger",
     "hdmnet.data.coco.CocoSource": "hdmnet.data.datasets.coco.CocoDataset",
     "hdmnet.data.folder.FolderSource": "hdmnet.data.datasets.folder.dataset.FolderDataset",
     "hdmnet.data.pascal.PascalSource": "hdmnet.data.datasets.pascal.PascalDataset",
@@ -23,6 +23,12 @@ RENAMED = {
     "hdmnet.models.backbone.build_backbone": "hdmnet.models.backbones.build.build_backbone",
     "hdmnet.models.baseline.build_baseline": "hdmnet.models.hdmnet.baseline.build_baseline",
     "hdmnet.models.hdmnet.build_hdmnet": "hdmnet.models.hdmnet.model.build_hdmnet",
+}
+
+# What stood in the backbones' files; null in the others.
+_WEIGHTS = {
+    **dict.fromkeys(("resnet18", "vgg16"), "IMAGENET1K_V1"),
+    **dict.fromkeys(("resnet50", "resnet101", "mobilenet_v2"), "IMAGENET1K_V2"),
 }
 
 
@@ -38,7 +44,16 @@ def upgrade(config: Any) -> Any:
     new = _with_new_names(config, 0)
     if isinstance(new, dict):
         _move_keys(new)
+        _add_callbacks(new)
     return new
+
+
+def _add_callbacks(config: dict[str, Any]) -> None:
+    """Name the callback that every run had before it was one of the config's."""
+    callbacks, optim = config.get("callbacks"), config.get("optim")
+    if isinstance(callbacks, dict) and callbacks and isinstance(optim, dict):
+        guard = {"policy": "${optim.on_nonfinite}", "directory": "${paths.run_dir}"}
+        callbacks.setdefault("non_finite", {"_target_": "hdmnet.callbacks.non_finite.NonFiniteGuard", **guard})
 
 
 def _move_keys(config: dict[str, Any]) -> None:
@@ -49,6 +64,8 @@ def _move_keys(config: dict[str, Any]) -> None:
     )
     if isinstance(dataset.get("source"), dict):
         config["dataset"] = dataset = _without_source(dataset)
+    if backbone:
+        config["backbone"] = _backbone(backbone)
     if dataset:
         dataset.setdefault("backbone", backbone.get("name"))
         dataset.setdefault("augment", augment.get("name"))
@@ -65,6 +82,7 @@ def _move_keys(config: dict[str, Any]) -> None:
         optim["optimizer"] = {"_target_": "torch.optim.AdamW", "_partial_": True, **decay}
         optim["schedule"] = {"_target_": "hdmnet.tasks.schedule.poly_schedule", "_partial_": True, **values}
         optim["groups"] = {"head_lr_factor": optim.pop("head_lr_factor", 10)}
+    if optim:
         optim.setdefault("on_nonfinite", "stop")
 
 
@@ -82,6 +100,21 @@ def _without_source(dataset: dict[str, Any]) -> dict[str, Any]:
         elif value != f"${{..{key}}}":
             node[key] = value.replace("${..", "${.", 1)
     return node
+
+
+def _backbone(node: dict[str, Any]) -> dict[str, Any]:
+    """To 0.1.0 the builder stood in a block `build`, and each backbone's file held what is the default now."""
+    build = node.get("build")
+    if not isinstance(build, dict):
+        return node
+    own = {key: value for key, value in build.items() if not str(value).startswith("${..")}
+    new = {"dilation": "release", **{key: value for key, value in node.items() if key != "build"}, **own}
+    name = str(new.get("name"))
+    if new.get("weights") == _WEIGHTS.get(name):
+        new["weights"] = "default"
+    if new.get("feature_channels") == (128 if name == "resnet_narrow" else 512):
+        new["feature_channels"] = None
+    return new
 
 
 def _with_new_names(node: Any, depth: int) -> Any:

@@ -25,7 +25,7 @@ _DEEPEST = 20  # ours have five levels
 _OF_A_MACHINE = frozenset({"trainer", "logger", "callbacks", "paths"})
 # What the network cannot be built without; the rest is missing in configs of older versions.
 _NEEDED = (
-    *("dataset.image_size", "backbone.build._target_", "backbone.feature_channels", "backbone.mean", "backbone.std"),
+    *("dataset.image_size", "backbone._target_", "backbone.mean", "backbone.std"),
     *("model._target_", "shot"),
 )
 

@@ -9,6 +9,8 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+HDMNET = "hdmnet"  # this package's own method, as `model.name` has it
+
 # An interpolation that calls a resolver (`${oc.env:HOME}`) and does not just name a key.
 RESOLVER = re.compile(r"\$\{.*:", re.DOTALL)
 
@@ -65,3 +67,14 @@ def look_up(plain: Mapping[str, Any], key: str) -> Any:
             return ABSENT
         node = node[part]
     return node
+
+
+def method_of(config: Any) -> str:
+    """Name of the method that a config is of; one from before methods had names is told by its class.
+
+    Args:
+        config: Plain containers; whatever else it is, it is HDMNet's.
+    """
+    model = config.get("model") if isinstance(config, Mapping) else None
+    model = model if isinstance(model, Mapping) else {}
+    return str(model.get("name") or ("baseline" if "baseline" in str(model.get("_target_")) else HDMNET))

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from hdmnet.config.instantiate import instantiate
-from hdmnet.config.values import to_plain, to_stored
+from hdmnet.config.instantiate import instantiate_all
+from hdmnet.config.values import HDMNET, method_of, to_plain, to_stored
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-_WANDB = "hdmnet.loggers.wandb.build_wandb_logger"
 _MAX_NAME, _MAX_TAG = 128, 64  # what W&B takes
 
 # What does not make another setting: the repetition and the machine; and the groups that the name says already.
@@ -28,50 +27,47 @@ _NAMED = frozenset({"dataset", "shot", "backbone", "ablation", "trainer"})
 
 
 def build_loggers(cfg: DictConfig, job_type: str) -> list[Any]:
-    """Build the loggers of a config; the dashboard's is told what runs.
+    """Build the loggers of a config; one with a method `describe_run` is told what runs.
 
     Args:
-        cfg: A door's config, its paths absolute.
+        cfg: An entry point's config, its paths absolute.
         job_type: "train" or "evaluate".
 
     Returns:
-        The loggers; null entries are left out.
+        The loggers; null entries, and those whose attribute `runs_in` lacks the job type, are left out.
     """
-    loggers = []
-    for node in cfg.logger.values():
-        if node is None or "_target_" not in node:
-            continue
-        described: dict[str, Any] = {}
-        if node["_target_"] == _WANDB:
-            described = describe_run(cfg, job_type)
-            described["tags"] += [str(tag) for tag in node.get("tags") or ()]
-            described = {key: value for key, value in described.items() if key == "tags" or node.get(key) is None}
-        loggers.append(instantiate(node, **described))
+    loggers = [one for one in instantiate_all(cfg.logger) if job_type in getattr(one, "runs_in", (job_type,))]
+    for logger in loggers:
+        if hasattr(logger, "describe_run"):
+            logger.describe_run(describe_run(cfg, job_type))
     return loggers
 
 
 def describe_run(cfg: DictConfig, job_type: str) -> dict[str, Any]:
-    """Name, group, job type, tags and config of a run, as arguments of `wandb.init`.
+    """Name, group, job type, tags and config of a run, for whoever shows or keeps them.
 
     Runs have the same group exactly when they differ in nothing but fold, seed and machine, as far as their command
     lines say so; a config that no command line made is told from others by a hash.
 
     Args:
-        cfg: A door's config, its paths absolute.
-        job_type: "train" or "evaluate".
+        cfg: An entry point's config, its paths absolute.
+        job_type: "train" or "evaluate"; of callbacks where they run.
     """
+    config = to_plain(cfg)
+    method = method_of(config)
     parts = [str(cfg.dataset.name), f"{cfg.shot}-shot", str(cfg.backbone.name)]
+    parts += [] if method == HDMNET else [method]
     if cfg.ablation is not None:
         parts.append(str(cfg.ablation))
-    group = _shorten(" ".join(parts + _differences(cfg)), _MAX_NAME)
+    group = _shorten(" ".join(parts + [told for told in _differences(cfg) if told != f"model={method}"]), _MAX_NAME)
     which = f" fold{cfg.fold} seed{cfg.seed}"
-    tags = [parts[0], f"fold{cfg.fold}", *parts[1:3], str(cfg.ablation or "no ablation")]
+    tags = [parts[0], f"fold{cfg.fold}", *parts[1:3], method, str(cfg.ablation or "no ablation")]
     return {
         "name": _shorten(group, _MAX_NAME - len(which)) + which,
         "group": group,
         "job_type": job_type,
         "tags": [_shorten(tag, _MAX_TAG) for tag in tags],
-        "config": to_plain(cfg),
+        "config": config,
     }
 
 

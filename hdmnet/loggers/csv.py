@@ -31,6 +31,8 @@ class CsvLogger(CSVLogger):
         flush_logs_every_n_steps: Steps between two writings; each checkpoint writes too.
     """
 
+    runs_in = ("train",)
+
     def __init__(self, save_dir: str | Path, flush_logs_every_n_steps: int = 100) -> None:
         super().__init__(save_dir, name="", version="", flush_logs_every_n_steps=flush_logs_every_n_steps)
 

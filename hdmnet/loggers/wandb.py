@@ -77,11 +77,11 @@ class DashboardLogger(WandbLogger):
     """Lightning's W&B logger, whose failures are warnings.
 
     The W&B run starts with the first logged value, on the first process only. Where the server refuses or is silent,
-    it is an offline run; where that is impossible too, none.
+    it is an offline run, which `wandb sync` sends later; where that is impossible too, none.
 
     Args:
         save_dir: The run's folder: holds `wandb/` and the file with the run's id.
-        mode: Of `wandb.init`: "online", "offline", "disabled" ….
+        offline: Force it on or off; None: offline where `has_key` finds none. `WANDB_MODE` in the environment wins.
         init_timeout: Seconds to wait for the server's answer at the start; W&B adds ten for the login.
         finish_timeout: Seconds to wait at the end until everything is uploaded; the rest stays on disk.
         log_model: True: the best and the last checkpoint become artifacts when training ends; "all": every one that is
@@ -93,9 +93,9 @@ class DashboardLogger(WandbLogger):
         self,
         *,
         save_dir: str,
-        mode: str | None,
-        init_timeout: float,
-        finish_timeout: float,
+        offline: bool | None = None,
+        init_timeout: float = 60,
+        finish_timeout: float = 600,
         log_model: bool | str = False,
         **arguments: Any,
     ) -> None:
@@ -103,10 +103,17 @@ class DashboardLogger(WandbLogger):
         # Only a checkpoint that will be written over has to be copied.
         policy = "mutable" if log_model == "all" else "immutable"
         super().__init__(save_dir=save_dir, log_model=log_model, add_file_policy=policy, **arguments)  # type: ignore[arg-type]
-        self.mode = mode
+        self.mode = _mode(offline)
         self.init_timeout, self.finish_timeout = init_timeout, finish_timeout
         self._wandb_init.pop("anonymous", None)  # Lightning 2.6 passes it, wandb 0.31 warns of it
         self.gave_up = False
+
+    def describe_run(self, description: Mapping[str, Any]) -> None:
+        """Take name, group, job type, tags and config of the run; what the logger's own config names, it keeps."""
+        own = self._wandb_init
+        own |= {key: value for key, value in description.items() if own.get(key) is None} | {
+            "tags": [*description["tags"], *map(str, own.get("tags") or ())]
+        }
 
     @property
     @rank_zero_experiment
@@ -163,56 +170,29 @@ class DashboardLogger(WandbLogger):
 
         Args:
             split: "val" or "test", the first part of every key.
-            scores: By prediction ("final", "meta") what `hdmnet.tasks.summary.summarise_seeds` gives.
+            scores: By prediction ("final" first, "meta" …) what `hdmnet.tasks.summary.summarise_seeds` gives.
             step: Optimiser step.
         """
         import wandb
 
-        final, meta = scores["final"], scores["meta"]
-        columns: list[str | int] = ["class", "IoU", "IoU, meta only", "episodes"]
-        table = wandb.Table(
-            columns=columns,
-            data=[
-                [name, iou, meta["iou_per_class"][name], final["counts_per_class"][name]]
-                for name, iou in final["iou_per_class"].items()
-            ],
-        )
+        final = scores["final"]
+        titles = {"final": "IoU", "meta": "IoU, meta only"}
+        columns: list[str | int] = ["class", *(titles.get(name, f"IoU, {name}") for name in scores), "episodes"]
+        data = [
+            [cls, *(one["iou_per_class"][cls] for one in scores.values()), final["counts_per_class"][cls]]
+            for cls in final["iou_per_class"]
+        ]
+        table = wandb.Table(columns=columns, data=data)
         values: dict[str, Any] = {f"{split}/iou/{name}": iou for name, iou in final["iou_per_class"].items()}
         if split == "test":  # the validation's are logged by the task
-            values |= {f"test/{name}": final[name] for name in ("miou", "fb_iou")}
-            values |= {f"test/{name}_meta": meta[name] for name in ("miou", "fb_iou")}
+            for name, one in scores.items():
+                suffix = "" if name == "final" else f"_{name}"
+                values |= {f"test/{figure}{suffix}": one[figure] for figure in ("miou", "fb_iou")}
         known = {name: value for name, value in values.items() if value == value}  # a class may have had no episode
         bars = wandb.plot.bar(table, "class", "IoU", title=f"{split}: IoU per class")
         self.experiment.log(
             {**known, f"{split}/iou_per_class": table, f"{split}/iou_per_class_bars": bars, _STEP: step}
         )
-
-
-def build_wandb_logger(
-    *,
-    save_dir: str,
-    offline: bool | None = None,
-    init_timeout: float = 60,
-    finish_timeout: float = 600,
-    **arguments: Any,
-) -> DashboardLogger:
-    """A W&B logger, offline where there is no key.
-
-    An offline run is written to the run's folder and sent later by `wandb sync`.
-
-    Args:
-        save_dir: The run's folder.
-        offline: Force it on or off; None = by `has_key`. `WANDB_MODE` in the environment wins.
-        init_timeout: Seconds to wait for the server at the start.
-        finish_timeout: Seconds to wait for uploads at the end.
-        arguments: Of `DashboardLogger`.
-
-    Returns:
-        The logger; the W&B run starts with the first logged value.
-    """
-    return DashboardLogger(
-        save_dir=save_dir, mode=_mode(offline), init_timeout=init_timeout, finish_timeout=finish_timeout, **arguments
-    )
 
 
 def run_id(folder: Path) -> str:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hdmnet.models.backbones.base import Backbone
+from hdmnet.models.backbones.base import LAYER3, Backbone, encode
 
 FEATURE_CHANNELS = 512  # of "feature 5", the base learner's last feature
 
@@ -67,7 +67,7 @@ class BaseLearner(nn.Module):
         self.backbone = backbone
         self.num_base = num_base
         self.feature_channels = feature_channels
-        self.pyramid_pooling = PyramidPooling(backbone.levels[2].channels)
+        self.pyramid_pooling = PyramidPooling(backbone.feature_info[-1].channels)
         self.reduce = nn.Sequential(
             nn.Conv2d(self.pyramid_pooling.out_channels, feature_channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(feature_channels),
@@ -76,6 +76,6 @@ class BaseLearner(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) float, normalised → logits (B, 1 + N, H, W)."""
-        layer4 = self.backbone(images)[2]
+        layer4 = encode(self.backbone, images, size_of=LAYER3)[-1]
         logits = self.classifier(self.reduce(self.pyramid_pooling(layer4)))
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=True)

@@ -20,17 +20,22 @@ from hdmnet.models.base_learner import PyramidPooling
 KERNEL = 3  # of the convolution after the pyramid pooling
 
 
-# In these a normalisation follows the convolution that is registered before it.
-_IN_ORDER = (nn.Sequential, BasicBlock, Bottleneck)
+# Where these run, a normalisation follows the convolution that is registered before it. Nothing is known of others.
+_IN_ORDER = {nn.Sequential.forward, BasicBlock.forward, Bottleneck.forward}
 
 
 def fold_batch_norm(module: nn.Module) -> nn.Module:
-    """Fold every batch normalisation into the convolution before it (in place; evaluation mode); returns the module."""
+    """Fold batch normalisation into the convolution before it, where it surely follows; returns the module.
+
+    Args:
+        module: In evaluation mode; changed in place.
+    """
     for child in module.children():
         fold_batch_norm(child)
-    if isinstance(module, _IN_ORDER):
+    if type(module).forward in _IN_ORDER:
         for (name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            # Exactly these types: what inherits from them may compute more, as timm's do.
+            if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.running_mean is not None:
                 setattr(module, name, fuse_conv_bn_eval(conv, norm))
                 setattr(module, norm_name, nn.Identity())
     return module

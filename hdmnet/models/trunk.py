@@ -20,10 +20,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hdmnet.models.backbones.base import Level
+from hdmnet.models.backbones.base import LAYER3, FeatureInfo, encode
 from hdmnet.models.base_learner import BaseLearner
 from hdmnet.models.folding import FoldedPooling, fold_batch_norm
 
@@ -36,10 +35,10 @@ class TrunkFeatures:
     """What the frozen trunk says of B pictures; all float.
 
     Attributes:
-        layer2: (B, C_2, h_3, w_3), at the size of layer 3 (VGG-16: resized down to it).
-        layer3: (B, C_3, h_3, w_3).
-        layer4: (B, C_4, h_4, w_4).
-        base_feature: (B, C_5, h_4, w_4), "feature 5": before the base learner's ReLU.
+        layer2: (B, C_2, h, w), at the size of layer 3 (VGG-16: resized down to it), as are the others.
+        layer3: (B, C_3, h, w).
+        layer4: (B, C_4, h, w).
+        base_feature: (B, C_5, h, w), "feature 5": before the base learner's ReLU.
     """
 
     layer2: Tensor
@@ -53,18 +52,24 @@ class FrozenTrunk(nn.Module):
 
     Args:
         base_learner: The trained base learner; its parameters are set to need no gradient.
+
+    Raises:
+        ValueError: The backbone has fewer than three levels.
     """
 
     def __init__(self, base_learner: BaseLearner) -> None:
         super().__init__()
+        if len(base_learner.backbone.feature_info) < 3:
+            raise ValueError(f"the backbone has {len(base_learner.backbone.feature_info)} levels; expected three")
         self.base_learner = base_learner.requires_grad_(False)
         self._prepared: list[tuple[Any, _Prepared]] = []  # in a list: no part of the state dict
         self.train(False)
 
     @property
-    def levels(self) -> tuple[Level, Level, Level]:
-        """Channels and strides of layer2, layer3, layer4."""
-        return self.base_learner.backbone.levels
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        """Channels and stride of layer2, layer3 and layer4 as they come out: all at the size of layer 3."""
+        levels = self.base_learner.backbone.feature_info[-3:]
+        return tuple(FeatureInfo(level.channels, levels[LAYER3].stride) for level in levels)
 
     def train(self, mode: bool = True) -> FrozenTrunk:
         """Stay in evaluation mode: the trunk's batch normalisation and dropout never switch on."""
@@ -132,7 +137,5 @@ class _Prepared:
     def __call__(self, images: Tensor) -> TrunkFeatures:
         with torch.autocast(images.device.type, enabled=False):
             images = images.to(dtype=self.dtype, memory_format=torch.channels_last)
-            layer2, layer3, layer4 = self.backbone(images)
-            if layer2.shape[-2:] != layer3.shape[-2:]:
-                layer2 = F.interpolate(layer2, layer3.shape[-2:], mode="bilinear", align_corners=True)
+            layer2, layer3, layer4 = encode(self.backbone, images, size_of=LAYER3)[-3:]
             return TrunkFeatures(layer2, layer3, layer4, self.pooling(layer4))

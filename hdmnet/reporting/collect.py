@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hdmnet.run.result import read_result
+from hdmnet.run.result import read_result, test_entries
 
 RESULT = "result.json"
 
@@ -39,6 +39,11 @@ class Run:
         """What was tested, as plain containers."""
         config: Mapping[str, Any] = self.result["config"]
         return config
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return str(self.result["method"])
 
     @property
     def is_evaluation(self) -> bool:
@@ -97,13 +102,6 @@ class Collection:
     warnings: list[str]
 
 
-def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Folders below one, itself first, in order of names; symbolic links to folders are not followed."""
-    for name, folders, files in os.walk(folder):
-        folders.sort()
-        yield Path(name), folders, files
-
-
 def _find(named: Path, unfinished: list[str]) -> list[Path]:
     """Result files of one argument; `unfinished` gets the run folders below it that hold none."""
     if named.is_file():
@@ -111,7 +109,9 @@ def _find(named: Path, unfinished: list[str]) -> list[Path]:
     if not named.is_dir():
         raise FileNotFoundError(f"{named} not found; expected a run folder, a folder of runs or a result.json")
     found = []
-    for folder, folders, files in _walk(named):
+    for name, folders, files in os.walk(named):  # symbolic links to folders are not followed
+        folder = Path(name)
+        folders.sort()
         if RESULT in files:
             found.append(folder / RESULT)
         elif ".hydra" in folders:
@@ -127,10 +127,7 @@ def _usable(result: Mapping[str, Any]) -> str | None:
     for key in ("fold", "shot", "seed"):
         if not isinstance(result[key], int) or isinstance(result[key], bool):
             return f"{key} is {result[key]!r}, expected an integer"
-    for entry in ("test", "test_no_ensemble"):
-        test = result[entry]
-        if test is None:
-            continue
+    for entry, test in test_entries(result).items():
         per_seed = test["miou_per_seed"]
         if not isinstance(per_seed, list) or not isinstance(test["iou_per_class"], Mapping):
             return f"{entry}.miou_per_seed or {entry}.iou_per_class has another kind than a result's"

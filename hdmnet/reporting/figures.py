@@ -9,22 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hdmnet.callbacks.curves import read_metrics, running_mean
 from hdmnet.reporting.collect import Run
 from hdmnet.reporting.paper import paper_tables
 from hdmnet.reporting.settings import settings_of, without
-from hdmnet.reporting.studies import Study, label_apart, row_of
-from hdmnet.runtime.atomic import replacing
+from hdmnet.reporting.studies import Study, base_label, label_apart, row_of, told_method
+from hdmnet.visual.colours import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from hdmnet.visual.figure import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Drawing
 
-# Okabe and Ito's palette: told apart with any of the common colour-vision deficiencies.
-BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 WITH, WITHOUT = "table6_kl_teacher", "table6_none"  # the rows with and without correlation distillation
 STYLES = {WITH: ("with distillation", BLUE, "-"), WITHOUT: ("without distillation", VERMILION, "--")}
 _MOST_CLASSES = 6  # and more, in Fig. 8
-_DPI = 130
 
 
 @dataclass(frozen=True)
@@ -42,23 +40,6 @@ class Figure:
     name: str
     caption: str
     path: Path
-
-
-def drawing(width: float, height: float) -> Drawing:
-    """An empty drawing of (width, height) inches; not pyplot: no window system, no global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Drawing
-
-    figure = Drawing(figsize=(width, height), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save(figure: Drawing, path: Path) -> Path:
-    """Write a drawing as PNG, whole or not at all."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
-    return path
 
 
 def by_dataset(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -118,7 +99,7 @@ def draw_curves(runs: Sequence[Run], folder: Path) -> list[Figure]:
         study = studies[0]
         pairs = pairs_of(study)
         folds = sorted({one.result["fold"] for one, _ in pairs})
-        figure = drawing(max(3.6 * len(folds), 6.0), 5.6)
+        figure = new_figure(max(3.6 * len(folds), 6.0), 5.6)
         axes = figure.subplots(2, len(folds), squeeze=False, sharex="col", sharey="row")
         for column, fold in enumerate(folds):
             own = [pair for pair in pairs if pair[0].result["fold"] == fold]
@@ -138,14 +119,12 @@ def draw_curves(runs: Sequence[Run], folder: Path) -> list[Figure]:
             + (" (thin), their mean thick" if len(seeds) > 1 else "")
             + ". The paper's figure shows training mIoU, which is not logged."
         )
-        figures.append(Figure(6, name, caption, save(figure, folder / f"{name}.png")))
+        figures.append(Figure(6, name, caption, save_figure(figure, folder / f"{name}.png")))
     return figures
 
 
 def _curves_of_fold(axes: Sequence[Axes], pairs: Sequence[tuple[Run, Run]]) -> None:
     """Draw the runs of one fold: training above, validation below."""
-    from hdmnet.callbacks.curves import read_metrics
-
     for side, row in enumerate((WITH, WITHOUT)):
         label, colour, style = STYLES[row]
         series = [read_metrics(pair[side].folder / "metrics.csv") for pair in pairs]
@@ -168,12 +147,8 @@ def _curves_of_fold(axes: Sequence[Axes], pairs: Sequence[tuple[Run, Run]]) -> N
 
 def _line(series: tuple[list[float], list[float]], factor: float, smooth: bool) -> tuple[Any, Any]:
     """Steps and values, (n,) each; smoothed by the running mean of a tenth of the points."""
-    steps, values = np.asarray(series[0]), factor * np.asarray(series[1])
-    width = max(1, len(values) // 10) if smooth else 1
-    sums = np.cumsum(np.concatenate([[0.0], values]))
-    starts = np.maximum(np.arange(len(values)) + 1 - width, 0)
-    ends = np.arange(len(values)) + 1
-    return steps, (sums[ends] - sums[starts]) / (ends - starts)
+    steps, values = np.asarray(series[0]), [factor * value for value in series[1]]
+    return steps, np.asarray(running_mean(values, max(1, len(values) // 10)) if smooth else values)
 
 
 # ----------------------------------------------------------------------------------------------------------- Fig. 8
@@ -196,7 +171,7 @@ def draw_class_counts(runs: Sequence[Run], folder: Path) -> tuple[list[Figure], 
         except (ValueError, OSError) as error:
             warnings.append(f"Figure 8: {dataset} left out, its pictures are not there: {' '.join(str(error).split())}")
             continue
-        figure = drawing(7.0, 3.8)
+        figure = new_figure(7.0, 3.8)
         axes = figure.subplots()
         positions, width = np.arange(1, _MOST_CLASSES + 1), 0.8 / len(counts)
         colours = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
@@ -219,7 +194,7 @@ def draw_class_counts(runs: Sequence[Run], folder: Path) -> tuple[list[Figure], 
             f"How many classes a test picture of {dataset} holds, by fold: validation pictures that can be a query "
             "(a novel class of the fold with enough area); every class in it counts, base or novel."
         )
-        figures.append(Figure(8, name, caption, save(figure, folder / f"{name}.png")))
+        figures.append(Figure(8, name, caption, save_figure(figure, folder / f"{name}.png")))
     return figures, warnings
 
 
@@ -272,7 +247,7 @@ def draw_episode_numbers(runs: Sequence[Run], folder: Path) -> list[Figure]:
         panels = _episode_panels(group)
         if not panels:
             continue
-        figure = drawing(max(3.4 * len(panels), 6.0), 3.6)
+        figure = new_figure(max(3.4 * len(panels), 6.0), 3.6)
         axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         numbers = sorted({number for panel in panels.values() for number in panel})
         markers = "os^Dv"
@@ -295,9 +270,9 @@ def draw_episode_numbers(runs: Sequence[Run], folder: Path) -> list[Figure]:
         name = f"figure9_{dataset}"
         caption = (
             f"mIoU over test seeds with {' and '.join(f'{number:,}' for number in numbers)} episodes a seed; "
-            f"{dataset}, {one.result['backbone']}, {one.result['shot']}-shot. Range: largest less smallest, in points."
+            f"{base_label(one, told_method(one.method))}. Range: largest less smallest, in points."
         )
-        figures.append(Figure(9, name, caption, save(figure, folder / f"{name}.png")))
+        figures.append(Figure(9, name, caption, save_figure(figure, folder / f"{name}.png")))
     return figures
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +12,6 @@ import numpy as np
 from hdmnet.reporting.collect import Run
 from hdmnet.reporting.figures import STYLES, WITH, WITHOUT, Figure, by_dataset, distillation_pairs, pairs_of
 from hdmnet.reporting.studies import Study
-from hdmnet.runtime.atomic import replacing
 
 if TYPE_CHECKING:
     from hdmnet.data.types import Episode
@@ -110,24 +108,25 @@ def _run_episodes(run: Run, num_episodes: int) -> _Episodes:
 
 
 def _row(seen: _Episodes, number: int, suffix: str, num_maps: int | None) -> Picture:
-    """One episode: supports, query, prediction and the maps of the first `num_maps` stages (None: all)."""
+    """One episode: supports, query, prediction and the correlation maps of the first `num_maps` stages (None: all)."""
     from hdmnet.models.method import Segmentation
     from hdmnet.visual.episode_grid import draw_batch_item
 
     output = seen.outputs[number]
-    shown: Any = {
+    shown = {
         "episode": seen.batches[number],
         "output": Segmentation(
             output.scores, output.size, maps={"correlation": output.maps.get("correlation", [])[:num_maps]}
         ),
         "class_names": [f"{name}{suffix}" for name in seen.class_names],
     }
-    statistics: Any = SimpleNamespace(image_mean=list(seen.backbone.mean), image_std=list(seen.backbone.std))
-    return draw_batch_item(shown, 0, statistics)
+    return draw_batch_item(shown, 0, mean=list(seen.backbone.mean), std=list(seen.backbone.std))
 
 
 def _draw(dataset: str, study: Study, pair: tuple[Run, Run], seen: Sequence[_Episodes], folder: Path) -> list[Figure]:
     """The three figures of a pair of runs (with, without)."""
+    from hdmnet.visual.episode_grid import save_sheet
+
     one = pair[0].result
     where = f"{study.label}, fold {one['fold']}, training seed {one['seed']}"
     names = [STYLES[row][0] for row in (WITH, WITHOUT)]
@@ -159,16 +158,7 @@ def _draw(dataset: str, study: Study, pair: tuple[Run, Run], seen: Sequence[_Epi
     figures = []
     for number, (rows, caption) in sheets.items():
         name = f"figure{number}_{dataset}"
-        figures.append(Figure(number, name, f"{caption} {legend}", _save(rows, folder / f"{name}.png")))
+        path = folder / f"{name}.png"
+        save_sheet(rows, path)
+        figures.append(Figure(number, name, f"{caption} {legend}", path))
     return figures
-
-
-def _save(rows: Sequence[Picture], path: Path) -> Path:
-    """Stack the rows under the colours' legend and write the PNG, whole or not at all."""
-    from PIL import Image
-
-    from hdmnet.visual.episode_grid import stack_rows
-
-    with replacing(path) as temporary:
-        Image.fromarray(stack_rows(rows)).save(temporary, format="png", optimize=True)
-    return path

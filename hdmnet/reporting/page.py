@@ -85,7 +85,19 @@ def _figure(figure: Figure) -> str:
 
 def _runs(runs: Sequence[Run]) -> str:
     """A table of what was read: where it lies, what ran, on which episodes."""
-    heads = ["folder", "data set", "backbone", "fold", "shot", "ablation", "seed", "test", "mIoU (%)", "commit"]
+    heads = [
+        "folder",
+        "method",
+        "data set",
+        "backbone",
+        "fold",
+        "shot",
+        "ablation",
+        "seed",
+        "test",
+        "mIoU (%)",
+        "commit",
+    ]
     heads += ["episodes' hash", "date"]
     lines = []
     for run in sorted(runs, key=lambda run: str(run.path)):
@@ -94,7 +106,7 @@ def _runs(runs: Sequence[Run]) -> str:
         miou = result["test"]["miou"]
         cells = (
             run.folder,
-            *(result[key] for key in ("dataset", "backbone", "fold", "shot")),
+            *(result[key] for key in ("method", "dataset", "backbone", "fold", "shot")),
             run.ablation or "–",
             result["seed"],
             f"{result['test']['num_episodes']} x {run.num_test_seeds} seeds{', evaluation' * run.is_evaluation}",

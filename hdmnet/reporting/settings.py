@@ -14,7 +14,7 @@ from typing import Any
 
 from hdmnet.config.paths import conf_dir
 from hdmnet.config.schemas import register_schemas
-from hdmnet.config.values import to_plain
+from hdmnet.config.values import HDMNET, to_plain
 from hdmnet.reporting.collect import Run
 
 Settings = dict[str, str]  # dotted key: value as JSON
@@ -27,6 +27,7 @@ SHOTS = ("shot", "trained.shot")
 _TESTED = ("dataset", "backbone", "model", "shot", "protocol", "selection", "support_mask")
 _TRAINED = ("loss", "optim", "augment", "batch_size")
 _TRAINER = ("max_steps", "max_epochs", "max_time", "limit_train_batches", "accumulate_grad_batches", "precision")
+_OF_THE_METHOD = ("model.", "loss.", "optim.")
 _IGNORED = (
     "dataset.root",
     "dataset.fold",
@@ -34,8 +35,7 @@ _IGNORED = (
     "dataset.num_test_seeds",
     "dataset.controls",
     "backbone.weights",
-    "backbone.build.weights",
-    "backbone.build.weights_dir",
+    "backbone.weights_dir",
 )
 
 
@@ -62,8 +62,11 @@ def _settings_of(tested: Mapping[str, Any], trained: Mapping[str, Any] | None) -
 
 
 @cache
-def _composed(dataset: str, backbone: str, ablation: str | None) -> Settings | None:
-    """Settings of the train door for a data set, a backbone and an ablation; None where conf/ has no such option."""
+def _composed(dataset: str, backbone: str, ablation: str | None, method: str = HDMNET) -> Settings | None:
+    """Settings of a training on a data set with a backbone; None where conf/ has no such ablation.
+
+    Of a method from outside, which conf/ does not know, what belongs to the method is left out.
+    """
     from hydra import compose, initialize_config_dir
 
     conf = conf_dir()
@@ -74,15 +77,18 @@ def _composed(dataset: str, backbone: str, ablation: str | None) -> Settings | N
         if not (conf / "ablation" / f"{ablation}.yaml").is_file():
             return None
         words.append(f"ablation={ablation}")
+    if known := (conf / "model" / f"{method}.yaml").is_file():
+        words += [] if method == HDMNET else [f"model={method}"]
     register_schemas()
     with initialize_config_dir(config_dir=str(conf), version_base="1.3"):
         plain = to_plain(compose("train", words))
-    return _settings_of(plain, plain)
+    settings = _settings_of(plain, plain)
+    return settings if known else {key: value for key, value in settings.items() if not key.startswith(_OF_THE_METHOD)}
 
 
 def defaults_of(run: Run) -> Settings:
-    """What the train door would set for the run's data set and backbone."""
-    composed = _composed(str(run.result["dataset"]), str(run.result["backbone"]), None)
+    """What a training would set for the run's data set, backbone and method."""
+    composed = _composed(str(run.result["dataset"]), str(run.result["backbone"]), None, run.method)
     assert composed is not None  # only an ablation can be missing
     return composed
 
@@ -98,9 +104,7 @@ def settings_of(run: Run) -> Settings:
     defaults = defaults_of(run)
     same_model = own.get("model._target_") == defaults.get("model._target_")
     for key, value in defaults.items():
-        if key.startswith("model.") and not same_model:
-            continue
-        if key not in ("shot", "trained.shot"):
+        if key not in SHOTS and (same_model or not key.startswith("model.")):
             own.setdefault(key, value)
     return own
 
@@ -157,6 +161,8 @@ def deviations(run: Run, left_out: Iterable[str] = ()) -> list[str]:
     """`key=value` of what the run sets otherwise than conf/ does for its data set and backbone."""
     own, defaults = settings_of(run), defaults_of(run)
     skip = {*left_out, *SHOTS, *repeated(own)}
+    if "model._target_" not in defaults:  # a method that conf/ does not know has nothing to differ from
+        skip |= {key for key in own if key.startswith(_OF_THE_METHOD)}
     return [f"{key}={own.get(key, ABSENT).strip(chr(34))}" for key in differing([own, defaults]) if key not in skip]
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hdmnet.config.values import HDMNET
 from hdmnet.reporting.aggregate import choose, describe_runs, mixed_episodes
 from hdmnet.reporting.collect import Run
 from hdmnet.reporting.settings import (
@@ -33,11 +34,13 @@ class Study:
         rows: Runs by row of the table (an ablation, or a number of shots as text); one a fold and training seed.
         axes: Settings that the rows change.
         label: Name of the study, unlike those of the others in its table.
+        left_out: Runs of the same settings, folds and seeds that are not used.
     """
 
     rows: dict[str, list[Run]] = field(default_factory=dict)
     axes: tuple[str, ...] = ()
     label: str = ""
+    left_out: list[Run] = field(default_factory=list)
 
     @property
     def runs(self) -> list[Run]:
@@ -48,6 +51,12 @@ class Study:
     def first(self) -> Run:
         """One that stands for the study's setting."""
         return self.runs[0]
+
+    @property
+    def method(self) -> str:
+        """Name of the method; a table whose rows are several methods is HDMNet's."""
+        methods = {run.method for run in self.runs}
+        return HDMNET if HDMNET in methods else self.first.method
 
     def note(self, dataset: str) -> str:
         """One line on what it is: folds, seeds, and what it sets otherwise than conf/.
@@ -106,9 +115,9 @@ def ablation_studies(runs: Iterable[Run], names: Sequence[str]) -> tuple[list[St
             warnings.append(warning)
         return None if row is None else (without(settings_of(run), axes), row, axes)
 
-    studies, left_out = _gather(runs, place)
+    studies = _gather(runs, place)
     shown = [study for study in studies if len(study.rows) > 1 or any(run.ablation in names for run in study.runs)]
-    return _finish(shown, left_out, warnings, with_shot=True)
+    return _finish(shown, warnings, with_shot=True)
 
 
 def full_studies(runs: Iterable[Run], names: Sequence[str]) -> tuple[list[Study], list[str]]:
@@ -133,39 +142,34 @@ def full_studies(runs: Iterable[Run], names: Sequence[str]) -> tuple[list[Study]
         changed = {change.partition("=")[0] for change in deviations(run)}
         return run.ablation is None or axes.isdisjoint(changed)
 
-    studies, left_out = _gather(runs, place)
-    return _finish([study for study in studies if any(map(is_full, study.runs))], left_out, [], with_shot=False)
+    shown = [study for study in _gather(runs, place) if any(map(is_full, study.runs))]
+    return _finish(shown, [], with_shot=False)
 
 
-def _gather(
-    runs: Iterable[Run], place: Callable[[Run], tuple[Hashable, str, tuple[str, ...]] | None]
-) -> tuple[list[Study], Mapping[str, list[Run]]]:
+def _gather(runs: Iterable[Run], place: Callable[[Run], tuple[Hashable, str, tuple[str, ...]] | None]) -> list[Study]:
     """Group runs by what `place` gives: key of the study, row, axes."""
     studies: dict[Hashable, Study] = {}
     for run in runs:
         found = place(run)
         if found is not None:
             key, row, axes = found
-            study = studies.setdefault(key, Study(axes=axes))
-            study.rows.setdefault(row, []).append(run)
-    left_out: dict[str, list[Run]] = {}
+            studies.setdefault(key, Study(axes=axes)).rows.setdefault(row, []).append(run)
     for study in studies.values():
         for row, group in study.rows.items():
             study.rows[row], rest = choose(group)
-            left_out.setdefault(str(id(study)), []).extend(rest)
-    ordered = sorted(studies.values(), key=lambda study: (_base_label(study.first, with_shot=True), -len(study.runs)))
-    return ordered, left_out
+            study.left_out += rest
+
+    def order(study: Study) -> tuple[str, int]:
+        return base_label(study.first, told_method(study.method)), -len(study.runs)
+
+    return sorted(studies.values(), key=order)
 
 
-def _finish(
-    studies: list[Study], left_out: Mapping[str, list[Run]], warnings: list[str], *, with_shot: bool
-) -> tuple[list[Study], list[str]]:
+def _finish(studies: list[Study], warnings: list[str], *, with_shot: bool) -> tuple[list[Study], list[str]]:
     label_apart(studies, with_shot=with_shot)
     for study in studies:
-        warnings += [
-            f"not used, another run of the same setting, fold and seed is: {run.folder}"
-            for run in left_out.get(str(id(study)), [])
-        ]
+        told = "not used, another run of the same setting, fold and seed is"
+        warnings += [f"{told}: {run.folder}" for run in study.left_out]
         warnings += mixed_episodes(study.runs)
         warnings += _unequal_seeds(study)
     return studies, warnings
@@ -198,17 +202,32 @@ def _training(run: Run) -> str:
     return "training run not found" if trained == "unknown" else f"trained {trained}-shot"
 
 
-def _base_label(run: Run, *, with_shot: bool) -> str:
-    shot = f", {run.result['shot']}-shot" if with_shot else ""
-    training = _training(run)
-    return f"{run.result['dataset']}, {run.result['backbone']}{shot}{', ' if training else ''}{training}"
+def base_label(run: Run, method: str, *, with_shot: bool = True) -> str:
+    """Data set, backbone, method and how it was trained.
+
+    Args:
+        run: The run.
+        method: Name of the method; empty: not told.
+        with_shot: Whether the number of shots is told.
+    """
+    shot = f"{run.result['shot']}-shot" if with_shot else ""
+    parts = [run.result["dataset"], run.result["backbone"], method, shot, _training(run)]
+    return ", ".join(str(part) for part in parts if part)
+
+
+def told_method(method: str) -> str:
+    """The name that is told of a method where no other occurs: none of HDMNet."""
+    return "" if method == HDMNET else method
 
 
 def label_apart(studies: Sequence[Study], *, with_shot: bool) -> None:
     """Give each study of a table a label of its own, in place: where data set and backbone agree, what differs."""
     groups: dict[str, list[Study]] = {}
+    several = len({study.method for study in studies}) > 1
     for study in studies:
-        groups.setdefault(_base_label(study.first, with_shot=with_shot), []).append(study)
+        method = study.method if several else told_method(study.method)
+        label = base_label(study.first, method, with_shot=with_shot)
+        groups.setdefault(label, []).append(study)
     for label, group in groups.items():
         settings: list[dict[str, Any]] = [settings_of(study.first) for study in group]
         untold = {

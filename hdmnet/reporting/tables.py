@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from hdmnet.config.values import HDMNET
 from hdmnet.reporting.aggregate import FB_IOU, Value, by_fold, describe_runs, pool_numbers, pool_runs
 from hdmnet.reporting.collect import Run
 from hdmnet.reporting.costs import Costs
@@ -117,7 +118,7 @@ def make_tables(runs: Sequence[Run], costs: CostsOf) -> list[Table]:
     for number, paper in papers.items():
         if number in _FULL:
             studies, warnings = full_studies((run for run in runs if _belongs(run, number)), names)
-            table = _fb_iou(paper, studies, costs) if number == 3 else _comparison(paper, studies)
+            table = _full_method(paper, studies, costs)
         else:
             studies, warnings = ablation_studies(runs, paper.ablations)
             if number == 8:
@@ -169,10 +170,6 @@ def _over(values: Iterable[Value]) -> str:
     return f"± {', '.join(found)}" if found else ""
 
 
-def _paper_cells(values: Sequence[float | None]) -> list[Cell]:
-    return [Cell(value) for value in values]
-
-
 def _basis(runs: Sequence[Run], values: Iterable[Value]) -> str:
     return "; ".join(part for part in (describe_runs(runs), _over(values)) if part)
 
@@ -192,34 +189,26 @@ def _with_papers_rows(paper: PaperTable) -> Table:
     columns = [*(("", label) for label in paper.labels), *paper.columns, ("", "ours stands on")]
     table = Table(paper.number, paper.title, columns)
     for row in paper.rows:
-        cells = _paper_cells(row.values)
+        cells = [Cell(value) for value in row.values]
         table.add([*row.labels, *cells, ""], ours=False)
         table.record(", ".join(row.labels), paper.columns, "paper", cells, ())
     return table
 
 
-def _comparison(paper: PaperTable, studies: Sequence[Study]) -> Table:
-    """Tables 1 and 2: methods by fold, 1-shot and 5-shot."""
+def _full_method(paper: PaperTable, studies: Sequence[Study], costs: CostsOf) -> Table:
+    """Tables 1 and 2, methods by fold, 1-shot and 5-shot; Table 3, their FB-IoU and learnable parameters."""
     table = _with_papers_rows(paper)
     for study in studies:
-        values = [value for shot in _SHOTS for value in _per_fold(study.rows.get(shot, []))]
-        cells = [_percent(value) for value in values]
+        by_shot = [study.rows.get(shot, []) for shot in _SHOTS]
+        if paper.number == 3:
+            values, counted = [pool_runs(runs, FB_IOU) for runs in by_shot], costs(study.first)
+            cells = [*map(_percent, values), Cell(None if counted is None else counted.learnable)]
+        else:
+            values = [value for runs in by_shot for value in _per_fold(runs)]
+            cells = [_percent(value) for value in values]
         label = marked(study, paper.dataset)
-        labels = [str(study.first.result["backbone"]), f"HDMNet, this code: {label}"]
-        table.add([*labels, *cells, _basis_by_shot(study, values)], ours=True)
-        table.record(", ".join(labels), paper.columns, f"ours: {label}", cells, values)
-    return table
-
-
-def _fb_iou(paper: PaperTable, studies: Sequence[Study], costs: CostsOf) -> Table:
-    """Table 3: FB-IoU and learnable parameters."""
-    table = _with_papers_rows(paper)
-    for study in studies:
-        values = [pool_runs(study.rows.get(shot, []), FB_IOU) for shot in _SHOTS]
-        counted = costs(study.first)
-        cells = [*map(_percent, values), Cell(None if counted is None else counted.learnable)]
-        label = marked(study, paper.dataset)
-        labels = [str(study.first.result["backbone"]), f"HDMNet, this code: {label}"]
+        whose = "HDMNet, this code" if study.method == HDMNET else "this code"  # the label names another method
+        labels = [str(study.first.result["backbone"]), f"{whose}: {label}"]
         table.add([*labels, *cells, _basis_by_shot(study, values)], ours=True)
         table.record(", ".join(labels), paper.columns, f"ours: {label}", cells, values)
     return table
@@ -347,7 +336,7 @@ def _temperatures(paper: PaperTable, studies: Sequence[Study], costs: CostsOf) -
     columns = [("", paper.labels[0]), ("", "source"), *paper.columns, ("", "ours stands on")]
     table = Table(paper.number, paper.title, columns)
     for row in paper.rows:
-        cells = _paper_cells(row.values)
+        cells = [Cell(value) for value in row.values]
         table.add([row.labels[0], "paper, COCO-20ⁱ", *cells, ""], ours=False)
         table.record(row.labels[0], paper.columns, "paper", cells, ())
         for study in studies:

@@ -13,16 +13,13 @@ import torch
 from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import OmegaConf
 
-from hdmnet.callbacks.class_scores import ClassScores
-from hdmnet.callbacks.non_finite import NonFiniteGuard
-from hdmnet.callbacks.pictures import EpisodePictures
 from hdmnet.callbacks.progress import StageProgressBar
 from hdmnet.config.instantiate import instantiate
 from hdmnet.config.paths import conf_dir
-from hdmnet.config.values import image_size, to_stored
+from hdmnet.config.values import image_size, to_plain, to_stored
 from hdmnet.data.datamodules.few_shot import FewShotDataModule
 from hdmnet.data.datasets.skipped_files import SkippedFiles
-from hdmnet.models.base_learner import BaseLearner
+from hdmnet.models.base_learner import FEATURE_CHANNELS, BaseLearner
 from hdmnet.run.checkpoints import load_strictly
 from hdmnet.runtime import signals
 from hdmnet.runtime.provenance import git_state, library_versions
@@ -30,15 +27,17 @@ from hdmnet.tasks.feature_store import measure_features
 from hdmnet.tasks.few_shot import FewShotTask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from omegaconf import DictConfig
     from torch import Tensor, nn
 
     from hdmnet.data.datasets.base import SegmentationDataset
+    from hdmnet.models.backbones.base import Backbone
     from hdmnet.models.method import FewShotMethod
 
 BACKBONE, BASE_LEARNER = "backbone", "base_learner"  # values of model.encoder
+_FEATURE_CHANNELS = {"resnet_narrow": 128}  # of the base learner, where it is not the usual number
 
 
 def build_dataset(cfg: DictConfig, *, check: bool = True) -> SegmentationDataset:
@@ -120,10 +119,19 @@ def needs_base_learner(cfg: DictConfig) -> bool:
     return bool(encoder == BASE_LEARNER)
 
 
+def build_backbone(cfg: DictConfig, **changes: Any) -> Backbone:
+    """The config's backbone; `changes` replace arguments of it, where the config has them."""
+    own = {"mean", "std", "feature_channels"}  # of the run
+    node = {key: value for key, value in to_plain(cfg)["backbone"].items() if key not in own}
+    backbone: Backbone = instantiate(node, **{key: value for key, value in changes.items() if key in node})
+    return backbone
+
+
 def build_base_learner(cfg: DictConfig, num_base: int, **changes: Any) -> BaseLearner:
-    """An untrained base learner on the config's backbone; `changes` replace arguments of the backbone's builder."""
-    backbone = instantiate(cfg.backbone.build, **changes)
-    learner = BaseLearner(backbone=backbone, num_base=num_base, feature_channels=cfg.backbone.feature_channels)
+    """An untrained base learner on the config's backbone; `changes` as of `build_backbone`."""
+    channels = cfg.backbone.get("feature_channels") or _FEATURE_CHANNELS.get(cfg.backbone.name, FEATURE_CHANNELS)
+    backbone = build_backbone(cfg, **changes)
+    learner = BaseLearner(backbone=backbone, num_base=num_base, feature_channels=channels)
     return learner.to(memory_format=torch.channels_last)  # the same values, up to 1.4 times faster on a CPU
 
 
@@ -131,8 +139,7 @@ def build_encoder(cfg: DictConfig, num_base: int, **changes: Any) -> nn.Module:
     """What the method stands on: a backbone, or an untrained base learner; `changes` as of `build_base_learner`."""
     if needs_base_learner(cfg):
         return build_base_learner(cfg, num_base, **changes)
-    backbone: nn.Module = instantiate(cfg.backbone.build, **changes)
-    return backbone.to(memory_format=torch.channels_last)
+    return build_backbone(cfg, **changes).to(memory_format=torch.channels_last)
 
 
 def build_model(cfg: DictConfig, encoder: nn.Module, *, num_shots: int | None = None) -> FewShotMethod:
@@ -231,9 +238,7 @@ def build_trainer(
     """A Lightning Trainer from ``cfg.trainer``, its bars headed by `stage`; `changes` replace its arguments."""
     if not cfg.trainer.enable_progress_bar:  # Lightning refuses the two together
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
-    policy = cfg.optim.get("on_nonfinite", "stop")  # a checkpoint's config may be older than the key
-    guard = NonFiniteGuard(policy=policy, directory=cfg.paths.run_dir, config=to_stored(cfg))
-    trainer: L.Trainer = instantiate(cfg.trainer, **({"callbacks": [*callbacks, guard], "logger": logger} | changes))
+    trainer: L.Trainer = instantiate(cfg.trainer, **({"callbacks": callbacks, "logger": logger} | changes))
     head_bars(trainer, stage)
     leave_signals_alone(trainer)
     return trainer
@@ -254,21 +259,6 @@ def head_bars(trainer: L.Trainer, stage: str) -> None:
     """Say on the progress bars what runs."""
     if isinstance(trainer.progress_bar_callback, StageProgressBar):
         trainer.progress_bar_callback.stage = stage
-
-
-def instantiate_all(group: DictConfig) -> list[Any]:
-    """Build every entry of a config group that has a ``_target_`` (callbacks, loggers); null entries are left out."""
-    return [instantiate(node) for node in group.values() if node is not None and "_target_" in node]
-
-
-def progress_bars(cfg: DictConfig) -> Iterator[L.Callback]:
-    """Of the config's callbacks those that suit stage 1 and the controls."""
-    return (c for c in instantiate_all(cfg.callbacks) if isinstance(c, ProgressBar))
-
-
-def test_callbacks(cfg: DictConfig) -> Iterator[L.Callback]:
-    """Of the config's callbacks those that suit a test alone."""
-    return (c for c in instantiate_all(cfg.callbacks) if isinstance(c, ProgressBar | EpisodePictures | ClassScores))
 
 
 def epoch_length(cfg: DictConfig, samples: int | None, batch_size: int, max_steps: int) -> int | None:

@@ -7,15 +7,14 @@ import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.loggers import CSVLogger
 
+from hdmnet.callbacks.build import build_callbacks
 from hdmnet.callbacks.checkpoint import RunCheckpoint
-from hdmnet.callbacks.non_finite import count_skipped
 from hdmnet.callbacks.resume_state import KEY
 from hdmnet.config.values import to_plain
 from hdmnet.loggers.build import build_loggers
@@ -32,10 +31,7 @@ from hdmnet.run.build import (
     check_builds,
     epoch_length,
     head_bars,
-    instantiate_all,
     needs_base_learner,
-    progress_bars,
-    test_callbacks,
 )
 from hdmnet.run.checkpoints import load_official, load_strictly, run_entry, run_state_dict
 from hdmnet.run.compare_results import compare_results, print_comparison, training_facts
@@ -118,9 +114,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     task = build_task(cfg, build_model(cfg, encoder), data)
     if start is not None:
         load_strictly(task.model, run_state_dict(start), f"ckpt={cfg.ckpt}")
-    trainer = build_trainer(
-        cfg, "stage 2", callbacks=instantiate_all(cfg.callbacks), logger=build_loggers(cfg, "train")
-    )
+    trainer = build_trainer(cfg, "stage 2", callbacks=build_callbacks(cfg, "train"), logger=build_loggers(cfg, "train"))
     _keeper(trainer)  # refused before anything is trained
     with timer("train"), signals.polling():
         trainer.fit(task, datamodule=data, ckpt_path=point)
@@ -152,8 +146,7 @@ def evaluate(cfg: DictConfig, checkpoint: dict[str, Any]) -> dict[str, Any]:
     timer = Timer()
     with timer("data"):
         task, data = prepare_evaluation(cfg, checkpoint)
-    dashboards = [logger for logger in build_loggers(cfg, "evaluate") if not isinstance(logger, CSVLogger)]
-    trainer = build_trainer(cfg, "test", callbacks=list(test_callbacks(cfg)), logger=dashboards)
+    trainer = build_trainer(cfg, "test", callbacks=build_callbacks(cfg, "test"), logger=build_loggers(cfg, "evaluate"))
     path = Path(cfg.ckpt).expanduser().absolute()
     facts = training_facts(path, checkpoint.get(RUN_KEY))
     return test(cfg, task, data, trainer, timer, checkpoint=path, trained=facts)
@@ -210,33 +203,18 @@ def test(
         with timer("controls"):
             controls["every_object_foreground"] = every_object_foreground(data)
             controls["support_mask_ones"] = _test_with_ones(cfg, task, data)
-    result = make_result(
-        dataset=cfg.dataset.name,
-        fold=cfg.fold,
-        shot=cfg.shot,
-        backbone=cfg.backbone.name,
-        ablation=cfg.ablation,
-        seed=cfg.seed,
-        test=figures["final"],
-        # Of a method that has a prediction "meta"; where nothing was fused it is the final one.
-        test_no_ensemble=figures.get("meta", figures["final"]) if "meta" in type(task.model).reported else None,
-        manifest_sha256=[manifest.sha256() for manifest in data.test_manifests],
-        config=to_plain(cfg),
-        timings=timer.seconds,
-        controls=controls,
-        checkpoint=None if checkpoint is None else str(checkpoint),
-        selection=cfg.selection,
-        support_mask=cfg.support_mask,
-        protocol=cfg.protocol,
-        val_miou=_best_validation(trainer),
-        skipped_steps=count_skipped(cfg.paths.run_dir),
-        seeds={"train": cfg.seed, "test": [manifest.header["seed"] for manifest in data.test_manifests]},
-        data_sha256=data.digest(),
-        num_processes=trainer.world_size,
-        finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        checkpoint_failures=sum(keeper.failures for keeper in _keepers(trainer)),
-        skipped=data.skipped_files(),
+    facts = [data.result_facts(), {"val_miou": None, "checkpoint_failures": 0, "skipped_steps": {}}]
+    facts += [cast(Any, one).result_facts() for one in cast(Any, trainer).callbacks if hasattr(one, "result_facts")]
+    facts.append(
+        {
+            "timings": timer.seconds,
+            "controls": controls,
+            "checkpoint": None if checkpoint is None else str(checkpoint),
+            "num_processes": trainer.world_size,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
     )
+    result = make_result(to_plain(cfg), figures, *facts)
     if trained is not None:
         result["compared_with"] = compare_results(result, trained)
     if trainer.is_global_zero:
@@ -276,7 +254,9 @@ def _test_with_ones(cfg: DictConfig, task: FewShotTask, data: FewShotDataModule)
     """The control of the paper's Table 8: the same model and episodes of the first seed, support masks all ones."""
     ones = build_few_shot_data(cfg, data.dataset, support_mask="ones", num_test_seeds=1)
     ones.measure_features = data.measure_features
-    trainer = build_trainer(cfg, "control: support mask all ones", callbacks=list(progress_bars(cfg)), logger=False)
+    trainer = build_trainer(
+        cfg, "control: support mask all ones", callbacks=build_callbacks(cfg, "control"), logger=False
+    )
     task.num_test_seeds = 1
     trainer.test(task, datamodule=ones, verbose=False)
     return float(task.test_results["final"][0]["miou"])
@@ -364,11 +344,6 @@ def _chosen_checkpoint(cfg: DictConfig, trainer: L.Trainer) -> Path | None:
             "training wrote no checkpoint; give it at least one step (trainer.max_steps, dataset.episodes_per_epoch)"
         )
     return Path(chosen)
-
-
-def _best_validation(trainer: L.Trainer) -> float | None:
-    """Best mIoU on the validation episodes: what a search for settings goes by; None where nothing was trained."""
-    return next((keeper.best_model_score for keeper in _keepers(trainer)), None)
 
 
 def _keepers(trainer: L.Trainer) -> list[RunCheckpoint]:

@@ -2,12 +2,13 @@
 
 `result.json` (IoUs as fractions of 1, NaN written as `null`)::
 
-    dataset fold shot backbone ablation seed
+    dataset method fold shot backbone ablation seed
     test:              {miou, miou_std, miou_per_seed, fb_iou, fb_iou_per_seed, iou_per_class {name: iou},
                         counts_per_class {name: episodes over all seeds}, num_episodes, num_episodes_per_seed,
                         num_classes_averaged [a seed's mIoU is the mean of so many classes, one number a seed],
                         classes_left_out {name: {seeds: test seeds in which it has no IoU, reason}}}
-    test_no_ensemble:  the same of the meta learner's own prediction, or null where the model has none
+    test_no_ensemble:  the same of HDMNet's meta learner alone (`test` again where nothing is fused); null for others
+    test_NAME:         the same of every other prediction that the method reports
     controls:          {support_mask_ones: miou, every_object_foreground: miou}, each only when measured
     skipped:           files that `dataset.on_error=skip` left out: [{split, why, episodes}], see `skipped_files`
     manifest_sha256 config versions git_commit git_dirty hardware timings {phase: seconds}
@@ -25,29 +26,17 @@ from typing import Any
 import numpy as np
 
 from hdmnet.config.renamed import upgrade
+from hdmnet.config.values import HDMNET, method_of
 from hdmnet.runtime.atomic import replacing
 from hdmnet.runtime.provenance import git_state, hardware, library_versions
 
 FIXED_KEYS = (
-    "dataset",
-    "fold",
-    "shot",
-    "backbone",
-    "ablation",
-    "seed",
-    "test",
-    "test_no_ensemble",
-    "manifest_sha256",
-    "config",
-    "versions",
-    "git_commit",
-    "timings",
+    *("dataset", "method", "fold", "shot", "backbone", "ablation", "seed"),
+    *("test", "test_no_ensemble", "manifest_sha256", "config", "versions", "git_commit", "timings"),
 )
-
-
 TEST_KEYS = ("miou", "fb_iou", "miou_per_seed", "iou_per_class", "num_episodes")
 
-
+_OF_THE_CONFIG = ("fold", "shot", "ablation", "seed", "selection", "support_mask", "protocol")
 _CONTROL_LABELS = {
     "support_mask_ones": "control: support mask all ones",
     "every_object_foreground": "control: every object foreground",
@@ -55,59 +44,31 @@ _CONTROL_LABELS = {
 
 
 def make_result(
-    *,
-    dataset: str,
-    fold: int,
-    shot: int,
-    backbone: str,
-    ablation: str | None,
-    seed: int,
-    test: Mapping[str, Any],
-    test_no_ensemble: Mapping[str, Any] | None,
-    manifest_sha256: str | Sequence[str],
-    config: Mapping[str, Any],
-    timings: Mapping[str, float],
-    controls: Mapping[str, float] | None = None,
-    **extra: Any,
+    config: Mapping[str, Any], figures: Mapping[str, Mapping[str, Any]], *facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Gather one run's result and add versions, commit and hardware.
+    """Put a run's result together from what config, test, data and run say of themselves.
 
     Args:
-        dataset: Name of the data set; likewise `backbone` and `ablation` (`None` for the full method).
-        fold: Fold index.
-        shot: Number of supports K.
-        backbone: Name of the backbone.
-        ablation: Name of the ablation.
-        seed: Training seed.
-        test: Entry of the final prediction, from `summarise_seeds`.
-        test_no_ensemble: The same of the meta learner's own prediction; `None` where there is none.
-        manifest_sha256: Hash of the test episodes, one or one per test seed.
         config: The composed config, as plain containers.
-        timings: Seconds per phase.
-        controls: mIoU of the controls that were measured (keys `support_mask_ones`, `every_object_foreground`).
-        **extra: Further entries, e.g. `checkpoint` or `val`.
+        figures: Of each prediction that the method reports ("final", "meta" …) what `summarise_seeds` gives.
+        *facts: Further entries: `manifest_sha256`, `timings`, `controls`, `checkpoint` …; a later one wins.
 
     Returns:
         The result as described at the top of this module; a plain dictionary, NaN still NaN.
     """
-    return {
-        "dataset": dataset,
-        "fold": fold,
-        "shot": shot,
-        "backbone": backbone,
-        "ablation": ablation,
-        "seed": seed,
-        "test": dict(test),
-        "test_no_ensemble": None if test_no_ensemble is None else dict(test_no_ensemble),
-        "controls": dict(controls or {}),
-        "manifest_sha256": manifest_sha256,
-        "timings": dict(timings),
-        **extra,
-        "versions": library_versions(),
-        **git_state(),
-        "hardware": hardware(),
-        "config": config,
+    method, final = method_of(config), figures["final"]
+    entries: dict[str, Any] = {
+        "dataset": config["dataset"]["name"],
+        "method": method,
+        "backbone": config["backbone"]["name"],
+        **{key: config[key] for key in _OF_THE_CONFIG},
+        "test": dict(final),
+        "test_no_ensemble": figures.get("meta", final if method == HDMNET else None),
+        **{f"test_{name}": dict(entry) for name, entry in figures.items() if name not in ("final", "meta")},
     }
+    for more in facts:
+        entries |= more
+    return {**entries, "versions": library_versions(), **git_state(), "hardware": hardware(), "config": config}
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -139,10 +100,7 @@ def _check_result(result: Any, origin: str) -> None:
     missing = [key for key in FIXED_KEYS if key not in result]
     if missing:
         raise ValueError(f"{origin} lacks {', '.join(missing)}; it is no result of a finished run: run it again")
-    for entry in ("test", "test_no_ensemble"):
-        value = result[entry]
-        if value is None and entry == "test_no_ensemble":
-            continue
+    for entry, value in test_entries(result).items():
         if not isinstance(value, Mapping):
             raise ValueError(f"{origin}: {entry} is {value!r}; expected an object with {', '.join(TEST_KEYS)}")
         missing = [key for key in TEST_KEYS if key not in value]
@@ -150,6 +108,12 @@ def _check_result(result: Any, origin: str) -> None:
             raise ValueError(
                 f"{origin}: {entry} lacks {', '.join(missing)}; it is no result of a finished run: run it again"
             )
+
+
+def test_entries(result: Mapping[str, Any]) -> dict[str, Any]:
+    """`test`, `test_no_ensemble` where it is not null, and every `test_NAME` of a result."""
+    found = {key: value for key, value in result.items() if key == "test" or key.startswith("test_")}
+    return {key: value for key, value in found.items() if value is not None or key == "test"}
 
 
 def write_result(path: str | Path, result: Mapping[str, Any]) -> Path:
@@ -197,8 +161,11 @@ def read_result(path: str | Path) -> dict[str, Any]:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable JSON ({error}); run it again") from error
+    if isinstance(result, dict):
+        result["config"] = upgrade(result["config"]) if "config" in result else None
+        result.setdefault("method", method_of(result["config"]))
     _check_result(result, str(path))
-    return {**result, "config": upgrade(result["config"])}
+    return dict(result)
 
 
 def _percent(value: float | None) -> str:
@@ -220,41 +187,41 @@ def format_fold_table(result: Mapping[str, Any]) -> str:
 
     Returns:
         Plain text of several lines without a trailing newline: IoU in % per novel class, mIoU ± standard deviation over
-        the seeds, FB-IoU, each of the final and of the meta learner's own prediction, then the controls, then warnings
-        of classes that are left out and steps that were skipped.
+        the seeds, FB-IoU, each of all predictions that differ, then the controls, then warnings of classes that are
+        left out and steps that were skipped.
     """
-    final, meta = result["test"], result["test_no_ensemble"]
+    final = result["test"]
     counts = final.get("counts_per_class") or {}
-
-    def row(label: str, episodes: object, value: str, meta_value: str) -> list[str]:
-        return [label, "" if episodes is None else str(episodes), value, meta_value]
-
+    entries = {"final": final}
+    for key, entry in test_entries(result).items():
+        if entry != final:  # HDMNet without its ensemble has but one prediction
+            entries["meta only" if key == "test_no_ensemble" else key.removeprefix("test_")] = entry
+    shown = list(entries.values())
     rows = [
-        row(name, counts.get(name), _percent(iou), "" if meta is None else _percent(meta["iou_per_class"].get(name)))
-        for name, iou in final["iou_per_class"].items()
+        [name, str(counts.get(name, "")), *(_percent(entry["iou_per_class"].get(name)) for entry in shown)]
+        for name in final["iou_per_class"]
     ]
     summary = [
-        row("mIoU", sum(counts.values()) or None, _mean_and_std(final), "" if meta is None else _mean_and_std(meta)),
-        row("FB-IoU", None, _percent(final["fb_iou"]), "" if meta is None else _percent(meta["fb_iou"])),
+        ["mIoU", str(sum(counts.values()) or ""), *map(_mean_and_std, shown)],
+        ["FB-IoU", "", *(_percent(entry["fb_iou"]) for entry in shown)],
     ]
     for name, value in (result.get("controls") or {}).items():
-        summary.append(row(_CONTROL_LABELS.get(name, f"control: {name}"), None, _percent(value), ""))
-    header = ["class (IoU in %)", "episodes", "final", "" if meta is None else "meta only"]
-    widths = [max(len(cells[column]) for cells in (header, *rows, *summary)) for column in range(4)]
+        label = _CONTROL_LABELS.get(name, f"control: {name}")
+        summary.append([label, "", _percent(value), *[""] * (len(shown) - 1)])
+    header = ["class (IoU in %)", "episodes", *entries]
+    widths = [max(map(len, column)) for column in zip(header, *rows, *summary, strict=True)]
 
     def line(cells: list[str]) -> str:
-        aligned = [cells[0].ljust(widths[0])] + [
-            cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)
-        ]
-        return "  ".join(aligned).rstrip()
+        numbers = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+        return "  ".join([cells[0].ljust(widths[0]), *numbers]).rstrip()
 
     num_seeds = len(final["miou_per_seed"])
     title = (
-        f"{result['dataset']}, fold {result['fold']}, {result['shot']}-shot, {result['backbone']}"
+        f"{result['method']}: {result['dataset']}, fold {result['fold']}, {result['shot']}-shot, {result['backbone']}"
         f"{'' if result['ablation'] is None else ', ablation ' + str(result['ablation'])}, seed {result['seed']}: "
         f"{final['num_episodes']} episodes x {num_seeds} test seed{'s' if num_seeds > 1 else ''}"
     )
-    rule = "-" * max(len(title), sum(widths) + 6)
+    rule = "-" * max(len(title), sum(widths) + 2 * len(widths) - 2)
     notes = [f"warning: {text}" for text in (*left_out_notes(final), *_skipped_notes(result))]
     return "\n".join([title, rule, line(header), *map(line, rows), rule, *map(line, summary), *notes])
 

@@ -15,18 +15,12 @@ from typing import TYPE_CHECKING
 import lightning as L
 from filelock import FileLock, Timeout
 
-from hdmnet.callbacks.checkpoint import RunCheckpoint
+from hdmnet.callbacks.build import build_callbacks
+from hdmnet.config.instantiate import instantiate
 from hdmnet.config.values import image_size, to_plain
 from hdmnet.data.datamodules.base_learner import BaseLearnerDataModule
 from hdmnet.data.transforms import BaseLearnerAugment, build_augment
-from hdmnet.run.build import (
-    build_base_learner,
-    build_trainer,
-    epoch_length,
-    num_processes,
-    progress_bars,
-    skipped_files,
-)
+from hdmnet.run.build import build_base_learner, build_trainer, epoch_length, num_processes, skipped_files
 from hdmnet.run.checkpoints import load_base_learner, load_strictly, run_state_dict, save_base_learner
 from hdmnet.runtime import ranks, signals
 from hdmnet.runtime.checkpoint_file import newest_whole, read_checkpoint
@@ -37,6 +31,7 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
+    from hdmnet.callbacks.checkpoint import RunCheckpoint
     from hdmnet.data.datasets.base import SegmentationDataset
     from hdmnet.data.transforms import Augment
     from hdmnet.models.base_learner import BaseLearner
@@ -63,7 +58,7 @@ def base_learner_path(cfg: DictConfig, data: BaseLearnerDataModule) -> Path:
     dataset.pop("image_size"), dataset.pop("episodes_per_epoch")
     facts = {
         "dataset": dataset,
-        "backbone": {k: v for k, v in plain["backbone"].items() if k != "build"},
+        "backbone": {k: v for k, v in plain["backbone"].items() if k != "weights_dir"},
         "optim": plain["optim"]["base"],
         "max_steps": _stage1_limits(cfg)["max_steps"],
         "trainer": {key: plain["trainer"][key] for key in _TRAINING_ARGUMENTS},
@@ -205,13 +200,14 @@ def train_base_learner(cfg: DictConfig, learner: BaseLearner, data: BaseLearnerD
     keys = ("optimizer", "lr", "momentum", "weight_decay", "power", "head_lr_factor", "warmup_steps", "freeze_backbone")
     task = BaseLearnerTask(model=learner, optimiser=BaseOptimiserSettings(**{key: base[key] for key in keys}))
     checkpoints = path.with_suffix(".checkpoints")
-    minutes = cfg.callbacks.checkpoint.every_n_minutes
-    keeper = RunCheckpoint(dirpath=checkpoints, monitor="base/miou", mode="max", every_n_minutes=minutes)
+    keeper: RunCheckpoint = instantiate(
+        cfg.callbacks.checkpoint, dirpath=str(checkpoints), monitor="base/miou", mode="max"
+    )
     point = None if cfg.trainer.fast_dev_run else newest_whole(checkpoints)
     trainer = build_trainer(
         cfg,
         "stage 1 (base learner)",
-        callbacks=[keeper, *progress_bars(cfg)],
+        callbacks=[keeper, *build_callbacks(cfg, "base_learner")],
         logger=False,
         check_val_every_n_epoch=base.val_every_epochs,
         **limits,

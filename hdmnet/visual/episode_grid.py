@@ -1,4 +1,4 @@
-"""Pictures of episodes: supports, query, truth, predictions, priors and correlation maps, one row per episode.
+"""Pictures of episodes: supports, query, truth, predictions and a method's maps, one row per episode.
 
 Colours (told apart with any of the common colour-vision deficiencies): truth and support masks bluish green,
 predictions vermilion, ignored pixels hatched grey; heat maps in viridis, each stretched from its own least to its own
@@ -10,7 +10,6 @@ the square), not the original pixels.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,30 +18,21 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from hdmnet.data.types import IGNORE, Episode
+from hdmnet.models.method import FINAL
+from hdmnet.runtime.atomic import replacing
 from hdmnet.visual.colours import PREDICTION, TRUTH
-
-log = logging.getLogger(__name__)
-
 
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
 
-
 _INK, _FAINT, _PAPER = (20, 20, 20), (90, 90, 90), (255, 255, 255)
-
-
-_PANEL_HEIGHT = 200
-
-
-_GAP, _LABEL_HEIGHT, _TITLE_HEIGHT = 8, 34, 30
-
-
+_GAP, _LABEL_HEIGHT, _TITLE_HEIGHT, _PANEL_HEIGHT = 8, 34, 30, 200
 _MAX_SUPPORTS = 5
+_LABELS = {"meta": "meta only"}  # of predictions
 
 
 @lru_cache(maxsize=8)
@@ -74,8 +64,7 @@ def _paint(panel: Picture, mask: NDArray[Any], colour: tuple[int, int, int], fil
         colour: RGB.
         fill: Opacity of the tint, 0 for the outline alone.
     """
-    size = (panel.shape[1], panel.shape[0])
-    region = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    region = _at_panel_size(panel, mask)
     tint = np.asarray(colour, dtype=np.float32)
     inside = region.astype(bool)
     panel[inside] = ((1 - fill) * panel[inside] + fill * tint).astype(np.uint8)
@@ -84,11 +73,15 @@ def _paint(panel: Picture, mask: NDArray[Any], colour: tuple[int, int, int], fil
     cv2.drawContours(panel, outlines, -1, colour, 2)
 
 
+def _at_panel_size(panel: Picture, mask: NDArray[Any]) -> NDArray[Any]:
+    """A mask (H, W) bool as (h, w) uint8, 0/1, of a panel (h, w, 3)."""
+    size = (panel.shape[1], panel.shape[0])
+    return cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+
+
 def _hatch_ignored(panel: Picture, mask: NDArray[Any]) -> None:
     """Hatch the ignored pixels of a (H, W) mask grey, in place."""
-    region = cv2.resize(
-        (mask == IGNORE).astype(np.uint8), (panel.shape[1], panel.shape[0]), interpolation=cv2.INTER_NEAREST
-    )
+    region = _at_panel_size(panel, mask == IGNORE)
     rows, columns = np.indices(region.shape)
     panel[(region > 0) & ((rows + columns) % 6 < 3)] = 190
 
@@ -110,11 +103,7 @@ def _heat(values: NDArray[np.float32], size: tuple[int, int], truth: NDArray[Any
     scaled = (finite - low) / (high - low) if high > low else np.zeros_like(finite)
     cells = np.asarray(colormaps["viridis"](scaled)[..., :3] * 255, dtype=np.uint8)
     panel = np.asarray(cv2.resize(cells, size, interpolation=cv2.INTER_NEAREST), np.uint8)
-    outlines, _ = cv2.findContours(
-        cv2.resize((truth == 1).astype(np.uint8), size, interpolation=cv2.INTER_NEAREST),
-        cv2.RETR_LIST,
-        cv2.CHAIN_APPROX_NONE,
-    )
+    outlines, _ = cv2.findContours(_at_panel_size(panel, truth == 1), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(panel, outlines, -1, (255, 255, 255), 1)
     return panel
 
@@ -158,10 +147,8 @@ def draw_episode(
     query_mask: NDArray[Any],
     support_images: Picture,
     support_masks: NDArray[Any],
-    prediction: NDArray[Any],
-    meta_prediction: NDArray[Any] | None = None,
-    prior_masks: NDArray[np.float32] | None = None,
-    correlation_maps: Sequence[NDArray[np.float32]] = (),
+    predictions: Mapping[str, NDArray[Any]],
+    maps: Mapping[str, Sequence[NDArray[np.float32]]] | None = None,
     class_name: str = "",
     query_id: str = "",
     support_ids: Sequence[str] = (),
@@ -173,10 +160,8 @@ def draw_episode(
         query_mask: (H, W) 0/1/255.
         support_images: (K, H, W, 3) uint8 RGB; the first five are drawn.
         support_masks: (K, H, W) 0/1/255.
-        prediction: (H, W) 0/1, the final prediction.
-        meta_prediction: (H, W) 0/1, the meta learner's own.
-        prior_masks: (2, h, w) float32: from the base learner's feature, then from the backbone's layer 4.
-        correlation_maps: (h_l, w_l) float32 each, finest (stage 1) first.
+        predictions: By name (H, W) 0/1; the first is the one that counts.
+        maps: By name (h_l, w_l) float32 each, finest first.
         class_name: For the title, as are `query_id` and `support_ids`.
         query_id: Name of the query image.
         support_ids: Names of the K support images.
@@ -200,15 +185,12 @@ def draw_episode(
         for k in range(num_shown)
     ]
     panels.append(("query", "truth", _with_mask(query_image, query_mask, TRUTH)))
-    panels.append(predicted("final", prediction))
-    if meta_prediction is not None:
-        panels.append(predicted("meta only", meta_prediction))
-    if prior_masks is not None:
-        names = ("prior: base learner", "prior: layer 4")
-        panels += [heat(name, values) for name, values in zip(names, prior_masks, strict=False)]
-    panels += [heat(f"correlation {stage}", values) for stage, values in enumerate(correlation_maps, start=1)]
+    panels += [predicted(_LABELS.get(name, name), mask) for name, mask in predictions.items()]
+    for name, several in (maps or {}).items():
+        numbers = [f" {number}" for number in range(1, len(several) + 1)] if len(several) > 1 else [""]
+        panels += [heat(f"{name}{number}", values) for number, values in zip(numbers, several, strict=True)]
 
-    title = f"{class_name}   IoU {100 * episode_iou(prediction, query_mask):.1f} %"
+    title = f"{class_name}   IoU {100 * episode_iou(next(iter(predictions.values())), query_mask):.1f} %"
     shown = ", ".join(list(support_ids)[:num_shown]) + (" …" if len(support_ids) > num_shown else "")
     return _row(panels, title, f"query {query_id}   support {shown}")
 
@@ -242,7 +224,7 @@ def stack_rows(rows: Sequence[Picture], heading: str = "") -> Picture:
     return np.asarray(sheet)
 
 
-def _to_uint8(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Picture:
+def _to_uint8(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Picture:
     """Undo the normalisation.
 
     Args:
@@ -255,8 +237,7 @@ def _to_uint8(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[floa
     """
     images = images.detach().cpu()
     if images.dtype != torch.uint8:
-        scale = torch.as_tensor(std, dtype=torch.float32).detach().cpu().reshape(3, 1, 1)
-        shift = torch.as_tensor(mean, dtype=torch.float32).detach().cpu().reshape(3, 1, 1)
+        scale, shift = (torch.tensor(values, dtype=torch.float32).reshape(3, 1, 1) for values in (std, mean))
         images = ((images.float() * scale + shift) * 255).round().clamp(0, 255).to(torch.uint8)
     return np.ascontiguousarray(images.movedim(-3, -1).numpy())
 
@@ -268,14 +249,22 @@ def _array(tensor: Tensor) -> NDArray[Any]:
 
 
 def draw_batch_item(
-    outputs: Mapping[str, Any], item: int, pl_module: LightningModule, episode: Episode | None = None
+    outputs: Mapping[str, Any],
+    item: int,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    reported: Sequence[str] = (FINAL,),
+    episode: Episode | None = None,
 ) -> Picture:
     """Draw one item of a batch from what the task's step returned.
 
     Args:
-        outputs: `episode` (collated `Episode`, images normalised), `output` (the model's), `class_names`.
+        outputs: `episode` (collated `Episode`, images normalised), `output` (`Segmentation`), `class_names`.
         item: Position in the batch.
-        pl_module: The task, whose `image_mean` and `image_std` undo the normalisation.
+        mean: RGB in 0..1, which the pictures were normalised with.
+        std: RGB.
+        reported: Names of the predictions that are drawn, as a method's attribute of this name.
         episode: The item itself, not collated; None: it is taken from the batch, which must then hold the pictures.
 
     Returns:
@@ -286,20 +275,39 @@ def draw_batch_item(
     def part(name: str) -> Any:
         return getattr(batch, name)[item] if episode is None else getattr(episode, name)
 
-    statistics: Any = pl_module
-    mean, std = statistics.image_mean, statistics.image_std
-    meta = output.logits_of("meta") if "meta" in output.auxiliary else None
-    priors = output.maps.get("prior")
+    def predicted(name: str) -> NDArray[Any]:
+        if name == FINAL:
+            return _array(output.prediction[item])
+        return _array(output.logits_of(name)[item].argmax(dim=0))
+
     return draw_episode(
         query_image=_to_uint8(part("query_image"), mean, std),
         query_mask=_array(part("query_mask")),
         support_images=_to_uint8(part("support_images"), mean, std),
         support_masks=_array(part("support_masks")),
-        prediction=_array(output.logits[item].argmax(dim=0)),
-        meta_prediction=None if meta is None else _array(meta[item].argmax(dim=0)),
-        prior_masks=None if priors is None else np.stack([_array(values[item]) for values in priors]),
-        correlation_maps=[_array(values[item]) for values in output.maps.get("correlation", ())],
+        predictions={name: predicted(name) for name in reported},
+        maps={name: [_array(values[item]) for values in several] for name, several in output.maps.items()},
         class_name=outputs["class_names"][int(part("class_index"))],
         query_id=str(part("query_id")),
         support_ids=[str(name) for name in part("support_ids")],
     )
+
+
+def save_sheet(rows: Sequence[Picture], path: Path, heading: str = "") -> Picture:
+    """Stack rows under a heading and write the PNG, whole or not at all.
+
+    Args:
+        rows: (h, w, 3) uint8 each.
+        path: The file; its folder is made if needed.
+        heading: As of `stack_rows`.
+
+    Returns:
+        The sheet, (height, width, 3) uint8 RGB.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    sheet = stack_rows(rows, heading)
+    with replacing(path) as temporary:
+        Image.fromarray(sheet).save(temporary, format="png", optimize=True)
+    return sheet

@@ -26,10 +26,11 @@ sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
 
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
+from hdmnet.callbacks.build import build_callbacks  # noqa: E402
 from hdmnet.cli.parser import OneLineParser  # noqa: E402
 from hdmnet.data.prepare import run_main  # noqa: E402
 from hdmnet.evaluate import compose_config  # noqa: E402
-from hdmnet.run.build import build_trainer, progress_bars  # noqa: E402
+from hdmnet.run.build import build_trainer  # noqa: E402
 from hdmnet.run.pipeline import prepare_evaluation  # noqa: E402
 from hdmnet.runtime.atomic import replacing  # noqa: E402
 from hdmnet.runtime.provenance import git_state, hardware, library_versions  # noqa: E402
@@ -61,7 +62,7 @@ def measure(
     cfg.seeds = cfg.seeds if seeds is None else seeds
     task, data = prepare_evaluation(cfg, checkpoint)
     stage = "with reuse" if reuse else "without reuse"
-    trainer = build_trainer(cfg, stage, callbacks=list(progress_bars(cfg)), logger=False)
+    trainer = build_trainer(cfg, stage, callbacks=build_callbacks(cfg, "control"), logger=False)
     start = time.perf_counter()
     trainer.test(task, datamodule=data, verbose=False)
     seconds = time.perf_counter() - start

@@ -67,8 +67,8 @@ class StoredTrunk(nn.Module):
     def __init__(self, trunk: FrozenTrunk, side: int, device: str) -> None:
         super().__init__()
         self.classifier = trunk.base_learner.classifier
-        size = -(-side // trunk.levels[0].stride)
-        channels = [*(level.channels for level in trunk.levels), trunk.base_learner.feature_channels]
+        size = -(-side // trunk.feature_info[0].stride)
+        channels = [*(level.channels for level in trunk.feature_info), trunk.base_learner.feature_channels]
         generator = torch.Generator().manual_seed(0)
         made = (torch.randn(1, c, size, size, generator=generator).relu_() for c in channels)
         self.features = TrunkFeatures(*(x.to(device, memory_format=torch.channels_last) for x in made))

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
+sys.path[:0] = [path for path in (str(ROOT), str(Path(__file__).parent)) if path not in sys.path]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from episode_scores import EpisodeScore, EpisodeScores  # noqa: E402
 from hydra import compose, initialize_config_dir  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -34,7 +35,7 @@ from tqdm import tqdm  # noqa: E402
 
 from hdmnet.apps.predict import predict  # noqa: E402
 from hdmnet.apps.segmenter import Segmenter  # noqa: E402
-from hdmnet.callbacks.episode_scores import EpisodeScore, EpisodeScores  # noqa: E402
+from hdmnet.callbacks.build import build_callbacks  # noqa: E402
 from hdmnet.cli.entry_point import HYDRA_VERSION_BASE  # noqa: E402
 from hdmnet.cli.parser import OneLineParser  # noqa: E402
 from hdmnet.config.paths import conf_dir, make_paths_absolute  # noqa: E402
@@ -43,7 +44,7 @@ from hdmnet.data.episodes.manifest import EpisodeSpec  # noqa: E402
 from hdmnet.data.prepare import run_main  # noqa: E402
 from hdmnet.evaluate import compose_config  # noqa: E402
 from hdmnet.metrics import FewShotIoU  # noqa: E402
-from hdmnet.run.build import build_trainer, progress_bars  # noqa: E402
+from hdmnet.run.build import build_trainer  # noqa: E402
 from hdmnet.run.pipeline import prepare_evaluation  # noqa: E402
 from hdmnet.runtime.atomic import replacing  # noqa: E402
 from hdmnet.runtime.checkpoint_file import RUN_KEY  # noqa: E402
@@ -75,7 +76,7 @@ class Comparison:
 def evaluate(cfg: DictConfig, task: FewShotTask, data: FewShotDataModule) -> tuple[list[float], list[EpisodeScore]]:
     """Run the test; gives the mIoU of each seed, and the episodes' scores in order."""
     scores = EpisodeScores(data.dataset)
-    trainer = build_trainer(cfg, "evaluate", callbacks=[*progress_bars(cfg), scores], logger=False)
+    trainer = build_trainer(cfg, "evaluate", callbacks=[*build_callbacks(cfg, "control"), scores], logger=False)
     trainer.test(task, datamodule=data, verbose=False)
     return [float(seed["miou"]) for seed in task.test_results["final"]], scores.scores
 

@@ -18,28 +18,29 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
+sys.path[:0] = [path for path in (str(ROOT), str(Path(__file__).parent)) if path not in sys.path]
 
+import confusion  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from PIL import Image  # noqa: E402
+from episode_scores import EpisodeScore, EpisodeScores  # noqa: E402
 
-from hdmnet.callbacks.episode_scores import EpisodeScore, EpisodeScores  # noqa: E402
+from hdmnet.callbacks.build import build_callbacks  # noqa: E402
 from hdmnet.cli.parser import OneLineParser  # noqa: E402
 from hdmnet.data.datamodules.few_shot import FewShotDataModule  # noqa: E402
 from hdmnet.data.episodes.samples import EvalEpisodes  # noqa: E402
 from hdmnet.data.prepare import run_main  # noqa: E402
 from hdmnet.data.types import collate_episodes  # noqa: E402
 from hdmnet.evaluate import compose_config  # noqa: E402
-from hdmnet.reporting import confusion  # noqa: E402
-from hdmnet.run.build import build_trainer, progress_bars  # noqa: E402
+from hdmnet.run.build import build_trainer  # noqa: E402
 from hdmnet.run.pipeline import prepare_evaluation  # noqa: E402
 from hdmnet.runtime.atomic import replacing  # noqa: E402
 from hdmnet.runtime.warnings import silence_known_warnings  # noqa: E402
 from hdmnet.tasks.few_shot import FewShotTask  # noqa: E402
-from hdmnet.visual.episode_grid import Picture, draw_batch_item, stack_rows  # noqa: E402
+from hdmnet.visual.episode_grid import Picture, draw_batch_item, save_sheet  # noqa: E402
 
 NAME = "inspect_episode"
 
@@ -85,13 +86,14 @@ def draw(
     score = callback.score(output)[0]
     name = task.class_names[score.class_index]
     where = f"{name}, episode {index} of seed {seed}: {100 * score.iou:.1f} % at original size; here"
-    return draw_batch_item({**output, "class_names": [where] * len(task.class_names)}, 0, task), score
+    shown = {**output, "class_names": [where] * len(task.class_names)}
+    row = draw_batch_item(shown, 0, mean=task.image_mean, std=task.image_std, reported=cast(Any, task.model).reported)
+    return row, score
 
 
 def save(rows: Sequence[Picture], heading: str, path: Path) -> None:
     """Write the rows as one sheet."""
-    with replacing(path) as temporary:
-        Image.fromarray(stack_rows(rows, heading)).save(temporary, format="png", optimize=True)
+    save_sheet(rows, path, heading)
     print(f"wrote {path}")
 
 
@@ -127,8 +129,9 @@ def write_confusion(scores: Sequence[EpisodeScore], names: Sequence[str], classe
     print(confusion.summarise(counts, predicted, names, columns))
     with replacing(folder / "confusion.csv") as temporary:
         temporary.write_text(confusion.to_csv(counts, predicted, names, columns), encoding="utf-8")
-    with replacing(folder / "confusion.png") as temporary:
-        confusion.draw(counts, predicted, names, columns, temporary, f"False positives of {len(scores)} episodes")
+    confusion.draw(
+        counts, predicted, names, columns, folder / "confusion.png", f"False positives of {len(scores)} episodes"
+    )
     print(f"wrote {folder / 'confusion.csv'} and {folder / 'confusion.png'}")
 
 
@@ -159,7 +162,7 @@ def run(argv: Sequence[str] | None) -> bool:
         task, data = prepare_evaluation(cfg, checkpoint)
         callback = EpisodeScores(data.dataset)
         if arguments.worst or arguments.best:
-            trainer = build_trainer(cfg, "test", callbacks=[*progress_bars(cfg), callback], logger=False)
+            trainer = build_trainer(cfg, "test", callbacks=[*build_callbacks(cfg, "control"), callback], logger=False)
             trainer.test(task, datamodule=data, verbose=False)
             task.cpu()
     task.eval()

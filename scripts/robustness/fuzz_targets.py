@@ -23,9 +23,11 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from hdmnet.apps.segmenter import Segmenter
+from hdmnet.callbacks.build import build_callbacks
 from hdmnet.cli import entry_point
 from hdmnet.cli.errors import known_keys
 from hdmnet.config.stored import evaluation_config
+from hdmnet.config.values import to_plain
 from hdmnet.data.catalog import class_areas, load_catalog
 from hdmnet.data.datasets.folder.dataset import FolderDataset
 from hdmnet.data.episodes.manifest import read_manifest
@@ -235,10 +237,10 @@ class _Checkpoints:
         self.dataset = build.build_dataset(OmegaConf.create(entry["config"]))
         self.learner = build.build_base_learner(OmegaConf.create(entry["config"]), 15, weights=None)
         test = {"miou": 0.5, "fb_iou": 0.5, "miou_per_seed": [0.5], "num_episodes": 2}
-        about: dict[str, Any] = {"dataset": "shapes", "fold": 0, "shot": 1, "backbone": "resnet_narrow", "seed": 0}
-        about |= {"ablation": None, "test": test | {"iou_per_class": dict.fromkeys(entry["class_names"], 0.5)}}
-        about |= {"test_no_ensemble": None, "manifest_sha256": "0", "timings": {}, "config": entry["config"]}
-        self.result = write_result(folder / "result.json", make_result(**about)).read_bytes()
+        test["iou_per_class"] = dict.fromkeys(entry["class_names"], 0.5)
+        config = to_plain(OmegaConf.create(entry["config"]))
+        result = make_result(config, {"final": test}, {"manifest_sha256": "0", "timings": {}})
+        self.result = write_result(folder / "result.json", result).read_bytes()
 
     def read(self, path: Path) -> None:
         """As evaluate, predict, `base_ckpt` and the official release's reader take a checkpoint."""
@@ -331,8 +333,7 @@ def _prepare_training(cfg: DictConfig) -> None:
     data.setup()
     check_free_disk(cfg, data.num_base)
     build.build_task(cfg, build.build_untrained(cfg, data.num_base), data)
-    callbacks = build.instantiate_all(cfg.callbacks)
-    build.build_trainer(cfg, "fuzz", callbacks=callbacks, logger=build_loggers(cfg, "train"))
+    build.build_trainer(cfg, "fuzz", callbacks=build_callbacks(cfg, "train"), logger=build_loggers(cfg, "train"))
 
 
 def _prepare_evaluation(cfg: DictConfig) -> None:

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hdmnet.callbacks.curves import TrainingCurves, _choose, _running_mean, plot_curves, read_metrics
+from hdmnet.callbacks.curves import TrainingCurves, _choose, _draw, plot_curves, read_metrics, running_mean
+from hdmnet.visual.figure import new_figure
 
 LOG = """epoch,step,train/loss_step,train/loss_epoch,train/final,train/lr,val/miou,val/fb_iou,val/loss
 0,0,2.0,,1.5,0.1,,,
@@ -36,8 +37,8 @@ def test_sparse_rows_become_series_without_gaps_and_nan(tmp_path: Path) -> None:
     assert set(scores) == {"val/miou", "val/fb_iou"}
 
 
-def test_running_mean_by_hand() -> None:
-    assert _running_mean([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
+def testrunning_mean_by_hand() -> None:
+    assert running_mean([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
 
 
 @pytest.mark.parametrize("log", [LOG, "epoch,step,other\n0,0,1\n"])
@@ -45,8 +46,19 @@ def test_picture_is_drawn_also_when_nothing_fits(tmp_path: Path, log: str) -> No
     (tmp_path / "metrics.csv").write_text(log)
     path = plot_curves(tmp_path / "metrics.csv", tmp_path / "deep" / "curves.png")
     with Image.open(path) as picture:
-        assert picture.size == (1320, 504)
+        assert picture.size == (1430, 570)
         assert np.asarray(picture.convert("L")).std() > 5
+
+
+@pytest.mark.parametrize("number", [1, 16])
+def test_the_legend_lies_below_the_lines(number: int) -> None:
+    figure = new_figure(11, 5.5)
+    axes = figure.subplots()
+    _draw(axes, {f"auxiliary_{one}": ([0, 1], [1.0, 2.0]) for one in range(number)}, "losses", "")
+    figure.canvas.draw()
+    legend, label = axes.get_legend(), axes.xaxis.label
+    assert len(legend.get_texts()) == number
+    assert 0 <= legend.get_window_extent().y0 < legend.get_window_extent().y1 <= label.get_window_extent().y0
 
 
 def test_wrong_logs_are_refused(tmp_path: Path) -> None:

@@ -15,31 +15,16 @@ import torch
 from hdmnet.callbacks import non_finite
 from hdmnet.callbacks.non_finite import DUMP_KEY, NonFiniteGuard, count_skipped
 from hdmnet.data.datasets.shapes.dataset import ShapesDataset
-from hdmnet.data.types import Episode, SegmentationSample
+from hdmnet.data.types import SegmentationSample
 from hdmnet.runtime.warnings import silence_known_warnings
 from hdmnet.tasks.base_learner import BaseLearnerTask, BaseOptimiserSettings
 from hdmnet.tasks.few_shot import FewShotTask
 from tests.helpers.commands import ROOT, SHAPES, call, load, run
-from tests.tasks.test_base_learner import TinyLearner
-from tests.tasks.test_few_shot import Painter
-
-
-def episode(index, *, spoilt=False):
-    """Two episodes; spoilt: the second one's query holds a NaN."""
-    image = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(index))
-    if spoilt:
-        image[1, 0, 0, 0] = math.nan
-    mask = (torch.arange(32).view(2, 4, 4) % 3 == 0).to(torch.uint8)
-    return Episode(
-        query_image=image, query_mask=mask, support_images=image[:, None],
-        support_masks=mask[:, None], class_index=torch.tensor([0, 1]), query_id=[f"q{index}", f"q{index}b"],
-        support_ids=[["s1"], ["s2"]], index=torch.tensor([10 * index, 10 * index + 1]),
-        seed_index=torch.zeros(2, dtype=torch.long),
-    )  # fmt: skip
+from tests.helpers.toy_method import Painter, TinyLearner, random_episode, toy_task
 
 
 def sample(index, *, spoilt=False):
-    one = episode(index, spoilt=spoilt)
+    one = random_episode(index, spoilt=spoilt)
     return SegmentationSample(one.query_image, one.query_mask, list(one.query_id))
 
 
@@ -49,7 +34,7 @@ class Wall(Painter):
     def forward(self, *args, **kwargs):
         output = super().forward(*args, **kwargs)
         if len(self.calls) >= 3:
-            output.final_logits = output.final_logits + (self.head - self.head).sqrt()
+            output.scores = output.scores + (self.head - self.head).sqrt()
         return output
 
 
@@ -67,7 +52,7 @@ class Seen(L.Callback):
 
 def fit(task, batches, folder, *, policy="stop", **changes):
     silence_known_warnings()
-    seen, guard = Seen(), NonFiniteGuard(policy=policy, directory=folder, config={"trainer": {"precision": None}})
+    seen, guard = Seen(), NonFiniteGuard(policy=policy, directory=folder)
     trainer = L.Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, num_sanity_val_steps=0, limit_val_batches=0, callbacks=[guard, seen], **changes,
@@ -80,12 +65,8 @@ def fit(task, batches, folder, *, policy="stop", **changes):
     return seen
 
 
-def few_shot(model=None):
-    return FewShotTask(model=model or Painter(), class_names=["one", "two"])
-
-
 def test_a_loss_that_is_not_finite_stops_with_its_episodes_and_the_weights_before_the_step(tmp_path):
-    seen = fit(few_shot(), [episode(1), episode(2, spoilt=True), episode(3)], tmp_path)
+    seen = fit(toy_task(), [random_episode(1), random_episode(2, spoilt=True), random_episode(3)], tmp_path)
     assert seen.error.startswith(
         "training stopped: the loss is nan in stage 2, step 1 (epoch 0, batch 1); rank 0: "
         "episode 20 (0, query 'q2', supports 's1'), episode 21 (1, query 'q2b', supports 's2'); dump: "
@@ -97,7 +78,9 @@ def test_a_loss_that_is_not_finite_stops_with_its_episodes_and_the_weights_befor
     assert content[DUMP_KEY]["what"] == "loss"
     assert content[DUMP_KEY]["versions"]["torch"] == torch.__version__
     assert content["batch"]["query_id"] == ["q2", "q2b"]
-    assert torch.equal(content["batch"]["query_image"].nan_to_num(), episode(2, spoilt=True).query_image.nan_to_num())
+    assert torch.equal(
+        content["batch"]["query_image"].nan_to_num(), random_episode(2, spoilt=True).query_image.nan_to_num()
+    )
     assert all(torch.equal(content["state_dict"][key], value) for key, value in seen.weights[0].items())
     (line,) = (tmp_path / "nonfinite.jsonl").read_text().splitlines()
     event = json.loads(line)
@@ -107,14 +90,20 @@ def test_a_loss_that_is_not_finite_stops_with_its_episodes_and_the_weights_befor
 
 
 def test_a_gradient_that_is_not_finite_stops_though_the_loss_is(tmp_path):
-    seen = fit(few_shot(Wall()), [episode(index) for index in range(4)], tmp_path)
+    seen = fit(toy_task(Wall()), [random_episode(index) for index in range(4)], tmp_path)
     assert "the gradient is not finite in stage 2, step 2 " in seen.error
     assert math.isfinite(float(load(tmp_path / "nonfinite_stage2_step2_rank0.pt")[DUMP_KEY]["loss"]))
 
 
 def test_a_skipped_step_changes_neither_weights_nor_the_optimisers_state(tmp_path, caplog):
-    batches = [episode(1), episode(2, spoilt=True), episode(3), episode(4, spoilt=True), episode(5)]
-    seen = fit(few_shot(), batches, tmp_path, policy="skip")
+    batches = [
+        random_episode(1),
+        random_episode(2, spoilt=True),
+        random_episode(3),
+        random_episode(4, spoilt=True),
+        random_episode(5),
+    ]
+    seen = fit(toy_task(), batches, tmp_path, policy="skip")
     for spoilt in (1, 3):
         assert seen.weights[spoilt].items() == seen.weights[spoilt - 1].items()
         assert all(map(torch.equal, seen.moments[spoilt], seen.moments[spoilt - 1]))
@@ -127,15 +116,15 @@ def test_a_skipped_step_changes_neither_weights_nor_the_optimisers_state(tmp_pat
 
 def test_skipping_ends_where_nothing_else_comes(tmp_path, monkeypatch):
     monkeypatch.setattr(non_finite, "MAX_SKIPPED_IN_A_ROW", 3)
-    seen = fit(few_shot(), [episode(i, spoilt=i != 1) for i in range(9)], tmp_path, policy="skip")
+    seen = fit(toy_task(), [random_episode(i, spoilt=i != 1) for i in range(9)], tmp_path, policy="skip")
     assert seen.error.startswith("training stopped after 3 skipped steps in a row: the loss is nan in stage 2, step 5 ")
     assert count_skipped(tmp_path) == {"stage 2": 4}
     assert len(list(tmp_path.glob("*.pt"))) == 2  # the first, and the one that it stopped at
 
 
 def test_of_accumulated_batches_the_spoilt_one_is_told(tmp_path):
-    batches = [episode(1), episode(2), episode(3), episode(4, spoilt=True)]
-    seen = fit(few_shot(), batches, tmp_path, accumulate_grad_batches=2)
+    batches = [random_episode(1), random_episode(2), random_episode(3), random_episode(4, spoilt=True)]
+    seen = fit(toy_task(), batches, tmp_path, accumulate_grad_batches=2)
     assert "step 1 (epoch 0, batch 3); rank 0: episode 40 " in seen.error
     assert "'q3'" not in seen.error
 
@@ -155,13 +144,13 @@ def test_stage_1_keeps_its_running_statistics_clean(tmp_path):
 
 
 def test_a_new_run_in_the_folder_forgets_its_own_stage_only(tmp_path):
-    spoilt = [episode(1, spoilt=True), episode(2)]
-    fit(few_shot(), spoilt, tmp_path, policy="skip")
+    spoilt = [random_episode(1, spoilt=True), random_episode(2)]
+    fit(toy_task(), spoilt, tmp_path, policy="skip")
     fit(BaseLearnerTask(model=TinyLearner(), optimiser=BaseOptimiserSettings()), [sample(1)], tmp_path)
     assert count_skipped(tmp_path) == {"stage 2": 1}
-    fit(few_shot(), spoilt, tmp_path, policy="skip")
+    fit(toy_task(), spoilt, tmp_path, policy="skip")
     assert count_skipped(tmp_path) == {"stage 2": 1}
-    fit(few_shot(), [episode(1)], tmp_path, policy="skip")
+    fit(toy_task(), [random_episode(1)], tmp_path, policy="skip")
     assert not (tmp_path / "nonfinite.jsonl").exists()
 
 
@@ -170,18 +159,18 @@ def test_a_dump_that_cannot_be_written_does_not_hide_what_happened(tmp_path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(non_finite, "write_atomically", full)
-    seen = fit(few_shot(), [episode(1, spoilt=True)], tmp_path)
+    seen = fit(toy_task(), [random_episode(1, spoilt=True)], tmp_path)
     assert "the loss is nan" in seen.error
     assert "dump: none, it could not be written ([Errno 28] No space left on device)" in seen.error
 
 
 def test_another_policy_is_refused(tmp_path):
     with pytest.raises(ValueError, match="on_nonfinite='ignore': expected stop or skip"):
-        NonFiniteGuard(policy="ignore", directory=tmp_path, config={})
+        NonFiniteGuard(policy="ignore", directory=tmp_path)
 
 
 def test_frozen_networks_are_not_copied(tmp_path):
-    guard = NonFiniteGuard(policy="stop", directory=tmp_path, config={})
+    guard = NonFiniteGuard(policy="stop", directory=tmp_path)
     task = BaseLearnerTask(model=TinyLearner(), optimiser=BaseOptimiserSettings())
     task.model.backbone.eval()
     guard.on_train_batch_start(None, task, sample(1), 0)
@@ -193,22 +182,22 @@ import os
 import sys
 import lightning as L
 import torch
-from tests.callbacks.test_non_finite import episode, few_shot
-from hdmnet.callbacks.finite import NonFiniteGuard
+from tests.helpers.toy_method import random_episode, toy_task
+from hdmnet.callbacks.non_finite import NonFiniteGuard
 
 class Batches(torch.utils.data.Dataset):
     def __len__(self):
         return 3
     def __getitem__(self, index):  # rank 1 gets the odd ones
         number = 2 * index + int(os.environ.get("LOCAL_RANK", 0))
-        return episode(number, spoilt=number == 3)
+        return random_episode(number, spoilt=number == 3)
 
 for policy in ("skip", "stop"):
-    guard = NonFiniteGuard(policy=policy, directory=f"{sys.argv[1]}/{policy}", config={"trainer": {"precision": None}})
+    guard = NonFiniteGuard(policy=policy, directory=f"{sys.argv[1]}/{policy}")
     trainer = L.Trainer(accelerator="cpu", strategy="ddp", devices=2, max_epochs=1, logger=False, callbacks=[guard],
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, limit_val_batches=0,
         use_distributed_sampler=False)
-    task = few_shot()
+    task = toy_task()
     trainer.fit(task, torch.utils.data.DataLoader(Batches(), batch_size=1, collate_fn=lambda one: one[0]))
     print(policy, trainer.global_rank, trainer.global_step, float(task.model.scale))
 """
@@ -266,8 +255,8 @@ class Spoiler(L.Callback):
 def spoiler(monkeypatch):
     from hdmnet.run import pipeline
 
-    build = pipeline.instantiate_all
-    monkeypatch.setattr(pipeline, "instantiate_all", lambda group: [*build(group), Spoiler()])
+    build = pipeline.build_callbacks
+    monkeypatch.setattr(pipeline, "build_callbacks", lambda cfg, where: [*build(cfg, where), Spoiler()])
 
 
 def test_a_skipped_step_is_counted_in_the_result_and_said(start, tmp_path, spoiler):

@@ -45,11 +45,18 @@ def test_every_file_composes(compose_config, file, door):
     "words",
     [
         ("backbone=mobilenet_v2", "augment=official", "ablation=no_distillation", "model.num_stages=1", "shot=2"),
-        ("backbone=resnet18", "augment=paper", "optim.base.augment=bam", "model.num_stages=4", "model.ensemble=false"),
+        (
+            "backbone=timm",
+            "backbone.name=convnext_atto",
+            "augment=paper",
+            "optim.base.augment=bam",
+            "model.num_stages=4",
+            "model.ensemble=false",
+        ),
         ("model.norm=bn", "model.shot_weighting=official", "model.prior_norm=true", "protocol=official", "shot=2"),
         ("dataset.image_size=[65,81]", "dataset.filter_novel=false", "optim.base.freeze_backbone=norm"),
     ],
-    ids=["mobilenet", "resnet18", "switches", "rectangle"],
+    ids=["mobilenet", "timm", "switches", "rectangle"],
 )
 def test_one_step_of_the_door(tmp_path, words):
     weights = ("backbone.weights=null", "backbone.feature_channels=32")

@@ -44,8 +44,10 @@ def test_every_target_takes_the_keys_of_its_node(file):
     for node in targets_in(OmegaConf.to_container(OmegaConf.load(file))):
         module, _, name = node["_target_"].rpartition(".")
         function = getattr(importlib.import_module(module), name)
-        common = common_keys() if file.parent.name == "dataset" else ()
-        arguments = {key: value for key, value in node.items() if not key.startswith("_") and key not in common}
+        run_keys = {"backbone": {"mean", "std", "feature_channels"}, "dataset": common_keys()}
+            file.parent.name, set()
+        )
+        arguments = {key: node[key] for key in node.keys() - run_keys.get(file.parent.name, set()) if not key.startswith("_")}
         inspect.signature(function).bind_partial(**arguments)
 
 
@@ -137,7 +139,7 @@ def test_folders_come_from_the_environment(compose_config, monkeypatch):
     monkeypatch.setenv("HDMNET_WEIGHTS", "/weights")
     monkeypatch.setenv("HDMNET_OUTPUT", "/runs")
     cfg = compose_config("train", "backbone=resnet50")
-    assert cfg.backbone.build.weights_dir == "/weights"
+    assert cfg.backbone.weights_dir == "/weights"
     assert (cfg.paths.output_dir, cfg.paths.cache_dir) == ("/runs", "/runs/cache")
 
 
@@ -239,9 +241,14 @@ def test_the_machine_and_the_command_are_not_taken_from_the_checkpoint(compose_c
 def test_the_command_line_replaces_a_key_or_a_group(compose_config, stored):
     one = evaluate(compose_config, stored, "shot=1", "dataset.image_size=97", "backbone.weights=mine.pth")
     assert (one.shot, one.dataset.name, one.dataset.image_size) == (1, "coco", 97)
-    assert (one.backbone.name, one.backbone.build.weights) == ("vgg16", "mine.pth")
+    assert (one.backbone.name, one.backbone.weights) == ("vgg16", "mine.pth")
     group = evaluate(compose_config, stored, "dataset=pascal", "dataset.image_size=97")
     assert (group.dataset.name, group.dataset.image_size, group.backbone.name) == ("pascal", 97, "vgg16")
+
+
+def test_another_data_set_does_not_change_the_backbone(compose_config):
+    cfg = evaluate(compose_config, to_stored(compose_config("train")), "dataset=pascal")
+    assert (cfg.dataset.backbone, cfg.backbone.name) == ("resnet50", "resnet_narrow")
 
 
 @pytest.mark.parametrize("size", [257, [97, 129]])

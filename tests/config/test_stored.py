@@ -56,7 +56,7 @@ def test_every_target_of_conf_is_known():
         3,
     ],
 )
-@pytest.mark.parametrize("key", ["model._target_", "backbone.build._target_", "dataset.new", "augment.list"])
+@pytest.mark.parametrize("key", ["model._target_", "backbone._target_", "dataset.new", "augment.list"])
 def test_no_other_target_is_built(stored, key, target):
     value = {"dataset.new": {"a": {"_target_": target}}, "augment.list": [[{"_target_": target}]]}.get(key, target)
     line = refusal(check_stored, changed(stored, key, value), "ckpt=x")
@@ -100,7 +100,7 @@ def test_what_is_never_taken_from_a_checkpoint_may_name_anything(compose_config,
         ("dataset.image_size", "${.", "its config is damaged"),
         ("dataset.image_size", "${dataset.image_size}", "its config is damaged"),
         ("backbone.mean", [0, 0], "backbone.mean="),
-        ("backbone", {}, "its config has no backbone.build._target_"),
+        ("backbone", {}, "its config has no backbone._target_"),
         ("dataset", None, "x: its config is damaged"),
         ("model", b"x", "holds no plain value at 'model'"),
         ("model", {1: 2}, "holds no plain value at 'model.1'"),

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 
 from hdmnet.config.paths import conf_dir
 from hdmnet.config.schemas import register_schemas
-from hdmnet.config.values import to_plain
+from hdmnet.config.values import method_of, to_plain
 from hdmnet.run.result import write_result
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel")
@@ -51,6 +51,7 @@ def make_result(
     }
     return {
         "dataset": dataset,
+        "method": method_of(config),
         "fold": fold,
         "shot": shot,
         "backbone": config["backbone"]["name"],

@@ -1,12 +1,17 @@
-"""A method of two parameters whose answers can be told in advance, and episodes for it."""
+"""A method and a base learner of a few parameters, whose answers can be told in advance, and episodes for them."""
 
 from __future__ import annotations
+
+import math
+from functools import partial
 
 import torch
 from torch import nn
 
 from hdmnet.data.types import Episode
+from hdmnet.models.losses import SegmentationLoss
 from hdmnet.models.method import FewShotMethod, Segmentation
+from hdmnet.tasks.few_shot import FewShotTask
 
 
 class Painter(FewShotMethod):
@@ -62,3 +67,39 @@ def make_batch(masks, predictions, classes, *, originals=None, seeds=None):
         seed_index=torch.tensor(seeds or [0] * count),
         query_mask_original=originals,
     )
+
+
+def random_episode(index, *, spoilt=False):
+    """Two episodes; spoilt: the second one's query holds a NaN."""
+    image = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(index))
+    if spoilt:
+        image[1, 0, 0, 0] = math.nan
+    mask = (torch.arange(32).view(2, 4, 4) % 3 == 0).to(torch.uint8)
+    return Episode(
+        query_image=image, query_mask=mask, support_images=image[:, None],
+        support_masks=mask[:, None], class_index=torch.tensor([0, 1]), query_id=[f"q{index}", f"q{index}b"],
+        support_ids=[["s1"], ["s2"]], index=torch.tensor([10 * index, 10 * index + 1]),
+        seed_index=torch.zeros(2, dtype=torch.long),
+    )  # fmt: skip
+
+
+def toy_task(model=None):
+    """A task that can be trained."""
+    optimizer = partial(torch.optim.AdamW, weight_decay=0.01)
+    arguments = {"loss": SegmentationLoss(), "optimizer": optimizer, "groups": {"lr": 1e-4}}
+    return FewShotTask(model=model or Painter(), class_names=["one", "two"], **arguments)
+
+
+class TinyLearner(nn.Module):
+    """The parts that the task knows, each a 1x1 convolution."""
+
+    num_base = 2
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.pyramid_pooling, self.reduce = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.classifier = nn.Conv2d(4, 3, 1)
+
+    def forward(self, image):
+        return self.classifier(self.reduce(self.pyramid_pooling(self.backbone(image))))

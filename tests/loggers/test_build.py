@@ -56,7 +56,7 @@ def test_names_say_what_runs(job):
     described = describe_run(cfg, "train")
     assert described["group"] == "coco 5-shot resnet50 no_distillation loss.temperature=0.5 optim.new=1"
     assert described["name"] == described["group"] + " fold2 seed0"
-    assert described["tags"] == ["coco", "fold2", "5-shot", "resnet50", "no_distillation"]
+    assert described["tags"] == ["coco", "fold2", "5-shot", "resnet50", "hdmnet", "no_distillation"]
     assert described["job_type"] == "train"
     assert described["config"]["loss"]["temperature"] == 0.5
     assert described["config"]["dataset"]["name"] == "coco"
@@ -82,9 +82,32 @@ def test_an_evaluation_is_in_the_group_of_its_training(job, tmp_path):
 def test_the_config_names_what_it_wants_named(job):
     words = ("logger=wandb", "logger.wandb.group=mine", "logger.wandb.tags=[paper]", "logger.wandb.offline=true")
     csv, wandb = build_loggers(job(*words), "train")
-    assert type(csv).__name__ == "MetricsFile"
+    assert type(csv).__name__ == "CsvLogger"
     init = wandb._wandb_init
     assert init["group"] == "mine"
     assert init["name"].endswith("fold0 seed0")
-    assert init["tags"] == ["shapes", "fold0", "1-shot", "resnet_narrow", "no ablation", "paper"]
+    assert init["tags"] == ["shapes", "fold0", "1-shot", "resnet_narrow", "hdmnet", "no ablation", "paper"]
     assert len(build_loggers(job("logger=wandb", "logger.csv=null"), "train")) == 1
+
+
+def test_another_method_is_named_once(job):
+    described = describe_run(job("model=baseline", "dataset=coco"), "train")
+    assert described["group"] == "coco 1-shot resnet50 baseline"
+    assert "baseline" in described["tags"]
+
+
+class Told:
+    """A user's own logger, of evaluations only."""
+
+    runs_in = ("evaluate",)
+
+    def describe_run(self, description):
+        self.description = description
+
+
+def test_a_users_own_logger_is_told_what_runs_where_it_runs(job, monkeypatch):
+    monkeypatch.setattr("hdmnet.loggers.build.instantiate_all", lambda group: [Told(), object()])
+    told, _ = build_loggers(job(), "evaluate")
+    assert told.description["group"] == "shapes 1-shot resnet_narrow"
+    assert told.description["job_type"] == "evaluate"
+    assert len(build_loggers(job(), "train")) == 1

@@ -38,7 +38,7 @@ def _no_account(monkeypatch, tmp_path):
 
 
 def _logger(folder, **arguments):
-    return ours.build_wandb_logger(save_dir=str(folder), project="p", **arguments)
+    return ours.DashboardLogger(save_dir=str(folder), project="p", **arguments)
 
 
 def _finished(folder, log_something, **arguments):

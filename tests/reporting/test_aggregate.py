@@ -4,10 +4,10 @@ import os
 from math import sqrt
 
 import pytest
-from tests.reporting.hand_made import write_run
 
 from hdmnet.reporting.aggregate import Value, choose, describe_runs, mixed_episodes, pool_runs
 from hdmnet.reporting.collect import collect
+from tests.helpers.reports import write_run
 
 
 @pytest.fixture

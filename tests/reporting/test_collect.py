@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.reporting.hand_made import make_result, write_run
 
 from hdmnet.reporting.collect import collect
+from tests.helpers.reports import make_result, write_run
 
 
 def test_finds_results_at_any_depth_each_once(tmp_path):

@@ -5,7 +5,6 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from tests.reporting.hand_made import TINY, write_run
 
 from hdmnet.reporting.collect import collect
 from hdmnet.reporting.figures import (
@@ -18,6 +17,7 @@ from hdmnet.reporting.figures import (
 )
 from hdmnet.reporting.maps import draw_maps
 from hdmnet.run.result import read_result, write_result
+from tests.helpers.reports import TINY, write_run
 
 HEADER = "epoch,step,train/final,val/miou\n"
 

@@ -5,10 +5,10 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from tests.reporting.hand_made import TINY, write_run
 
 from hdmnet import report
 from hdmnet.reporting import writing
+from tests.helpers.reports import TINY, write_run
 
 
 class Page(HTMLParser):

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import pytest
-from tests.reporting.hand_made import write_run
 
 from hdmnet.reporting.collect import collect
 from hdmnet.reporting.paper import paper_tables
 from hdmnet.reporting.settings import deviations, flatten, is_papers_dataset, settings_of
 from hdmnet.reporting.studies import ablation_studies, full_studies, row_of
+from tests.helpers.reports import write_run
 
 ALL = tuple(name for table in paper_tables().values() for name in table.ablations)
 

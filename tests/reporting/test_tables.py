@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import json
+
 import pytest
-from tests.reporting.hand_made import write_run
 
 from hdmnet.reporting.collect import collect
 from hdmnet.reporting.costs import Costs, count_parameters
 from hdmnet.reporting.formats import show
 from hdmnet.reporting.tables import make_tables
+from tests.helpers.reports import write_run
 
 
 @pytest.fixture
@@ -101,6 +103,34 @@ def test_table_9_sets_ours_below_the_papers(tables_of):
         ["1", "paper, COCO-20ⁱ", "43.8", "55.3"],
         ["1", label, "50.0", "–"],
     ]
+
+
+def test_methods_stand_apart_and_are_named(tables_of):
+    tables = tables_of(
+        {"dataset": "coco", "miou": (0.5,)}, {"dataset": "coco", "overrides": ("model=baseline",), "miou": (0.3,)}
+    )
+    ours = [cells(tables[1], row)[1:3] for row in (-2, -1)]
+    assert ours == [
+        ["HDMNet, this code: coco, resnet50, hdmnet", "50.0"],
+        ["this code: coco, resnet50, baseline", "30.0"],
+    ]
+    assert tables[9].runs == []  # neither one fills a table of the other's rows
+
+
+def test_a_method_from_outside_has_rows_of_its_own(tables_of, tmp_path):
+    tables_of({"dataset": "coco", "miou": (0.5,)}, {"dataset": "coco", "miou": (0.4,)})
+    path = tmp_path / "run1" / "result.json"
+    result = json.loads(path.read_text())
+    result["method"] = result["config"]["model"]["name"] = "mine"
+    result["config"]["model"]["_target_"] = "mine.Method"
+    result["config"]["loss"] = {"_target_": "mine.Loss"}
+    path.write_text(json.dumps(result))
+    tables = {table.number: table for table in make_tables(collect([tmp_path]).runs, lambda run: None)}
+    assert [cells(tables[1], row)[1:3] for row in (-2, -1)] == [
+        ["HDMNet, this code: coco, resnet50, hdmnet", "50.0"],
+        ["this code: coco, resnet50, mine", "40.0"],
+    ]
+    assert "coco, resnet50, mine: fold 0, 1 training seed; set as in conf/" in tables[1].notes
 
 
 def test_parameters_are_those_of_the_model_that_ran(tmp_path):

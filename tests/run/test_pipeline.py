@@ -107,11 +107,16 @@ def test_the_kept_base_learner_is_that_of_the_same_settings_only(compose_config,
         for word in (
             *("fold=1", "seed=1", "optim.base.lr=1", "optim.base.max_steps=5", "trainer.max_steps=2"),
             *("dataset.num_train=39", "dataset.generator_seed=1", "dataset.filter_novel=false"),
-            *("dataset.base_image_size=57", "backbone.feature_channels=32", "trainer.limit_train_batches=2"),
+            *(
+                "dataset.base_image_size=57",
+                "backbone.feature_channels=32",
+                "backbone.dilation=null",
+                "trainer.limit_train_batches=2",
+            ),
             *("trainer.fast_dev_run=true", "trainer.precision=bf16-mixed", "optim.base.augment=bam"),
         )
     }
-    assert len(others) == 14
+    assert len(others) == 15
     assert first not in others
 
 

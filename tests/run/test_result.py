@@ -38,22 +38,19 @@ def _entry(offset: float = 0.0) -> dict[str, Any]:
     return summarise_seeds(seeds, NAMES)
 
 
-def _result(**changes: object) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "dataset": "shapes",
-        "fold": 0,
-        "shot": 1,
-        "backbone": "narrow",
-        "ablation": None,
-        "seed": 0,
-        "test": _entry(),
-        "test_no_ensemble": _entry(-0.05),
+def _result(figures: dict[str, Any] | None = None, **changes: object) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        **{"fold": 0, "shot": 1, "seed": 0, "ablation": None, "dataset": {"name": "shapes"}},
+        **{"backbone": {"name": "narrow"}, "model": {"num_stages": 3}, "paths": {"data_dir": Path("data")}},
+        **{"selection": "best", "support_mask": "given", "protocol": "uniform"},
+    }
+    facts = {
         "manifest_sha256": ["ab", "cd"],
-        "config": {"model": {"num_stages": 3}, "paths": {"data_dir": Path("data")}},
         "timings": {"fit": 1.5},
         "controls": {"support_mask_ones": 0.25, "every_object_foreground": 0.125},
     }
-    return make_result(**{**values, **changes})
+    changed = {key: changes.pop(key) for key in list(changes) if key in config}
+    return make_result(config | changed, figures or {"final": _entry(), "meta": _entry(-0.05)}, facts, changes)
 
 
 def test_summary_is_the_mean_over_seeds_of_pooled_figures() -> None:
@@ -108,7 +105,7 @@ def test_round_trip_has_the_fixed_keys_and_null_for_nan(tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert "NaN" not in text
     found = read_result(path.parent)
-    assert found == json.loads(text)
+    assert {**found, "config": None} == {**json.loads(text), "config": None}  # the config is brought into today's shape
     assert set(FIXED_KEYS) | {"controls", "git_dirty", "hardware"} <= set(found)
     assert found["test"]["iou_per_class"]["moon"] is None
     assert found["test"]["miou"] == pytest.approx(0.55)
@@ -136,10 +133,10 @@ def test_a_failed_write_leaves_the_old_result(tmp_path: Path, monkeypatch: pytes
 
 
 def test_writing_refuses_what_json_cannot_hold_and_missing_keys(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"result\.config\.model is a object"):
-        write_result(tmp_path / "result.json", _result(config={"model": object()}))
-    with pytest.raises(ValueError, match="test lacks num_episodes"):
-        write_result(tmp_path / "r.json", _result(test={k: v for k, v in _entry().items() if k != "num_episodes"}))
+    with pytest.raises(ValueError, match=r"result\.config\.model\.part is a object"):
+        write_result(tmp_path / "result.json", _result(model={"part": object()}))
+    with pytest.raises(ValueError, match=r"test lacks fb_iou, .*num_episodes"):
+        write_result(tmp_path / "r.json", _result({"final": {"miou": 0.5}}))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -170,9 +167,9 @@ def test_git_state_of_a_repository_and_of_an_installed_package(tmp_path: Path) -
         return git_state(tmp_path)
 
     assert asked_anew() == {"git_commit": None, "git_dirty": None}
-    package = tmp_path / "hdmnet"
-    package.mkdir()
-    (package / "results.py").write_text("")
+    package = tmp_path / "hdmnet" / "run"
+    package.mkdir(parents=True)
+    (package / "result.py").write_text("")
     who = ["-c", "user.name=t", "-c", "user.email=t@t"]
     for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "other"]):
         subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True)
@@ -182,20 +179,20 @@ def test_git_state_of_a_repository_and_of_an_installed_package(tmp_path: Path) -
     state = asked_anew()
     assert len(str(state["git_commit"])) == 40
     assert state["git_dirty"] is False
-    (package / "results.py").write_text("changed")
+    (package / "result.py").write_text("changed")
     assert git_state(tmp_path) == state  # of the code that was loaded, not of an edit made meanwhile
     assert asked_anew()["git_dirty"] is True
 
 
 def test_fold_table_text(tmp_path: Path) -> None:
     expected = """\
-shapes, fold 0, 1-shot, narrow, seed 0: 10 episodes x 2 test seeds
-------------------------------------------------------------------
+hdmnet: shapes, fold 0, 1-shot, narrow, seed 0: 10 episodes x 2 test seeds
+--------------------------------------------------------------------------
 class (IoU in %)                  episodes       final   meta only
 ring                                    12        45.0        40.0
 star                                     8        65.0        60.0
 moon                                     0           -           -
-------------------------------------------------------------------
+--------------------------------------------------------------------------
 mIoU                                    20  55.0 ± 7.1  50.0 ± 7.1
 FB-IoU                                            75.0        70.0
 control: support mask all ones                    25.0
@@ -209,7 +206,9 @@ warning: moon has no episode: mIoU is the mean of the other classes, not of 3"""
 def test_fold_table_without_meta_prediction_on_a_plain_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = _result(test_no_ensemble=None, controls=None, ablation="no_prior")
+    result = _result({"final": _entry()}, controls=None, ablation="no_prior")
+    assert result["test_no_ensemble"] == result["test"]  # of HDMNet; another method has none
+    assert _result({"final": _entry()}, model={"name": "other"})["test_no_ensemble"] is None
     print_fold_table(result)
     printed = capsys.readouterr().out
     assert "ablation no_prior" in printed
@@ -219,3 +218,25 @@ def test_fold_table_without_meta_prediction_on_a_plain_terminal(
     with monkeypatch.context() as patch, open("/dev/null", "w", encoding="ascii") as ascii_terminal:
         patch.setattr("sys.stdout", ascii_terminal)
         print_fold_table(result)
+
+
+def test_a_method_is_named_and_its_further_predictions_have_entries(tmp_path: Path) -> None:
+    result = _result({"final": _entry(), "coarse": _entry(-0.1)}, model={"name": "other"})
+    assert result["method"] == "other"
+    assert result["test_coarse"]["miou"] == pytest.approx(0.45)
+    lines = format_fold_table(read_result(write_result(tmp_path / "result.json", result))).splitlines()
+    assert lines[0].startswith("other: shapes, fold 0")
+    assert lines[2].split()[-2:] == ["final", "coarse"]
+    with pytest.raises(ValueError, match="test_coarse lacks"):
+        write_result(tmp_path / "wrong.json", {**result, "test_coarse": {}})
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("hdmnet.build_hdmnet", "hdmnet"), ("baseline.build_baseline", "baseline")]
+)
+def test_a_result_of_before_methods_had_names_gets_one(tmp_path: Path, name: str, method: str) -> None:
+    result = _result(model={"_target_": f"hdmnet.models.{name}"})
+    del result["method"]
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({**result, "config": {**result["config"], "paths": {}}}).replace("NaN", "null"))
+    assert read_result(path)["method"] == method

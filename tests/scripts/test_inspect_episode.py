@@ -9,6 +9,11 @@ from PIL import Image
 from scripts.inspect import inspect_episode
 
 
+def picture(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
 def read(path):
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -31,9 +36,9 @@ def test_a_test_run_is_sorted_and_one_episode_drawn(start, tmp_path, capsys):
         assert int(row["false_positive_pixels"]) == sum(int(one["false_positive_pixels"]) for one in own)
         assert int(row[row["class"]]) == 0  # a class's own pixels are no false positives
     assert sum(int(one["false_positive_pixels"]) for one in episodes) > 0
-    heights = {name: Image.open(out / f"{name}.png").size[1] for name in ("worst", "best", "episode_seed1_3")}
+    heights = {name: picture(out / f"{name}.png").shape[0] for name in ("worst", "best", "episode_seed1_3")}
     assert heights["worst"] > heights["best"] == heights["episode_seed1_3"]
-    assert np.asarray(Image.open(out / "confusion.png")).std() > 0
+    assert picture(out / "confusion.png").std() > 0
 
 
 @pytest.mark.parametrize(

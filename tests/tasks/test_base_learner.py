@@ -4,26 +4,11 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from hdmnet.data.types import SegmentationSample
 from hdmnet.runtime.warnings import silence_known_warnings
 from hdmnet.tasks.base_learner import BaseLearnerTask, BaseOptimiserSettings
-
-
-class TinyLearner(nn.Module):
-    """The parts that the task knows, each a 1x1 convolution."""
-
-    num_base = 2
-
-    def __init__(self):
-        super().__init__()
-        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-        self.pyramid_pooling, self.reduce = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
-        self.classifier = nn.Conv2d(4, 3, 1)
-
-    def forward(self, image):
-        return self.classifier(self.reduce(self.pyramid_pooling(self.backbone(image))))
+from tests.helpers.toy_method import TinyLearner
 
 
 class Oracle(TinyLearner):

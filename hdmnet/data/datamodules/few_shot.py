@@ -188,6 +188,15 @@ class FewShotDataModule(FoldDataModule):
         replaced = {} if self.skips is None else self.skips.read()
         return found + [{"split": "train", "why": why, "episodes": number} for why, number in replaced.items()]
 
+    def result_facts(self) -> dict[str, Any]:
+        """What a run's result says of its data: seeds and hashes of the episodes, labels, files left out."""
+        return {
+            "manifest_sha256": [manifest.sha256() for manifest in self.test_manifests],
+            "seeds": {"train": self.seed, "test": [manifest.header["seed"] for manifest in self.test_manifests]},
+            "data_sha256": self.digest(),
+            "skipped": self.skipped_files(),
+        }
+
     def train_dataloader(self) -> DataLoader[Episode]:
         """Loader of this rank's training episodes; raises ValueError if an epoch fills no batch."""
         assert self.train_manifest is not None, "setup('fit') comes first"

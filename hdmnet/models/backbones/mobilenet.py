@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torchvision
 
-from hdmnet.models.backbones.base import Backbone, Level
+from hdmnet.models.backbones.base import FeatureInfo, SequentialBackbone
 from hdmnet.models.backbones.resnet import dilate
 from hdmnet.models.backbones.vgg import cut
 
@@ -12,10 +12,10 @@ from hdmnet.models.backbones.vgg import cut
 MOBILENET_BOUNDS = (0, 2, 4, 7, 14, 18)
 
 
-def build_mobilenet_v2() -> Backbone:
+def build_mobilenet_v2() -> SequentialBackbone:
     """MobileNetV2 without its head, dilated to stride 8."""
     features = torchvision.models.mobilenet_v2(weights=None).features
     parts = cut(features, MOBILENET_BOUNDS)
     dilate(parts[3], 2)
     dilate(parts[4], 4)
-    return Backbone(parts=parts, levels=(Level(32, 8), Level(96, 8), Level(320, 8)))
+    return SequentialBackbone(parts, [FeatureInfo(32, 8), FeatureInfo(96, 8), FeatureInfo(320, 8)])

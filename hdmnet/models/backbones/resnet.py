@@ -1,4 +1,4 @@
-"""ResNets at stride 8, as the release has them."""
+"""ResNets, by default at stride 8 as the release has them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from itertools import pairwise
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from hdmnet.models.backbones.base import Backbone, Level
+from hdmnet.models.backbones.base import FeatureInfo, SequentialBackbone
+
+# Layers 3 and 4 keep the size of layer 2 by dilation. "release": of every 3×3 convolution, as in BAM, PFENet and
+# HDMNet; "torchvision": the first block keeps the dilation of the layer before, as its `replace_stride_with_dilation`
+# does; None: no dilation, strides 16 and 32.
+DILATIONS = ("release", "torchvision", None)
 
 
 def _conv_bn_relu(in_channels: int, out_channels: int, stride: int = 1) -> list[nn.Module]:
@@ -15,14 +20,13 @@ def _conv_bn_relu(in_channels: int, out_channels: int, stride: int = 1) -> list[
     return [conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
 
 
-def dilate(module: nn.Module, dilation: int) -> nn.Module:
+def dilate(module: nn.Module, dilation: int) -> None:
     """Give every 3×3 convolution stride 1 and the dilation, every 1×1 convolution stride 1 (in place)."""
     for conv in module.modules():
         if isinstance(conv, nn.Conv2d):
             conv.stride = (1, 1)
             if conv.kernel_size == (3, 3):
                 conv.dilation = conv.padding = (dilation, dilation)
-    return module
 
 
 def _resnet_layer(
@@ -44,8 +48,17 @@ def build_resnet(
     *,
     widths: tuple[int, int, int, int] = (64, 128, 256, 512),
     stem_channels: tuple[int, ...] = (64,),
-) -> Backbone:
-    """A ResNet at stride 8: a stem of 7×7 (one channel count) or of 3×3 convolutions (several), then four layers."""
+    dilation: str | None = "release",
+) -> SequentialBackbone:
+    """A ResNet: a stem of 7×7 (one channel count) or of 3×3 convolutions (several), then four layers.
+
+    Args:
+        block: Of torchvision.
+        depths: Blocks of each layer.
+        widths: Channels of each layer, before the block's expansion.
+        stem_channels: Of the stem's convolutions.
+        dilation: One of `DILATIONS`.
+    """
     if len(stem_channels) == 1:
         conv = nn.Conv2d(3, stem_channels[0], 7, stride=2, padding=3, bias=False)
         stem: list[nn.Module] = [conv, nn.BatchNorm2d(stem_channels[0]), nn.ReLU(inplace=True)]
@@ -59,12 +72,15 @@ def build_resnet(
     for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
         parts.append(_resnet_layer(block, channels, width, depth, stride=1 if i == 0 else 2))
         channels = width * block.expansion
-    # All of layers 3 and 4 dilated, also their first block: as in the release (torchvision's own switch differs there).
-    dilate(parts[3], 2)
-    dilate(parts[4], 4)
+    if dilation is not None:
+        for part, rate in ((parts[3], 2), (parts[4], 4)):
+            dilate(part, rate)
+            if dilation == "torchvision":
+                dilate(next(part.children()), rate // 2)
     for module in parts:
         for layer in module.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-    c2, c3, c4 = (w * block.expansion for w in widths[1:])
-    return Backbone(parts=parts, levels=(Level(c2, 8), Level(c3, 8), Level(c4, 8)))
+    strides = (8, 16, 32) if dilation is None else (8, 8, 8)
+    levels = [FeatureInfo(w * block.expansion, stride) for w, stride in zip(widths[1:], strides, strict=True)]
+    return SequentialBackbone(parts, levels)

@@ -10,20 +10,28 @@ import torch
 import torchvision
 from torch import Tensor
 
-from hdmnet.models.backbones.base import Backbone
+from hdmnet.models.backbones.base import SequentialBackbone
 from hdmnet.models.backbones.mobilenet import MOBILENET_BOUNDS
 from hdmnet.models.backbones.vgg import VGG16_BOUNDS
 
+# The name in torchvision, and the weights that are the default.
 _TORCHVISION = {
-    "resnet18": "resnet18",
-    "resnet50": "resnet50",
-    "resnet101": "resnet101",
-    "vgg16": "vgg16_bn",
-    "mobilenet_v2": "mobilenet_v2",
+    "resnet18": ("resnet18", "IMAGENET1K_V1"),
+    "resnet50": ("resnet50", "IMAGENET1K_V2"),
+    "resnet101": ("resnet101", "IMAGENET1K_V2"),
+    "vgg16": ("vgg16_bn", "IMAGENET1K_V1"),
+    "mobilenet_v2": ("mobilenet_v2", "IMAGENET1K_V2"),
 }
 
 
-def load_weights(backbone: Backbone, name: str, weights: str | Path, weights_dir: str | Path | None = None) -> None:
+def default_weights(name: str) -> str | None:
+    """The name of a backbone's ImageNet weights in torchvision; None where it has none."""
+    return _TORCHVISION[name][1] if name in _TORCHVISION else None
+
+
+def load_weights(
+    backbone: SequentialBackbone, name: str, weights: str | Path, weights_dir: str | Path | None = None
+) -> None:
     """Fill a backbone from torchvision weights or a file; every parameter must be found.
 
     Args:
@@ -52,12 +60,19 @@ def load_weights(backbone: Backbone, name: str, weights: str | Path, weights_dir
     backbone.load_state_dict({k: renamed[k].to(own[k].dtype) for k in own}, strict=False)
 
 
-def _read_state(name: str, weights: str | Path, weights_dir: str | Path | None) -> dict[str, Tensor]:
-    """The tensors that `weights` stand for: a file here, a file in `weights_dir`, or torchvision's, in this order."""
+def find_file(weights: str | Path, weights_dir: str | Path | None) -> Path | None:
+    """The file that `weights` names, here or in `weights_dir`, in this order."""
     path = Path(weights).expanduser()
-    for candidate in [path] if weights_dir is None else [path, Path(weights_dir) / path]:
-        if candidate.is_file():
-            return _read_file(candidate)
+    candidates = [path] if weights_dir is None else [path, Path(weights_dir) / path]
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _read_state(name: str, weights: str | Path, weights_dir: str | Path | None) -> dict[str, Tensor]:
+    """The tensors that `weights` stand for: a file, else torchvision's."""
+    path = Path(weights).expanduser()
+    file = find_file(weights, weights_dir)
+    if file is not None:
+        return read_state(file)
     if name not in _TORCHVISION or path.suffix or path.parent != Path():
         raise FileNotFoundError(
             f"backbone weights {str(weights)!r} not found"
@@ -71,9 +86,9 @@ def _read_state(name: str, weights: str | Path, weights_dir: str | Path | None) 
             + "; set backbone.weights to a path, or to null to train from nothing"
         )
     try:
-        entry = torchvision.models.get_model_weights(_TORCHVISION[name])[str(weights)]
+        entry = torchvision.models.get_model_weights(_TORCHVISION[name][0])[str(weights)]
     except KeyError:
-        names = ", ".join(w.name for w in torchvision.models.get_model_weights(_TORCHVISION[name]))
+        names = ", ".join(w.name for w in torchvision.models.get_model_weights(_TORCHVISION[name][0]))
         raise ValueError(
             f"unknown torchvision weights {str(weights)!r} for {name!r}; expected {names}, a file or null"
         ) from None
@@ -88,8 +103,12 @@ def _read_state(name: str, weights: str | Path, weights_dir: str | Path | None) 
         ) from error
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict on disk, unwrapped, DDP's prefix removed."""
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict on disk, unwrapped, DDP's prefix removed.
+
+    Raises:
+        ValueError: The file holds something else.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on odd files before it refuses them

@@ -128,9 +128,8 @@ def build_baseline(
     Raises:
         ValueError: A switch has an unknown value.
     """
-    levels = encoder.backbone.levels
     meta_learner = AlternatingMetaLearner(
-        mid_channels=levels[0].channels + levels[1].channels,
+        mid_channels=sum(level.channels for level in encoder.backbone.feature_info[-3:-1]),
         num_rounds=num_rounds,
         dropout=dropout,
         mid_dropout=mid_dropout,

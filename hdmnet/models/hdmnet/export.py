@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hdmnet.models.backbones.base import LAYER3, encode
 from hdmnet.models.base_learner import BaseLearner, PyramidPooling
 from hdmnet.models.folding import fold_batch_norm
 from hdmnet.models.hdmnet.baseline import AlternatingMetaLearner
@@ -88,7 +89,7 @@ class ExportableHDMNet(HDMNet):
     def smallest_side(self) -> int:
         """Least height and width in pixels that an exported graph admits; below, some map would be a single cell."""
         cells = max(2 * max(REDUCTIONS), (1 << len(self.meta_learner.matching) - 1) + 1)
-        return (cells - 1) * max(level.stride for level in self.trunk.levels) + 1
+        return (cells - 1) * self.trunk.feature_info[0].stride + 1
 
     def encode_support(self, images: Tensor, masks: Tensor) -> SupportFeatures:
         """As `HDMNet.encode_support`, with `MaskedRows` where that has `PackedRows`."""
@@ -135,9 +136,7 @@ class DenseTrunk(FrozenTrunk):
     def encode(self, images: Tensor) -> Iterator[TrunkFeatures]:
         """Encode pictures (B, 3, H, W) together."""
         learner = self.base_learner
-        layer2, layer3, layer4 = learner.backbone(images)
-        if self.levels[0].stride != self.levels[1].stride:
-            layer2 = F.interpolate(layer2, layer3.shape[-2:], mode="bilinear", align_corners=True)
+        layer2, layer3, layer4 = encode(learner.backbone, images, size_of=LAYER3)[-3:]
         base_feature = learner.reduce(_pool_pyramid(learner.pyramid_pooling, layer4))
         yield TrunkFeatures(layer2, layer3, layer4, base_feature)
 

@@ -252,9 +252,8 @@ def build_hdmnet(
     Raises:
         ValueError: A switch has an unknown value.
     """
-    levels = encoder.backbone.levels
     meta_learner = MetaLearner(
-        mid_channels=levels[0].channels + levels[1].channels,
+        mid_channels=sum(level.channels for level in encoder.backbone.feature_info[-3:-1]),
         num_stages=num_stages,
         dropout=dropout,
         mid_dropout=mid_dropout,

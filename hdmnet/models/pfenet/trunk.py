@@ -40,7 +40,7 @@ class PFENetTrunk(nn.Module):
             )
         self.norm = norm
         self.encoder: Any = encoder.requires_grad_(False)
-        levels: Any = encoder.levels  # of the last three parts
+        levels: Any = encoder.feature_info  # of the last three parts
         self.mid_channels: int = sum(level.channels for level in levels[-3:-1])  # C_2 + C_3
         self.train(self.training)
 

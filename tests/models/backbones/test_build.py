@@ -9,6 +9,8 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from hdmnet.models.backbones.build import BACKBONES, build_backbone
+from hdmnet.models.backbones.resnet import build_resnet
+from tests.contracts import BackboneContract
 
 IMAGENET = {
     "resnet18": lambda: ResNet(BasicBlock, [2, 2, 2, 2]),
@@ -18,24 +20,22 @@ IMAGENET = {
 }
 
 
-def shapes(name, height, width):
-    with torch.device("meta"):
-        backbone = build_backbone(name)
-        return backbone.levels, [tuple(x.shape) for x in backbone(torch.empty(2, 3, height, width))]
+class TestBackbones(BackboneContract):
+    @pytest.fixture(params=[name for name in BACKBONES if name != "resnet101"])  # as resnet50, at twice the time
+    def backbone(self, request):
+        return build_backbone(request.param)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-@pytest.mark.parametrize(("height", "width"), [(473, 473), (129, 129), (96, 160), (105, 201)])
-def test_declared_channels_and_strides(name, height, width):
-    levels, found = shapes(name, height, width)
-    # Every strided layer rounds up.
-    expected = [(2, level.channels, -(-height // level.stride), -(-width // level.stride)) for level in levels]
-    assert found == expected
+class TestStrides(BackboneContract):
+    @pytest.fixture(params=["torchvision", None])
+    def backbone(self, request):
+        return build_backbone("resnet_narrow", dilation=request.param)
 
 
 def test_declared_channels_are_the_architectures():
-    channels = {name: [level.channels for level in shapes(name, 65, 65)[0]] for name in BACKBONES}
-    assert channels == {
+    with torch.device("meta"):
+        found = {name: [level.channels for level in build_backbone(name).feature_info] for name in BACKBONES}
+    assert found == {
         "resnet18": [128, 256, 512],
         "resnet50": [512, 1024, 2048],
         "resnet101": [512, 1024, 2048],
@@ -104,6 +104,34 @@ def test_torchvision_weights_give_torchvisions_features(name, tmp_path):
         expected = torchvision_levels(name, skeleton.eval(), images)
         for ours, theirs in zip(backbone(images), expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rule", "replace"), [("torchvision", [False, True, True]), (None, [False, False, False])])
+def test_torchvisions_dilation_is_torchvisions(rule, replace):
+    torch.manual_seed(0)
+    model = ResNet(Bottleneck, [1, 2, 2, 2], replace_stride_with_dilation=replace).eval()
+    ours = build_resnet(Bottleneck, (1, 2, 2, 2), dilation=rule).eval()
+    assert [info.stride for info in ours.feature_info] == ([8, 8, 8] if rule else [8, 16, 32])
+    names = {"conv1": "parts.0.0", "bn1": "parts.0.1", **{f"layer{i}": f"parts.{i}" for i in (1, 2, 3, 4)}}
+    state = {key.partition("."): value for key, value in model.state_dict().items() if not key.startswith("fc")}
+    ours.load_state_dict({f"{names[head]}.{rest}": value for (head, _, rest), value in state.items()})
+    images = torch.randn(1, 3, 65, 49)
+    with torch.no_grad():
+        x = model.layer2(model.layer1(model.maxpool(model.relu(model.bn1(model.conv1(images))))))
+        expected = [x, model.layer3(x), model.layer4(model.layer3(x))]
+        for found, theirs in zip(ours(images), expected, strict=True):
+            torch.testing.assert_close(found, theirs)
+
+
+def test_what_has_no_such_dilation_says_so():
+    with pytest.raises(ValueError, match=r"^backbone\.dilation=None: vgg16 has release$"):
+        build_backbone("vgg16", dilation=None)
+    with pytest.raises(ValueError, match=r"dilation='both': resnet18 has release or torchvision or null$"):
+        build_backbone("resnet18", dilation="both")
+
+
+def test_default_weights_are_none_where_torchvision_has_none():
+    build_backbone("resnet_narrow", weights="default", weights_dir="/nowhere")
 
 
 def test_half_precision_file_gives_float32(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from hdmnet.models.backbones.base import Backbone, Level
+from hdmnet.models.backbones.base import FeatureInfo, SequentialBackbone
 from hdmnet.models.losses import segmentation_loss
 from hdmnet.models.pfenet.model import PFENet
 from hdmnet.models.pfenet.official import PPM_SCALES, build_official, load_official_checkpoint, official_key
@@ -217,8 +217,8 @@ def test_head_alone(arrays, facts, monkeypatch):
     """Soft masks, an object of one pixel, an empty mask, and layer-4 features so small that each eps counts."""
     monkeypatch.setattr("hdmnet.models.pfenet.prior.BLOCK", 7)  # of the support's positions, several blocks
     layer2 = _Layer2()
-    encoder = Backbone(
-        parts=[layer2, _Layer3(layer2), _Layer4()], levels=(Level(512, 8), Level(1024, 8), Level(2048, 8))
+    encoder = SequentialBackbone(
+        [layer2, _Layer3(layer2), _Layer4()], (FeatureInfo(512, 8), FeatureInfo(1024, 8), FeatureInfo(2048, 8))
     )
     model = fill(PFENet(encoder=encoder, ppm_scales=PPM_SCALES["pascal"]).eval())
     made = recipe.make_unit_inputs()

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hdmnet.visual.figure import new_figure, save_figure
+
 BACKGROUND = "background"
 MOST_COLUMNS = 24  # in the picture; the table holds all
 
@@ -76,15 +78,11 @@ def draw(
         path: PNG to write.
         title: Above the picture.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # not pyplot: no window system, no global state
-    from matplotlib.figure import Figure
-
     shares = 100 * counts / np.maximum(predicted, 1)[:, None]
     # Background first, then the classes that are hit at all, the most hit before the others.
     order = np.argsort(-shares[:, 1:].sum(0), kind="stable") + 1
     shown = [0, *(int(i) for i in order if shares[:, i].any())][:MOST_COLUMNS]
-    figure = Figure(figsize=(2.6 + 0.5 * len(shown), 2.4 + 0.38 * len(rows)), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(2.6 + 0.5 * len(shown), 2.4 + 0.38 * len(rows))
     axes = figure.subplots()
     cells = shares[:, shown]
     image = axes.imshow(cells, cmap="viridis", vmin=0, aspect="auto")
@@ -100,4 +98,4 @@ def draw(
                 column, row, f"{value:.1f}", ha="center", va="center", fontsize=7, color="white" if dark else "black"
             )
     figure.colorbar(image, label="% of the prediction")
-    figure.savefig(path, format="png")
+    save_figure(figure, path)

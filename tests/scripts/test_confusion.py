@@ -6,7 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from hdmnet.reporting import confusion
+from scripts.inspect import confusion
 
 COUNTS = np.array([[30, 0, 20], [0, 10, 0]], dtype=np.int64)
 PREDICTED = np.array([100, 40], dtype=np.int64)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from hdmnet.callbacks.episode_scores import EpisodeScores
 from hdmnet.data.datasets.base import LabelMapDataset
 from hdmnet.data.types import Episode, EvaluationBatch, FeatureKey
+from scripts.inspect.episode_scores import EpisodeScores
 
 MASK = np.array([[1, 1, 0, 3], [2, 2, 0, 255]], dtype=np.uint8)
 
