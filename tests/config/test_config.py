@@ -44,10 +44,8 @@ def test_every_target_takes_the_keys_of_its_node(file):
     for node in targets_in(OmegaConf.to_container(OmegaConf.load(file))):
         module, _, name = node["_target_"].rpartition(".")
         function = getattr(importlib.import_module(module), name)
-        run_keys = {"backbone": {"mean", "std", "feature_channels"}, "dataset": common_keys()}
-            file.parent.name, set()
-        )
-        arguments = {key: node[key] for key in node.keys() - run_keys.get(file.parent.name, set()) if not key.startswith("_")}
+        others = {"backbone": {"mean", "std", "feature_channels"}, "dataset": common_keys()}.get(file.parent.name, ())
+        arguments = {key: value for key, value in node.items() if not key.startswith("_") and key not in others}
         inspect.signature(function).bind_partial(**arguments)
 
 
