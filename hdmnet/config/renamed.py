@@ -62,6 +62,8 @@ def _move_keys(config: dict[str, Any]) -> None:
         node if isinstance(node := config.get(group), dict) else {}
         for group in ("dataset", "backbone", "model", "loss", "optim", "augment")
     )
+    if isinstance(dataset.get("source"), dict):
+        config["dataset"] = dataset = _without_source(dataset)
     if backbone:
         config["backbone"] = _backbone(backbone)
     if dataset:
@@ -82,6 +84,22 @@ def _move_keys(config: dict[str, Any]) -> None:
         optim["groups"] = {"head_lr_factor": optim.pop("head_lr_factor", 10)}
     if optim:
         optim.setdefault("on_nonfinite", "stop")
+
+
+def _without_source(dataset: dict[str, Any]) -> dict[str, Any]:
+    """A `dataset` node whose class and arguments stood in a block of their own, `source`, beside the run's keys."""
+    node = {"check_files": 0, "on_error": "raise"} | {key: dataset[key] for key in dataset if key != "source"}
+    source = dict(dataset["source"])
+    if source.get("_target_") == "hdmnet.data.datasets.shapes.dataset.ShapesDataset":
+        for old, new in (("seed", "generator_seed"), ("image_size", "picture_size")):
+            if old in source:
+                source[new] = source.pop(old)
+    for key, value in source.items():
+        if not isinstance(value, str) or not value.startswith("${.."):
+            node[key] = value
+        elif value != f"${{..{key}}}":
+            node[key] = value.replace("${..", "${.", 1)
+    return node
 
 
 def _backbone(node: dict[str, Any]) -> dict[str, Any]:

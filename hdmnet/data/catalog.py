@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from hdmnet.data.datasets.base import SegmentationDataset, Split, check_unique
+from hdmnet.data.datasets.base import SegmentationDataset, Split
+from hdmnet.data.datasets.files import check_unique
 from hdmnet.data.datasets.skipped_files import tell_skipped
-from hdmnet.data.io.arrays import IGNORE
 from hdmnet.runtime.atomic import replacing
 from hdmnet.runtime.provenance import available_cpus
 
@@ -118,7 +118,7 @@ class Catalog:
         """Choose the images that hold at least one of some classes with enough area.
 
         Args:
-            classes: Class values, e.g. `fold.base` in training or `fold.novel` in evaluation.
+            classes: Class values, e.g. those of training or of test.
             min_area: Fewest pixels at original size for a class to qualify in an image.
             exclude: Class values of which an image must not hold a single pixel, whatever their area (the novel-class
                 filter of BAM and HDMNet in training).
@@ -159,51 +159,54 @@ class Catalog:
 
 
 def load_catalog(
-    source: SegmentationDataset,
+    dataset: SegmentationDataset,
     split: Split,
     cache_dir: str | Path | None,
     *,
+    skip: bool = False,
     num_workers: int | None = None,
     progress: bool = True,
 ) -> Catalog:
     """Load a split's catalog from the cache, or scan the masks and cache the result.
 
-    The cache file is keyed by the data set's name, the split, the source's fingerprint and the list of ids; a file that
-    is missing or damaged is built anew and replaced in one step, so several processes may do this at once.
+    The cache file is keyed by the data set's name and fingerprint, the split and the list of ids; a file that is
+    missing or damaged is built anew and replaced in one step, so several processes may do this at once.
 
     Args:
-        source: The data set.
-        split: "train" or "val".
-        cache_dir: Folder for cache files; made when missing. None = neither read nor write a cache.
+        dataset: The data set.
+        split: One of the data set's splits.
+        cache_dir: Folder for cache files; made when missing. None = neither read nor write a cache, as for a data set
+            without a fingerprint.
+        skip: Leave out images that cannot be read, picture or mask; False: they are errors.
         num_workers: Processes that scan the masks; None = one per available core. 0 and 1, and short lists, scan in
             this process.
         progress: Show a progress bar while scanning.
 
     Returns:
-        The catalog. Where the source's files may be skipped, every picture was decoded too, and what cannot be read is
-        in `skipped`.
+        The catalog. With `skip` every picture was decoded too, and what cannot be read is in `skipped`.
 
     Raises:
         FileNotFoundError: An id of the list has no file; the message names it.
         ValueError: A mask is unreadable, holds a class index out of range, or has another size than its picture (the
-            message names the file); or the list is empty or holds an id twice. Where files may be skipped: over half of
-            the images cannot be read.
+            message names the file); or the list is empty or holds an id twice. With `skip`: over half of the images
+            cannot be read.
     """
-    ids = source.ids(split)
+    ids = dataset.ids(split)
     if not ids:
-        raise ValueError(f"the {split} list of {source.name} is empty, expected at least one image id")
-    check_unique(ids, f"the {split} list of {source.name}")
-    key = _cache_key(source, split, ids)
-    path = None if cache_dir is None else Path(cache_dir) / f"{source.name}-{split}-{key[:16]}.npz"
-    found = None if path is None else _read_cache(path, key)
+        raise ValueError(f"the {split} list of {dataset.name} is empty, expected at least one image id")
+    check_unique(ids, f"the {split} list of {dataset.name}")
+    key = None if cache_dir is None else _cache_key(dataset, split, ids, skip)
+    path = None if key is None or cache_dir is None else Path(cache_dir) / f"{dataset.name}-{split}-{key[:16]}.npz"
+    found = None if path is None or key is None else _read_cache(path, key)
     if found is None:
         workers = available_cpus() if num_workers is None else num_workers
-        found = _scan(source, ids, num_workers=workers, progress=progress, title=f"{source.name} {split} masks")
-        if path is not None:
+        title = f"{dataset.name} {split} masks"
+        found = _scan(dataset, ids, skip, num_workers=workers, progress=progress, title=title)
+        if path is not None and key is not None:
             _write_cache(path, key, *found)
     pairs, skipped = found
     if skipped:
-        logger.warning("%s", tell_skipped([why for _, why in skipped], len(ids), f"{split} images of {source.name}"))
+        logger.warning("%s", tell_skipped([why for _, why in skipped], len(ids), f"{split} images of {dataset.name}"))
     kept = np.ones(len(ids), dtype=bool)
     kept[[position for position, _ in skipped]] = False
     return Catalog(
@@ -211,7 +214,7 @@ def load_catalog(
         image_index=(np.cumsum(kept) - 1)[pairs[:, 0]].astype(np.int64),
         class_value=pairs[:, 1].copy(),
         area=pairs[:, 2].copy(),
-        class_names=tuple(source.class_names),
+        class_names=tuple(dataset.class_names),
         skipped=tuple((ids[position], why) for position, why in skipped),
     )
 
@@ -221,11 +224,14 @@ def _pointers(counts: npt.NDArray[np.intp]) -> IntArray:
     return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
 
 
-def _cache_key(source: SegmentationDataset, split: Split, ids: list[str]) -> str:
+def _cache_key(dataset: SegmentationDataset, split: Split, ids: list[str], skip: bool) -> str | None:
+    fingerprint = dataset.fingerprint(split)
+    if fingerprint is None:
+        return None
     inputs = hashlib.sha256()
     # The number of classes decides which mask values are refused, so it belongs to the inputs.
-    first = _FORMAT if source.skips is None else f"{_FORMAT}-skip"  # other files are looked into, and otherwise
-    for text in (first, source.name, split, str(len(source.class_names)), source.fingerprint(split), *ids):
+    first = f"{_FORMAT}-skip" if skip else _FORMAT  # other files are looked into, and otherwise
+    for text in (first, dataset.name, split, str(len(dataset.class_names)), fingerprint, *ids):
         inputs.update(f"{len(text)}:{text}".encode())
     return inputs.hexdigest()
 
@@ -264,19 +270,19 @@ def _write_cache(path: Path, key: str, pairs: _Rows, skipped: _Skipped) -> None:
 
 
 def _scan(
-    source: SegmentationDataset, ids: list[str], *, num_workers: int, progress: bool, title: str
+    dataset: SegmentationDataset, ids: list[str], skip: bool, *, num_workers: int, progress: bool, title: str
 ) -> tuple[_Rows, _Skipped]:
     """Pairs (P, 3) int64 of a whole list, sorted by image and class, and what could not be read."""
     chunks = [(start, ids[start : start + _CHUNK]) for start in range(0, len(ids), _CHUNK)]
     with tqdm(total=len(ids), desc=title, unit="mask", disable=not progress) as bar:
         if num_workers > 1 and len(ids) >= _MIN_PARALLEL:
             try:
-                return _collect(_scan_in_pool(source, chunks, num_workers), bar)
+                return _collect(_scan_in_pool(dataset, skip, chunks, num_workers), bar)
             except BrokenProcessPool:
                 # E.g. called from an unguarded script or from stdin, which spawned processes cannot import.
                 logger.warning("worker processes for %s could not run: scanning in this process", title)
                 bar.reset()
-        return _collect((_scan_chunk(source, start, chunk) for start, chunk in chunks), bar)
+        return _collect((_scan_chunk(dataset, start, chunk, skip) for start, chunk in chunks), bar)
 
 
 def _collect(results: Iterator[_Part], bar: tqdm[None]) -> tuple[_Rows, _Skipped]:
@@ -289,30 +295,31 @@ def _collect(results: Iterator[_Part], bar: tqdm[None]) -> tuple[_Rows, _Skipped
 
 
 def _scan_in_pool(
-    source: SegmentationDataset, chunks: list[tuple[int, list[str]]], num_workers: int
+    dataset: SegmentationDataset, skip: bool, chunks: list[tuple[int, list[str]]], num_workers: int
 ) -> Iterator[_Part]:
     # Never fork: the caller may have torch loaded, whose threads' locks would be copied in whatever state they are in.
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     workers = min(num_workers, len(chunks))
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_set_worker_source, initargs=(source,))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_set_worker_dataset, initargs=(dataset, skip))
     try:
         yield from pool.map(_scan_chunk_in_worker, chunks)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)  # after an error the remaining chunks are not scanned
 
 
-_worker_source: SegmentationDataset | None = None
+_in_worker: tuple[SegmentationDataset, bool] | None = None
 
 
-def _set_worker_source(source: SegmentationDataset) -> None:
-    global _worker_source  # set once per worker process, so that a large source does not travel with every chunk
-    _worker_source = source
+def _set_worker_dataset(dataset: SegmentationDataset, skip: bool) -> None:
+    global _in_worker  # set once per worker process, so that a large data set does not travel with every chunk
+    _in_worker = dataset, skip
 
 
 def _scan_chunk_in_worker(chunk: tuple[int, list[str]]) -> _Part:
-    assert _worker_source is not None
-    return _scan_chunk(_worker_source, *chunk)
+    assert _in_worker is not None
+    dataset, skip = _in_worker
+    return _scan_chunk(dataset, *chunk, skip)
 
 
 class _Part(NamedTuple):
@@ -323,52 +330,42 @@ class _Part(NamedTuple):
     skipped: _Skipped
 
 
-def _scan_chunk(source: SegmentationDataset, start: int, ids: list[str]) -> _Part:
+def _scan_chunk(dataset: SegmentationDataset, start: int, ids: list[str], skip: bool) -> _Part:
     """Pairs (P, 3) int64 of images start, start+1, … of the list."""
-    rows, skipped = [np.empty((0, 3), dtype=np.int64)], []
+    rows: list[tuple[int, int, int]] = []
+    skipped = []
     for position, image_id in enumerate(ids, start):
         try:
-            areas = class_areas(source, image_id)
-            if source.skips is not None:
-                _check_picture(source, image_id)
+            areas = class_areas(dataset, image_id)
+            if skip:
+                dataset.read_image(image_id)  # its header, which is looked at, may be whole where the rest is not
         except (ValueError, OSError) as error:
-            if source.skips is None:
+            if not skip:
                 raise
             skipped.append((position, " ".join(str(error).split())))
             continue
-        values = np.flatnonzero(areas)
-        rows.append(np.stack([np.full_like(values, position), values, areas[values]], axis=1))
-    return _Part(len(ids), np.concatenate(rows).astype(np.int64, copy=False), skipped)
+        rows += [(position, value, areas[value]) for value in sorted(areas)]
+    return _Part(len(ids), np.array(rows, dtype=np.int64).reshape(-1, 3), skipped)
 
 
-def _check_picture(source: SegmentationDataset, image_id: str) -> None:
-    """Decode a picture: its header, which `class_areas` looks at, may be whole where the rest is not."""
-    size, mask_size = source.read_image(image_id).shape[:2], source.read_mask(image_id).shape
-    if size != mask_size:
-        raise ValueError(f"{source.mask_location(image_id)} is {mask_size} (H, W) but its picture is {size}")
-
-
-def class_areas(source: SegmentationDataset, image_id: str) -> IntArray:
-    """Count the pixels of each class in one image, and check its mask.
+def class_areas(dataset: SegmentationDataset, image_id: str) -> dict[int, int]:
+    """Count the pixels of each class in one image, and check its masks.
 
     Args:
-        source: The data set.
+        dataset: The data set.
         image_id: Which image.
 
     Returns:
-        (C+1,) int64, by class value; 0 for the background.
+        Pixels, at least 1, by class value.
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: The mask is unreadable, holds other values, or has another size than its picture; one line that
-            names it.
+        ValueError: A mask is unreadable, holds other values, or has another size than its picture; one line that names
+            it.
     """
-    num_classes = len(source.class_names)
-    where = source.mask_location(image_id)
+    where = dataset.mask_location(image_id)
     try:
-        mask = source.read_mask(image_id)
-        covered = source.covered_areas(image_id)
-        size = source.image_size(image_id)
+        return dataset.class_areas(image_id)
     except (FileNotFoundError, ValueError) as error:
         if where in str(error) or image_id in str(error):
             raise
@@ -376,25 +373,6 @@ def class_areas(source: SegmentationDataset, image_id: str) -> IntArray:
         raise kind(f"{where}: {_one_line(error)}") from None
     except Exception as error:
         raise ValueError(f"{where} cannot be read: {_one_line(error)}") from error
-    if mask.ndim != 2 or mask.dtype != np.uint8:
-        raise ValueError(f"{where} has shape {mask.shape} and type {mask.dtype}, expected (H, W) uint8 class indices")
-    if size is not None and size != mask.shape:
-        raise ValueError(
-            f"{where} is {mask.shape[0]}x{mask.shape[1]} (HxW) but its picture is {size[0]}x{size[1]}: expected the"
-            " same size, prepare the mask again"
-        )
-    areas = np.bincount(mask.ravel(), minlength=256)
-    wrong = np.flatnonzero(areas[num_classes + 1 : IGNORE])
-    if len(wrong):
-        raise ValueError(
-            f"{where} holds class index {wrong[0] + num_classes + 1}, expected 0..{num_classes} or {IGNORE}"
-            f" ({source.name} has {num_classes} classes): prepare the mask again or check the dataset setting"
-        )
-    areas = areas[: num_classes + 1].astype(np.int64)
-    areas[0] = 0
-    for value, area in covered.items():
-        areas[value] += area
-    return areas
 
 
 def _one_line(error: Exception) -> str:

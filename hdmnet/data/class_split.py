@@ -1,70 +1,42 @@
-"""Which classes are base and which are novel in each fold (PASCAL-5i, COCO-20i and their like)."""
+"""Which classes are trained on, validated on and tested on in a fold (PASCAL-5i, COCO-20i and their like)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
-import numpy as np
-
-from hdmnet.data.datasets.base import SegmentationDataset, SplitRule
-from hdmnet.data.io.arrays import IGNORE, UInt8Array
+SplitRule = Literal["contiguous", "interleaved"]
 
 
 @dataclass(frozen=True)
-class Fold:
+class ClassSplit:
     """Class values (1..C, ascending) of one fold.
 
     Attributes:
-        index: Number of the fold, from 0.
-        base: Classes that are trained on; the base learner numbers them 1..len(base) in this order.
-        novel: Classes that are held out for validation and test.
+        train: The base classes; the base learner numbers them 1..len(train) in this order.
+        val: Classes of the validation episodes, held out in training.
+        test: Classes of the test episodes, held out in training; in this field mostly those of the validation.
+        fold: Number that goes into the episodes' key; 0 where a data set has but one split.
     """
 
-    index: int
-    base: tuple[int, ...]
-    novel: tuple[int, ...]
+    train: tuple[int, ...]
+    val: tuple[int, ...]
+    test: tuple[int, ...]
+    fold: int = 0
 
-    def base_lookup(self) -> UInt8Array:
-        """Table that turns a class mask into the base learner's mask: `fold.base_lookup()[mask]`.
-
-        Returns:
-            (256,) uint8: base classes to 1..len(base), background and novel classes to 0, 255 (ignore) kept. Values
-            that are no class at all also go to 255; the catalog refuses masks that hold any.
-        """
-        table = np.full(256, IGNORE, dtype=np.uint8)
-        table[0] = 0
-        table[list(self.novel)] = 0
-        table[list(self.base)] = np.arange(1, len(self.base) + 1, dtype=np.uint8)
-        return table
+    @property
+    def novel(self) -> tuple[int, ...]:
+        """All held-out classes, ascending: what training pictures must not show."""
+        return tuple(sorted({*self.val, *self.test}))
 
 
-def fold_of(source: SegmentationDataset, fold: int) -> Fold:
-    """Fold of a data set, by its own list of folds or by its rule.
-
-    Args:
-        source: The data set.
-        fold: Which fold, 0..num_folds-1. A data set of which all classes are novel has no others: it takes any number,
-            as checkpoints of any fold are tested on it.
-
-    Returns:
-        The fold.
-
-    Raises:
-        ValueError: No such fold.
-    """
-    if source.folds is None:
-        return make_fold(len(source.class_names), source.num_folds, fold, source.split_rule)
-    values = range(1, len(source.class_names) + 1)
-    if source.folds == (tuple(values),):
-        return Fold(index=0, base=(), novel=source.folds[0])
-    if fold not in range(len(source.folds)):
-        raise ValueError(f"fold={fold} does not exist, expected one of 0..{len(source.folds) - 1}: set fold to one")
-    novel = source.folds[fold]
-    return Fold(index=int(fold), base=tuple(value for value in values if value not in novel), novel=novel)
+def hold_out(num_classes: int, novel: tuple[int, ...], fold: int) -> ClassSplit:
+    """The split whose novel classes are validated and tested on, and all others trained on."""
+    base = sorted(set(range(1, num_classes + 1)).difference(novel))
+    return ClassSplit(train=tuple(base), val=novel, test=novel, fold=int(fold))
 
 
-def make_fold(num_classes: int, num_folds: int, fold: int, rule: SplitRule) -> Fold:
+def split_classes(num_classes: int, num_folds: int, fold: int, rule: SplitRule) -> ClassSplit:
     """Split the classes into base and novel.
 
     Args:
@@ -75,17 +47,17 @@ def make_fold(num_classes: int, num_folds: int, fold: int, rule: SplitRule) -> F
             "interleaved": fold i holds out classes i+1, i+1+num_folds, i+1+2*num_folds, … (COCO-20i).
 
     Returns:
-        The fold.
+        The split; its novel classes serve validation and test.
 
     Raises:
         ValueError: No such fold or rule, or the classes cannot be split evenly.
     """
     if num_folds < 2:
         raise ValueError(f"num_folds={num_folds}, expected at least 2: one fold would leave no base classes")
-    if not 1 <= num_classes < IGNORE or num_classes % num_folds:
+    if num_classes < 1 or num_classes % num_folds:
         raise ValueError(
-            f"{num_classes} classes cannot be split into {num_folds} equal folds: expected 1..254 classes, a multiple"
-            " of the number of folds"
+            f"{num_classes} classes cannot be split into {num_folds} equal folds: expected a multiple of the number of"
+            " folds"
         )
     if fold not in range(num_folds):
         raise ValueError(f"fold={fold} does not exist, expected one of 0..{num_folds - 1}: set fold to one of these")
@@ -96,5 +68,4 @@ def make_fold(num_classes: int, num_folds: int, fold: int, rule: SplitRule) -> F
         novel = tuple(range(fold + 1, num_classes + 1, num_folds))
     else:
         raise ValueError(f"split rule {rule!r} is unknown, expected one of {', '.join(get_args(SplitRule))}")
-    base = tuple(value for value in range(1, num_classes + 1) if value not in novel)
-    return Fold(index=int(fold), base=base, novel=novel)
+    return hold_out(num_classes, novel, fold)

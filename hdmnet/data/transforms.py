@@ -96,14 +96,13 @@ class Augment(ABC):
         self.image_size = (height, width)
 
     @abstractmethod
-    def __call__(self, image: UInt8, mask: UInt8, seed: int, foreground: int | None = None) -> tuple[UInt8, UInt8]:
+    def __call__(self, image: UInt8, mask: UInt8, seed: int) -> tuple[UInt8, UInt8]:
         """Augment one image with its label map.
 
         Args:
             image: (H0, W0, 3) uint8 RGB.
             mask: (H0, W0) uint8 labels, 255 ignore.
             seed: Decides the result together with the inputs; nothing else does.
-            foreground: The label that a crop should keep; None: any label but 0 and 255.
 
         Returns:
             image (H, W, 3) uint8 and mask (H, W) uint8, in the frame of the network's input.
@@ -113,15 +112,15 @@ class Augment(ABC):
 class ResizeOnly(Augment):
     """No augmentation: the resize of evaluation."""
 
-    def __call__(self, image: UInt8, mask: UInt8, seed: int, foreground: int | None = None) -> tuple[UInt8, UInt8]:
-        """Resize; `seed` and `foreground` have no effect. See the base class for shapes."""
+    def __call__(self, image: UInt8, mask: UInt8, seed: int) -> tuple[UInt8, UInt8]:
+        """Resize; `seed` has no effect. See the base class for shapes."""
         return resize_pair(image, mask, self.image_size)
 
 
 class FlipOnly(Augment):
     """The resize, after a horizontal flip of every other image: for runs too short to profit from more."""
 
-    def __call__(self, image: UInt8, mask: UInt8, seed: int, foreground: int | None = None) -> tuple[UInt8, UInt8]:
+    def __call__(self, image: UInt8, mask: UInt8, seed: int) -> tuple[UInt8, UInt8]:
         """Flip by the seed's lowest bit (seeds are hashes), then resize. See the base class for shapes."""
         if seed & 1:
             image, mask = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(mask[:, ::-1])
@@ -170,7 +169,7 @@ class RandomAugment(Augment):
         """Leave the pipeline out of the pickle: each worker builds its own at its first call."""
         return self.__dict__ | {"_pipeline": None}
 
-    def __call__(self, image: UInt8, mask: UInt8, seed: int, foreground: int | None = None) -> tuple[UInt8, UInt8]:
+    def __call__(self, image: UInt8, mask: UInt8, seed: int) -> tuple[UInt8, UInt8]:
         """Augment one image with its label map; see the base class."""
         if self._pipeline is None:
             self._pipeline = self._build_pipeline()
@@ -178,7 +177,7 @@ class RandomAugment(Augment):
         changed = self._pipeline(image=image, mask=mask)
         image, mask = changed["image"], changed["mask"]
         if self.crop:
-            return self._crop(image, mask, foreground)
+            return self._crop(image, mask)
         return resize_pair(image, mask, self.image_size)
 
     def _build_pipeline(self) -> Any:
@@ -209,11 +208,11 @@ class RandomAugment(Augment):
         pipeline.set_random_state(np.random.default_rng(0), self._random)
         return pipeline
 
-    def _crop(self, image: UInt8, mask: UInt8, foreground: int | None) -> tuple[UInt8, UInt8]:
+    def _crop(self, image: UInt8, mask: UInt8) -> tuple[UInt8, UInt8]:
         """Crop at random, of ten draws the first that keeps enough foreground, else the one that keeps most."""
         image, mask = _pad(image, mask, self.image_size, self.fill)
         height, width = self.image_size
-        wanted = mask == foreground if foreground is not None else (mask != 0) & (mask != IGNORE)
+        wanted = (mask != 0) & (mask != IGNORE)
         total = int(np.count_nonzero(wanted))
         enough = 1.0 if self.keep is None else self.keep * total
         best, best_kept = (0, 0), -1

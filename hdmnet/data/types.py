@@ -42,10 +42,9 @@ class Episode:
     Attributes:
         query_image: (B, 3, H, W) uint8 RGB; after the transfer float32, normalised.
         query_mask: (B, H, W) uint8; 0 background, 1 the episode's class, 255 ignore.
-        query_base_mask: (B, H, W) uint8; 0 background or novel, 1..num_base the base classes in order, 255 ignore.
         support_images: (B, K, 3, H, W) uint8 RGB; after the transfer float32, normalised.
         support_masks: (B, K, H, W) uint8; 0, 1 or 255.
-        class_index: (B,) int64; place of the class in the split's class tuple (training: base, evaluation: novel).
+        class_index: (B,) int64; place of the class among the split's classes (training: base, evaluation: novel).
         query_id: Image id; collated: B of them.
         support_ids: K image ids; collated: B lists of K.
         index: (B,) int64; place of the episode in its manifest.
@@ -56,7 +55,6 @@ class Episode:
 
     query_image: Tensor
     query_mask: Tensor
-    query_base_mask: Tensor
     support_images: Tensor
     support_masks: Tensor
     class_index: Tensor
@@ -171,7 +169,6 @@ def collate_episodes(episodes: Sequence[Episode]) -> Episode:
     return Episode(
         query_image=default_collate([e.query_image for e in episodes]),
         query_mask=default_collate([e.query_mask for e in episodes]),
-        query_base_mask=default_collate([e.query_base_mask for e in episodes]),
         support_images=default_collate([e.support_images for e in episodes]),
         support_masks=default_collate([e.support_masks for e in episodes]),
         class_index=default_collate([e.class_index for e in episodes]),

@@ -213,20 +213,18 @@ def class_counts(run: Run) -> dict[int, list[int]]:
     """
     from hdmnet.config.stored import stored_config
     from hdmnet.data.catalog import load_catalog
-    from hdmnet.data.class_split import fold_of
-    from hdmnet.run.build import build_dataset
+    from hdmnet.run.build import build_dataset, skipped_files
 
     counts = {}
     cfg = stored_config(run.config, str(run.path))
     cache = Path(str(cfg.paths.cache_dir))
-    folds = cfg.dataset.num_folds
-    for fold in range(build_dataset(cfg).num_folds if folds is None else int(folds)):
-        if "fold" in cfg.dataset.source:  # the embedded pictures are drawn for a fold
-            cfg.dataset.source.fold = fold
-        source = build_dataset(cfg)
-        catalog = load_catalog(source, "val", cache / "catalogs" if cache.is_dir() else None, progress=False)
-        novel = fold_of(source, fold).novel
-        view = catalog.view(novel, min_area=source.min_area)
+    for fold in range(build_dataset(cfg).num_folds):
+        if "fold" in cfg.dataset:  # the embedded pictures are drawn for a fold
+            cfg.dataset.fold = fold
+        dataset = build_dataset(cfg)
+        folder = cache / "catalogs" if cache.is_dir() else None
+        catalog = load_catalog(dataset, "val", folder, skip=skipped_files(cfg) is not None, progress=False)
+        view = catalog.view(dataset.class_split(fold).val, min_area=dataset.min_area)
         per_image = np.bincount(catalog.image_index, minlength=len(catalog))
         queries = per_image[np.isin(catalog.ids, view.ids)]
         counts[fold] = np.bincount(np.minimum(queries, _MOST_CLASSES), minlength=_MOST_CLASSES + 1)[1:].tolist()

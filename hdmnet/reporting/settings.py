@@ -30,8 +30,7 @@ _TRAINER = ("max_steps", "max_epochs", "max_time", "limit_train_batches", "accum
 _OF_THE_METHOD = ("model.", "loss.", "optim.")
 _IGNORED = (
     "dataset.root",
-    "dataset.source.root",
-    "dataset.source.fold",
+    "dataset.fold",
     "dataset.num_test_episodes",
     "dataset.num_test_seeds",
     "dataset.controls",
@@ -147,8 +146,8 @@ def without(settings: Settings, keys: Iterable[str]) -> tuple[tuple[str, str], .
 
 
 def repeated(settings: Settings) -> set[str]:
-    """Keys that only repeat another, e.g. `dataset.source.train_list` or `trainer.max_steps`: no need to tell both."""
-    twins = {"dataset.source.": "dataset.", "trainer.": "optim.", "batch_size": "optim.batch_size"}
+    """Keys that only repeat another, e.g. `trainer.max_steps`: no need to tell both."""
+    twins = {"trainer.": "optim.", "batch_size": "optim.batch_size"}
     return {
         key
         for key, value in settings.items()

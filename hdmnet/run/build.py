@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from hdmnet.callbacks.progress import StageProgressBar
 from hdmnet.config.instantiate import instantiate
+from hdmnet.config.paths import conf_dir
 from hdmnet.config.values import image_size, to_plain, to_stored
 from hdmnet.data.datamodules.few_shot import FewShotDataModule
 from hdmnet.data.datasets.skipped_files import SkippedFiles
@@ -38,21 +41,45 @@ BACKBONE, BASE_LEARNER = "backbone", "base_learner"  # values of model.encoder
 _FEATURE_CHANNELS = {"resnet_narrow": 128}  # of the base learner, where it is not the usual number
 
 
-def build_dataset(cfg: DictConfig) -> SegmentationDataset:
-    """The data set, checked to be there."""
-    source: SegmentationDataset = instantiate(cfg.dataset.source)
-    for key in ("min_area", "num_folds"):
-        if cfg.dataset.get(key) is not None:
-            setattr(source, key, cfg.dataset[key])
-    if cfg.dataset.get("on_error") == "skip":
-        source.skips = SkippedFiles(None if cfg.paths.run_dir is None else Path(cfg.paths.run_dir) / "skipped")
-    source.check()
-    return source
+def build_dataset(cfg: DictConfig, *, check: bool = True) -> SegmentationDataset:
+    """The data set, checked to be there if not told otherwise.
+
+    Of the keys of conf/dataset_defaults its constructor gets those that it names and that are not null; all others are
+    its own.
+
+    Raises:
+        ValueError: It does not take its keys, has another number of folds, or is not whole.
+        FileNotFoundError: Something of it is missing.
+    """
+    node = cast(dict[str, Any], OmegaConf.to_container(cfg.dataset, resolve=True))
+    target = instantiate({"_target_": node["_target_"], "_partial_": True}).func
+    named = inspect.signature(target).parameters
+    given = {key for key in named if node.get(key) is not None}
+    own = {key: value for key, value in node.items() if key in given or key not in common_keys()}
+    dataset: SegmentationDataset = instantiate(OmegaConf.create({"dataset": own}).dataset)  # so named in errors
+    if node.get("num_folds") not in (None, dataset.num_folds):
+        raise ValueError(f"dataset.num_folds={node['num_folds']}: expected {dataset.num_folds}, as {dataset.name} has")
+    if check:
+        dataset.check(files=skipped_files(cfg) is None)
+    return dataset
 
 
-def build_few_shot_data(cfg: DictConfig, source: SegmentationDataset, **changes: Any) -> FewShotDataModule:
+@functools.cache
+def common_keys() -> frozenset[str]:
+    """Keys that the `dataset` node has whichever the data set is."""
+    return frozenset(map(str, OmegaConf.load(conf_dir() / "dataset_defaults" / "default.yaml")))
+
+
+def skipped_files(cfg: DictConfig) -> SkippedFiles | None:
+    """Where files that cannot be read are listed, if they may be skipped."""
+    if cfg.dataset.get("on_error") != "skip":
+        return None
+    return SkippedFiles(None if cfg.paths.run_dir is None else Path(cfg.paths.run_dir) / "skipped")
+
+
+def build_few_shot_data(cfg: DictConfig, dataset: SegmentationDataset, **changes: Any) -> FewShotDataModule:
     """The episodes of the config's fold; `changes` replace arguments of `FewShotDataModule`."""
-    size, dataset = image_size(cfg.dataset.image_size), cfg.dataset
+    size, settings = image_size(cfg.dataset.image_size), cfg.dataset
     mean, std = list(cfg.backbone.mean), list(cfg.backbone.std)
     episodes, seeds = cfg.get("episodes"), cfg.get("seeds")  # only the evaluate door has them
     arguments: dict[str, Any] = {
@@ -63,21 +90,22 @@ def build_few_shot_data(cfg: DictConfig, source: SegmentationDataset, **changes:
         "batch_size": cfg.batch_size,
         "num_workers": cfg.num_workers,
         "seed": cfg.seed,
-        "episodes_per_epoch": dataset.episodes_per_epoch,
-        "num_val_episodes": dataset.num_val_episodes,
-        "num_test_episodes": dataset.num_test_episodes if episodes is None else episodes,
-        "num_test_seeds": dataset.num_test_seeds if seeds is None else seeds,
+        "episodes_per_epoch": settings.episodes_per_epoch,
+        "num_val_episodes": settings.num_val_episodes,
+        "num_test_episodes": settings.num_test_episodes if episodes is None else episodes,
+        "num_test_seeds": settings.num_test_seeds if seeds is None else seeds,
         "protocol": cfg.protocol,
-        "filter_novel": dataset.filter_novel,
+        "filter_novel": settings.filter_novel,
+        "skips": skipped_files(cfg),
         "support_mask": cfg.support_mask,
-        "check_files": dataset.get("check_files", 0),
-        "allow_repeats": dataset.get("allow_repeats", False),
+        "check_files": settings.get("check_files", 0),
+        "allow_repeats": settings.get("allow_repeats", False),
         "reuse_memory_gb": cfg.reuse_memory_gb if cfg.reuse else None,
         "mean": mean,
         "std": std,
         "cache_dir": Path(cfg.paths.cache_dir) / "catalogs",
     }
-    return FewShotDataModule(source, **(arguments | changes))
+    return FewShotDataModule(dataset, **(arguments | changes))
 
 
 def needs_base_learner(cfg: DictConfig) -> bool:
@@ -181,6 +209,7 @@ def build_task(cfg: DictConfig, model: FewShotMethod, data: FewShotDataModule, *
     return FewShotTask(
         model=model,
         class_names=data.novel_names,
+        val_class_names=data.val_names,
         num_test_seeds=data.num_test_seeds,
         loss=instantiate(cfg.loss),
         optimizer=instantiate(optim.optimizer),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
+import numpy as np
 import torch
 
 from hdmnet.callbacks.build import build_callbacks
@@ -238,18 +239,20 @@ def every_object_foreground(data: FewShotDataModule) -> float:
         mIoU as a fraction.
     """
     metric = FewShotIoU(len(data.novel_names))
-    novel = data.fold_classes.novel
+    index = {value: place for place, value in enumerate(data.class_split.test)}
     for episode in data.test_manifests[0]:
-        mask = torch.from_numpy(data.source.read_mask_of(episode.query_id, episode.class_value))
-        target = torch.where(mask == 255, 255, (mask == episode.class_value).to(torch.uint8))
-        class_index = torch.tensor([novel.index(episode.class_value)])
-        metric.update((mask > 0).long()[None], target[None], class_index)
+        target = data.dataset.read_class_mask(episode.query_id, episode.class_value)
+        labelled = np.zeros(target.shape, dtype=bool)
+        for value in data.dataset.class_areas(episode.query_id):
+            labelled |= data.dataset.read_class_mask(episode.query_id, value) == 1
+        class_index = torch.tensor([index[episode.class_value]])
+        metric.update(torch.from_numpy(labelled)[None], torch.from_numpy(target)[None], class_index)
     return float(metric.compute()["miou"])
 
 
 def _test_with_ones(cfg: DictConfig, task: FewShotTask, data: FewShotDataModule) -> float:
     """The control of the paper's Table 8: the same model and episodes of the first seed, support masks all ones."""
-    ones = build_few_shot_data(cfg, data.source, support_mask="ones", num_test_seeds=1)
+    ones = build_few_shot_data(cfg, data.dataset, support_mask="ones", num_test_seeds=1)
     ones.measure_features = data.measure_features
     trainer = build_trainer(
         cfg, "control: support mask all ones", callbacks=build_callbacks(cfg, "control"), logger=False

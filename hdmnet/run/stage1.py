@@ -20,7 +20,7 @@ from hdmnet.config.instantiate import instantiate
 from hdmnet.config.values import image_size, to_plain
 from hdmnet.data.datamodules.base_learner import BaseLearnerDataModule
 from hdmnet.data.transforms import BaseLearnerAugment, build_augment
-from hdmnet.run.build import build_base_learner, build_trainer, epoch_length, num_processes
+from hdmnet.run.build import build_base_learner, build_trainer, epoch_length, num_processes, skipped_files
 from hdmnet.run.checkpoints import load_base_learner, load_strictly, run_state_dict, save_base_learner
 from hdmnet.runtime import ranks, signals
 from hdmnet.runtime.checkpoint_file import newest_whole, read_checkpoint
@@ -53,9 +53,9 @@ def base_learner_path(cfg: DictConfig, data: BaseLearnerDataModule) -> Path:
         data: Set up; its training images and their areas stand for the data, wherever the folder lies.
     """
     plain = to_plain(cfg)
-    unused = ("num_val_", "num_test_", "check_files", "controls", "root")
-    dataset = {k: v for k, v in plain["dataset"].items() if not k.startswith(unused)}
-    dataset.pop("image_size"), dataset.pop("episodes_per_epoch"), dataset["source"].pop("root", None)
+    unused = ("num_val_", "num_test_", "check_files", "controls", "root", "backbone")
+    dataset = {k: v for k, v in plain["dataset"].items() if not k.startswith(unused) and k != "augment"}
+    dataset.pop("image_size"), dataset.pop("episodes_per_epoch")
     facts = {
         "dataset": dataset,
         "backbone": {k: v for k, v in plain["backbone"].items() if k != "weights_dir"},
@@ -71,12 +71,12 @@ def base_learner_path(cfg: DictConfig, data: BaseLearnerDataModule) -> Path:
     return Path(cfg.paths.cache_dir) / "base_learners" / name
 
 
-def obtain_base_learner(cfg: DictConfig, source: SegmentationDataset) -> BaseLearner:
+def obtain_base_learner(cfg: DictConfig, dataset: SegmentationDataset) -> BaseLearner:
     """The base learner: from ``base_ckpt``, else trained before with the same settings, else trained now.
 
     Args:
         cfg: The config of the train door.
-        source: The data set.
+        dataset: The data set.
 
     Returns:
         The trained base learner, on the CPU.
@@ -86,7 +86,7 @@ def obtain_base_learner(cfg: DictConfig, source: SegmentationDataset) -> BaseLea
         FileNotFoundError: ``base_ckpt`` is not there.
     """
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    data = build_base_data(cfg, source)
+    data = build_base_data(cfg, dataset)
     data.setup("fit")
     path = base_learner_path(cfg, data) if cfg.base_ckpt is None else Path(cfg.base_ckpt)
     if cfg.base_ckpt is None:
@@ -96,7 +96,7 @@ def obtain_base_learner(cfg: DictConfig, source: SegmentationDataset) -> BaseLea
     log.info("base learner: %s", path)
     # Every weight comes from the file: no download of pretrained ones for nothing.
     learner = build_base_learner(cfg, data.num_base, weights=None)
-    return load_base_learner(learner, path, dataset=source.name, backbone=cfg.backbone.name, fold=cfg.fold)
+    return load_base_learner(learner, path, dataset=dataset.name, backbone=cfg.backbone.name, fold=cfg.fold)
 
 
 @contextmanager
@@ -145,7 +145,7 @@ def _waiting_lock(file: Path, holder: Path) -> Iterator[None]:
         lock.release()
 
 
-def build_base_data(cfg: DictConfig, source: SegmentationDataset) -> BaseLearnerDataModule:
+def build_base_data(cfg: DictConfig, dataset: SegmentationDataset) -> BaseLearnerDataModule:
     """The training and validation pictures of stage 1.
 
     Raises:
@@ -164,7 +164,7 @@ def build_base_data(cfg: DictConfig, source: SegmentationDataset) -> BaseLearner
             "batch normalisation needs two"
         )
     return BaseLearnerDataModule(
-        source,
+        dataset,
         fold=cfg.fold,
         image_size=size,
         augment=_augment(cfg, size, mean),
@@ -173,6 +173,7 @@ def build_base_data(cfg: DictConfig, source: SegmentationDataset) -> BaseLearner
         seed=cfg.seed,
         num_val_samples=base.num_val_samples,
         filter_novel=cfg.dataset.filter_novel,
+        skips=skipped_files(cfg),
         mean=mean,
         std=std,
         cache_dir=Path(cfg.paths.cache_dir) / "catalogs",

@@ -37,6 +37,7 @@ class FewShotTask(L.LightningModule):
     Args:
         model: The method.
         class_names: Of the classes that are tested, in the order of ``class_index``.
+        val_class_names: Of those that are validated; None: the same.
         num_test_seeds: Test seeds whose episodes the test loader mixes; may be lowered later for a test of fewer.
         loss: Called as ``loss(output, query_mask)``; gives scalars by name, of which ``loss`` is the one to minimise.
             None: only to be tested.
@@ -53,6 +54,7 @@ class FewShotTask(L.LightningModule):
         *,
         model: FewShotMethod,
         class_names: Sequence[str],
+        val_class_names: Sequence[str] | None = None,
         num_test_seeds: int = 1,
         loss: nn.Module | None = None,
         optimizer: Callable[[list[dict[str, Any]]], Optimizer] | None = None,
@@ -71,16 +73,15 @@ class FewShotTask(L.LightningModule):
         self.checkpoint_extra = checkpoint_extra or {}
         self.num_test_seeds = num_test_seeds
         # One metric a reported prediction and seed; validation has one seed.
-        self.val_metrics = self._metrics(1)
-        self.test_metrics = self._metrics(num_test_seeds)
+        self.val_metrics = self._metrics(1, self.class_names if val_class_names is None else val_class_names)
+        self.test_metrics = self._metrics(num_test_seeds, self.class_names)
         self.val_results: dict[str, list[dict[str, Any]]] = {}
         self.test_results: dict[str, list[dict[str, Any]]] = {}
         self._tells_left_out = True
         self.features = FeatureStore()  # filled in a validation or test, empty before and after
 
-    def _metrics(self, num_seeds: int) -> nn.ModuleDict:
+    def _metrics(self, num_seeds: int, names: Sequence[str]) -> nn.ModuleDict:
         def seeds() -> nn.ModuleList:
-            names = self.class_names
             return nn.ModuleList(FewShotIoU(len(names), class_names=names) for _ in range(num_seeds))
 
         return nn.ModuleDict({name: seeds() for name in self.model.reported})

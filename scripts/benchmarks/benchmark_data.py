@@ -26,8 +26,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from hdmnet.data import catalog as catalog_module
 from hdmnet.data.catalog import Catalog, load_catalog
-from hdmnet.data.class_split import Fold, make_fold
-from hdmnet.data.datasets.base import Split, fingerprint_files
+from hdmnet.data.class_split import ClassSplit, split_classes
+from hdmnet.data.datasets.base import Split
+from hdmnet.data.datasets.files import fingerprint_files
 from hdmnet.data.datasets.shapes.dataset import ShapesDataset
 from hdmnet.data.datasets.tree import TreeDataset
 from hdmnet.data.episodes.manifest import EpisodeManifest
@@ -44,7 +45,7 @@ NUM_IMAGES, NUM_CLASSES, CLASSES_AN_IMAGE = 82_000, 80, 3  # of COCO 2014
 WORKER_EPISODES = 2000
 
 
-class FolderSource(TreeDataset):
+class FolderPictures(TreeDataset):
     """JPEGs and grey PNG masks in one folder.
 
     Args:
@@ -59,7 +60,7 @@ class FolderSource(TreeDataset):
     def __init__(
         self, root: Path, id_list: list[str], class_names: tuple[str, ...], min_area: int = 2 * 32 * 32
     ) -> None:
-        super().__init__(root, None, None, "contiguous", min_area)
+        super().__init__(root, None, None, num_folds=4, split_rule="contiguous", min_area=min_area)
         self.id_list = id_list
         self.class_names = class_names
 
@@ -79,9 +80,6 @@ class FolderSource(TreeDataset):
         """Over the masks, as those of real data sets."""
         return fingerprint_files(self.root, names=[f"{image_id}.png" for image_id in self.id_list])
 
-    def check(self) -> None:
-        """Nothing to check."""
-
 
 class ReleaseEpisodes(Dataset[tuple[Tensor, ...]]):
     """A training pipeline as the release has it: OpenCV, float32 from the start, the base labels a file of their own.
@@ -90,13 +88,13 @@ class ReleaseEpisodes(Dataset[tuple[Tensor, ...]]):
     tensor, normalised here, with int64 labels.
 
     Args:
-        source: Pictures and grey masks; beside the mask `x.png` lie the base labels `x.base.png`.
+        dataset: Pictures and grey masks; beside the mask `x.png` lie the base labels `x.base.png`.
         manifest: Episodes, the same as ours.
         side: Side of the result.
     """
 
-    def __init__(self, source: FolderSource, manifest: EpisodeManifest, side: int) -> None:
-        self.source = source
+    def __init__(self, dataset: FolderPictures, manifest: EpisodeManifest, side: int) -> None:
+        self.dataset = dataset
         self.manifest = manifest
         self.side = side
         self.mean, self.std = [255 * value for value in MEAN], [255 * value for value in STD]
@@ -112,7 +110,7 @@ class ReleaseEpisodes(Dataset[tuple[Tensor, ...]]):
 
     def read(self, image_id: str, value: int, rng: random.Random, *, with_base: bool = False) -> tuple[Tensor, ...]:
         """Picture (3, H, W) float32, its labels (H, W) int64, and if asked for the base labels."""
-        path = self.source.image_path(image_id)
+        path = self.dataset.image_path(image_id)
         image = np.float32(cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB))  # type: ignore[arg-type]
         classes: Any = cv2.imread(str(path.with_suffix(".png")), cv2.IMREAD_GRAYSCALE)
         labels = np.zeros_like(classes)
@@ -159,22 +157,21 @@ class Counting(Sampler[int]):
         return itertools.count()
 
 
-def write_pictures(folder: Path, number: int, size: tuple[int, int]) -> FolderSource:
+def write_pictures(folder: Path, number: int, size: tuple[int, int]) -> FolderPictures:
     """Write the embedded data set's pictures, with the grain of a camera, as files of a photograph's size."""
-    shapes = ShapesDataset(image_size=size, num_train=number)
-    lookup = make_fold(len(shapes.class_names), 4, 0, "contiguous").base_lookup()
+    shapes = ShapesDataset(picture_size=size, num_train=number)
     for image_id in shapes.ids("train"):
         Image.fromarray(shapes.read_image(image_id)).save(folder / f"{image_id}.jpg", quality=JPEG_QUALITY)
-        mask = shapes.read_mask(image_id)
-        Image.fromarray(mask).save(folder / f"{image_id}.png")
-        Image.fromarray(lookup[mask]).save(folder / f"{image_id}.base.png")
-    return FolderSource(folder, shapes.ids("train"), shapes.class_names, shapes.min_area)
+        Image.fromarray(shapes.read_mask(image_id)).save(folder / f"{image_id}.png")
+        base = shapes.read_label_map(image_id, shapes.class_split(0).train)
+        Image.fromarray(base).save(folder / f"{image_id}.base.png")
+    return FolderPictures(folder, shapes.ids("train"), shapes.class_names, shapes.min_area)
 
 
-def make_manifest(catalog: Catalog, fold: Fold, *, min_area: int, filter_novel: bool) -> EpisodeManifest:
+def make_manifest(catalog: Catalog, classes: ClassSplit, *, min_area: int, filter_novel: bool) -> EpisodeManifest:
     """Training episodes, 1-shot, without an end."""
-    exclude = fold.novel if filter_novel else ()
-    view = catalog.view(fold.base, min_area=min_area, exclude=exclude)
+    exclude = classes.novel if filter_novel else ()
+    view = catalog.view(classes.train, min_area=min_area, exclude=exclude)
     return EpisodeManifest(view, dataset="benchmark", fold=0, split="train", shot=1, seed=0, num_episodes=None)
 
 
@@ -192,13 +189,13 @@ def run_data(context: Context) -> list[Row]:
     threads = torch.get_num_threads(), cv2.getNumThreads()
     with tempfile.TemporaryDirectory(prefix="hdmnet-benchmark-") as folder:
         context.progress.step("data: writing pictures")
-        source = write_pictures(Path(folder), number, size)
-        catalog = load_catalog(source, "train", None, num_workers=0, progress=False)
-        fold = make_fold(len(source.class_names), 4, 0, "contiguous")
-        manifest = make_manifest(catalog, fold, min_area=source.min_area, filter_novel=False)
+        dataset = write_pictures(Path(folder), number, size)
+        catalog = load_catalog(dataset, "train", None, num_workers=0, progress=False)
+        classes = dataset.class_split(0)
+        manifest = make_manifest(catalog, classes, min_area=dataset.min_area, filter_novel=False)
         augment = build_augment("official", image_size=(side, side), scale=SCALE, mean=MEAN)
-        ours = TrainEpisodes(source, manifest, fold=fold, augment=augment, seed=0)
-        release = ReleaseEpisodes(source, manifest, side)
+        ours = TrainEpisodes(dataset, manifest, classes=classes.train, augment=augment, seed=0)
+        release = ReleaseEpisodes(dataset, manifest, side)
         try:
             keep_to_one_thread(0)
             context.progress.step("data: in this process")
@@ -261,16 +258,16 @@ def time_in_worker(context: Context, ours: Any, release: Any, batches: int) -> d
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-class CocoLike(FolderSource):
+class CocoLike(FolderPictures):
     """As many images and classes as COCO 2014 has, with empty mask files: only a catalog cache stands behind them."""
 
     name = "coco-like"
 
 
 class Simulated(NamedTuple):
-    """A simulated data set: its source, and the (P, 3) pairs of image, class and area that its masks would give."""
+    """A simulated data set: its dataset, and the (P, 3) pairs of image, class and area that its masks would give."""
 
-    source: CocoLike
+    dataset: CocoLike
     pairs: NDArray[np.int64]
 
 
@@ -293,24 +290,25 @@ def run_catalog(context: Context) -> list[Row]:
         folder, cache = Path(name) / "masks", Path(name) / "cache"
         folder.mkdir()
         context.progress.step(f"catalog: {number} images")
-        source, pairs = simulate(folder, number)
-        key = catalog_module._cache_key(source, "train", source.ids("train"))
-        catalog_module._write_cache(cache / f"{source.name}-train-{key[:16]}.npz", key, pairs, [])
+        dataset, pairs = simulate(folder, number)
+        key = catalog_module._cache_key(dataset, "train", dataset.ids("train"), skip=False)
+        assert key is not None, "it has a fingerprint"
+        catalog_module._write_cache(cache / f"{dataset.name}-train-{key[:16]}.npz", key, pairs, [])
         context.progress.step("catalog: loading")
 
         def load() -> Catalog:
-            return load_catalog(source, "train", cache, num_workers=0, progress=False)
+            return load_catalog(dataset, "train", cache, num_workers=0, progress=False)
 
         seconds = interleave(context, {"load": load}, name="catalog")["load"]
         catalog = load()
         assert len(catalog.area) == len(pairs), "the catalog was scanned, not loaded"
-        fold = make_fold(NUM_CLASSES, 4, 0, "interleaved")
-        manifest = make_manifest(catalog, fold, min_area=source.min_area, filter_novel=True)
+        classes = split_classes(NUM_CLASSES, 4, 0, "interleaved")
+        manifest = make_manifest(catalog, classes, min_area=dataset.min_area, filter_novel=True)
         augment = build_augment("official", image_size=(SIDE, SIDE), scale=SCALE, mean=MEAN)
-        dataset = TrainEpisodes(source, manifest, fold=fold, augment=augment, seed=0)
-        pickled = pickle.dumps(dataset)
+        episodes = TrainEpisodes(dataset, manifest, classes=classes.train, augment=augment, seed=0)
+        pickled = pickle.dumps(episodes)
         context.progress.step("catalog: workers")
-        workers = {method: worker_memory(method, dataset, pickled) for method in ("fork", "spawn")}
+        workers = {method: worker_memory(method, episodes, pickled) for method in ("fork", "spawn")}
     return [
         Row("images", "images", number),
         Row("pairs", "(image, class) pairs", len(pairs)),

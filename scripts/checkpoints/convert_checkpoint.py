@@ -24,7 +24,7 @@ from hdmnet.config.paths import conf_dir
 from hdmnet.config.schemas import register_schemas
 from hdmnet.config.stored import stored_config
 from hdmnet.config.values import to_stored
-from hdmnet.data.class_split import make_fold
+from hdmnet.data.class_split import split_classes
 from hdmnet.data.datasets import coco, pascal
 from hdmnet.data.prepare import run_main
 from hdmnet.models.hdmnet.model import HDMNet
@@ -80,8 +80,8 @@ def convert(source: Path, target: Path, *, dataset: str | None, backbone: str | 
         return f"base learner for hdmnet.train base_ckpt={target}"
     model = load_official_checkpoint(source, dataset, backbone, shot)
     cfg = _config(dataset, backbone, shot=shot, fold=fold)
-    folds = make_fold(len(CLASS_NAMES[dataset]), cfg.dataset.num_folds, fold, cfg.dataset.split_rule)
-    names = [CLASS_NAMES[dataset][value - 1] for value in folds.novel]
+    classes = split_classes(len(CLASS_NAMES[dataset]), cfg.dataset.num_folds, fold, cfg.dataset.split_rule)
+    names = [CLASS_NAMES[dataset][value - 1] for value in classes.test]
     state = {f"model.{key}": value for key, value in model.state_dict().items()}
     write_atomically({"state_dict": state, RUN_KEY: {"config": to_stored(cfg), "class_names": names}}, target)
     return f"HDMNet for hdmnet.evaluate ckpt={target}"

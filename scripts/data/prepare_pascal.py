@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hdmnet.cli.parser import OneLineParser
+from hdmnet.data.datasets.files import read_ids
 from hdmnet.data.datasets.pascal import LISTS
-from hdmnet.data.datasets.tree import read_ids
 from hdmnet.data.prepare import (
     ConvertItem,
     archive_members,

@@ -150,16 +150,16 @@ def _entry(segmentation: object, mask: NDArray[np.bool_], value: int, *, iscrowd
     }
 
 
-def _samples(source: ShapesDataset, split: Split) -> Iterator[tuple[int, Sample]]:
-    for index, image_id in enumerate(tqdm(source.ids(split), desc=split, unit="pictures")):
-        yield index, source.sample(image_id)
+def _samples(dataset: ShapesDataset, split: Split) -> Iterator[tuple[int, Sample]]:
+    for index, image_id in enumerate(tqdm(dataset.ids(split), desc=split, unit="pictures")):
+        yield index, dataset.sample(image_id)
 
 
-def write_voc(source: ShapesDataset, root: Path) -> None:
-    """Write pictures, masks and lists of a 20-class source as a VOC 2012 tree.
+def write_voc(dataset: ShapesDataset, root: Path) -> None:
+    """Write pictures, masks and lists of a 20-class dataset as a VOC 2012 tree.
 
     Args:
-        source: The pictures.
+        dataset: The pictures.
         root: An empty folder.
     """
     lists = root / "ImageSets" / "Segmentation"
@@ -167,7 +167,7 @@ def write_voc(source: ShapesDataset, root: Path) -> None:
         folder.mkdir(parents=True)
     names: dict[str, list[str]] = {split: [] for split in _YEARS}
     for split, year in _YEARS.items():
-        for index, sample in _samples(source, split):
+        for index, sample in _samples(dataset, split):
             name = f"{year}_{index + 1:06d}"
             names[split].append(name)
             (root / "JPEGImages" / f"{name}.jpg").write_bytes(encode_jpeg(sample.image))
@@ -177,17 +177,17 @@ def write_voc(source: ShapesDataset, root: Path) -> None:
         (lists / f"{title}.txt").write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
 
 
-def write_coco(source: ShapesDataset, root: Path) -> None:
-    """Write pictures and instance annotations of an 80-class source as a COCO 2014 tree.
+def write_coco(dataset: ShapesDataset, root: Path) -> None:
+    """Write pictures and instance annotations of an 80-class dataset as a COCO 2014 tree.
 
     Args:
-        source: The pictures.
+        dataset: The pictures.
         root: An empty folder.
     """
     (root / "annotations").mkdir(parents=True)
     categories = [
         {"supercategory": name.split()[0], "id": number, "name": name}
-        for number, name in zip(CATEGORY_IDS, source.class_names, strict=True)
+        for number, name in zip(CATEGORY_IDS, dataset.class_names, strict=True)
     ]
     annotation_id = 0
     for split, first_id in _FIRST_IDS.items():
@@ -195,7 +195,7 @@ def write_coco(source: ShapesDataset, root: Path) -> None:
         (root / folder).mkdir()
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
-        for index, sample in _samples(source, split):
+        for index, sample in _samples(dataset, split):
             image_id = first_id + 100 * index
             name = f"COCO_{folder}_{image_id:012d}.jpg"
             (root / folder / name).write_bytes(encode_jpeg(sample.image))
@@ -205,7 +205,7 @@ def write_coco(source: ShapesDataset, root: Path) -> None:
                 annotation_id += 1
                 annotations.append(entry | {"image_id": image_id, "id": annotation_id})
         content = {
-            "info": {"description": "SHAPES in the format of COCO 2014", "version": source.fingerprint("train")},
+            "info": {"description": "SHAPES in the format of COCO 2014", "version": dataset.fingerprint("train")},
             "licenses": [{"id": 1, "name": "Apache-2.0"}],
             "images": images,
             "annotations": annotations,
@@ -237,9 +237,9 @@ def write_tree(arguments: argparse.Namespace) -> None:
             f"--num-classes and --one-class are for --format folder-…, got --format {chosen}: leave them out"
         )
     num_train, num_val = NUM_PICTURES[chosen]
-    source = ShapesDataset(
-        seed=arguments.seed,
-        image_size=(size[0], size[1]),
+    dataset = ShapesDataset(
+        generator_seed=arguments.seed,
+        picture_size=(size[0], size[1]),
         num_train=num_train if arguments.num_train is None else arguments.num_train,
         num_val=num_val if arguments.num_val is None else arguments.num_val,
         num_classes=80 if chosen == "coco" else 20 if arguments.num_classes is None else arguments.num_classes,
@@ -252,11 +252,11 @@ def write_tree(arguments: argparse.Namespace) -> None:
     partial.mkdir(parents=True)
     try:
         if chosen.startswith("folder-"):
-            total = len(source.ids("train")) + len(source.ids("val"))
+            total = len(dataset.ids("train")) + len(dataset.ids("val"))
             watch = functools.partial(tqdm, total=total, desc=chosen, unit="pictures")
-            write_folder(chosen.removeprefix("folder-"), source, partial, one_class=arguments.one_class, watch=watch)
+            write_folder(chosen.removeprefix("folder-"), dataset, partial, one_class=arguments.one_class, watch=watch)
         else:
-            (write_voc if chosen == "voc" else write_coco)(source, partial)
+            (write_voc if chosen == "voc" else write_coco)(dataset, partial)
         partial.replace(output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

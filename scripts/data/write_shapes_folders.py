@@ -58,23 +58,23 @@ def encode_counts(mask: NDArray[np.bool_]) -> list[int]:
     return runs if runs[-1] else runs[:-1]
 
 
-def read_entries(source: ShapesDataset, split: Split, *, one_class: bool) -> Iterator[Entry]:
+def read_entries(dataset: ShapesDataset, split: Split, *, one_class: bool) -> Iterator[Entry]:
     """The pictures of a split; classes are numbered in the order of their names, as in layouts without a list.
 
     Args:
-        source: The pictures.
+        dataset: The pictures.
         split: Which.
         one_class: Mark objects of one class a picture only, and name it CLASS/NAME, as FSS-1000 does.
 
     Yields:
         One entry a picture. Objects that can hardly be seen (255) are background, as not every layout can ignore.
     """
-    names = sorted(source.class_names)
+    names = sorted(dataset.class_names)
     lookup = np.zeros(IGNORE + 1, dtype=np.uint8)
-    for value, name in enumerate(source.class_names, start=1):
+    for value, name in enumerate(dataset.class_names, start=1):
         lookup[value] = names.index(name) + 1
-    for number, image_id in enumerate(source.ids(split)):
-        sample = source.sample(image_id)
+    for number, image_id in enumerate(dataset.ids(split)):
+        sample = dataset.sample(image_id)
         mask, name = lookup[sample.mask], image_id
         if one_class:
             values = [value for value in np.unique(mask).tolist() if value]
@@ -154,7 +154,7 @@ WRITERS: dict[str, Callable[[Path, Iterable[Entry], Sequence[str]], None]] = {
 
 def write_folder(
     layout: str,
-    source: ShapesDataset,
+    dataset: ShapesDataset,
     root: Path,
     *,
     one_class: bool,
@@ -164,7 +164,7 @@ def write_folder(
 
     Args:
         layout: A key of `WRITERS`.
-        source: The pictures.
+        dataset: The pictures.
         root: An empty folder.
         one_class: See `read_entries`; always so for "fss".
         watch: Passes the entries on, with a progress bar.
@@ -173,11 +173,11 @@ def write_folder(
 
     def both() -> Iterator[Entry]:
         for split, listed in lists.items():
-            for entry in read_entries(source, split, one_class=one_class or layout == "fss"):
+            for entry in read_entries(dataset, split, one_class=one_class or layout == "fss"):
                 listed.append(entry.name)
                 yield entry
 
-    WRITERS[layout](root, watch(both()), sorted(source.class_names))
+    WRITERS[layout](root, watch(both()), sorted(dataset.class_names))
     for split, listed in lists.items():
         (root / f"{split}.txt").write_text("".join(f"{name}\n" for name in listed), encoding="utf-8")
 

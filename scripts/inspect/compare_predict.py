@@ -74,7 +74,7 @@ class Comparison:
 
 def evaluate(cfg: DictConfig, task: FewShotTask, data: FewShotDataModule) -> tuple[list[float], list[EpisodeScore]]:
     """Run the test; gives the mIoU of each seed, and the episodes' scores in order."""
-    scores = EpisodeScores(data.source)
+    scores = EpisodeScores(data.dataset)
     trainer = build_trainer(cfg, "evaluate", callbacks=[*build_callbacks(cfg, "control"), scores], logger=False)
     trainer.test(task, datamodule=data, verbose=False)
     return [float(seed["miou"]) for seed in task.test_results["final"]], scores.scores
@@ -88,19 +88,18 @@ def write_inputs(data: FewShotDataModule, spec: EpisodeSpec, folder: Path) -> tu
     """
     folder.mkdir(parents=True)
     query = folder / "query.png"
-    Image.fromarray(data.source.read_image(spec.query_id)).save(query)
+    Image.fromarray(data.dataset.read_image(spec.query_id)).save(query)
     supports = []
     for number, name in enumerate(spec.support_ids):
         supports.append((folder / f"support{number}.png", folder / f"support{number}_marked.png"))
-        Image.fromarray(data.source.read_image(name)).save(supports[-1][0])
+        Image.fromarray(data.dataset.read_image(name)).save(supports[-1][0])
         Image.fromarray(binary(data, name, spec.class_value)).save(supports[-1][1])
     return query, supports
 
 
 def binary(data: FewShotDataModule, image_id: str, class_value: int) -> Any:
     """(H0, W0) uint8: 1 the class, 255 ignored, 0 all else."""
-    mask = data.source.read_mask_of(image_id, class_value)
-    return np.where(mask == 255, mask, mask == class_value).astype(np.uint8)
+    return data.dataset.read_class_mask(image_id, class_value)
 
 
 def run_predict(ckpt: Path, query: Path, supports: Sequence[tuple[Path, Path]], output: Path) -> Any:

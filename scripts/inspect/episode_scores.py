@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 
-from hdmnet.data.types import IGNORE, Episode, EvaluationBatch
+from hdmnet.data.types import Episode, EvaluationBatch
 from hdmnet.tasks.feature_store import resize
 
 if TYPE_CHECKING:
@@ -48,15 +48,15 @@ class EpisodeScores(Callback):
     """Collects the scores of a test's episodes, of one process.
 
     Args:
-        source: The data set that is tested, for all classes of the queries.
+        dataset: The data set that is tested, for all classes of the queries.
 
     Attributes:
         scores: Of the last test, in the order of seed and index.
     """
 
-    def __init__(self, source: SegmentationDataset) -> None:
+    def __init__(self, dataset: SegmentationDataset) -> None:
         """Start with no episode."""
-        self.source = source
+        self.dataset = dataset
         self.scores: list[EpisodeScore] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -108,7 +108,11 @@ class EpisodeScores(Callback):
         truth = mask.cpu().numpy()
         wrong, right = predicted & (truth == 0), int((predicted & (truth == 1)).sum())
         union = right + int(wrong.sum()) + int((~predicted & (truth == 1)).sum())
-        # A class value beyond C cannot occur: every mask is checked when the data set is scanned.
-        counts = np.bincount(self.source.read_mask(query)[wrong], minlength=IGNORE + 1)
-        values = counts[: len(self.source.class_names) + 1].astype(np.int64)
+        values = np.zeros(len(self.dataset.class_names) + 1, dtype=np.int64)
+        background = wrong.copy()
+        for value in self.dataset.class_areas(query):
+            of_class = self.dataset.read_class_mask(query, value) == 1
+            values[value] = (wrong & of_class).sum()
+            background &= ~of_class
+        values[0] = background.sum()
         return (right / union if union else 0.0), values, right

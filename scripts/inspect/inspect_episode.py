@@ -48,9 +48,9 @@ NAME = "inspect_episode"
 def test_episodes(data: FewShotDataModule) -> EvalEpisodes:
     """The test episodes of all seeds, whole."""
     return EvalEpisodes(
-        data.source,
+        data.dataset,
         data.test_manifests,
-        fold=data.fold_classes,
+        classes=data.class_split.test,
         image_size=data.image_size,
         support_mask=data.support_mask,
     )
@@ -160,7 +160,7 @@ def run(argv: Sequence[str] | None) -> bool:
     with tempfile.TemporaryDirectory() as run_dir:
         cfg, checkpoint = compose_config(arguments.ckpt, arguments.overrides, run_dir)
         task, data = prepare_evaluation(cfg, checkpoint)
-        callback = EpisodeScores(data.source)
+        callback = EpisodeScores(data.dataset)
         if arguments.worst or arguments.best:
             trainer = build_trainer(cfg, "test", callbacks=[*build_callbacks(cfg, "control"), callback], logger=False)
             trainer.test(task, datamodule=data, verbose=False)
@@ -169,7 +169,7 @@ def run(argv: Sequence[str] | None) -> bool:
     folder: Path = arguments.out
     if callback.scores:
         write_episodes(callback.scores, task.class_names, folder / "episodes.csv")
-        write_confusion(callback.scores, task.class_names, data.source.class_names, folder)
+        write_confusion(callback.scores, task.class_names, data.dataset.class_names, folder)
     ranked = sorted(callback.scores, key=lambda one: one.iou)  # of equal ones the earlier first
     for name, chosen in (("worst", ranked[: arguments.worst]), ("best", ranked[::-1][: arguments.best])):
         if chosen:

@@ -74,7 +74,7 @@ for _words, _code, _names in (
     ("dataset.image_size=100000", 2, "dataset.image_size=100000: expected an integer of 1 to 4096"),
     ("dataset.num_train=1000000000", 1, "num_train=1000000000"),
     ("dataset.name=../../elsewhere", 2, "dataset.name=../../elsewhere: expected a name"),
-    ("dataset.source._target_=os.system", 2, "Target 'os.system' is blocklisted"),
+    ("dataset._target_=os.system", 2, "Target 'os.system' is blocklisted"),
     ("backbone=resnet18 backbone.weights=IMAGENET", 2, "unknown torchvision weights 'IMAGENET'"),
     ("backbone.weights=no/such.pth", 1, "backbone weights 'no/such.pth' not found"),
     ("ckpt=no/such.ckpt", 1, "checkpoint 'no/such.ckpt' not found"),
@@ -177,7 +177,7 @@ for _given, _names, _prepare in (
     (
         "a checkpoint whose config names a function of ours that conf/ does not",
         "hdmnet.runtime.checkpoint_file.write_atomically",
-        _changed(dataset__source___target_="hdmnet.runtime.checkpoint_file.write_atomically"),
+        _changed(dataset___target_="hdmnet.runtime.checkpoint_file.write_atomically"),
     ),
     (
         "a checkpoint whose config reads the environment",

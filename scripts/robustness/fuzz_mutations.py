@@ -32,7 +32,7 @@ _ODD_WORDS = (
     *("fold=[", "fold={", "fold='", "fold=(1)", "fold=1,2", "fold=${fold}", "fold=${oc.env:HOME}", "ckpt='a=b'", "ä=ö"),
     *("+model._target_=os.system", f"+x={{_target_:os.system,command:touch {CANARY}}}", "dataset=../../etc/passwd"),
     *("backbone=/etc/passwd", "dataset@x=coco", "+dataset/x=y", "ablation=null", "model=baseline", "dataset=folder"),
-    *("dataset.source._target_=os.system", "augment._target_=builtins.eval", "optim=null", "trainer=cpu,gpu", "\\"),
+    *("dataset._target_=os.system", "augment._target_=builtins.eval", "optim=null", "trainer=cpu,gpu", "\\"),
 )
 
 

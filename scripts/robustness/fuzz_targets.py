@@ -192,10 +192,10 @@ class _Trees:
             raise first
 
     def _read_folder(self, **arguments: Any) -> None:
-        source = FolderDataset(self.root, layout="coco", **arguments)
-        source.check()
-        for image_id in source.ids("val"):
-            class_areas(source, image_id)
+        dataset = FolderDataset(self.root, layout="coco", **arguments)
+        dataset.check()
+        for image_id in dataset.ids("val"):
+            class_areas(dataset, image_id)
 
     def _paint(self, path: Path) -> None:
         try:
@@ -234,7 +234,7 @@ class _Checkpoints:
         self.manifest, self.cache = paths["manifest"].read_bytes(), paths["catalog"]
         self.catalog = self.cache.read_bytes()
         entry = torch.load(paths["run"], map_location="cpu", weights_only=True)["hdmnet"]
-        self.source = build.build_dataset(OmegaConf.create(entry["config"]))
+        self.dataset = build.build_dataset(OmegaConf.create(entry["config"]))
         self.learner = build.build_base_learner(OmegaConf.create(entry["config"]), 15, weights=None)
         test = {"miou": 0.5, "fb_iou": 0.5, "miou_per_seed": [0.5], "num_episodes": 2}
         test["iou_per_class"] = dict.fromkeys(entry["class_names"], 0.5)
@@ -268,8 +268,8 @@ class _Checkpoints:
         folder = path.parent / "catalogs"
         folder.mkdir(exist_ok=True)
         os.replace(path, folder / self.cache.name)
-        found = load_catalog(self.source, "val", folder, num_workers=0, progress=False)
-        whole = load_catalog(self.source, "val", self.cache.parent, num_workers=0, progress=False)
+        found = load_catalog(self.dataset, "val", folder, num_workers=0, progress=False)
+        whole = load_catalog(self.dataset, "val", self.cache.parent, num_workers=0, progress=False)
         if not all(np.array_equal(getattr(found, name), getattr(whole, name)) for name in ("image_index", "area")):
             raise RuntimeError("a damaged catalog was believed")
 
@@ -328,8 +328,8 @@ def run_command(path: Path) -> None:
 def _prepare_training(cfg: DictConfig) -> None:
     """What `experiment.train` does before the first step, without stage 1."""
     pipeline._check_config(cfg, resumed=False)
-    source = build.build_dataset(cfg)
-    data = build.build_few_shot_data(cfg, source)
+    dataset = build.build_dataset(cfg)
+    data = build.build_few_shot_data(cfg, dataset)
     data.setup()
     check_free_disk(cfg, data.num_base)
     build.build_task(cfg, build.build_untrained(cfg, data.num_base), data)

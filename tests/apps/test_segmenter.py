@@ -20,14 +20,14 @@ from hdmnet.tasks.feature_store import resize
 from tests.helpers import commands as doors
 
 # Pictures of another size than the network's square, so that predictions are resized back.
-EVALUATION = ("dataset.source.image_size=81", "trainer=cpu", "num_workers=0", "reuse=false", "batch_size=1")
+EVALUATION = ("dataset.picture_size=81", "trainer=cpu", "num_workers=0", "reuse=false", "batch_size=1")
 
 
 @pytest.fixture(scope="module")
 def episodes(start):
     """The test data of the tiny run, on pictures of 81x81, as the evaluator sets it up."""
     cfg = OmegaConf.create(doors.load(start)["hdmnet"]["config"])
-    cfg.dataset.source.image_size = 81
+    cfg.dataset.picture_size = 81
     data = build.build_few_shot_data(cfg, build.build_dataset(cfg))
     data.setup("test")
     return data
@@ -41,8 +41,7 @@ def pairs(episodes):
 
 
 def episode_pair(data, class_value, image_id):
-    mask = data.source.read_mask(image_id)
-    return data.source.read_image(image_id), np.where(mask == 255, 255, mask == class_value).astype(np.uint8)
+    return data.dataset.read_image(image_id), data.dataset.read_class_mask(image_id, class_value)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from hdmnet.models.method import Segmentation
 from hdmnet.runtime.warnings import silence_known_warnings
 from hdmnet.tasks.feature_store import measure_features
 from hdmnet.tasks.few_shot import FewShotTask
-from tests.data.datamodules.test_datamodules import few_shot
+from tests.helpers.datasets import few_shot
 from tests.helpers.encode_once import ColourMatcher
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -15,6 +15,7 @@ from hdmnet.config.merge import merge_with_checkpoint
 from hdmnet.config.paths import conf_dir, make_paths_absolute
 from hdmnet.config.schemas import EvaluateSchema, TrainSchema
 from hdmnet.config.values import image_size, to_stored
+from hdmnet.run.build import build_dataset, common_keys
 
 GROUPS = sorted(folder.name for folder in conf_dir().iterdir() if folder.is_dir() and folder.name != "local")
 OPTIONS = [
@@ -43,8 +44,8 @@ def test_every_target_takes_the_keys_of_its_node(file):
     for node in targets_in(OmegaConf.to_container(OmegaConf.load(file))):
         module, _, name = node["_target_"].rpartition(".")
         function = getattr(importlib.import_module(module), name)
-        run_keys = {"mean", "std", "feature_channels"} if file.parent.name == "backbone" else set()
-        arguments = {key: node[key] for key in node.keys() - run_keys if not key.startswith("_")}
+        others = {"backbone": {"mean", "std", "feature_channels"}, "dataset": common_keys()}.get(file.parent.name, ())
+        arguments = {key: value for key, value in node.items() if not key.startswith("_") and key not in others}
         inspect.signature(function).bind_partial(**arguments)
 
 
@@ -104,9 +105,15 @@ def test_the_command_line_wins_over_what_a_dataset_brings(compose_config):
     assert (cfg.backbone.name, cfg.optim.batch_size, cfg.augment.name, cfg.optim.lr) == ("vgg16", 6, "none", 1)
 
 
-def test_dataset_keys_reach_the_source(compose_config):
+def test_a_data_set_gets_its_own_keys_and_of_the_runs_those_that_it_names(compose_config, tmp_path):
     cfg = compose_config("train", "dataset=pascal", "dataset.root=/voc", "dataset.train_list=mine.txt")
-    assert (cfg.dataset.source.root, cfg.dataset.source.train_list) == ("/voc", "mine.txt")
+    found = build_dataset(cfg, check=False)
+    assert (found.root, found.lists["train"], found.min_area) == (Path("/voc"), "mine.txt", 2048)
+    (tmp_path / "cat").mkdir()
+    for name in ("a.jpg", "a.png"):
+        (tmp_path / "cat" / name).touch()
+    cfg = compose_config("train", "dataset=folder", f"dataset.root={tmp_path}", "dataset.name=cats")
+    assert build_dataset(cfg, check=False).name == "cats"
 
 
 def test_trainer_takes_every_argument_of_lightning(compose_config):
@@ -234,7 +241,7 @@ def test_another_data_set_is_seen_at_the_size_trained_with(compose_config, store
 
 def test_interpolations_follow_the_overriding_key(compose_config, stored):
     cfg = evaluate(compose_config, stored, "dataset.root=/coco", "optim.batch_size=3")
-    assert (cfg.dataset.source.root, cfg.batch_size) == ("/coco", 3)
+    assert (cfg.dataset.root, cfg.batch_size) == ("/coco", 3)
 
 
 def test_a_removed_key_stays_removed(compose_config, stored):
@@ -311,11 +318,11 @@ def test_instantiate_says_what_is_wrong(node, message):
 
 
 def test_instantiate_names_the_key(compose_config):
-    cfg = compose_config("train", "+dataset.source.colour=1")
+    cfg = compose_config("train", "+dataset.colour=1")
     with pytest.raises(
-        ValueError, match=r"^dataset.source: hdmnet.data.datasets.shapes.dataset.ShapesDataset does not take .*'colour'"
+        ValueError, match=r"^dataset: hdmnet.data.datasets.shapes.dataset.ShapesDataset does not take .*'colour'"
     ):
-        instantiate(cfg.dataset.source)
+        build_dataset(cfg)
 
 
 def test_stored_configs_are_plain(stored):

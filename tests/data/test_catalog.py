@@ -12,12 +12,13 @@ from PIL import Image
 
 from hdmnet.data import catalog as catalog_module
 from hdmnet.data.catalog import load_catalog
-from hdmnet.data.datasets.base import SegmentationDataset, Split, fingerprint_files, read_id_list
+from hdmnet.data.datasets.base import LabelMapDataset, Split
+from hdmnet.data.datasets.files import fingerprint_files, read_id_list
 from hdmnet.data.io.arrays import UInt8Array
 from hdmnet.data.io.masks import read_mask
 
 
-class FolderSource(SegmentationDataset):
+class FolderMasks(LabelMapDataset):
     """Palette PNGs of a folder, six classes; every read is counted."""
 
     name = "folder"
@@ -40,16 +41,13 @@ class FolderSource(SegmentationDataset):
         return read_mask(self.mask_location(image_id))
 
     def image_size(self, image_id: str) -> tuple[int, int] | None:
-        return self.sizes.get(image_id)
+        return self.sizes.get(image_id, (10, 12))
 
     def mask_location(self, image_id: str) -> str:
         return str(self.root / f"{image_id}.png")
 
     def fingerprint(self, split: Split) -> str:
         return fingerprint_files(self.root)
-
-    def check(self) -> None:
-        return None
 
 
 def write_mask(path: Path, areas: dict[int, int], size: tuple[int, int] = (10, 12)) -> None:
@@ -76,20 +74,20 @@ def parallel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Worker processes even for a handful of masks."""
     monkeypatch.setattr(catalog_module, "_MIN_PARALLEL", 1)
     monkeypatch.setattr(catalog_module, "_CHUNK", 2)
-    # Workers unpickle FolderSource by its module's name, which pytest's importlib mode leaves off the path.
+    # Workers unpickle FolderMasks by its module's name, which pytest's importlib mode leaves off the path.
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> FolderSource:
+def source(tmp_path: Path) -> FolderMasks:
     root = tmp_path / "masks"
     root.mkdir()
     for image_id, areas in AREAS.items():
         write_mask(root / f"{image_id}.png", areas)
-    return FolderSource(root, list(AREAS))
+    return FolderMasks(root, list(AREAS))
 
 
-def test_scan_finds_every_pixel(source: FolderSource) -> None:
+def test_scan_finds_every_pixel(source: FolderMasks) -> None:
     catalog = load_catalog(source, "train", None, progress=False)
     assert catalog.ids.tolist() == ["c", "a", "e", "b", "d"]
     pairs = list(zip(catalog.image_index.tolist(), catalog.class_value.tolist(), catalog.area.tolist(), strict=True))
@@ -99,7 +97,7 @@ def test_scan_finds_every_pixel(source: FolderSource) -> None:
     assert len(catalog) == 5
 
 
-def test_view_by_area(source: FolderSource) -> None:
+def test_view_by_area(source: FolderMasks) -> None:
     view = load_catalog(source, "train", None, progress=False).view((3, 2, 1, 4), min_area=10)
     assert view.ids.tolist() == ["c", "a", "b", "d"]  # list order
     assert view.classes == (1, 2, 3, 4)
@@ -109,7 +107,7 @@ def test_view_by_area(source: FolderSource) -> None:
     assert view.num_pairs == 6
 
 
-def test_view_excludes_any_pixel(source: FolderSource) -> None:
+def test_view_excludes_any_pixel(source: FolderMasks) -> None:
     """The novel filter knows no area: one pixel of class 5 drops image a."""
     catalog = load_catalog(source, "train", None, progress=False)
     view = catalog.view((1, 2, 3), min_area=10, exclude=(5, 6))
@@ -118,7 +116,7 @@ def test_view_excludes_any_pixel(source: FolderSource) -> None:
     assert len(catalog.view((4,), min_area=1)) == 0
 
 
-def test_view_refuses_wrong_classes(source: FolderSource) -> None:
+def test_view_refuses_wrong_classes(source: FolderMasks) -> None:
     catalog = load_catalog(source, "train", None, progress=False)
     with pytest.raises(ValueError, match=r"classes holds class value 7, expected 1\.\.6"):
         catalog.view((1, 7), min_area=1)
@@ -129,7 +127,7 @@ def test_view_refuses_wrong_classes(source: FolderSource) -> None:
 
 
 @pytest.mark.usefixtures("parallel")
-def test_worker_processes_give_the_same(source: FolderSource, caplog: pytest.LogCaptureFixture) -> None:
+def test_worker_processes_give_the_same(source: FolderMasks, caplog: pytest.LogCaptureFixture) -> None:
     alone = load_catalog(source, "train", None, num_workers=1, progress=False)
     source.num_reads = 0
     with caplog.at_level(logging.WARNING):
@@ -141,7 +139,7 @@ def test_worker_processes_give_the_same(source: FolderSource, caplog: pytest.Log
 
 
 @pytest.mark.usefixtures("parallel")
-def test_error_in_worker_names_the_file(source: FolderSource) -> None:
+def test_error_in_worker_names_the_file(source: FolderMasks) -> None:
     write_mask(source.root / "b.png", {9: 3})
     with pytest.raises(ValueError, match=r"b\.png holds class index 9, expected 0\.\.6 or 255") as caught:
         load_catalog(source, "train", None, num_workers=2, progress=False)
@@ -150,7 +148,7 @@ def test_error_in_worker_names_the_file(source: FolderSource) -> None:
 
 @pytest.mark.usefixtures("parallel")
 def test_broken_pool_falls_back(
-    source: FolderSource, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    source: FolderMasks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> None:
         raise catalog_module.BrokenProcessPool("killed")
@@ -161,7 +159,7 @@ def test_broken_pool_falls_back(
     assert "scanning in this process" in caplog.text
 
 
-def test_cache_is_used_and_renewed(source: FolderSource, tmp_path: Path) -> None:
+def test_cache_is_used_and_renewed(source: FolderMasks, tmp_path: Path) -> None:
     cache = tmp_path / "cache" / "deep"
     first = load_catalog(source, "train", cache, progress=False)
     source.num_reads = 0
@@ -181,7 +179,7 @@ def test_cache_is_used_and_renewed(source: FolderSource, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "array", "other"])
 def test_damaged_cache_is_rebuilt(
-    source: FolderSource, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+    source: FolderMasks, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = tmp_path / "cache"
     first = load_catalog(source, "train", cache, progress=False)
@@ -204,10 +202,10 @@ def test_damaged_cache_is_rebuilt(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # NumPy remarks on some broken headers before it fails
-def test_no_flipped_byte_of_the_cache_passes(source: FolderSource, tmp_path: Path) -> None:
+def test_no_flipped_byte_of_the_cache_passes(source: FolderMasks, tmp_path: Path) -> None:
     load_catalog(source, "train", tmp_path / "cache", progress=False)
     (path,) = (tmp_path / "cache").iterdir()
-    key = catalog_module._cache_key(source, "train", source.ids("train"))
+    key = catalog_module._cache_key(source, "train", source.ids("train"), skip=False)
     pairs, _ = catalog_module._read_cache(path, key)
     data = path.read_bytes()
     refused = 0
@@ -220,21 +218,21 @@ def test_no_flipped_byte_of_the_cache_passes(source: FolderSource, tmp_path: Pat
     assert refused > len(data) // 2
 
 
-def test_unwritable_cache_does_not_stop(source: FolderSource, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unwritable_cache_does_not_stop(source: FolderMasks, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
     with caplog.at_level(logging.WARNING):
         assert len(load_catalog(source, "train", tmp_path / "file" / "cache", progress=False)) == 5
     assert "cannot be written" in caplog.text
 
 
-def test_progress_bar(source: FolderSource, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar(source: FolderMasks, capsys: pytest.CaptureFixture[str]) -> None:
     load_catalog(source, "train", None, progress=False)
     assert capsys.readouterr().err == ""
     load_catalog(source, "train", None, progress=True)
     assert "folder train masks: 100%" in capsys.readouterr().err
 
 
-def test_errors_name_the_file(source: FolderSource) -> None:
+def test_errors_name_the_file(source: FolderMasks) -> None:
     def fails(kind: type[Exception], message: str) -> None:
         with pytest.raises(kind, match=message) as caught:
             load_catalog(source, "train", None, progress=False)
@@ -256,7 +254,7 @@ def test_errors_name_the_file(source: FolderSource) -> None:
     fails(ValueError, r"train list of folder is empty")
 
 
-def test_errors_of_a_source_that_names_nothing(source: FolderSource, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_a_source_that_names_nothing(source: FolderMasks, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(image_id: str) -> UInt8Array:
         raise KeyError("no\nsuch key")
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from hdmnet.data.catalog import Catalog
-from hdmnet.data.class_split import make_fold
+from hdmnet.data.class_split import split_classes
+from hdmnet.data.datasets.base import label_table
 from hdmnet.data.episodes.manifest import EpisodeManifest, read_manifest
 from hdmnet.data.io.annotations import category_values, decode_segmentation, paint_annotations
 from hdmnet.data.io.arrays import IGNORE
@@ -25,22 +26,22 @@ quick = settings(max_examples=40, deadline=None)
 @given(st.integers(2, 6), st.integers(1, 12), st.sampled_from(["contiguous", "interleaved"]))
 def test_folds_are_a_partition(num_folds, size, rule):
     num_classes = num_folds * size
-    folds = [make_fold(num_classes, num_folds, index, rule) for index in range(num_folds)]
+    folds = [split_classes(num_classes, num_folds, index, rule) for index in range(num_folds)]
     assert sorted(value for fold in folds for value in fold.novel) == list(range(1, num_classes + 1))
     for fold in folds:
         assert len(fold.novel) == size
-        assert sorted((*fold.base, *fold.novel)) == list(range(1, num_classes + 1))
+        assert sorted((*fold.train, *fold.novel)) == list(range(1, num_classes + 1))
 
 
 @quick
 @given(st.integers(2, 6), st.integers(1, 12), st.sampled_from(["contiguous", "interleaved"]), st.data())
-def test_no_novel_pixel_passes_the_base_lookup(num_folds, size, rule, data):
-    fold = make_fold(num_folds * size, num_folds, data.draw(st.integers(0, num_folds - 1)), rule)
-    table = fold.base_lookup()
+def test_no_novel_pixel_passes_into_a_label_map(num_folds, size, rule, data):
+    fold = split_classes(num_folds * size, num_folds, data.draw(st.integers(0, num_folds - 1)), rule)
+    table = label_table(num_folds * size, fold.train)
     assert table[0] == 0
     assert table[IGNORE] == IGNORE
     assert not table[list(fold.novel)].any()
-    assert table[list(fold.base)].tolist() == list(range(1, len(fold.base) + 1))
+    assert table[list(fold.train)].tolist() == list(range(1, len(fold.train) + 1))
     assert (table[num_folds * size + 1 : IGNORE] == IGNORE).all()
 
 

@@ -129,24 +129,19 @@ def test_crop_pads_a_small_image_evenly():
     assert (padded[2:6, 1:7] == 9).all()
 
 
-def test_crop_prefers_the_asked_class():
+def test_crop_prefers_the_foreground():
     mask = np.zeros((100, 100), np.uint8)
-    mask[:8, :8] = 7
-    mask[92:, 92:] = 2
+    mask[:8, :8] = 1
     image = np.zeros((100, 100, 3), np.uint8)
     augment = RandomAugment((50, 50), scale=(1.0, 1.0), mean=MEAN, crop=True)
-    found = {
-        value: sum((augment(image, mask, seed, value)[1] == value).any() for seed in range(60)) for value in (2, 7)
-    }
-    other = sum((augment(image, mask, seed, 2)[1] == 7).any() for seed in range(60))
     # Flipped pictures hold the object in other corners; a single draw would find it in about 3 % of the crops.
-    assert min(found.values()) > 8 > 3 * other
+    assert sum((augment(image, mask, seed)[1] == 1).any() for seed in range(60)) > 8
 
 
 def test_crop_without_any_foreground_is_kept():
     image = np.zeros((50, 50, 3), np.uint8)
     augment = build_augment("paper", image_size=(30, 30), scale=(0.9, 1.1), mean=MEAN)
-    assert set(np.unique(augment(image, np.zeros((50, 50), np.uint8), 0, 5)[1])) <= {0, 255}
+    assert set(np.unique(augment(image, np.zeros((50, 50), np.uint8), 0)[1])) <= {0, 255}
 
 
 def test_base_learner_crop_keeps_most_of_the_foreground_where_possible():

@@ -18,7 +18,7 @@ def shapes_content(*, num_pictures: int, one_class: bool, side: int = 65) -> Con
     Returns:
         The pictures by id, ascending, and the names of the classes in ascending order, which is their values'.
     """
-    source = ShapesDataset(num_classes=4, image_size=side, num_train=num_pictures, num_val=1)
+    source = ShapesDataset(num_classes=4, picture_size=side, num_train=num_pictures, num_val=1)
     entries = read_entries(source, "train", one_class=one_class)
     content = {entry.name: entry for entry in sorted(entries, key=lambda entry: entry.name)}
     return content, tuple(sorted(source.class_names))

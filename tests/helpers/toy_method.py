@@ -58,7 +58,6 @@ def make_batch(masks, predictions, classes, *, originals=None, seeds=None):
     return Episode(
         query_image=predictions[:, None].expand(-1, 3, -1, -1).clone(),
         query_mask=masks,
-        query_base_mask=torch.zeros_like(masks),
         support_images=torch.zeros(count, 1, 3, *masks.shape[1:]),
         support_masks=torch.zeros(count, 1, *masks.shape[1:], dtype=torch.uint8),
         class_index=torch.tensor(classes),
@@ -77,7 +76,7 @@ def random_episode(index, *, spoilt=False):
         image[1, 0, 0, 0] = math.nan
     mask = (torch.arange(32).view(2, 4, 4) % 3 == 0).to(torch.uint8)
     return Episode(
-        query_image=image, query_mask=mask, query_base_mask=mask, support_images=image[:, None],
+        query_image=image, query_mask=mask, support_images=image[:, None],
         support_masks=mask[:, None], class_index=torch.tensor([0, 1]), query_id=[f"q{index}", f"q{index}b"],
         support_ids=[["s1"], ["s2"]], index=torch.tensor([10 * index, 10 * index + 1]),
         seed_index=torch.zeros(2, dtype=torch.long),

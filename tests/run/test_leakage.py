@@ -15,16 +15,16 @@ import torch
 from PIL import Image
 
 from hdmnet.config.paths import make_paths_absolute
-from hdmnet.data.class_split import Fold
 from hdmnet.data.datamodules.few_shot import FewShotDataModule
-from hdmnet.data.datasets.tree import refuse_shared_ids
+from hdmnet.data.datasets.files import refuse_shared_ids
+from hdmnet.data.datasets.pascal import PascalDataset
+from hdmnet.models.hdmnet.loss import HDMNetLoss
+from hdmnet.models.method import Segmentation
 from hdmnet.run import build, stage1
 from hdmnet.tasks.base_learner import BaseLearnerTask, BaseOptimiserSettings
-from hdmnet.tasks.few_shot import FewShotTask
-from tests.data.datamodules.test_datamodules import MemorySource, few_shot
 from tests.helpers.commands import REAL, SHAPES, call
+from tests.helpers.datasets import MemoryDataset, few_shot
 from tests.helpers.folder_trees import shapes_content, write
-from tests.tasks.test_few_shot import Output
 
 SIDE = 65
 WORDS = {
@@ -65,7 +65,7 @@ def modules(compose_config, trees, tmp_path, dataset, *words, erase=False):
     make_paths_absolute(cfg, tmp_path / "run")
     source = build.build_dataset(cfg)
     if erase:
-        _erase_novel_labels(source, build.build_few_shot_data(cfg, source).fold_classes.novel)
+        _erase_novel_labels(source, source.class_split(cfg.fold).novel)
     both = build.build_few_shot_data(cfg, source), stage1.build_base_data(cfg, source)
     for module in both:
         module.setup("fit")
@@ -76,16 +76,16 @@ def _erase_novel_labels(source, novel):
     """Of the training pictures; those that are tested keep theirs."""
     train = {*source.ids("train")}
 
-    def erased(read):
-        def read_erased(image_id, *args):
-            mask = read(image_id, *args)
-            return np.where(np.isin(mask, novel), 0, mask).astype(np.uint8) if image_id in train else mask
+    read_class, read_all, areas = source.read_class_mask, source.read_label_map, source.class_areas
+    held_out = lambda one, value: one in train and value in novel  # noqa: E731
+    source.read_class_mask = lambda one, value: read_class(one, value) * np.uint8(not held_out(one, value))
+    source.class_areas = lambda one: {v: area for v, area in areas(one).items() if not held_out(one, v)}
 
-        return read_erased
+    def read_label_map(image_id, classes):
+        labels, whole = read_all(image_id, classes), read_all(image_id)
+        return np.where(np.isin(whole, novel), 0, labels).astype(np.uint8) if image_id in train else labels
 
-    source.read_mask, source.read_mask_of = erased(source.read_mask), erased(source.read_mask_of)
-    areas = source.covered_areas
-    source.covered_areas = lambda one: {v: area for v, area in areas(one).items() if one not in train or v not in novel}
+    source.read_label_map = read_label_map
 
 
 def truth(trees, source, image_id):
@@ -102,8 +102,8 @@ def shrink(mask):
 
 def check_whole_lists(trees, few, base, *, filtered):
     """Walk all training pictures through both stages' data sets; returns the number of novel pixels met."""
-    source, fold, met = few.source, few.fold_classes, 0
-    assert not set(fold.base) & set(fold.novel)
+    source, split, met = few.dataset, few.class_split, 0
+    assert not set(split.train) & set(split.novel)
     names = [str(image_id) for image_id in few.train_manifest.view.ids]
     assert sorted(base.train_ids) == sorted(names)
     assert not {*names} & {*map(str, few.val_manifest.view.ids)}
@@ -112,24 +112,24 @@ def check_whole_lists(trees, few, base, *, filtered):
     for index in range(len(names)):
         episode, sample = episodes[index], samples[index]
         seen.add((episode.query_id, sample.id))
-        class_value = fold.base[int(episode.class_index)]
+        class_value = split.train[int(episode.class_index)]
         masks = [(episode.query_id, episode.query_mask, {class_value: 1})]
         masks += [
             (one, mask, {class_value: 1}) for one, mask in zip(episode.support_ids, episode.support_masks, strict=True)
         ]
-        numbers = {value: number for number, value in enumerate(fold.base, start=1)}
-        masks += [(episode.query_id, episode.query_base_mask, numbers), (sample.id, sample.mask, numbers)]
+        numbers = {value: number for number, value in enumerate(split.train, start=1)}
+        masks += [(sample.id, sample.mask, numbers)]
         for image_id, target, wanted in masks:
             labels = truth(trees, source, image_id)
             if filtered:
-                assert not np.isin(labels, fold.novel).any(), image_id
+                assert not np.isin(labels, split.novel).any(), image_id
             labels = shrink(labels)
             expected = np.zeros_like(labels)
             for value, number in wanted.items():
                 expected[labels == value] = number
             expected[labels == 255] = 255
             assert (target.numpy() == expected).all(), image_id
-            met += int(np.isin(labels, fold.novel).sum())
+            met += int(np.isin(labels, split.novel).sum())
     assert {query for query, _ in seen} == {image for _, image in seen} == set(names)  # the whole list, twice
     return met
 
@@ -172,16 +172,16 @@ def test_training_sees_the_same_bits_where_novel_labels_are_erased(
 
 @pytest.mark.parametrize("leak", ["base learner", "meta learner", "filter"])
 def test_these_checks_find_a_leak(compose_config, trees, tmp_path, monkeypatch, leak):
+    read_labels, read_class = PascalDataset.read_label_map, PascalDataset.read_class_mask
     if leak == "base learner":
-        lookup = Fold.base_lookup
-        monkeypatch.setattr(
-            Fold,
-            "base_lookup",
-            lambda fold: np.where(np.isin(np.arange(256), fold.novel), 1, lookup(fold)).astype("u1"),
-        )
+        with_novel = lambda dataset, one, classes=None: read_labels(dataset, one, [*classes, *range(1, 6)])  # noqa: E731
+        monkeypatch.setattr(PascalDataset, "read_label_map", with_novel)
     elif leak == "meta learner":
-        table = lambda value: np.where(np.arange(256) > 0, 1, 0).astype("u1")  # noqa: E731
-        monkeypatch.setattr("hdmnet.data.episodes.samples._binary_lookup", table)
+
+        def all_classes(dataset, image_id, value):
+            return np.maximum(dataset.read_mask(image_id) > 0, read_class(dataset, image_id, value))
+
+        monkeypatch.setattr(PascalDataset, "read_class_mask", all_classes)
     both = modules(compose_config, trees, tmp_path, "pascal", "dataset.filter_novel=false")
     with pytest.raises(AssertionError, match=r"20|test-|val-|train"):
         check_whole_lists(trees, *both, filtered=leak == "filter")
@@ -198,8 +198,8 @@ def novel_batch(compose_config, trees, tmp_path, stage):
     chosen, where = [], []
     for index in range(len(both[1].train_ids)):
         sample = loader.dataset[index]
-        labels = shrink(truth(trees, module.source, sample.query_id if stage == 0 else sample.id))
-        novel = np.isin(labels, module.fold_classes.novel)
+        labels = shrink(truth(trees, module.dataset, sample.query_id if stage == 0 else sample.id))
+        novel = np.isin(labels, module.class_split.novel)
         if novel.any():
             chosen.append(sample)
             where.append(torch.from_numpy(novel))
@@ -209,11 +209,11 @@ def novel_batch(compose_config, trees, tmp_path, stage):
 
 def test_the_losses_of_stage_2_push_novel_pixels_towards_background(compose_config, trees, tmp_path):
     batch, novel = novel_batch(compose_config, trees, tmp_path, 0)
-    task = FewShotTask(model=torch.nn.Identity(), class_names=["one"])
     shape = (len(novel), 2, SIDE, SIDE)
     final, meta = (torch.randn(shape, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in (0, 1))
     finest = torch.randn(len(novel), SIDE, SIDE, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    loss = task.losses(Output(final, meta, [finest]), batch.query_mask)["loss"]
+    output = Segmentation(final, (SIDE, SIDE), auxiliary={"meta": meta}, maps={"correlation": [finest]})
+    loss = HDMNetLoss()(output, batch.query_mask)["loss"]
     loss.backward()
     for logits in (final, meta):
         background, foreground = logits.grad.unbind(1)
@@ -269,7 +269,7 @@ def test_lists_that_share_pictures_are_refused_before_any_training(trees, tmp_pa
 
 
 def test_any_data_sets_training_pictures_that_are_tested_are_refused():
-    class Careless(MemorySource):
+    class Careless(MemoryDataset):
         def ids(self, split):
             return [f"train{number}" for number in (range(40) if split == "train" else range(16, 48))]
 

@@ -188,17 +188,21 @@ def test_a_run_that_would_keep_no_checkpoint_is_refused(start, tmp_path):
 class Pictures:
     """Two pictures of two novel classes, 3 and 4, and base class 1; 255 is ignored."""
 
-    def read_mask_of(self, image_id, class_value):
-        return np.array({"a": [[3, 3, 1, 0]], "b": [[3, 4, 255, 0]]}[image_id], np.uint8)
+    def class_areas(self, image_id):
+        return {"a": {1: 1, 3: 2}, "b": {3: 1, 4: 1}}[image_id]
+
+    def read_class_mask(self, image_id, class_value):
+        mask = np.array({"a": [[3, 3, 1, 0]], "b": [[3, 4, 255, 0]]}[image_id])
+        return np.where(mask == 255, 255, mask == class_value).astype(np.uint8)
 
 
 def test_every_object_called_foreground():
     asked = [("a", 3), ("b", 3), ("b", 4)]
     episodes = [EpisodeSpec(index, query, value, ("s",)) for index, (query, value) in enumerate(asked)]
     data = SimpleNamespace(
-        source=Pictures(),
+        dataset=Pictures(),
         novel_names=("three", "four"),
-        fold_classes=SimpleNamespace(novel=(3, 4)),
+        class_split=SimpleNamespace(test=(3, 4)),
         test_manifests=[episodes],
     )
     # Class 3: 2 of 3 pixels in a, 1 of 2 in b; class 4: 1 of 2.
@@ -211,8 +215,8 @@ def test_it_is_the_same_on_real_episodes(compose_config, tmp_path):
     data.setup("test")
     hits, covered = np.zeros(5), np.zeros(5)
     for episode in data.test_manifests[0]:
-        mask = data.source.read_mask(episode.query_id)
-        row = data.fold_classes.novel.index(episode.class_value)
+        mask = data.dataset.read_mask(episode.query_id)
+        row = data.class_split.test.index(episode.class_value)
         hits[row] += (mask == episode.class_value).sum()
         covered[row] += ((mask > 0) & (mask < 255)).sum()
     seen = covered > 0
@@ -236,7 +240,7 @@ def test_a_run_needs_no_progress_bar(start, tmp_path):
     assert Path(answer.folder, "result.json").is_file()
 
 
-def test_every_source_takes_the_datasets_rules(compose_config, tmp_path):
+def test_a_data_set_takes_its_rules(compose_config, tmp_path):
     cfg = config(compose_config, tmp_path, "dataset.min_area=77")
     assert build_dataset(cfg).min_area == 77
     with open_dict(cfg):

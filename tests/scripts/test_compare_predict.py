@@ -11,7 +11,7 @@ QUICK = ("trainer=cpu", "num_workers=0", "trainer.enable_progress_bar=false")
 
 def test_predict_gives_what_evaluate_scores(start, tmp_path, capsys):
     """On pictures of another size than the network's, and with all batches of one exactly."""
-    words = [*QUICK, "dataset.source.image_size=81", "reuse=false", "batch_size=1", "episodes=4", "seeds=2", "shot=2"]
+    words = [*QUICK, "dataset.picture_size=81", "reuse=false", "batch_size=1", "episodes=4", "seeds=2", "shot=2"]
     options = ["--out", str(tmp_path / "out"), "--json", str(tmp_path / "f.json")]
     assert compare_predict.main([str(start), *words, *options]) == 0
     found = json.loads((tmp_path / "f.json").read_text())

@@ -6,11 +6,24 @@ import numpy as np
 import pytest
 import torch
 
+from hdmnet.data.datasets.base import LabelMapDataset
 from hdmnet.data.types import Episode, EvaluationBatch, FeatureKey
 from scripts.inspect.episode_scores import EpisodeScores
 
 MASK = np.array([[1, 1, 0, 3], [2, 2, 0, 255]], dtype=np.uint8)
-SOURCE = SimpleNamespace(class_names=("a", "b", "c"), read_mask=lambda image_id: MASK)
+
+
+class Pictures(LabelMapDataset):
+    name, class_names = "two", ("a", "b", "c")
+
+    def ids(self, split):
+        return ["q", "r"]
+
+    def read_image(self, image_id):
+        return np.zeros((*MASK.shape, 3), np.uint8)
+
+    def read_mask(self, image_id):
+        return MASK
 
 
 def logits(*masks):
@@ -42,7 +55,7 @@ def planned():
 def plain():
     none = torch.empty(0)
     return Episode(
-        query_image=none, query_mask=none, query_base_mask=none, support_images=none, support_masks=none,
+        query_image=none, query_mask=none, support_images=none, support_masks=none,
         class_index=torch.tensor([0, 1]), query_id=["q", "r"], support_ids=[[], []], index=torch.tensor([2, 1]),
         seed_index=torch.tensor([0, 0]), query_mask_original=[truth(1), truth(2)],
     )  # fmt: skip
@@ -50,7 +63,7 @@ def plain():
 
 @pytest.mark.parametrize("batch", [planned(), plain()], ids=["reuse", "plain"])
 def test_scores_by_hand(batch):
-    callback = EpisodeScores(SOURCE)
+    callback = EpisodeScores(Pictures())
     outputs = {"episode": batch, "output": SimpleNamespace(logits=logits(ALL, SOME))}
     callback.on_test_start(None, None)
     callback.on_test_batch_end(None, None, outputs, batch, 0)
@@ -71,12 +84,12 @@ def test_scores_by_hand(batch):
 def test_the_comparison_is_at_the_original_size():
     batch = plain()
     small = torch.nn.functional.avg_pool2d(logits(ALL, ALL), 2)  # (B, 2, 1, 2)
-    scores = EpisodeScores(SOURCE).score({"episode": batch, "output": SimpleNamespace(logits=small)})
+    scores = EpisodeScores(Pictures()).score({"episode": batch, "output": SimpleNamespace(logits=small)})
     assert scores[0].iou == pytest.approx(2 / 7)
 
 
 def test_a_second_test_forgets_the_first():
-    callback = EpisodeScores(SOURCE)
+    callback = EpisodeScores(Pictures())
     for _ in range(2):
         callback.on_test_start(None, None)
         outputs = {"episode": plain(), "output": SimpleNamespace(logits=logits(ALL, SOME))}

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from hdmnet.data.class_split import make_fold
+from hdmnet.data.class_split import split_classes
 from hdmnet.data.datasets.folder.dataset import FolderDataset
 from hdmnet.data.datasets.shapes.dataset import ShapesDataset
 from hdmnet.data.io.masks import voc_palette
@@ -111,7 +111,9 @@ def coco_source():
 
 
 def test_voc_tree_holds_lists_pictures_and_palette_masks(voc):
-    source = ShapesDataset(seed=3, image_size=(100, 140), num_train=6, num_val=4, object_scale=1.2, vary_size=True)
+    source = ShapesDataset(
+        generator_seed=3, picture_size=(100, 140), num_train=6, num_val=4, object_scale=1.2, vary_size=True
+    )
     lists = {
         name: (voc / f"ImageSets/Segmentation/{name}.txt").read_text().split() for name in ("train", "val", "trainval")
     }
@@ -223,7 +225,7 @@ def test_defaults_leave_enough_pictures_for_five_shots(format_name):
         for split in ("train", "val")
     }
     assert (areas["val"] >= 2048).sum(axis=0).min() >= 7
-    for fold in (make_fold(classes, 4, index, rule) for index in range(4)):
+    for fold in (split_classes(classes, 4, index, rule) for index in range(4)):
         kept = areas["train"][areas["train"][:, np.array(fold.novel) - 1].sum(axis=1) == 0]
         assert (kept[:, np.array(fold.base) - 1] >= 2048).sum(axis=0).min() >= 7
 
@@ -235,7 +237,9 @@ FOLDER = ["--num-train", "6", "--num-val", "3", "--num-classes", "4", "--image-s
 def test_a_folder_holds_the_pictures_and_their_lists(tmp_path, layout):
     root = tmp_path / "tree"
     assert script.main(["--format", f"folder-{layout}", "--output", str(root), *FOLDER]) == 0
-    source = ShapesDataset(image_size=(48, 64), num_train=6, num_val=3, num_classes=4, object_scale=1.2, vary_size=True)
+    source = ShapesDataset(
+        picture_size=(48, 64), num_train=6, num_val=3, num_classes=4, object_scale=1.2, vary_size=True
+    )
     written = FolderDataset(root, train_list="train.txt", val_list="val.txt")
     written.check()
     assert written.tree.layout == layout

@@ -24,11 +24,11 @@ from hdmnet.tasks.feature_store import (
     resize,
 )
 from hdmnet.tasks.few_shot import FewShotTask
-from tests.data.datamodules.test_datamodules import MemorySource, few_shot, on_rank
+from tests.helpers.datasets import MemoryDataset, few_shot, on_rank
 from tests.helpers.encode_once import ColourMatcher
 
 
-class TinySource(MemorySource):
+class TinyDataset(MemoryDataset):
     """Pictures whose size can be told without reading them, as of files."""
 
     def image_size(self, image_id):
@@ -37,7 +37,7 @@ class TinySource(MemorySource):
 
 def evaluate(model, memory=None, *, stage="test", **changes):
     """Figures of all predictions and seeds, and the task; `memory` in GB, None: without reuse."""
-    module = few_shot(TinySource(), setup=None, **{"num_test_episodes": 20, "reuse_memory_gb": memory, **changes})
+    module = few_shot(TinyDataset(), setup=None, **{"num_test_episodes": 20, "reuse_memory_gb": memory, **changes})
     module.measure_features = partial(measure_features, model, module.image_size)
     task = FewShotTask(model=model, class_names=module.novel_names, num_test_seeds=module.num_test_seeds)
     silence_known_warnings()
@@ -90,7 +90,7 @@ def _one_episode(shot):
 def test_each_picture_is_encoded_once_over_all_seeds_in_batches():
     model = ColourMatcher()
     _, task = evaluate(model, 1.0, shot=1)
-    manifests = few_shot(TinySource(), setup="test", num_test_episodes=20, shot=1).test_manifests
+    manifests = few_shot(TinyDataset(), setup="test", num_test_episodes=20, shot=1).test_manifests
     specs = [spec for manifest in manifests for spec in manifest]
     queries = {spec.query_id for spec in specs}
     supports = {(one, spec.class_value) for spec in specs for one in spec.support_ids}
@@ -114,7 +114,7 @@ def test_workers_change_nothing_and_validation_reuses_too():
 
 def test_processes_share_the_episodes_out():
     def loader(rank, world_size):
-        module = few_shot(TinySource(), setup="test", reuse_memory_gb=1.0, eval_batch_size=3)
+        module = few_shot(TinyDataset(), setup="test", reuse_memory_gb=1.0, eval_batch_size=3)
         module.measure_features = lambda: FeatureBytes(1, 1, 1)
         return on_rank(module, rank, world_size).test_dataloader()
 

@@ -15,8 +15,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from hdmnet.data.catalog import load_catalog
-from hdmnet.data.class_split import Fold, fold_of
 from hdmnet.data.episodes.samplers import EpochSampler, EvalSampler
+from hdmnet.data.normalise import normalise
 from hdmnet.data.types import Episode, EvaluationBatch, SegmentationSample
 from hdmnet.runtime import signals
 from hdmnet.runtime.provenance import available_cpus
@@ -28,16 +28,15 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset, Sampler
 
     from hdmnet.data.catalog import Catalog, CatalogView
+    from hdmnet.data.class_split import ClassSplit
     from hdmnet.data.datasets.base import SegmentationDataset, Split
+    from hdmnet.data.datasets.skipped_files import SkippedFiles
     from hdmnet.data.transforms import Augment
-from hdmnet.data.normalise import normalise
 
 MAX_WORKERS = 8
-
+VAL_SEED = 0
 
 _BatchT = TypeVar("_BatchT", Episode, EvaluationBatch, SegmentationSample)
-
-
 _IMAGE_FIELDS = ("image", "query_image", "query_images", "support_images")
 
 
@@ -77,19 +76,20 @@ class FoldOptions(TypedDict):
     num_workers: NotRequired[int | None]
     seed: NotRequired[int]
     filter_novel: NotRequired[bool]
+    skips: NotRequired[SkippedFiles | None]
 
 
 class FoldDataModule(L.LightningDataModule):
     """Base class of the two.
 
     Attributes:
-        fold_classes: Base and novel class values; known before `setup`, as are the names.
+        class_split: Class values for training, validation and test; known before `setup`, as are the names.
         start: Where a resumed training goes on: epoch, and number of its samples that all ranks together have seen.
         samples_per_epoch: Training samples an epoch over all processes; known once the training loader is made. Set
             before that it wins over what the config asks for: a resumed training keeps its epochs.
 
     Args:
-        source: The data set.
+        dataset: The data set.
         fold: Number of the fold.
         image_size: (H, W) of the network's input.
         augment: Makes training pairs of `image_size`.
@@ -101,6 +101,7 @@ class FoldDataModule(L.LightningDataModule):
         num_workers: Loader workers a process; None: by the number of cores.
         seed: Seed of the training samples' choice, order and augmentation.
         filter_novel: Whether training images with any novel pixel are left out.
+        skips: Lists what cannot be read, which is then left out; None: it is an error (`dataset.on_error`).
 
     Raises:
         ValueError: If an argument is out of range.
@@ -108,7 +109,7 @@ class FoldDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        source: SegmentationDataset,
+        dataset: SegmentationDataset,
         *,
         fold: int,
         image_size: tuple[int, int],
@@ -121,10 +122,11 @@ class FoldDataModule(L.LightningDataModule):
         num_workers: int | None = None,
         seed: int = 0,
         filter_novel: bool = True,
+        skips: SkippedFiles | None = None,
     ) -> None:
         super().__init__()
-        self.source = source
-        self.fold_classes: Fold = fold_of(source, fold)
+        self.dataset = dataset
+        self.class_split: ClassSplit = dataset.class_split(fold)
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.augment = augment
         self.batch_size = batch_size
@@ -132,6 +134,7 @@ class FoldDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.filter_novel = filter_novel
+        self.skips = skips
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)
         self.cache_dir = cache_dir
@@ -158,17 +161,25 @@ class FoldDataModule(L.LightningDataModule):
     @property
     def base_names(self) -> tuple[str, ...]:
         """Name of the base classes, in the order of the base masks 1..num_base."""
-        return tuple(self.source.class_names[value - 1] for value in self.fold_classes.base)
+        return self._names(self.class_split.train)
+
+    @property
+    def val_names(self) -> tuple[str, ...]:
+        """Name of the classes of the validation episodes, in the order of `Episode.class_index` there."""
+        return self._names(self.class_split.val)
 
     @property
     def novel_names(self) -> tuple[str, ...]:
-        """Name of the novel classes, in the order of `Episode.class_index` in evaluation."""
-        return tuple(self.source.class_names[value - 1] for value in self.fold_classes.novel)
+        """Name of the classes of the test episodes, in the order of `Episode.class_index` there."""
+        return self._names(self.class_split.test)
+
+    def _names(self, classes: Sequence[int]) -> tuple[str, ...]:
+        return tuple(self.dataset.class_names[value - 1] for value in classes)
 
     @property
     def num_base(self) -> int:
         """Number of base classes, background not counted."""
-        return len(self.fold_classes.base)
+        return len(self.class_split.train)
 
     @property
     def rank(self) -> int:
@@ -182,30 +193,38 @@ class FoldDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Check the files and builds the catalogs that will be needed, on one process a machine."""
-        self.source.check()
+        self.dataset.check(files=self.skips is None)
         for split in self._splits(None if self.trainer is None else self.trainer.state.fn):
             self._catalog(split)
 
     def _splits(self, stage: str | None) -> tuple[Split, ...]:
-        """Split whose catalog a stage needs; the training masks need not be scanned for a test."""
-        return ("train", "val") if stage in (None, "fit") else ("val",)
+        """Lists whose catalogs a stage needs; the training masks need not be scanned for a test."""
+        by_stage: dict[str, tuple[Split, ...]] = {"validate": ("val",), "test": (self.test_list,)}
+        return by_stage.get(stage or "fit", ("train", "val"))
+
+    @property
+    def test_list(self) -> Split:
+        """List of images that test episodes are drawn from: "val" in a data set without one of its own."""
+        return "test" if "test" in self.dataset.splits else "val"
 
     def _catalog(self, split: Split) -> Catalog:
         """Load a catalog once."""
         if split not in self._catalogs:
-            self._catalogs[split] = load_catalog(self.source, split, self.cache_dir, progress=self.rank == 0)
+            self._catalogs[split] = load_catalog(
+                self.dataset, split, self.cache_dir, skip=self.skips is not None, progress=self.rank == 0
+            )
         return self._catalogs[split]
 
     def _train_view(self) -> CatalogView:
         """Training images of the fold: a base class with enough area and, if filtered, no pixel of a novel class."""
-        fold = self.fold_classes
-        if not fold.base:
+        split = self.class_split
+        if not split.train:
             raise ValueError(
-                f"all {len(fold.novel)} classes of {self.source.name} are novel, which is for evaluation only: set "
+                f"all {len(split.novel)} classes of {self.dataset.name} are novel, which is for evaluation only: set "
                 "dataset.num_folds or dataset.folds to train"
             )
-        exclude = fold.novel if self.filter_novel else ()
-        return self._catalog("train").view(fold.base, min_area=self.source.min_area, exclude=exclude)
+        exclude = split.novel if self.filter_novel else ()
+        return self._catalog("train").view(split.train, min_area=self.dataset.min_area, exclude=exclude)
 
     def _loader(
         self, dataset: Dataset[Any], collate: Callable[..., Any], *, num_train: int | None = None, num_eval: int = 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
-from hdmnet.data.datamodules.base import FoldDataModule, FoldOptions
+from hdmnet.data.datamodules.base import VAL_SEED, FoldDataModule, FoldOptions
 from hdmnet.data.episodes.samples import EvalSegmentation, TrainSegmentation, permutation
 from hdmnet.data.types import (
     SegmentationSample,
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from hdmnet.data.datasets.base import SegmentationDataset, Split
-from hdmnet.data.datamodules.few_shot import VAL_SEED
 
 
 class BaseLearnerDataModule(FoldDataModule):
@@ -28,12 +27,12 @@ class BaseLearnerDataModule(FoldDataModule):
     square and compared there.
 
     Attributes:
-        fold_classes: Base and novel class values; known before `setup`, as are the names.
+        class_split: Class values for training, validation and test; known before `setup`, as are the names.
         train_ids: The fold's training images, in list order; set by `setup("fit")`.
         val_ids: Validation images; set by `setup`.
 
     Args:
-        source: The data set.
+        dataset: The data set.
         base_samples_per_epoch: Over all processes; None: all images. Fewer or more walk on through shuffled passes.
         num_val_samples: A fixed random choice of the validation images, for quick runs; None: all.
         options: What both stages take, see `FoldDataModule`; `augment` is usually a `BaseLearnerAugment`.
@@ -44,7 +43,7 @@ class BaseLearnerDataModule(FoldDataModule):
 
     def __init__(
         self,
-        source: SegmentationDataset,
+        dataset: SegmentationDataset,
         *,
         base_samples_per_epoch: int | None = None,
         num_val_samples: int | None = None,
@@ -52,7 +51,7 @@ class BaseLearnerDataModule(FoldDataModule):
     ) -> None:
         self.base_samples_per_epoch = base_samples_per_epoch
         self.num_val_samples = num_val_samples
-        super().__init__(source, **options)
+        super().__init__(dataset, **options)
         self.train_ids: list[str] = []
         self.val_ids: list[str] = []
 
@@ -64,7 +63,7 @@ class BaseLearnerDataModule(FoldDataModule):
                 raise ValueError(f"{name}={value}; expected at least 1, or null for all")
 
     def _splits(self, stage: str | None) -> tuple[Split, ...]:
-        if self.source.skips is not None:
+        if self.skips is not None:
             return super()._splits(stage)  # which files can be read, only a catalog tells
         return ("train",) if stage in (None, "fit") else ()  # all validation images are used: no areas are asked for
 
@@ -78,11 +77,11 @@ class BaseLearnerDataModule(FoldDataModule):
             self.train_ids = [str(image_id) for image_id in self._train_view().ids]
             if not self.train_ids:
                 raise ValueError(
-                    f"no training image of {self.source.name} is left for fold {self.fold_classes.index}; "
+                    f"no training image of {self.dataset.name} is left for fold {self.class_split.fold}; "
                     "check the lists, or set filter_novel=false"
                 )
         if not self.val_ids:
-            ids = self.source.ids("val") if self.source.skips is None else self._catalog("val").ids.tolist()
+            ids = self.dataset.ids("val") if self.skips is None else self._catalog("val").ids.tolist()
             chosen = sorted(permutation(VAL_SEED, 0, len(ids))[: self.num_val_samples].tolist())
             self.val_ids = [ids[position] for position in chosen]
 
@@ -96,17 +95,24 @@ class BaseLearnerDataModule(FoldDataModule):
     def train_dataloader(self) -> DataLoader[SegmentationSample]:
         """Loader of this rank's training images; raises ValueError if an epoch fills no batch."""
         assert self.train_ids, "setup('fit') comes first"
-        dataset = TrainSegmentation(
-            self.source, self.train_ids, fold=self.fold_classes, augment=self.augment, seed=self.seed
+        pictures = TrainSegmentation(
+            self.dataset,
+            self.train_ids,
+            classes=self.class_split.train,
+            augment=self.augment,
+            seed=self.seed,
+            skips=self.skips,
         )
         samples = len(self.train_ids) if self.base_samples_per_epoch is None else self.base_samples_per_epoch
-        return self._loader(dataset, collate_segmentation, num_train=samples)
+        return self._loader(pictures, collate_segmentation, num_train=samples)
 
     def val_dataloader(self) -> DataLoader[SegmentationSample]:
         """Loader of this rank's share of the validation images."""
         assert self.val_ids, "setup comes first"
-        dataset = EvalSegmentation(self.source, self.val_ids, fold=self.fold_classes, image_size=self.image_size)
-        return self._loader(dataset, collate_segmentation, num_eval=len(dataset))
+        pictures = EvalSegmentation(
+            self.dataset, self.val_ids, classes=self.class_split.train, image_size=self.image_size
+        )
+        return self._loader(pictures, collate_segmentation, num_eval=len(pictures))
 
     def test_dataloader(self) -> DataLoader[SegmentationSample]:
         """The validation images: the base classes have no test set of their own."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from hdmnet.data.datamodules.base import FoldDataModule, FoldOptions
-from hdmnet.data.datasets.tree import refuse_shared_ids
+from hdmnet.data.datamodules.base import VAL_SEED, FoldDataModule, FoldOptions
+from hdmnet.data.datasets.files import refuse_shared_ids
 from hdmnet.data.episodes.encode_once import FeatureCost, plan_batches
 from hdmnet.data.episodes.manifest import EpisodeManifest
 from hdmnet.data.episodes.planned_batches import PlannedEvaluation
@@ -35,20 +35,15 @@ if TYPE_CHECKING:
     from hdmnet.data.episodes.manifest import EvaluationProtocol
 
 
-VAL_SEED = 0
-
-
 FIRST_TEST_SEED = 1
-
-
 SUPPORT_MASKS = ("given", "ones")
 
 
 class FewShotDataModule(FoldDataModule):
-    """Episodes of one fold: training on the base classes, validation and test on the novel ones.
+    """Episodes of one fold: training on the base classes, validation and test on novel ones.
 
     Attributes:
-        fold_classes: Base and novel class values; known before `setup`, as are the names.
+        class_split: Class values for training, validation and test; known before `setup`, as are the names.
         train_manifest: Unbounded; set by `setup("fit")`.
         val_manifest: Fixed, whatever `seed` is; set by `setup("fit")` and `setup("validate")`.
         test_manifests: One a test seed, fixed too; set by `setup("test")`.
@@ -56,7 +51,7 @@ class FewShotDataModule(FoldDataModule):
             the model can reuse features; validation and test then come as `EvaluationBatch`es, else as `Episode`s.
 
     Args:
-        source: The data set.
+        dataset: The data set.
         shot: Supports an episode (K).
         episodes_per_epoch: Over all processes; None: the number of the fold's training images.
         num_val_episodes: Length of the validation manifest.
@@ -76,7 +71,7 @@ class FewShotDataModule(FoldDataModule):
 
     def __init__(
         self,
-        source: SegmentationDataset,
+        dataset: SegmentationDataset,
         *,
         shot: int,
         episodes_per_epoch: int | None = None,
@@ -101,7 +96,7 @@ class FewShotDataModule(FoldDataModule):
         self.check_files = check_files
         self.reuse_memory_gb = reuse_memory_gb
         self.measure_features: Callable[[], FeatureBytes] | None = None
-        super().__init__(source, **options)
+        super().__init__(dataset, **options)
         self.train_manifest: EpisodeManifest | None = None
         self.val_manifest: EpisodeManifest | None = None
         self.test_manifests: tuple[EpisodeManifest, ...] = ()
@@ -126,45 +121,55 @@ class FewShotDataModule(FoldDataModule):
         """
         if stage in (None, "fit") and self.train_manifest is None:
             view = self._train_view()
-            check_files(self.source, view.ids.tolist(), self.check_files)
+            check_files(self.dataset, view, self.check_files)
             # The in-order walk is a habit of the evaluation; the release shuffles in training.
             self.train_manifest = self._manifest(view, "train", self.seed, num_episodes=None, protocol="uniform")
             if self.episodes_per_epoch is None:
                 self.episodes_per_epoch = len(view)
         if stage in (None, "fit", "validate") and self.val_manifest is None:
-            self.val_manifest = self._eval_manifest(VAL_SEED, self.num_val_episodes)
-        if self.train_manifest is not None and self.val_manifest is not None:
-            # Of any data set, whatever its lists and its own check: no picture that is trained on is tested on.
-            refuse_shared_ids(self.train_manifest.view.ids.tolist(), self.val_manifest.view.ids.tolist())
+            view = self._eval_view("val", self.class_split.val, VAL_SEED)
+            self.val_manifest = self._manifest(view, "val", VAL_SEED, num_episodes=self.num_val_episodes)
         if stage in (None, "test") and not self.test_manifests:
-            seeds = range(FIRST_TEST_SEED, FIRST_TEST_SEED + self.num_test_seeds)
-            self.test_manifests = tuple(self._eval_manifest(seed, self.num_test_episodes) for seed in seeds)
+            view = self._eval_view(self.test_list, self.class_split.test, FIRST_TEST_SEED)
+            self.test_manifests = tuple(
+                self._manifest(view, self.test_list, seed, num_episodes=self.num_test_episodes)
+                for seed in range(FIRST_TEST_SEED, FIRST_TEST_SEED + self.num_test_seeds)
+            )
+        # Of any data set, whatever its lists and its own check: no picture that is trained on is tested on.
+        for manifest in (self.val_manifest, *self.test_manifests[:1]):
+            if self.train_manifest is not None and manifest is not None:
+                refuse_shared_ids(self.train_manifest.view.ids.tolist(), manifest.view.ids.tolist())
 
-    def _eval_manifest(self, seed: int, num_episodes: int) -> EpisodeManifest:
-        """Make a manifest on the novel classes, without the filter of training."""
-        view = self._catalog("val").view(self.fold_classes.novel, min_area=self.source.min_area)
-        if seed in (VAL_SEED, FIRST_TEST_SEED):
-            check_files(self.source, view.ids.tolist(), self.check_files, seed)
-        return self._manifest(view, "val", seed, num_episodes=num_episodes, protocol=self.protocol)
+    def _eval_view(self, split: Split, classes: Sequence[int], seed: int) -> CatalogView:
+        """Images for episodes on held-out classes, without the filter of training."""
+        view = self._catalog(split).view(classes, min_area=self.dataset.min_area)
+        check_files(self.dataset, view, self.check_files, seed)
+        return view
 
     def _manifest(
-        self, view: CatalogView, split: Split, seed: int, *, num_episodes: int | None, protocol: EvaluationProtocol
+        self,
+        view: CatalogView,
+        split: Split,
+        seed: int,
+        *,
+        num_episodes: int | None,
+        protocol: EvaluationProtocol | None = None,
     ) -> EpisodeManifest:
         return EpisodeManifest(
             view,
-            dataset=self.source.name,
-            fold=self.fold_classes.index,
+            dataset=self.dataset.name,
+            fold=self.class_split.fold,
             split=split,
             shot=self.shot,
             seed=seed,
             num_episodes=num_episodes,
-            protocol=protocol,
+            protocol=self.protocol if protocol is None else protocol,
             allow_repeats=self.allow_repeats,
         )
 
     def digest(self) -> str:
-        """Hex sha256 over the validation images, their classes and areas: the same where the labels are."""
-        catalog = self._catalog("val")
+        """Hex sha256 over the test's images, their classes and areas: the same where the labels are."""
+        catalog = self._catalog(self.test_list)
         counts = np.stack([catalog.image_index, catalog.class_value, catalog.area]).astype("<i8")
         return hashlib.sha256("\n".join(catalog.ids.tolist()).encode() + counts.tobytes()).hexdigest()
 
@@ -180,7 +185,7 @@ class FewShotDataModule(FoldDataModule):
             for split in sorted(self._catalogs)
             for _, why in self._catalogs[split].skipped
         ]
-        replaced = {} if self.source.skips is None else self.source.skips.read()
+        replaced = {} if self.skips is None else self.skips.read()
         return found + [{"split": "train", "why": why, "episodes": number} for why, number in replaced.items()]
 
     def result_facts(self) -> dict[str, Any]:
@@ -195,49 +200,56 @@ class FewShotDataModule(FoldDataModule):
     def train_dataloader(self) -> DataLoader[Episode]:
         """Loader of this rank's training episodes; raises ValueError if an epoch fills no batch."""
         assert self.train_manifest is not None, "setup('fit') comes first"
-        dataset = TrainEpisodes(
-            self.source, self.train_manifest, fold=self.fold_classes, augment=self.augment, seed=self.seed
+        episodes = TrainEpisodes(
+            self.dataset,
+            self.train_manifest,
+            classes=self.class_split.train,
+            augment=self.augment,
+            seed=self.seed,
+            skips=self.skips,
         )
-        return self._loader(dataset, collate_episodes, num_train=self.episodes_per_epoch)
+        return self._loader(episodes, collate_episodes, num_train=self.episodes_per_epoch)
 
     def val_dataloader(self) -> DataLoader[Episode] | DataLoader[EvaluationBatch]:
         """Loader of this rank's share of the validation episodes."""
         assert self.val_manifest is not None, "setup('validate') comes first"
-        return self._eval_loader([self.val_manifest])
+        return self._eval_loader([self.val_manifest], "val", self.class_split.val)
 
     def test_dataloader(self) -> DataLoader[Episode] | DataLoader[EvaluationBatch]:
         """Loader of this rank's share of the test episodes of all seeds."""
         assert self.test_manifests, "setup('test') comes first"
-        return self._eval_loader(self.test_manifests)
+        return self._eval_loader(self.test_manifests, self.test_list, self.class_split.test)
 
-    def _eval_loader(self, manifests: Sequence[EpisodeManifest]) -> DataLoader[Episode] | DataLoader[EvaluationBatch]:
-        dataset = EvalEpisodes(
-            self.source,
+    def _eval_loader(
+        self, manifests: Sequence[EpisodeManifest], split: Split, classes: Sequence[int]
+    ) -> DataLoader[Episode] | DataLoader[EvaluationBatch]:
+        episodes = EvalEpisodes(
+            self.dataset,
             manifests,
-            fold=self.fold_classes,
+            classes=classes,
             image_size=self.image_size,
             support_mask=self.support_mask,
         )
         if self.reuse_memory_gb is None or self.measure_features is None:
-            return self._loader(dataset, collate_episodes, num_eval=len(dataset))
+            return self._loader(episodes, collate_episodes, num_eval=len(episodes))
         plan = plan_batches(
             manifests,
             batch_size=self.eval_batch_size,
-            cost=FeatureCost(self.measure_features(), self._foreground_share()),
+            cost=FeatureCost(self.measure_features(), self._foreground_share(split)),
             budget_bytes=round(self.reuse_memory_gb * 1e9),
             rank=self.rank,
             world_size=self.world_size,
         )
-        return self._planned_loader(PlannedEvaluation(dataset, plan))
+        return self._planned_loader(PlannedEvaluation(episodes, plan))
 
-    def _foreground_share(self) -> Callable[[FeatureKey], float]:
+    def _foreground_share(self, split: Split) -> Callable[[FeatureKey], float]:
         """Share of a support's picture that is foreground; 1 where the picture's size cannot be told."""
-        catalog = self._catalog("val")
+        catalog = self._catalog(split)
         pairs = zip(catalog.ids[catalog.image_index].tolist(), catalog.class_value.tolist(), strict=True)
         areas = dict(zip(pairs, catalog.area.tolist(), strict=True))
 
         def share(key: FeatureKey) -> float:
-            size = None if self.support_mask == "ones" else self.source.image_size(key.image_id)
+            size = None if self.support_mask == "ones" else self.dataset.image_size(key.image_id)
             return 1.0 if size is None else float(areas[key.image_id, key.class_value]) / (size[0] * size[1])
 
         return share

@@ -1,25 +1,22 @@
-"""What every data set offers to the rest: lists of ids, pictures, masks and a fingerprint.
+"""What every data set offers to the rest: lists of ids, pictures, a mask for each class, and a split of the classes.
 
-A `SegmentationDataset` is the only thing that knows where a data set's files lie. The catalog, the episodes and the
-DataModules work on any of them. The functions below it read lists of ids and hash folders; `masks` reads pictures.
+A `SegmentationDataset` is the only thing that knows where a data set's files lie; catalogs, episodes and DataModules
+work on any. A subclass needs `name`, `class_names`, `ids`, `read_image` and `read_class_mask`; all else has a default.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Literal
 
-from hdmnet.data.datasets.skipped_files import SkippedFiles
-from hdmnet.data.io.arrays import UInt8Array
+import cv2
+import numpy as np
 
-Split = Literal["train", "val"]
+from hdmnet.data.class_split import ClassSplit, SplitRule, hold_out, split_classes
+from hdmnet.data.io.arrays import IGNORE, MAX_LABELS, UInt8Array
 
-
-SplitRule = Literal["contiguous", "interleaved"]
+Split = Literal["train", "val", "test"]
 
 
 class SegmentationDataset(ABC):
@@ -27,56 +24,117 @@ class SegmentationDataset(ABC):
 
     Attributes:
         name: Short name of the data set; part of the keys of catalogs and episodes.
-        class_names: Names of the C classes; class value c in 1..C is `class_names[c - 1]`.
+        class_names: Names of the C classes, however many; class value c in 1..C is `class_names[c - 1]`.
+        splits: Lists of images that there are. Without "test" the images of "val" serve validation and test.
         num_folds: Number of folds that the classes are split into.
-        split_rule: How the classes are dealt out to the folds (see `folds.make_fold`).
+        split_rule: How the classes are dealt out to the folds (see `split_classes`).
         folds: Novel class values of each fold, where they are not dealt out by the rule.
         min_area: Fewest pixels, at original size, for a class to count in an image.
-        skips: Lists what cannot be read, which is then left out; None: it is an error (`dataset.on_error`).
     """
 
     name: str
     class_names: tuple[str, ...]
+    splits: tuple[Split, ...] = ("train", "val")
     num_folds: int = 4
     split_rule: SplitRule = "contiguous"
     folds: tuple[tuple[int, ...], ...] | None = None
     min_area: int = 2 * 32 * 32
-    skips: SkippedFiles | None = None
 
     @abstractmethod
     def ids(self, split: Split) -> list[str]:
-        """Image ids of a split, in list order, without duplicates."""
+        """Image ids of one of `splits`, in list order, without duplicates."""
 
     @abstractmethod
     def read_image(self, image_id: str) -> UInt8Array:
         """Picture as (H, W, 3) uint8 RGB at original size."""
 
     @abstractmethod
-    def read_mask(self, image_id: str) -> UInt8Array:
-        """Mask as (H, W) uint8 at original size: 0 background, 1..C class value, 255 ignore."""
+    def read_class_mask(self, image_id: str, class_value: int) -> UInt8Array:
+        """Mask of one class as (H, W) uint8 at original size: 1 the class, 0 all else, 255 ignore."""
 
-    def read_mask_of(self, image_id: str, class_value: int) -> UInt8Array:
-        """Mask as from `read_mask`; where classes may overlap, with all pixels of the class asked for on top."""
-        return self.read_mask(image_id)
+    def class_split(self, fold: int) -> ClassSplit:
+        """Which classes are for training, validation and test.
 
-    def covered_areas(self, image_id: str) -> dict[int, int]:
-        """Pixels of each class that `read_mask` gives to another one; none where classes cannot overlap."""
-        return {}
+        Args:
+            fold: Which fold, 0..num_folds-1. A data set of which all classes are novel has no others: it takes any
+                number, as checkpoints of any fold are tested on it.
 
-    @abstractmethod
-    def fingerprint(self, split: Split) -> str:
-        """Hex sha256 over all that the split's masks depend on (see `fingerprint_files`)."""
+        Returns:
+            By default what `folds`, else `num_folds` and `split_rule` say; the novel classes serve validation and test.
 
-    @abstractmethod
-    def check(self) -> None:
+        Raises:
+            ValueError: No such fold.
+        """
+        num_classes = len(self.class_names)
+        if self.folds is None:
+            return split_classes(num_classes, self.num_folds, fold, self.split_rule)
+        if self.folds == (tuple(range(1, num_classes + 1)),):
+            return hold_out(num_classes, self.folds[0], 0)
+        if fold not in range(len(self.folds)):
+            raise ValueError(f"fold={fold} does not exist, expected one of 0..{len(self.folds) - 1}: set fold to one")
+        return hold_out(num_classes, self.folds[fold], fold)
+
+    def class_areas(self, image_id: str) -> dict[int, int]:
+        """Pixels, at original size, of each class that the image holds.
+
+        The default reads the mask of every class: say here what is known, where there are many.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            ValueError: A mask is unreadable, holds other values, or has another size than its picture.
+        """
+        size = self.image_size(image_id) or self.read_image(image_id).shape[:2]
+        areas = {}
+        for value in range(1, len(self.class_names) + 1):
+            mask = self.read_class_mask(image_id, value)
+            self.check_mask(image_id, mask, size)
+            counts = np.bincount(mask.ravel(), minlength=256)
+            if counts[2:IGNORE].any():
+                wrong = int(counts[2:IGNORE].argmax()) + 2
+                raise ValueError(f"{self.mask_location(image_id)} of class {value} holds {wrong}, expected 0, 1 or 255")
+            if counts[1]:
+                areas[value] = int(counts[1])
+        return areas
+
+    def read_label_map(self, image_id: str, classes: Sequence[int] | None = None) -> UInt8Array:
+        """All classes in one map, which only the base learner is trained on; at most 254.
+
+        Args:
+            image_id: Which image.
+            classes: Class values, labelled 1, 2, … in this order; None: all, labelled by their class values.
+
+        Returns:
+            (H, W) uint8 at original size: 0 background and classes not asked for, 1..n label, 255 ignore. Where classes
+            overlap the one with the smaller area is on top.
+        """
+        labels = label_table(len(self.class_names), classes)
+        areas = self.class_areas(image_id)
+        mask = self.read_class_mask(image_id, min(areas, default=1)) // IGNORE * np.uint8(IGNORE)
+        for value in sorted(areas, key=lambda value: (-areas[value], value)):
+            mask[self.read_class_mask(image_id, value) == 1] = labels[value]
+        return mask
+
+    def fingerprint(self, split: Split) -> str | None:
+        """Text that changes whenever the split's masks do (see `fingerprint_files`).
+
+        None, the default: it cannot be told, so what the masks hold is never kept from one run to the next.
+        """
+        return None
+
+    def check(self, *, files: bool = True) -> None:
         """Raise one clear line when a folder, list or file is missing; called before any training.
+
+        Args:
+            files: Whether each image has to have its files; False where those that cannot be read are left out.
 
         Raises:
             FileNotFoundError: Something is missing; the message says what and where it is to be had.
         """
+        for split in self.splits:
+            self.ids(split)
 
     def image_size(self, image_id: str) -> tuple[int, int] | None:
-        """Size (H, W) of the picture where it can be told without decoding; None skips the check against the mask.
+        """Size (H, W) of the picture where it can be told without decoding, else None.
 
         Raises:
             FileNotFoundError: There is no such picture.
@@ -85,87 +143,83 @@ class SegmentationDataset(ABC):
         return None
 
     def mask_location(self, image_id: str) -> str:
-        """Where the mask comes from, for error messages; sources with files return the path."""
+        """Where the masks come from, for error messages; data sets with files return the path."""
         return f"{self.name} mask {image_id!r}"
 
+    def check_mask(self, image_id: str, mask: UInt8Array, size: tuple[int, ...]) -> None:
+        """Refuse a mask that is no (H, W) uint8 or has another size than its picture.
 
-def read_id_list(path: str | Path) -> list[str]:
-    """Read a list of ids, one a line; empty lines are skipped, order is kept.
+        Raises:
+            ValueError: It is; one line that names it.
+        """
+        where = self.mask_location(image_id)
+        if mask.ndim != 2 or mask.dtype != np.uint8:
+            raise ValueError(
+                f"{where} has shape {mask.shape} and type {mask.dtype}, expected (H, W) uint8 class indices"
+            )
+        if mask.shape != size:
+            raise ValueError(
+                f"{where} is {mask.shape[0]}x{mask.shape[1]} (HxW) but its picture is {size[0]}x{size[1]}: expected the"
+                " same size, prepare the mask again"
+            )
+
+
+class LabelMapDataset(SegmentationDataset):
+    """A data set whose masks hold all classes of a picture at once: `read_mask` gives the masks of the classes."""
+
+    @abstractmethod
+    def read_mask(self, image_id: str) -> UInt8Array:
+        """Mask as (H, W) uint8 at original size: 0 background, 1..C class value, 255 ignore."""
+
+    def read_class_mask(self, image_id: str, class_value: int) -> UInt8Array:
+        """Mask of one class as (H, W) uint8: 1 the class, 0 all else, 255 ignore."""
+        return _look_up(self.read_mask(image_id), label_table(MAX_LABELS, [class_value]))
+
+    def read_label_map(self, image_id: str, classes: Sequence[int] | None = None) -> UInt8Array:
+        """All classes in one map; see the base class."""
+        mask = self.read_mask(image_id)
+        return mask if classes is None else _look_up(mask, label_table(len(self.class_names), classes))
+
+    def class_areas(self, image_id: str) -> dict[int, int]:
+        """Pixels of each class, as counted in `read_mask`; refuses what is no mask."""
+        num_classes = len(self.class_names)
+        mask = self.read_mask(image_id)
+        self.check_mask(image_id, mask, self.image_size(image_id) or self.read_image(image_id).shape[:2])
+        areas = np.bincount(mask.ravel(), minlength=256).tolist()
+        wrong = [value for value in range(num_classes + 1, IGNORE) if areas[value]]
+        if wrong:
+            raise ValueError(
+                f"{self.mask_location(image_id)} holds class index {wrong[0]}, expected 0..{num_classes} or {IGNORE}"
+                f" ({self.name} has {num_classes} classes): prepare the mask again or check the dataset setting"
+            )
+        return {value: areas[value] for value in range(1, num_classes + 1) if areas[value]}
+
+
+def label_table(num_classes: int, classes: Sequence[int] | None) -> UInt8Array:
+    """Table from class values to labels: `table[mask]`.
 
     Args:
-        path: Text file.
+        num_classes: Number of classes C.
+        classes: Class values, labelled 1, 2, … in this order; None: all, by their values.
 
     Returns:
-        The ids.
+        (max(C + 1, 256),) uint8: 0 for background and classes not asked for. In a table of up to 254 classes values
+        that are no class at all go to 255, as ignore does; catalogs refuse masks that hold any.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file holds no id or one id twice, or is no UTF-8.
+        ValueError: More classes are asked for than a label map can hold.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"list of image ids {path} is missing")
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
-    except UnicodeDecodeError as error:
-        raise ValueError(f"list {path} is no UTF-8 text ({error.reason}): save it as UTF-8") from None
-    ids = [line.strip() for line in text.splitlines() if line.strip()]
-    if not ids:
-        raise ValueError(f"list of image ids {path} is empty, expected one id a line")
-    check_unique(ids, str(path))
-    return ids
+    asked = list(range(1, num_classes + 1) if classes is None else classes)
+    if len(asked) > MAX_LABELS:
+        raise ValueError(
+            f"a label map of {len(asked):,} classes is asked for, expected at most {MAX_LABELS}: choose a method "
+            "without base learner, or fewer classes"
+        )
+    table = np.full(max(num_classes + 1, 256), IGNORE, dtype=np.uint8)
+    table[: num_classes + 1] = 0
+    table[asked] = np.arange(1, len(asked) + 1, dtype=np.uint8)
+    return table
 
 
-def check_unique(ids: list[str], origin: str) -> None:
-    """Refuse a list that holds an id twice.
-
-    Args:
-        ids: Image ids.
-        origin: Where they come from, for the message.
-
-    Raises:
-        ValueError: An id occurs more than once.
-    """
-    seen: set[str] = set()
-    for image_id in ids:
-        if image_id in seen:
-            raise ValueError(f"{origin} holds id {image_id!r} more than once, expected each once: remove duplicates")
-        seen.add(image_id)
-
-
-def _facts(entry: os.DirEntry[str]) -> list[str]:
-    """A file's name, size and time; the name alone of one that cannot be looked at, which reading it will tell."""
-    try:
-        if not entry.is_file():
-            return []
-        stat = entry.stat()
-    except OSError:  # e.g. a circle of links
-        return [entry.name]
-    return [f"{entry.name}\0{stat.st_size}\0{stat.st_mtime_ns}"]
-
-
-def fingerprint_files(folder: str | Path, *, names: Iterable[str] | None = None, extra: Iterable[str] = ()) -> str:
-    """Hash names, sizes and modification times of a folder's files, without opening them.
-
-    Args:
-        folder: Folder to scan (not its subfolders).
-        names: Only these file names count; None = all files. Names without a file are left out, so that a file that
-            appears later changes the fingerprint.
-        extra: More texts that the masks depend on, e.g. a crowd rule or a format version.
-
-    Returns:
-        Hex sha256.
-
-    Raises:
-        FileNotFoundError: There is no such folder.
-    """
-    wanted = None if names is None else set(names)
-    try:
-        with os.scandir(folder) as entries:  # one pass; os.listdir + os.stat per file is several times slower
-            rows = []
-            for entry in entries:
-                if wanted is None or entry.name in wanted:
-                    rows += _facts(entry)
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"folder of masks {folder} is missing") from None
-    rows.sort()
-    return hashlib.sha256("\n".join([*extra, "", *rows]).encode()).hexdigest()
+def _look_up(mask: UInt8Array, table: UInt8Array) -> UInt8Array:
+    return cv2.LUT(mask, table)  # type: ignore[return-value]  # ten times as fast as indexing

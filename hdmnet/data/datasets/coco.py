@@ -7,8 +7,17 @@ import os
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from hdmnet.data.datasets.base import Split, SplitRule, fingerprint_files
-from hdmnet.data.datasets.tree import TreeDataset, find_list, read_ids, refuse_shared_ids, strip_path
+from hdmnet.data.class_split import SplitRule
+from hdmnet.data.datasets.base import Split
+from hdmnet.data.datasets.files import (
+    find_list,
+    fingerprint_files,
+    read_ids,
+    refuse_shared_ids,
+    require_ids,
+    strip_path,
+)
+from hdmnet.data.datasets.tree import TreeDataset
 
 FOLDERS: dict[Split, str] = {"train": "train2014", "val": "val2014"}
 
@@ -39,6 +48,7 @@ class CocoDataset(TreeDataset):
         train_list: Path of a list that restricts the training images: relative to the root or the working directory, or
             absolute. Its lines hold an id with or without the folder, or a picture's path with the mask's after it.
         val_list: The same for validation.
+        num_folds: Number of folds.
         min_area: Fewest pixels, at original size, for a class to count in an image.
     """
 
@@ -52,9 +62,10 @@ class CocoDataset(TreeDataset):
         train_list: str | None = None,
         val_list: str | None = None,
         *,
+        num_folds: int = 4,
         min_area: int = 2 * 32 * 32,
     ) -> None:
-        super().__init__(root, train_list, val_list, split_rule, min_area)
+        super().__init__(root, train_list, val_list, num_folds=num_folds, split_rule=split_rule, min_area=min_area)
 
     def ids(self, split: Split) -> list[str]:
         """Image ids of a split: in the list's order, without a list ascending.
@@ -108,8 +119,8 @@ class CocoDataset(TreeDataset):
                 parts.append(fingerprint_files(self.root / folder, names=[f"{stem}.jpg" for stem in stems]))
         return hashlib.sha256("\n".join([*parts, *ids]).encode()).hexdigest()
 
-    def check(self) -> None:
-        """Check that the tree is whole, before any training.
+    def check(self, *, files: bool = True) -> None:
+        """Check that the tree is whole, before any training; without `files` not each image's own.
 
         Raises:
             FileNotFoundError: If a folder, a list, a picture or a mask is missing; one line.
@@ -127,11 +138,13 @@ class CocoDataset(TreeDataset):
                 raise FileNotFoundError(
                     f"{origin}: there is no mask in masks/{split}2014: run scripts/data/prepare_coco.py"
                 )
+            if not files:
+                continue
             folders = sorted({image_id.split("/")[0] for image_id in ids})
             masks = set().union(*(self._list_folder(self.root / "masks", folder, ".png") for folder in folders))
             pictures = set().union(*(self._list_folder(self.root, folder, ".jpg") for folder in folders))
-            self.require_ids(ids, masks, origin, "mask", "run scripts/data/prepare_coco.py, or take them off the list")
-            self.require_ids(ids, pictures, origin, "picture", "unpack the COCO 2014 images zips again")
+            require_ids(ids, masks, origin, "mask", "run scripts/data/prepare_coco.py, or take them off the list")
+            require_ids(ids, pictures, origin, "picture", "unpack the COCO 2014 images zips again")
         refuse_shared_ids(**lists)
 
 

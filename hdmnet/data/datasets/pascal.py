@@ -6,8 +6,10 @@ import hashlib
 import os
 from pathlib import Path
 
-from hdmnet.data.datasets.base import Split, SplitRule, fingerprint_files
-from hdmnet.data.datasets.tree import TreeDataset, find_list, read_ids, refuse_shared_ids
+from hdmnet.data.class_split import SplitRule
+from hdmnet.data.datasets.base import Split
+from hdmnet.data.datasets.files import find_list, fingerprint_files, read_ids, refuse_shared_ids, require_ids
+from hdmnet.data.datasets.tree import TreeDataset
 
 #: Ids that are shipped: VOC 2012 train (1,464) and val (1,449), SBD's `train_noval` (5,623).
 LISTS = Path(__file__).parent / "lists"
@@ -43,6 +45,7 @@ class PascalDataset(TreeDataset):
         root: The tree.
         train_list: Which images to train on.
         val_list: Which images to validate and test on.
+        num_folds: Number of folds.
         split_rule: How classes are dealt out to folds; "contiguous" is PASCAL-5i.
         min_area: Fewest pixels, at original size, for a class to count in an image.
     """
@@ -56,10 +59,11 @@ class PascalDataset(TreeDataset):
         train_list: str = "5953",
         val_list: str = "val",
         *,
+        num_folds: int = 4,
         split_rule: SplitRule = "contiguous",
         min_area: int = 2 * 32 * 32,
     ) -> None:
-        super().__init__(root, train_list, val_list, split_rule, min_area)
+        super().__init__(root, train_list, val_list, num_folds=num_folds, split_rule=split_rule, min_area=min_area)
 
     def ids(self, split: Split) -> list[str]:
         """Image ids of a split, in the list's order.
@@ -117,8 +121,8 @@ class PascalDataset(TreeDataset):
             parts.append(fingerprint_files(self.root / "JPEGImages", names=[f"{image_id}.jpg" for image_id in ids]))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    def check(self) -> None:
-        """Check that the tree is whole, before any training.
+    def check(self, *, files: bool = True) -> None:
+        """Check that the tree is whole, before any training; without `files` not each image's own.
 
         Raises:
             FileNotFoundError: If a folder, a list, a picture or a mask is missing; one line.
@@ -140,17 +144,17 @@ class PascalDataset(TreeDataset):
         pictures = {path.stem for path in (self.root / "JPEGImages").glob("[!.]*.jpg")}
         masks = self._mask_ids()
         lists: dict[Split, list[str]] = {"train": self.ids("train"), "val": self.ids("val")}
-        for split, ids in lists.items():
+        for split, ids in lists.items() if files else ():
             origin = f"{split} list {self.lists[split]!r} of {self.root}"
             remedy = "run scripts/data/prepare_pascal.py"
             if split == "train":
                 remedy += ", or for a reduced tree set dataset.train_list=voc or the path of a list"
-            self.require_ids(
+            require_ids(
                 ids,
                 pictures,
                 origin,
                 "picture in JPEGImages",
                 "unpack the VOC 2012 tar again" if split == "val" else remedy,
             )
-            self.require_ids(ids, masks, origin, f"mask in {_AUG} or {_VOC}", remedy)
+            require_ids(ids, masks, origin, f"mask in {_AUG} or {_VOC}", remedy)
         refuse_shared_ids(**lists)

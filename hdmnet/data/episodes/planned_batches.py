@@ -39,24 +39,24 @@ class PlannedEvaluation(Dataset[EvaluationBatch]):
 
     def __getitem__(self, index: int) -> EvaluationBatch:
         """Return a batch, its pictures decoded."""
-        batch, source = self._plan[index], self.episodes
-        specs = [source.locate(equal[0])[1] for equal in batch.episodes]
-        every = [(item, *source.locate(number)) for item, equal in enumerate(batch.episodes) for number in equal]
+        batch, episodes = self._plan[index], self.episodes
+        specs = [episodes.locate(equal[0])[1] for equal in batch.episodes]
+        every = [(item, *episodes.locate(number)) for item, equal in enumerate(batch.episodes) for number in equal]
         masks: dict[FeatureKey, Tensor] = {}
         for spec in specs:
             key = FeatureKey(spec.query_id, spec.class_value)
             if key not in masks:
-                masks[key] = source.query_mask_original(*key)
+                masks[key] = episodes.query_mask_original(*key)
         places = {key: place for place, key in enumerate(masks)}
         new_queries = [key for key in batch.encode if not key.class_value]
         new_supports = [key for key in batch.encode if key.class_value]
-        supports = [source.support_pair(*key) for key in new_supports]
-        height, width = source.image_size
+        supports = [episodes.support_pair(*key) for key in new_supports]
+        height, width = episodes.image_size
         no_picture = torch.empty(0, 3, height, width, dtype=torch.uint8)
         return EvaluationBatch(
             drop=list(batch.drop),
             new_queries=new_queries,
-            query_images=_stack([source.query_picture(key.image_id) for key in new_queries], no_picture),
+            query_images=_stack([episodes.query_picture(key.image_id) for key in new_queries], no_picture),
             new_supports=new_supports,
             support_images=_stack([image for image, _ in supports], no_picture),
             support_masks=_stack([mask for _, mask in supports], no_picture[:, 0]),
@@ -64,7 +64,7 @@ class PlannedEvaluation(Dataset[EvaluationBatch]):
             supports=[[FeatureKey(one, spec.class_value) for one in spec.support_ids] for spec in specs],
             query_masks_original=list(masks.values()),
             mask_index=[places[FeatureKey(spec.query_id, spec.class_value)] for spec in specs],
-            class_index=torch.tensor([source.class_index(spec) for spec in specs]),
+            class_index=torch.tensor([episodes.class_index(spec) for spec in specs]),
             item=[item for item, _, _ in every],
             index=torch.tensor([spec.index for _, _, spec in every]),
             seed_index=torch.tensor([seed_index for _, seed_index, _ in every]),

@@ -1,8 +1,5 @@
 """Data sets in torch's sense: a global index in, one decoded `Episode` or `SegmentationSample` out, nothing remembered.
 
-Augmentation works on the class mask as read, and the masks of an episode are looked up from the result: so the query's
-binary and base masks cannot come apart.
-
 Dimension letters:
     K: shots.  H, W: height and width of the network's square.  H0, W0: original size.
 """
@@ -19,16 +16,16 @@ import torch
 from torch.utils.data import Dataset
 
 from hdmnet.data.datasets.skipped_files import UnreadableError, first_readable
-from hdmnet.data.transforms import derive_seed, resize_pair
-from hdmnet.data.types import IGNORE, Episode, SegmentationSample
+from hdmnet.data.transforms import derive_seed, resize_image, resize_pair
+from hdmnet.data.types import Episode, SegmentationSample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from hdmnet.data.class_split import Fold
     from hdmnet.data.datasets.base import SegmentationDataset
+    from hdmnet.data.datasets.skipped_files import SkippedFiles
     from hdmnet.data.episodes.manifest import EpisodeSpec, Manifest
     from hdmnet.data.transforms import Augment, UInt8
 
@@ -36,37 +33,35 @@ if TYPE_CHECKING:
 _PERMUTATION_ROLE = -1
 
 
-def read_pair(source: SegmentationDataset, image_id: str, class_value: int | None = None) -> tuple[UInt8, UInt8]:
+def read_pair(
+    dataset: SegmentationDataset, image_id: str, class_value: int | Sequence[int], *, skip: bool = False
+) -> tuple[UInt8, UInt8]:
     """Read an image with its mask and check that they fit.
 
     Args:
-        source: The data set.
+        dataset: The data set.
         image_id: Which image.
-        class_value: Class that is asked for, to be on top where classes overlap.
+        class_value: Class whose mask is wanted; several: a map that labels them 1, 2, … in their order.
+        skip: What cannot be read may be skipped.
 
     Returns:
-        image (H0, W0, 3) uint8 RGB and mask (H0, W0) uint8 class values.
+        image (H0, W0, 3) uint8 RGB and mask (H0, W0) uint8, 0, the label from 1 on, or 255.
 
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If a file cannot be read, or the two sizes differ; an `UnreadableError` where it may be skipped.
     """
     try:
-        return _read_pair(source, image_id, class_value)
+        image = dataset.read_image(image_id)
+        if isinstance(class_value, int):
+            mask = dataset.read_class_mask(image_id, class_value)
+        else:
+            mask = dataset.read_label_map(image_id, class_value)
+        dataset.check_mask(image_id, mask, image.shape[:2])
     except (ValueError, OSError) as error:
-        if source.skips is None:
+        if not skip:
             raise
         raise UnreadableError(str(error)) from None
-
-
-def _read_pair(source: SegmentationDataset, image_id: str, class_value: int | None) -> tuple[UInt8, UInt8]:
-    image = source.read_image(image_id)
-    mask = source.read_mask(image_id) if class_value is None else source.read_mask_of(image_id, class_value)
-    if image.shape[:2] != mask.shape:
-        raise ValueError(
-            f"{source.mask_location(image_id)} is {mask.shape[0]}x{mask.shape[1]} (HxW) but its picture is "
-            f"{image.shape[0]}x{image.shape[1]}: expected the same size, prepare the mask again"
-        )
     return image, mask
 
 
@@ -88,22 +83,19 @@ def permutation(seed: int, number: int, length: int) -> np.ndarray:
 class _Episodes(Dataset[Episode]):
     """What training and evaluation share: from decoded pairs to an `Episode`."""
 
-    def __init__(self, source: SegmentationDataset, fold: Fold, classes: tuple[int, ...]) -> None:
-        self.source = source
+    def __init__(self, dataset: SegmentationDataset, classes: Sequence[int]) -> None:
+        self.dataset = dataset
         self._class_index = {value: index for index, value in enumerate(classes)}
-        self._base_lookup = fold.base_lookup()
 
     def _pack(
         self, spec: EpisodeSpec, query: tuple[UInt8, UInt8], supports: list[tuple[UInt8, UInt8]], *, seed_index: int = 0
     ) -> Episode:
-        """Build the episode from the query's and the supports' images (H, W, 3) and class masks (H, W)."""
-        binary = _binary_lookup(spec.class_value)
+        """Build the episode from the query's and the supports' images (H, W, 3) and masks (H, W)."""
         return Episode(
             query_image=_image_tensor(query[0]),
-            query_mask=_mask_tensor(query[1], binary),
-            query_base_mask=_mask_tensor(query[1], self._base_lookup),
+            query_mask=_mask_tensor(query[1]),
             support_images=torch.stack([_image_tensor(image) for image, _ in supports]),
-            support_masks=torch.stack([_mask_tensor(mask, binary) for _, mask in supports]),
+            support_masks=torch.stack([_mask_tensor(mask) for _, mask in supports]),
             class_index=torch.tensor(self._class_index[spec.class_value]),
             query_id=spec.query_id,
             support_ids=list(spec.support_ids),
@@ -113,58 +105,67 @@ class _Episodes(Dataset[Episode]):
 
 
 class TrainEpisodes(_Episodes):
-    """Training episodes on the base classes: query and each support augmented apart, with seeds of their own.
+    """Training episodes: query and each support augmented apart, with seeds of their own.
 
     Args:
-        source: The data set.
+        dataset: The data set.
         manifest: Unbounded manifest; any index >= 0 is an episode.
-        fold: Which classes are base.
+        classes: Its classes, in the order of `Episode.class_index`.
         augment: Makes (H, W) pairs.
         seed: Seed of the augmentation.
+        skips: Lists what cannot be read, in whose place another episode is drawn; None: it is an error.
     """
 
     def __init__(
-        self, source: SegmentationDataset, manifest: Manifest, *, fold: Fold, augment: Augment, seed: int
+        self,
+        dataset: SegmentationDataset,
+        manifest: Manifest,
+        *,
+        classes: Sequence[int],
+        augment: Augment,
+        seed: int,
+        skips: SkippedFiles | None = None,
     ) -> None:
-        super().__init__(source, fold, fold.base)
+        super().__init__(dataset, classes)
         self.manifest = manifest
         self.augment = augment
         self.seed = seed
+        self.skips = skips
 
     def __getitem__(self, index: int) -> Episode:
         """Return the episode of a global index, which keeps counting over the epochs."""
-        return first_readable(index, self._episode, self.source.skips)
+        return first_readable(index, self._episode, self.skips)
 
     def _episode(self, index: int) -> Episode:
         spec = self.manifest[index]
         pairs = []
         for role, image_id in enumerate((spec.query_id, *spec.support_ids)):
-            image, mask = read_pair(self.source, image_id, spec.class_value)
-            pairs.append(self.augment(image, mask, derive_seed(self.seed, index, role), spec.class_value))
+            image, mask = read_pair(self.dataset, image_id, spec.class_value, skip=self.skips is not None)
+            pairs.append(self.augment(image, mask, derive_seed(self.seed, index, role)))
         return self._pack(spec, pairs[0], pairs[1:])
 
 
 class EvalEpisodes(_Episodes):
-    """Evaluation episodes on the novel classes, of one or more manifests (seeds) one after the other.
+    """Evaluation episodes, of one or more manifests (seeds) one after the other.
 
     Args:
-        source: The data set.
+        dataset: The data set.
         manifests: One a seed.
-        fold: Which classes are novel.
+        classes: Their classes, in the order of `Episode.class_index`.
         image_size: (H, W) that everything is resized to.
         support_mask: `given`, or `ones`: every support mask all 1, the paper's control of Table 8.
     """
 
     def __init__(
         self,
-        source: SegmentationDataset,
+        dataset: SegmentationDataset,
         manifests: Sequence[Manifest],
         *,
-        fold: Fold,
+        classes: Sequence[int],
         image_size: tuple[int, int],
         support_mask: str = "given",
     ) -> None:
-        super().__init__(source, fold, fold.novel)
+        super().__init__(dataset, classes)
         self.manifests = tuple(manifests)
         self.image_size = image_size
         self.support_mask = support_mask
@@ -177,11 +178,11 @@ class EvalEpisodes(_Episodes):
     def __getitem__(self, index: int) -> Episode:
         """Return an episode; `Episode.index` counts within its seed."""
         seed_index, spec = self.locate(index)
-        image, mask = read_pair(self.source, spec.query_id, spec.class_value)
-        pairs = (read_pair(self.source, one, spec.class_value) for one in spec.support_ids)
+        image, mask = read_pair(self.dataset, spec.query_id, spec.class_value)
+        pairs = (read_pair(self.dataset, one, spec.class_value) for one in spec.support_ids)
         supports = [resize_pair(*pair, self.image_size) for pair in pairs]
         episode = self._pack(spec, resize_pair(image, mask, self.image_size), supports, seed_index=seed_index)
-        episode.query_mask_original = _mask_tensor(mask, _binary_lookup(spec.class_value))
+        episode.query_mask_original = _mask_tensor(mask)
         if self.support_mask == "ones":
             episode.support_masks.fill_(1)
         return episode
@@ -192,78 +193,90 @@ class EvalEpisodes(_Episodes):
         return seed_index, self.manifests[seed_index][index - (self._ends[seed_index - 1] if seed_index else 0)]
 
     def class_index(self, spec: EpisodeSpec) -> int:
-        """Place of an episode's class among the novel classes."""
+        """Place of an episode's class among the classes."""
         return self._class_index[spec.class_value]
 
     def query_picture(self, image_id: str) -> Tensor:
         """A query as (3, H, W) uint8 RGB, as in `Episode.query_image`."""
-        return _image_tensor(resize_pair(*read_pair(self.source, image_id), self.image_size)[0])
+        return _image_tensor(resize_image(self.dataset.read_image(image_id), self.image_size))
 
     def support_pair(self, image_id: str, class_value: int) -> tuple[Tensor, Tensor]:
         """A support as (3, H, W) uint8 RGB with its mask (H, W) uint8, 0, 1 or 255, as in an `Episode`."""
-        image, mask = resize_pair(*read_pair(self.source, image_id, class_value), self.image_size)
-        binary = _mask_tensor(mask, _binary_lookup(class_value))
+        image, mask = resize_pair(*read_pair(self.dataset, image_id, class_value), self.image_size)
+        binary = _mask_tensor(mask)
         return _image_tensor(image), binary.fill_(1) if self.support_mask == "ones" else binary
 
     def query_mask_original(self, image_id: str, class_value: int) -> Tensor:
         """A query's mask (H0, W0) uint8, 0, 1 or 255, at original size."""
-        return _mask_tensor(self.source.read_mask_of(image_id, class_value), _binary_lookup(class_value))
+        return _mask_tensor(self.dataset.read_class_mask(image_id, class_value))
 
 
 class TrainSegmentation(Dataset[SegmentationSample]):
     """Stage-1 training: all images of the fold in one shuffled pass after the other.
 
     Args:
-        source: The data set.
+        dataset: The data set.
         ids: The fold's training images.
-        fold: Which classes are base; novel pixels become background.
+        classes: The base classes, labelled 1, 2, …; pixels of others are background.
         augment: Makes (H, W) pairs.
         seed: Seed of the order and of the augmentation.
+        skips: Lists what cannot be read, in whose place another image is drawn; None: it is an error.
     """
 
     def __init__(
-        self, source: SegmentationDataset, ids: Sequence[str], *, fold: Fold, augment: Augment, seed: int
+        self,
+        dataset: SegmentationDataset,
+        ids: Sequence[str],
+        *,
+        classes: Sequence[int],
+        augment: Augment,
+        seed: int,
+        skips: SkippedFiles | None = None,
     ) -> None:
-        self.source = source
+        self.dataset = dataset
         self.ids = np.asarray(ids)
+        self.classes = tuple(classes)
         self.augment = augment
         self.seed = seed
-        self._lookup = fold.base_lookup()
+        self.skips = skips
         self._pass: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, index: int) -> SegmentationSample:
         """Return the sample of a global index, which keeps counting over the epochs."""
-        return first_readable(index, self._sample, self.source.skips)
+        return first_readable(index, self._sample, self.skips)
 
     def _sample(self, index: int) -> SegmentationSample:
         number, position = divmod(index, len(self.ids))
         if self._pass is None or self._pass[0] != number:  # only a memory of what `permutation` gives anyway
             self._pass = (number, permutation(self.seed, number, len(self.ids)))
         image_id = str(self.ids[self._pass[1][position]])
-        image, mask = read_pair(self.source, image_id)
-        # Novel classes must not count as foreground in the choice of the crop, hence the lookup before it.
-        base_mask = cv2.LUT(mask, self._lookup).astype(np.uint8, copy=False)
-        image, base_mask = self.augment(image, base_mask, derive_seed(self.seed, index, 0))
-        return SegmentationSample(_image_tensor(image), torch.from_numpy(base_mask.copy()), image_id)
+        pair = read_pair(self.dataset, image_id, self.classes, skip=self.skips is not None)
+        image, mask = self.augment(*pair, derive_seed(self.seed, index, 0))
+        return SegmentationSample(_image_tensor(image), _mask_tensor(mask), image_id)
 
 
 class EvalSegmentation(Dataset[SegmentationSample]):
     """Stage-1 validation: images resized to the square, in list order.
 
     Args:
-        source: The data set.
+        dataset: The data set.
         ids: Images to use.
-        fold: Which classes are base; novel pixels become background.
+        classes: The base classes, labelled 1, 2, …; pixels of others are background.
         image_size: (H, W).
     """
 
     def __init__(
-        self, source: SegmentationDataset, ids: Sequence[str], *, fold: Fold, image_size: tuple[int, int]
+        self,
+        dataset: SegmentationDataset,
+        ids: Sequence[str],
+        *,
+        classes: Sequence[int],
+        image_size: tuple[int, int],
     ) -> None:
-        self.source = source
+        self.dataset = dataset
         self.ids = np.asarray(ids)
+        self.classes = tuple(classes)
         self.image_size = image_size
-        self._lookup = fold.base_lookup()
 
     def __len__(self) -> int:
         """Number of images."""
@@ -272,16 +285,8 @@ class EvalSegmentation(Dataset[SegmentationSample]):
     def __getitem__(self, index: int) -> SegmentationSample:
         """Return the image at a place of the list."""
         image_id = str(self.ids[index])
-        image, mask = resize_pair(*read_pair(self.source, image_id), self.image_size)
-        return SegmentationSample(_image_tensor(image), _mask_tensor(mask, self._lookup), image_id)
-
-
-def _binary_lookup(class_value: int) -> UInt8:
-    """(256,) uint8: the class to 1, 255 kept, all else to 0."""
-    table = np.zeros(256, dtype=np.uint8)
-    table[class_value] = 1
-    table[IGNORE] = IGNORE
-    return table
+        image, mask = resize_pair(*read_pair(self.dataset, image_id, self.classes), self.image_size)
+        return SegmentationSample(_image_tensor(image), _mask_tensor(mask), image_id)
 
 
 def _image_tensor(image: UInt8) -> Tensor:
@@ -291,6 +296,6 @@ def _image_tensor(image: UInt8) -> Tensor:
     return torch.from_numpy(planes)
 
 
-def _mask_tensor(mask: UInt8, lookup: UInt8) -> Tensor:
-    """(H, W) uint8 class values to a tensor (H, W) uint8 of what the (256,) table makes of them."""
-    return torch.from_numpy(cv2.LUT(mask, lookup))
+def _mask_tensor(mask: UInt8) -> Tensor:
+    """(H, W) uint8 to a tensor (H, W) uint8 of its own memory."""
+    return torch.from_numpy(mask.copy())

@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING
 from hdmnet.data.episodes.samples import permutation, read_pair
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from hdmnet.data.catalog import CatalogView
     from hdmnet.data.datasets.base import SegmentationDataset
 
 
-def check_files(source: SegmentationDataset, ids: Sequence[str], number: int, seed: int = 0) -> list[str]:
-    """Decode some pictures with their masks and compare their sizes.
+def check_files(dataset: SegmentationDataset, view: CatalogView, number: int, seed: int = 0) -> list[str]:
+    """Decode some pictures with the mask of a class each and compare their sizes.
 
     Args:
-        source: The data set.
-        ids: The images that a run will use.
+        dataset: The data set.
+        view: The images that a run will use.
         number: How many of them to look at.
         seed: Chooses which.
 
@@ -28,7 +27,7 @@ def check_files(source: SegmentationDataset, ids: Sequence[str], number: int, se
         FileNotFoundError: A file is missing.
         ValueError: One cannot be read or the sizes differ; one line that names it.
     """
-    chosen = [str(ids[place]) for place in permutation(seed, 0, len(ids))[:number].tolist()]
-    for image_id in chosen:
-        read_pair(source, image_id)
-    return chosen
+    chosen = permutation(seed, 0, len(view))[:number].tolist()
+    for position in chosen:
+        read_pair(dataset, str(view.ids[position]), int(view.classes_of(position)[0]))
+    return [str(view.ids[position]) for position in chosen]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hdmnet.data.io.arrays import IGNORE
+from hdmnet.data.io.arrays import IGNORE, MAX_LABELS
+from hdmnet.data.io.masks import CROWD_VALUES
 from hdmnet.data.io.polygons import check_polygons, run_lengths
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from hdmnet.data.io.arrays import UInt8Array
-from hdmnet.data.io.masks import CROWD_VALUES, MAX_CLASS
 
 
 def category_values(categories: Iterable[Mapping[str, Any]]) -> dict[int, int]:
@@ -32,8 +32,8 @@ def category_values(categories: Iterable[Mapping[str, Any]]) -> dict[int, int]:
         ValueError: If there is none, or there are more than fit in 8 bits.
     """
     ids = sorted({int(category["id"]) for category in categories})
-    if not 1 <= len(ids) <= MAX_CLASS:
-        raise ValueError(f"found {len(ids)} categories, expected 1 to {MAX_CLASS}, as class {IGNORE} means ignore")
+    if not 1 <= len(ids) <= MAX_LABELS:
+        raise ValueError(f"found {len(ids)} categories, expected 1 to {MAX_LABELS}, as class {IGNORE} means ignore")
     return {category: value for value, category in enumerate(ids, start=1)}
 
 

@@ -10,3 +10,6 @@ UInt8Array = npt.NDArray[np.uint8]
 
 #: Label value that neither a loss nor a metric counts.
 IGNORE = 255
+
+#: Most classes of a map that holds several: it has 8 bits. Nothing but such maps has a limit.
+MAX_LABELS = IGNORE - 1

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
     from hdmnet.data.io.arrays import UInt8Array
 
-MAX_CLASS = IGNORE - 1
-
-
 #: The values of `--crowd`, and what each paints; None = the annotation's own class.
 CROWD_VALUES: dict[str, int | None] = {"ignore": IGNORE, "zero": 0, "class": None}
 

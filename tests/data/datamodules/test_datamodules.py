@@ -10,49 +10,15 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 
 from hdmnet.data.datamodules.base import default_num_workers
-from hdmnet.data.datamodules.base_learner import BaseLearnerDataModule
 from hdmnet.data.datamodules.few_shot import FewShotDataModule
-from hdmnet.data.datasets.base import SegmentationDataset
+from hdmnet.data.datasets.base import label_table
 from hdmnet.data.normalise import normalise
-from hdmnet.data.transforms import BaseLearnerAugment, build_augment
+from hdmnet.data.transforms import build_augment
 from hdmnet.data.types import Episode, collate_episodes, collate_segmentation
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-NUM_IMAGES = {"train": 48, "val": 24}
+from tests.helpers.datasets import MEAN, STD, MemoryDataset, base_learner, few_shot, on_rank
 
 
-class MemorySource(SegmentationDataset):
-    """Pictures of many sizes, made when read: one or two of 8 classes each, and a stripe to ignore."""
-
-    name = "memory"
-    class_names = tuple("abcdefgh")
-    min_area = 20
-
-    def ids(self, split):
-        return [f"{split}{number}" for number in range(NUM_IMAGES[split])]
-
-    def read_mask(self, image_id):
-        number = int(image_id.lstrip("trainvl"))
-        mask = np.zeros((40 + number % 7, 50 + number % 5), np.uint8)
-        mask[4:20, 3:25] = number % 8 + 1
-        if number % 3:
-            mask[22:38, 20:45] = (number // 8 + 2 * number) % 8 + 1
-        mask[:2] = 255
-        return mask
-
-    def read_image(self, image_id):
-        mask = self.read_mask(image_id)
-        noise = np.random.default_rng(sum(image_id.encode())).integers(0, 50, (*mask.shape, 3))
-        return (noise + 20 * (mask % 255)[..., None]).astype(np.uint8)
-
-    def fingerprint(self, split):
-        return "0" * 64
-
-    def check(self):
-        pass
-
-
-class SameSource(MemorySource):
+class SamePicture(MemoryDataset):
     """Every training picture is the same one, so that only the augmentation can tell samples apart."""
 
     def read_mask(self, image_id):
@@ -62,51 +28,11 @@ class SameSource(MemorySource):
         return super().read_image("train0" if "train" in image_id else image_id)
 
 
-class UnevenSource(MemorySource):
+class UnevenDataset(MemoryDataset):
     """A mask of another size than its picture, noticed only when both are read."""
 
     def read_image(self, image_id):
         return super().read_image(image_id)[1:]
-
-
-def few_shot(source=None, *, setup="fit", augment="official", **changes):
-    size = changes.pop("image_size", (32, 40))
-    options = {
-        "fold": 1,
-        "shot": 2,
-        "image_size": size,
-        "augment": build_augment(augment, image_size=size, scale=(0.9, 1.1), mean=MEAN),
-        "batch_size": 4,
-        "mean": MEAN,
-        "std": STD,
-        "cache_dir": None,
-        "num_workers": 0,
-        "episodes_per_epoch": 10,
-        "num_val_episodes": 7,
-        "num_test_episodes": 5,
-        "num_test_seeds": 3,
-    }
-    module = FewShotDataModule(source or MemorySource(), **(options | changes))
-    if setup is not None:
-        module.setup(setup)
-    return module
-
-
-def base_learner(*, setup="fit", **changes):
-    options = {
-        "fold": 1,
-        "image_size": (32, 32),
-        "augment": BaseLearnerAugment((32, 32), mean=MEAN),
-        "batch_size": 4,
-        "mean": MEAN,
-        "std": STD,
-        "cache_dir": None,
-        "num_workers": 0,
-    }
-    module = BaseLearnerDataModule(MemorySource(), **(options | changes))
-    if setup is not None:
-        module.setup(setup)
-    return module
 
 
 def epochs_of(module, num_epochs=2):
@@ -130,17 +56,12 @@ def same(one, two):
     return all(equal(getattr(one, f.name), getattr(two, f.name)) for f in dataclasses.fields(one))
 
 
-def on_rank(module, rank, world_size):
-    module.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, num_devices=world_size)
-    return module
-
-
 def test_training_episode_has_the_documented_shapes_and_values():
     module = few_shot()
-    assert (module.fold_classes.novel, module.novel_names, module.num_base) == ((3, 4), ("c", "d"), 6)
+    assert (module.class_split.test, module.novel_names, module.num_base) == ((3, 4), ("c", "d"), 6)
     batch = next(iter(module.train_dataloader()))
     assert batch.query_image.shape == (4, 3, 32, 40)
-    assert batch.query_mask.shape == batch.query_base_mask.shape == (4, 32, 40)
+    assert batch.query_mask.shape == (4, 32, 40)
     assert batch.support_images.shape == (4, 2, 3, 32, 40)
     assert batch.support_masks.shape == (4, 2, 32, 40)
     assert batch.query_image.dtype == batch.query_mask.dtype == batch.support_masks.dtype == torch.uint8
@@ -149,9 +70,7 @@ def test_training_episode_has_the_documented_shapes_and_values():
     assert batch.query_mask_original is None
     for item in range(4):
         assert set(batch.query_mask[item].unique().tolist()) <= {0, 1, 255}
-        own = batch.query_base_mask[item] == batch.class_index[item] + 1
-        assert torch.equal(own, batch.query_mask[item] == 1)  # the two masks went through one augmentation
-        assert own.any()
+        assert (batch.query_mask[item] == 1).any()
         assert batch.query_id[item] not in batch.support_ids[item]
         assert len(set(batch.support_ids[item])) == 2
         assert (batch.support_masks[item] == 1).flatten(1).any(1).all()
@@ -175,13 +94,13 @@ def test_batches_are_the_same_for_any_number_of_workers(stage):
 
 
 def test_workers_epochs_roles_and_seeds_augment_differently():
-    module = few_shot(SameSource(), batch_size=1, num_workers=2, episodes_per_epoch=4)
+    module = few_shot(SamePicture(), batch_size=1, num_workers=2, episodes_per_epoch=4)
     batches = [batch for epoch in epochs_of(module) for batch in epoch]
     images = [image for batch in batches for image in (batch.query_image[0], *batch.support_images[0])]
     assert len(images) == 24  # 2 epochs, 4 episodes, query and 2 supports each
     # Two small pictures may by chance be scaled to the same size and not rotated; a shared seed would leave 12 at most.
     assert len({image.numpy().tobytes() for image in images}) >= 20
-    other = next(iter(few_shot(SameSource(), batch_size=1, seed=1).train_dataloader()))
+    other = next(iter(few_shot(SamePicture(), batch_size=1, seed=1).train_dataloader()))
     assert not torch.equal(other.query_image[0], images[0])
 
 
@@ -198,7 +117,7 @@ def test_ranks_share_an_epoch_out():
 
 
 def test_training_filters_novel_images_and_counts_an_epoch_by_them():
-    masks = [MemorySource().read_mask(one) for one in MemorySource().ids("train")]
+    masks = [MemoryDataset().read_mask(one) for one in MemoryDataset().ids("train")]
     clean = sum(not np.isin(mask, (3, 4)).any() for mask in masks)
     based = sum(np.isin(mask, (1, 2, 5, 6, 7, 8)).any() for mask in masks)
     assert 0 < clean < based
@@ -212,16 +131,15 @@ def test_evaluation_resizes_to_the_square_and_keeps_the_original_mask():
     assert [(int(e["seed_index"]), int(e["index"])) for e in map(dict, episodes)] == [
         (seed, index) for seed in range(3) for index in range(5)
     ]
-    source, lookup = MemorySource(), module.fold_classes.base_lookup()
+    dataset = MemoryDataset()
     for episode in map(dict, episodes):
-        value = module.fold_classes.novel[int(episode["class_index"])]
-        mask = source.read_mask(episode["query_id"])
+        value = module.class_split.test[int(episode["class_index"])]
+        mask = dataset.read_mask(episode["query_id"])
         binary = np.where(mask == 255, 255, mask == value)
         assert np.array_equal(episode["query_mask_original"], binary)
         rows = np.arange(32) * mask.shape[0] // 32  # nearest, as OpenCV: the floor of the scaled position
         columns = np.arange(40) * mask.shape[1] // 40
         assert np.array_equal(episode["query_mask"], binary[np.ix_(rows, columns)])
-        assert np.array_equal(episode["query_base_mask"], lookup[mask][np.ix_(rows, columns)])
         assert (episode["support_masks"] == 1).flatten(1).any(1).all()
 
 
@@ -275,7 +193,7 @@ def test_batches_move_to_a_device_with_all_their_tensors():
         tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
         tensors += moved.query_mask_original or []
         assert all(tensor.is_meta for tensor in tensors)
-        assert len(tensors) == (8 if batch.query_mask_original is None else 12)
+        assert len(tensors) == (7 if batch.query_mask_original is None else 11)
         assert (moved.query_id, moved.support_ids) == (batch.query_id, batch.support_ids)
 
 
@@ -356,9 +274,9 @@ def test_base_learner_short_epochs_walk_on_without_repeats():
 
 def test_base_learner_validates_on_all_images_or_a_fixed_choice():
     batches = list(base_learner(setup="validate").val_dataloader())
-    assert [one for batch in batches for one in batch.id] == MemorySource().ids("val")
-    mask = MemorySource().read_mask("val2")
-    expected = base_learner(setup=None).fold_classes.base_lookup()[mask]
+    assert [one for batch in batches for one in batch.id] == MemoryDataset().ids("val")
+    mask = MemoryDataset().read_mask("val2")
+    expected = label_table(8, (1, 2, 5, 6, 7, 8))[mask]
     rows, columns = np.arange(32) * mask.shape[0] // 32, np.arange(32) * mask.shape[1] // 32
     assert (mask == 3).any()
     assert np.array_equal(batches[0].mask[2], expected[np.ix_(rows, columns)])
@@ -400,13 +318,13 @@ def test_mismatches_are_named():
     augment = build_augment("none", image_size=(8, 8), scale=(1, 1), mean=MEAN)
     with pytest.raises(ValueError, match=r"makes \(8, 8\) but image_size is \(32, 40\)"):
         FewShotDataModule(
-            MemorySource(), fold=0, shot=1, image_size=(32, 40), augment=augment, batch_size=1, mean=MEAN, std=STD,
+            MemoryDataset(), fold=0, shot=1, image_size=(32, 40), augment=augment, batch_size=1, mean=MEAN, std=STD,
             cache_dir=None,
         )  # fmt: skip
     with pytest.raises(ValueError, match=r"10 training samples an epoch on 1 process.* fill no batch of 11"):
         few_shot(batch_size=11).train_dataloader()
     with pytest.raises(ValueError, match=r"val.* is 4.x.* but its picture is .* expected the same size"):
-        next(iter(few_shot(UnevenSource(), setup="validate").val_dataloader()))
+        next(iter(few_shot(UnevenDataset(), setup="validate").val_dataloader()))
     with pytest.raises(ValueError, match="base_samples_per_epoch=0"):
         base_learner(base_samples_per_epoch=0)
 

@@ -102,7 +102,7 @@ def test_check_names_what_lacks(tree, tmp_path):
         source.check()
     for path in (tree / "masks/val2014").iterdir():
         path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"no mask in masks/val2014: run scripts/prepare_coco\.py"):
+    with pytest.raises(FileNotFoundError, match=r"no mask in masks/val2014: run scripts/data/prepare_coco\.py"):
         source.check()
     shutil.rmtree(tree / "masks")
     with pytest.raises(FileNotFoundError, match=r"masks/train2014 is missing: .*scripts/prepare_coco\.py --root"):

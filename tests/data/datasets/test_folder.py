@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from hdmnet.data.catalog import load_catalog
-from hdmnet.data.class_split import fold_of
 from hdmnet.data.datasets.folder.dataset import FolderDataset
 from hdmnet.data.episodes.manifest import EpisodeManifest
 from hdmnet.data.episodes.samples import EvalEpisodes
@@ -53,8 +52,8 @@ def copy(roots, tmp_path):
 
 
 def manifest(source, shot=1):
-    fold = fold_of(source, 0)
-    view = load_catalog(source, "val", None, progress=False).view(fold.novel, min_area=source.min_area)
+    classes = source.class_split(0).val
+    view = load_catalog(source, "val", None, progress=False).view(classes, min_area=source.min_area)
     return EpisodeManifest(view, dataset="folder", fold=0, split="val", shot=shot, seed=1, num_episodes=12)
 
 
@@ -78,7 +77,8 @@ def test_every_layout_is_recognised_and_read_exactly(roots, one_class, mixed, la
         np.testing.assert_array_equal(source.read_image(image_id), np.asarray(Image.open(io.BytesIO(entry.jpeg))))
         np.testing.assert_array_equal(source.read_mask(image_id), entry.mask)
         assert source.image_size(image_id) == entry.mask.shape
-        assert source.covered_areas(image_id) == {}
+        values, counts = np.unique(entry.mask[entry.mask > 0], return_counts=True)
+        assert source.class_areas(image_id) == dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("prefix", ["", "mixed-"])
@@ -88,7 +88,7 @@ def test_every_layout_gives_the_same_episodes(roots, prefix):
     assert len({one.sha256() for one in manifests}) == 1
     assert len({spec.class_value for spec in manifests[0]}) > 1
     first, *others = (
-        EvalEpisodes(source, [one], fold=fold_of(source, 0), image_size=(33, 33))
+        EvalEpisodes(source, [one], classes=source.class_split(0).test, image_size=(33, 33))
         for source, one in zip(sources, manifests, strict=True)
     )
     assert len(others) == (2 if prefix else 3)
@@ -192,10 +192,10 @@ def overlapping(tmp_path):
 
 def test_of_overlapping_classes_each_keeps_all_its_pixels(overlapping):
     source, car, wheel = overlapping
-    np.testing.assert_array_equal(source.read_mask_of("1", 1) == 1, car)
-    np.testing.assert_array_equal(source.read_mask_of("1", 2) == 2, wheel)
+    np.testing.assert_array_equal(source.read_class_mask("1", 1), car)
+    np.testing.assert_array_equal(source.read_class_mask("1", 2), wheel)
     np.testing.assert_array_equal(source.read_mask("1"), np.where(wheel, 2, car))  # the smaller one on top
-    assert (source.covered_areas("1"), source.covered_areas("2")) == ({1: 4}, {})
+    assert source.class_areas("1") == {1: 36, 2: 4}
     catalog = load_catalog(source, "val", None, progress=False)
     assert catalog.class_value.tolist() == [1, 2, 1]
     assert catalog.area.tolist() == [36, 4, 36]
@@ -205,7 +205,7 @@ def test_an_episode_sees_the_whole_of_its_class(overlapping):
     source, car, _ = overlapping
     view = load_catalog(source, "val", None, progress=False).view([1], min_area=1)
     episodes = EpisodeManifest(view, dataset="x", fold=0, split="val", shot=1, seed=0, num_episodes=2)
-    dataset = EvalEpisodes(source, [episodes], fold=fold_of(source, 0), image_size=(8, 8))
+    dataset = EvalEpisodes(source, [episodes], classes=source.class_split(0).test, image_size=(8, 8))
     for index in range(2):
         episode = dataset[index]
         for mask in (episode.query_mask, episode.query_mask_original, episode.support_masks[0]):
@@ -242,8 +242,8 @@ def test_masks_of_turned_pictures(tmp_path, stored):
 def test_without_folds_all_classes_are_novel_in_any_fold(roots):
     for num_folds in (None, 1):
         source = FolderDataset(roots["fss"], num_folds=num_folds)
-        fold = fold_of(source, 3)
-        assert (fold.index, fold.base, fold.novel, source.num_folds) == (0, (), (1, 2, 3, 4), 1)
+        split = source.class_split(3)
+        assert (split.fold, split.train, split.test, source.num_folds) == (0, (), (1, 2, 3, 4), 1)
 
 
 @pytest.mark.parametrize(
@@ -258,17 +258,18 @@ def test_without_folds_all_classes_are_novel_in_any_fold(roots):
 def test_classes_are_dealt_out_as_evenly_as_can_be(roots, num_folds, rule, expected):
     source = FolderDataset(roots["fss"], num_folds=num_folds, split_rule=rule)
     assert source.folds == expected
-    assert fold_of(source, 1).novel == expected[1]
-    assert sorted(fold_of(source, 1).base + expected[1]) == [1, 2, 3, 4]
+    split = source.class_split(1)
+    assert split.novel == expected[1]
+    assert sorted(split.train + expected[1]) == [1, 2, 3, 4]
     with pytest.raises(ValueError, match=rf"fold={num_folds} does not exist, expected one of 0..{num_folds - 1}"):
-        fold_of(source, num_folds)
+        source.class_split(num_folds)
 
 
 def test_folds_by_file(roots, one_class, tmp_path):
     names = one_class[1]
     (tmp_path / "folds.txt").write_text(f"{names[3]}, {names[0]}\n{names[1]}\n")
     source = FolderDataset(roots["coco"], folds=str(tmp_path / "folds.txt"))
-    assert [(fold_of(source, k).novel, fold_of(source, k).base) for k in (0, 1)] == [
+    assert [(source.class_split(k).test, source.class_split(k).train) for k in (0, 1)] == [
         ((1, 4), (2, 3)),
         ((2,), (1, 3, 4)),
     ]
@@ -329,7 +330,9 @@ def test_missing_things_are_refused_in_one_line(tmp_path, copy):
     (root / "classes.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"has index masks and no list of classes: write classes.txt"):
         FolderDataset(root)
-    with pytest.raises(ValueError, match="expected 1 to 254 in a run, as masks are of 8 bits: choose some"):
+    with pytest.raises(
+        ValueError, match="has index masks and 255 classes, expected 1 to 254, as such masks are of 8 bits"
+    ):
         FolderDataset(root, classes=[str(number) for number in range(255)])
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hdmnet.data.datasets.files import read_ids
 from hdmnet.data.datasets.pascal import CLASS_NAMES, LISTS, PascalDataset
-from hdmnet.data.datasets.tree import read_ids
 from hdmnet.data.io.masks import write_mask
 
 TRAIN = [f"2007_00000{i}" for i in range(4)]
@@ -159,7 +159,7 @@ def test_check_names_what_lacks(tree, tmp_path):
     shutil.rmtree(tree / "JPEGImages")
     with pytest.raises(FileNotFoundError, match=r"JPEGImages is missing: unpack the PASCAL VOC 2012"):
         PascalDataset(tree, "voc").check()
-    with pytest.raises(FileNotFoundError, match=r"nowhere is missing: make it with scripts/prepare_pascal\.py"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere is missing: make it with scripts/data/prepare_pascal\.py"):
         PascalDataset(tmp_path / "nowhere").check()
 
 

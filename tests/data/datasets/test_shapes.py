@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from hdmnet.data.class_split import make_fold
+from hdmnet.data.class_split import split_classes
 from hdmnet.data.datasets.shapes import dataset
 from hdmnet.data.datasets.shapes.dataset import ShapesDataset
 from hdmnet.data.datasets.shapes.render import Patch, Scene, render
@@ -34,7 +34,9 @@ def source():
 
 
 def test_masks_and_pictures_have_their_golden_checksums():
-    mixed = ShapesDataset(seed=7, image_size=(96, 161), num_classes=80, split_rule="interleaved", vary_size=True)
+    mixed = ShapesDataset(
+        generator_seed=7, picture_size=(96, 161), num_classes=80, split_rule="interleaved", vary_size=True
+    )
     ids = [
         (ShapesDataset(fold=f), f"{split}-f{f}-{i:05d}") for f in (0, 3) for split in ("train", "val") for i in range(8)
     ]
@@ -54,7 +56,7 @@ def test_a_picture_depends_on_nothing_but_its_id_and_the_seed(source):
     other = pickle.loads(pickle.dumps(ShapesDataset(fold=1, num_train=9, num_val=32)))
     assert np.array_equal(other.read_image(image_id), source.read_image(image_id))
     assert np.array_equal(other.read_mask(image_id), mask)
-    assert not np.array_equal(ShapesDataset(seed=1, fold=1).read_mask(image_id), mask)
+    assert not np.array_equal(ShapesDataset(generator_seed=1, fold=1).read_mask(image_id), mask)
 
 
 def test_different_ids_give_different_pictures(source):
@@ -66,7 +68,7 @@ def test_different_ids_give_different_pictures(source):
 @pytest.mark.parametrize("fold", range(4))
 def test_training_pictures_hold_base_classes_and_validation_pictures_a_novel_one(fold):
     source = ShapesDataset(fold=fold, num_train=45, num_val=150)
-    novel = set(make_fold(20, 4, fold, "contiguous").novel)
+    novel = set(split_classes(20, 4, fold, "contiguous").test)
     for image_id in source.ids("train"):
         assert not novel & set(source.sample(image_id).classes)
     for image_id in source.ids("val"):
@@ -78,7 +80,7 @@ def test_training_pictures_hold_base_classes_and_validation_pictures_a_novel_one
 
 def test_classes_are_balanced(source):
     objects = Counter(value for image_id in source.ids("train") for value in source.sample(image_id).classes)
-    assert set(objects) == set(make_fold(20, 4, 1, "contiguous").base)
+    assert set(objects) == set(split_classes(20, 4, 1, "contiguous").train)
     mean = sum(objects.values()) / 15
     assert mean == 4 * 150 / 15
     assert max(abs(count - mean) for count in objects.values()) < 0.3 * mean
@@ -110,13 +112,13 @@ def test_mixed_pictures_keep_enough_for_every_fold():
     assert source.ids("val")[3] == "val-00003"
     classes = [set(source.sample(image_id).classes) for image_id in source.ids("train")]
     for fold in range(4):
-        novel = set(make_fold(20, 4, fold, "contiguous").novel)
+        novel = set(split_classes(20, 4, fold, "contiguous").test)
         assert 60 <= sum(not novel & held for held in classes) < 80
     assert set().union(*(source.sample(image_id).classes for image_id in source.ids("val"))) == set(range(1, 21))
 
 
 def test_sizes_vary_where_asked():
-    source = ShapesDataset(image_size=(96, 128), vary_size=True, num_train=30)
+    source = ShapesDataset(picture_size=(96, 128), vary_size=True, num_train=30)
     shapes_seen = {source.read_mask(image_id).shape for image_id in source.ids("train")}
     assert len(shapes_seen) > 20
     assert all(72 <= min(shape) <= 96 and 96 <= max(shape) <= 128 for shape in shapes_seen)
@@ -174,7 +176,7 @@ def test_draws_are_raw_philox_words_in_range():
 
 def test_the_fingerprint_tells_data_sets_apart():
     prints = [
-        ShapesDataset(seed=seed, fold=fold, image_size=size).fingerprint(split)
+        ShapesDataset(generator_seed=seed, fold=fold, picture_size=size).fingerprint(split)
         for seed in (0, 1)
         for fold in (None, 0, 1)
         for size in (129, 96)
@@ -188,9 +190,9 @@ def test_the_fingerprint_tells_data_sets_apart():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_size": 20}, r"image_size is 20, expected sides of 48\.\.512"),
-        ({"image_size": (64, 600)}, r"expected sides of 48\.\.512"),
-        ({"image_size": (64, 64, 3)}, r"expected a side or \[height, width\]"),
+        ({"picture_size": 20}, r"picture_size is 20, expected sides of 48\.\.512"),
+        ({"picture_size": (64, 600)}, r"expected sides of 48\.\.512"),
+        ({"picture_size": (64, 64, 3)}, r"expected a side or \[height, width\]"),
         ({"num_classes": 21}, "num_classes is 21, expected a multiple of 4"),
         ({"num_val": 0}, "num_val=0, expected 1 to 1,000,000"),
         ({"object_scale": 3.0}, r"object_scale is 3\.0"),

@@ -27,54 +27,55 @@ def tree(data_dir, tmp_path):
     return tmp_path / "pascal"
 
 
-def source_of(tree, *, skip=True):
+@pytest.fixture
+def dataset(tree):
     lists = tree / "ImageSets" / "Segmentation"
-    source = PascalDataset(tree, str(lists / "train.txt"), str(lists / "val.txt"), min_area=128)
-    source.skips = SkippedFiles(tree.parent / "skipped") if skip else None
-    return source
+    return PascalDataset(tree, str(lists / "train.txt"), str(lists / "val.txt"), min_area=128)
 
 
-def cut_picture(source, image_id):
+def catalog_of(dataset, split, cache=None):
+    return load_catalog(dataset, split, cache, skip=True, num_workers=0, progress=False)
+
+
+def cut_picture(dataset, image_id):
     """Header and end mark stay, so that only decoding tells."""
-    path = source.image_path(image_id)
+    path = dataset.image_path(image_id)
     data = path.read_bytes()
     scan = data.index(b"\xff\xda") + 20
     path.write_bytes(data[:scan] + b"\xff\xc0\x00\x04ab" + data[scan + 6 :])
 
 
-def few_shot(source, **changes):
+def few_shot(dataset, **changes):
     arguments = {"fold": 0, "shot": 1, "image_size": (33, 33), "augment": AUGMENT}
     arguments |= {"batch_size": 2, "num_workers": 0, "episodes_per_epoch": 8, "num_val_episodes": 4, "cache_dir": None}
-    return FewShotDataModule(source, mean=(0.5,) * 3, std=(0.5,) * 3, **arguments | changes)
+    return FewShotDataModule(dataset, mean=(0.5,) * 3, std=(0.5,) * 3, **arguments | changes)
 
 
 # ------------------------------------------------------------------------------------------------------------ the list
 
 
-def test_what_cannot_be_read_is_in_no_list(tree, tmp_path, caplog):
-    source = source_of(tree)
-    train, val = source.ids("train"), source.ids("val")
-    cut_picture(source, train[3])
-    source.mask_path(train[5]).write_bytes(b"")
-    source.image_path(val[0]).unlink()  # a missing file too
-    Image.new("L", (5, 5)).save(source.mask_path(val[1]))
+def test_what_cannot_be_read_is_in_no_list(dataset, tmp_path, caplog):
+    train, val = dataset.ids("train"), dataset.ids("val")
+    cut_picture(dataset, train[3])
+    dataset.mask_path(train[5]).write_bytes(b"")
+    dataset.image_path(val[0]).unlink()  # a missing file too
+    Image.new("L", (5, 5)).save(dataset.mask_path(val[1]))
     with caplog.at_level(logging.WARNING):
-        catalog = load_catalog(source, "train", tmp_path / "cache", num_workers=0, progress=False)
+        catalog = catalog_of(dataset, "train", tmp_path / "cache")
     assert catalog.ids.tolist() == [one for one in train if one not in (train[3], train[5])]
     assert [image_id for image_id, _ in catalog.skipped] == [train[3], train[5]]
-    assert str(source.image_path(train[3])) in catalog.skipped[0][1]
-    assert str(source.mask_path(train[5])) in catalog.skipped[1][1]
+    assert str(dataset.image_path(train[3])) in catalog.skipped[0][1]
+    assert str(dataset.mask_path(train[5])) in catalog.skipped[1][1]
     assert "dataset.on_error=skip: 2 of 40 train images of pascal are left out, the first because" in caplog.text
-    found = load_catalog(source, "val", None, num_workers=0, progress=False).skipped
+    found = catalog_of(dataset, "val").skipped
     assert [image_id for image_id, _ in found] == val[:2]
 
 
-def test_the_catalog_of_the_rest_is_as_if_the_others_were_never_listed(tree, tmp_path):
-    source = source_of(tree)
-    train = source.ids("train")
+def test_the_catalog_of_the_rest_is_as_if_the_others_were_never_listed(dataset, tree, tmp_path):
+    train = dataset.ids("train")
     for image_id in (train[0], train[7], train[-1]):
-        cut_picture(source, image_id)
-    skipping = load_catalog(source, "train", None, num_workers=0, progress=False)
+        cut_picture(dataset, image_id)
+    skipping = catalog_of(dataset, "train")
     (tmp_path / "rest.txt").write_text("\n".join(skipping.ids.tolist()))
     rest = PascalDataset(tree, str(tmp_path / "rest.txt"), str(tree / "ImageSets/Segmentation/val.txt"), min_area=128)
     alone = load_catalog(rest, "train", None, num_workers=0, progress=False)
@@ -82,36 +83,33 @@ def test_the_catalog_of_the_rest_is_as_if_the_others_were_never_listed(tree, tmp
         np.testing.assert_array_equal(getattr(skipping, name), getattr(alone, name))
 
 
-def test_the_cache_keeps_what_was_skipped_and_is_not_taken_for_a_strict_one(tree, tmp_path):
-    source = source_of(tree)
-    cut_picture(source, source.ids("train")[3])
-    first = load_catalog(source, "train", tmp_path / "cache", num_workers=0, progress=False)
-    again = load_catalog(source, "train", tmp_path / "cache", num_workers=0, progress=False)
+def test_the_cache_keeps_what_was_skipped_and_is_not_taken_for_a_strict_one(dataset, tmp_path):
+    cut_picture(dataset, dataset.ids("train")[3])
+    first = catalog_of(dataset, "train", tmp_path / "cache")
+    again = catalog_of(dataset, "train", tmp_path / "cache")
     assert again.skipped == first.skipped != ()
     np.testing.assert_array_equal(again.image_index, first.image_index)
-    strict = load_catalog(source_of(tree, skip=False), "train", tmp_path / "cache", num_workers=0, progress=False)
+    strict = load_catalog(dataset, "train", tmp_path / "cache", num_workers=0, progress=False)
     assert len(strict) == len(first) + 1  # its header is whole, and a strict scan looks no further
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
-def test_more_than_half_is_no_accident(tree):
-    source = source_of(tree)
-    for image_id in source.ids("train")[:21]:
-        source.mask_path(image_id).write_bytes(b"")
+def test_more_than_half_is_no_accident(dataset):
+    for image_id in dataset.ids("train")[:21]:
+        dataset.mask_path(image_id).write_bytes(b"")
     with pytest.raises(ValueError, match=r"^21 of 40 train images of pascal cannot be read, .*: too many to skip"):
-        load_catalog(source, "train", None, num_workers=0, progress=False)
+        catalog_of(dataset, "train")
 
 
 def test_coco_may_lack_pictures(data_dir, tmp_path):
     shutil.copytree(data_dir / "coco", tmp_path / "coco")
-    source = CocoDataset(tmp_path / "coco")
-    lost = source.ids("val")[4]
-    source.image_path(lost).unlink()
+    dataset = CocoDataset(tmp_path / "coco")
+    lost = dataset.ids("val")[4]
+    dataset.image_path(lost).unlink()
     with pytest.raises(FileNotFoundError, match="1 of 200 ids have no picture"):
-        source.check()
-    source.skips = SkippedFiles(None)
-    source.check()
-    assert [one for one, _ in load_catalog(source, "val", None, num_workers=0, progress=False).skipped] == [lost]
+        dataset.check()
+    dataset.check(files=False)
+    assert [one for one, _ in catalog_of(dataset, "val").skipped] == [lost]
 
 
 # ---------------------------------------------------------------------------------------------------------- in training
@@ -150,14 +148,13 @@ def test_a_disk_that_is_gone_ends_the_run():
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_file_that_breaks_in_training(tree, num_workers):
+def test_a_file_that_breaks_in_training(dataset, tree, num_workers):
     """The same episodes for any number of workers; the list says which file and how many episodes."""
-    source = source_of(tree)
-    data = few_shot(source, num_workers=num_workers)
+    data = few_shot(dataset, num_workers=num_workers, skips=SkippedFiles(tree.parent / "skipped"))
     data.setup("fit")
     whole = [episode for batch in data.train_dataloader() for episode in zip(batch.query_id, batch.index, strict=True)]
     broken = whole[0][0]
-    cut_picture(source, broken)
+    cut_picture(dataset, broken)
     after = [episode for batch in data.train_dataloader() for episode in zip(batch.query_id, batch.index, strict=True)]
     assert len(after) == len(whole)
     assert int(after[0][1]) >= STRIDE
@@ -166,59 +163,56 @@ def test_a_file_that_breaks_in_training(tree, num_workers):
     assert spec.query_id == after[0][0]  # the index tells the episode again
     (entry,) = data.skipped_files()
     assert entry["split"] == "train"
-    assert str(source.image_path(broken)) in entry["why"]
+    assert str(dataset.image_path(broken)) in entry["why"]
     assert entry["episodes"] == sum(int(index) >= STRIDE for _, index in after)
 
 
-def test_in_an_evaluation_it_ends_the_run(tree):
-    source = source_of(tree)
-    data = few_shot(source)
+def test_in_an_evaluation_it_ends_the_run(dataset):
+    data = few_shot(dataset, skips=SkippedFiles(None))
     data.setup("validate")
-    cut_picture(source, data.val_manifest[0].query_id)
-    with pytest.raises(UnreadableError, match="cannot be read"):
+    cut_picture(dataset, data.val_manifest[0].query_id)
+    with pytest.raises(ValueError, match="cannot be read"):
         list(data.val_dataloader())
 
 
-def test_without_the_setting_nothing_is_skipped(tree):
-    source = source_of(tree, skip=False)
-    data = few_shot(source)
+def test_without_the_setting_nothing_is_skipped(dataset):
+    data = few_shot(dataset)
     data.setup("fit")
     assert data.skipped_files() == []
-    cut_picture(source, data.train_manifest[0].query_id)
+    cut_picture(dataset, data.train_manifest[0].query_id)
     with pytest.raises(ValueError, match="cannot be read") as caught:
         list(data.train_dataloader())
     assert not isinstance(caught.value, UnreadableError)
 
 
-def test_the_base_learner_leaves_out_the_same(tree):
-    source = source_of(tree)
-    lost = source.ids("val")[2]
-    cut_picture(source, lost)
+def test_the_base_learner_leaves_out_the_same(dataset):
+    lost = dataset.ids("val")[2]
+    cut_picture(dataset, lost)
     data = BaseLearnerDataModule(
-        source,
+        dataset,
         **{"fold": 0, "image_size": (33, 33), "augment": AUGMENT, "batch_size": 2},
-        **{"mean": (0.5,) * 3, "std": (0.5,) * 3, "cache_dir": None, "num_workers": 0},
+        **{"mean": (0.5,) * 3, "std": (0.5,) * 3, "cache_dir": None, "num_workers": 0, "skips": SkippedFiles(None)},
     )
     data.setup("fit")
     assert lost not in data.val_ids
-    assert len(data.val_ids) == len(source.ids("val")) - 1
+    assert len(data.val_ids) == len(dataset.ids("val")) - 1
 
 
 # -------------------------------------------------------------------------------------------------- the look before it
 
 
-def test_some_files_are_decoded_before_a_run(tree):
+def test_some_files_are_decoded_before_a_run(dataset):
     """A picture whose header and end are whole passes the scan, and would fail hours later."""
-    source = source_of(tree, skip=False)
-    data = few_shot(source)
+    data = few_shot(dataset)
     data.setup("fit")
-    used = data.train_manifest.view.ids.tolist()
-    assert sorted(check_files(source, used, 10**6)) == sorted(used)
-    assert check_files(source, used, 5) == check_files(source, used, 5)
-    assert len(set(check_files(source, used, 5)) ^ set(check_files(source, used, 5, seed=1))) > 0
-    assert check_files(source, used, 0) == []
+    view = data.train_manifest.view
+    used = view.ids.tolist()
+    assert sorted(check_files(dataset, view, 10**6)) == sorted(used)
+    assert check_files(dataset, view, 5) == check_files(dataset, view, 5)
+    assert len(set(check_files(dataset, view, 5)) ^ set(check_files(dataset, view, 5, seed=1))) > 0
+    assert check_files(dataset, view, 0) == []
     for image_id in used:
-        cut_picture(source, image_id)
+        cut_picture(dataset, image_id)
     with pytest.raises(ValueError, match=r"picture .*JPEGImages.* cannot be read"):
-        few_shot(source, check_files=2).setup("fit")
-    few_shot(source).setup("fit")
+        few_shot(dataset, check_files=2).setup("fit")
+    few_shot(dataset).setup("fit")

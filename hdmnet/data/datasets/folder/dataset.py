@@ -1,4 +1,4 @@
-"""A user's own data set: a folder of pictures and masks in any of the usual shapes (see `folder_layouts`)."""
+"""A user's own data set: a folder of pictures and masks in any of the usual shapes (see `layouts.py`)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from hdmnet.data.datasets.base import SegmentationDataset, Split, SplitRule, read_id_list
+from hdmnet.data.class_split import SplitRule
+from hdmnet.data.datasets.base import LabelMapDataset, Split, label_table
+from hdmnet.data.datasets.files import read_id_list, refuse_shared_ids, require_ids
 from hdmnet.data.datasets.folder.layouts import LayoutName, Places, scan
-from hdmnet.data.datasets.tree import refuse_shared_ids, require_ids
 from hdmnet.data.io.annotations import decode_segmentation
 from hdmnet.data.io.arrays import IGNORE, UInt8Array
 from hdmnet.data.io.masks import read_mask
@@ -21,14 +22,14 @@ from hdmnet.data.io.upright import IMAGE_SUFFIXES, fit_mask, orientation, read_u
 _READER = "2"  # part of the fingerprint: another number when masks are read by another rule
 
 
-class FolderDataset(SegmentationDataset):
+class FolderDataset(LabelMapDataset):
     """Pictures and masks of a user.
 
     Pictures are turned upright by their EXIF data; masks may be of the upright or of the stored size.
 
-    Where masks of several classes overlap, each class keeps all of its pixels: its area counts them, and
-    `read_mask_of` a class has it on top. In `read_mask`, which asks for none, smaller regions lie on larger ones. What
-    a COCO-style JSON marks as a crowd, or a binary mask as 255 beside 1, is ignored where nothing else lies on it.
+    Where masks of several classes overlap, each class keeps all of its pixels, in its area and its own mask. In a map
+    of all classes, which holds 254 at most, smaller regions lie on larger ones. What a COCO-style JSON marks as a
+    crowd, or a binary mask as 255 beside 1, is ignored where nothing else lies on it.
 
     Splits: without lists every image is in both. Training takes only images without novel classes and evaluation only
     images with one, so the two do not share any; but the base learner is then validated on what it trained on. With
@@ -64,7 +65,7 @@ class FolderDataset(SegmentationDataset):
 
     def __init__(
         self,
-        root: str | Path | None,
+        root: str | Path | None = None,
         *,
         name: str = "folder",
         layout: LayoutName | None = None,
@@ -161,52 +162,66 @@ class FolderDataset(SegmentationDataset):
 
     def read_mask(self, image_id: str) -> UInt8Array:
         """Mask as (H, W) uint8: 0, 1..C, 255; of overlapping classes the smaller region is on top."""
-        return self._paint(image_id, None)
+        if self.tree.layout == "index":
+            return self._upright(image_id, read_mask(self.tree.masks[image_id][0][1]))
+        return self.read_label_map(image_id)
 
-    def read_mask_of(self, image_id: str, class_value: int) -> UInt8Array:
-        """Mask as from `read_mask`, with all pixels of one class on top."""
-        return self._paint(image_id, class_value)
+    def read_class_mask(self, image_id: str, class_value: int) -> UInt8Array:
+        """Mask of one class as (H, W) uint8: 1 all of its pixels, 0 all else, 255 ignore."""
+        if self.tree.layout == "index":
+            return super().read_class_mask(image_id, class_value)
+        regions, mask = self._regions(image_id)
+        if class_value in regions:
+            mask[regions[class_value]] = 1
+        return self._upright(image_id, mask)
 
-    def covered_areas(self, image_id: str) -> dict[int, int]:
-        """Pixels of each class that `read_mask` gives to another."""
-        if self.tree.layout in ("index", "fss") or len(self.tree.masks.get(image_id, ())) == 1:
-            return {}
-        regions, _ = self._regions(image_id)
-        mask = self.read_mask(image_id)
-        # The painted mask may have been turned upright, which does not change how many pixels there are.
-        areas = {value: int(region.sum() - (mask == value).sum()) for value, region in regions.items()}
+    def read_label_map(self, image_id: str, classes: Sequence[int] | None = None) -> UInt8Array:
+        """All classes in one map, smaller regions on larger ones; see the base class."""
+        if self.tree.layout == "index":
+            return super().read_label_map(image_id, classes)
+        labels = label_table(len(self.class_names), classes)
+        regions, mask = self._regions(image_id)
+        for value in sorted(regions, key=lambda value: (-int(regions[value].sum()), value)):
+            mask[regions[value]] = labels[value]
+        return self._upright(image_id, mask)
+
+    def class_areas(self, image_id: str) -> dict[int, int]:
+        """Pixels of each class, those below another one too; see the base class."""
+        if self.tree.layout == "index":
+            return super().class_areas(image_id)
+        regions, mask = self._regions(image_id)
+        self.check_mask(image_id, self._upright(image_id, mask), self.image_size(image_id))
+        areas = {value: int(regions[value].sum()) for value in sorted(regions)}
         return {value: area for value, area in areas.items() if area}
 
-    def _paint(self, image_id: str, top: int | None) -> UInt8Array:
-        files = self.tree.masks.get(image_id, [])
-        if self.tree.layout == "index":
-            mask = read_mask(files[0][1])
-        else:
-            regions, ignored = self._regions(image_id)
-            mask = np.where(ignored, np.uint8(IGNORE), np.uint8(0))
-            order = sorted(regions, key=lambda value: (value == top, -int(regions[value].sum()), value))
-            for value in order:
-                mask[regions[value]] = value
+    def _upright(self, image_id: str, mask: UInt8Array) -> UInt8Array:
         picture = self.tree.pictures[image_id]
         turned = orientation(picture)
         return mask if turned == 1 else fit_mask(mask, upright_size(picture), turned)
 
-    def _regions(self, image_id: str) -> tuple[dict[int, npt.NDArray[np.bool_]], npt.NDArray[np.bool_]]:
-        """Where each class is, and what is ignored, (H, W) bool each, as stored."""
+    def _regions(self, image_id: str) -> tuple[dict[int, npt.NDArray[np.bool_]], UInt8Array]:
+        """Where each class is, (H, W) bool as stored, and a mask of 255 where only what is ignored lies, else 0."""
         if self.tree.layout == "coco":
-            return self._coco_regions(image_id)
-        files = self.tree.masks[image_id]
-        masks = {value: read_object_mask(path, f"mask {path}") for value, path in files}
-        shapes = {mask.shape: path for mask, (_, path) in zip(masks.values(), files, strict=True)}
-        if len(shapes) > 1:
-            sizes = ", ".join(f"{path} {shape[0]}x{shape[1]}" for shape, path in shapes.items())
-            raise ValueError(f"masks of {image_id!r} have unequal sizes (HxW): {sizes}: expected the picture's for all")
-        ignored = np.zeros(next(iter(shapes), None) or self.image_size(image_id), dtype=bool)
-        for mask in masks.values():
-            ignored |= mask == IGNORE
-        return {value: mask == 1 for value, mask in masks.items()}, ignored
+            regions, ignored = self._coco_regions(image_id)
+        else:
+            files = self.tree.masks[image_id]
+            masks = {value: read_object_mask(path, f"mask {path}") for value, path in files}
+            shapes = {mask.shape: path for mask, (_, path) in zip(masks.values(), files, strict=True)}
+            if len(shapes) > 1:
+                sizes = ", ".join(f"{path} {shape[0]}x{shape[1]}" for shape, path in shapes.items())
+                raise ValueError(
+                    f"masks of {image_id!r} have unequal sizes (HxW): {sizes}: expected the picture's for all"
+                )
+            ignored = np.zeros(next(iter(shapes), None) or self.image_size(image_id), dtype=bool)
+            for mask in masks.values():
+                ignored |= mask == IGNORE
+            regions = {value: mask == 1 for value, mask in masks.items()}
+        for region in regions.values():
+            ignored &= ~region
+        return regions, np.where(ignored, np.uint8(IGNORE), np.uint8(0))
 
     def _coco_regions(self, image_id: str) -> tuple[dict[int, npt.NDArray[np.bool_]], npt.NDArray[np.bool_]]:
+        """Where each class is and where a crowd, (H, W) bool each, as a COCO-style JSON says."""
         about = self.tree.regions[image_id]
         regions: dict[int, npt.NDArray[np.bool_]] = {}
         ignored = np.zeros(about.size, dtype=bool)
@@ -243,7 +258,7 @@ class FolderDataset(SegmentationDataset):
                 rows.append(f"{path.relative_to(self.root)}\0{stat.st_size}\0{stat.st_mtime_ns}")
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
-    def check(self) -> None:
+    def check(self, *, files: bool = True) -> None:
         """Check that every image of the lists is there, before any training.
 
         Raises:
@@ -255,7 +270,7 @@ class FolderDataset(SegmentationDataset):
             if listed is not None:
                 what = f"picture with a mask in {self.root}"
                 require_ids(self.ids(split), known, f"list {listed}", what, "take them off, or label them")
-        if self.tree.annotations is not None and self.tree.problems and self.skips is None:
+        if self.tree.annotations is not None and self.tree.problems and files:
             more = f" (and {len(self.tree.problems) - 1} more)" if len(self.tree.problems) > 1 else ""
             raise ValueError(f"{self.tree.problems[0]}{more}: mend it, or set dataset.on_error=skip to do without")
         if self.tree.annotations is not None:  # of the other layouts the pictures themselves were listed

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
-from hdmnet.data.datasets.base import check_unique, read_id_list
-from hdmnet.data.io.masks import MAX_CLASS
+from hdmnet.data.datasets.files import check_unique, read_id_list
+from hdmnet.data.io.arrays import MAX_LABELS
 from hdmnet.data.io.upright import list_files
 
 LayoutName = Literal["index", "binary", "coco", "fss"]
@@ -177,11 +177,16 @@ def _scan_index(places: Places) -> Tree:
             f"{places.root} has index masks and no list of classes: write classes.txt, the name of value 1 in its first"
             " line and so on, or set dataset.classes"
         )
+    if not 1 <= len(names) <= MAX_LABELS:
+        raise ValueError(
+            f"{places.root} has index masks and {len(names):,} classes, expected 1 to {MAX_LABELS}, as such masks are "
+            "of 8 bits: choose some by dataset.classes=FILE, or give each class masks of its own (layout binary or fss)"
+        )
     pictures, folder = places.pictures(), places.mask_folder()
     masks = _single(list_files(folder), folder)
     files = {image_id: [(0, masks[image_id])] for image_id in pictures if image_id in masks}
     lost = [path for name, path in masks.items() if name not in pictures]
-    return _tree("index", _checked(names, places.root), pictures, files, lost)
+    return _tree("index", names, pictures, files, lost)
 
 
 def _scan_binary(places: Places) -> Tree:
@@ -344,16 +349,9 @@ def _choose(places: Places, found: Sequence[str] | set[str]) -> dict[str, int]:
             known = ", ".join(sorted(found)[:5])
             raise ValueError(f"class {name!r} of the list of classes is not in {places.root}, which has {known} …")
     names = tuple(listed or (sorted(found) if isinstance(found, set) else found))
-    return {name: value for value, name in enumerate(_checked(names, places.root), start=1)}
-
-
-def _checked(names: tuple[str, ...], root: Path) -> tuple[str, ...]:
-    if not 1 <= len(names) <= MAX_CLASS:
-        raise ValueError(
-            f"{root} has {len(names):,} classes, expected 1 to {MAX_CLASS} in a run, as masks are of 8 bits: choose "
-            "some by dataset.classes=FILE, one name a line"
-        )
-    return names
+    if not names:
+        raise ValueError(f"{places.root} has no classes, expected at least one: check the masks and dataset.classes")
+    return {name: value for value, name in enumerate(names, start=1)}
 
 
 def _owners(name: str) -> list[tuple[str, str]]:

@@ -20,8 +20,8 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from hdmnet.data.class_split import make_fold
-from hdmnet.data.datasets.base import SegmentationDataset, Split, SplitRule
+from hdmnet.data.class_split import SplitRule, split_classes
+from hdmnet.data.datasets.base import LabelMapDataset, Split
 from hdmnet.data.datasets.shapes.render import render
 from hdmnet.data.datasets.shapes.scene import (
     ATTEMPTS,
@@ -31,8 +31,8 @@ from hdmnet.data.datasets.shapes.scene import (
     class_names,
     draw_scene,
 )
-from hdmnet.data.datasets.shapes.tables import MAX_IMAGE_SIDE, PATTERNS, SILHOUETTES
-from hdmnet.data.io.arrays import IGNORE
+from hdmnet.data.datasets.shapes.tables import MAX_IMAGE_SIDE
+from hdmnet.data.io.arrays import IGNORE, MAX_LABELS
 
 MIN_VISIBLE = 0.4  # objects less visible than this are labelled 255
 
@@ -56,7 +56,7 @@ class Sample:
     visible: tuple[float, ...]
 
 
-@lru_cache(maxsize=16)  # read_image and read_mask of one id share one render; arrays are copied on the way out
+@lru_cache(maxsize=16)  # picture and mask of one id share one render; arrays are copied on the way out
 def _sample(recipe: SceneSettings, split: Split, index: int) -> Sample:
     """Draw picture `index` of a split, anew if its first object is hidden or too small, the last attempt stands."""
     for attempt in range(ATTEMPTS):
@@ -84,7 +84,7 @@ def _sample(recipe: SceneSettings, split: Split, index: int) -> Sample:
 _MOST_PICTURES = 1_000_000  # their ids are kept in memory
 
 
-class ShapesDataset(SegmentationDataset):
+class ShapesDataset(LabelMapDataset):
     """SHAPES-5i as a data set like any other.
 
     With a fold, training pictures hold base classes only and validation pictures at least one novel object beside
@@ -92,15 +92,16 @@ class ShapesDataset(SegmentationDataset):
     to which the real filters apply (ids "train-00012").
 
     Args:
-        seed: Seed of the whole data set.
-        image_size: Side or (H, W) of the pictures, 48..512 px.
+        generator_seed: Seed of the whole data set.
+        picture_size: Side or (H, W) of the pictures, 48..512 px.
         num_train: Number of training pictures.
         num_val: Number of validation pictures.
         fold: Fold 0..3 or None.
-        num_classes: Number of classes, 4..400, a multiple of 4; 20 is SHAPES-5i.
+        num_classes: Number of classes, 4..252, a multiple of 4; 20 is SHAPES-5i.
         split_rule: How classes are dealt out to the folds.
         object_scale: Factor on the objects' size.
-        vary_size: Give every picture its own size up to `image_size`, upright or lying.
+        vary_size: Give every picture its own size up to `picture_size`, upright or lying.
+        min_area: Fewest pixels for a class to count in an image; None: a hundredth of the picture.
 
     Raises:
         ValueError: An argument is out of range.
@@ -111,8 +112,8 @@ class ShapesDataset(SegmentationDataset):
     def __init__(
         self,
         *,
-        seed: int = 0,
-        image_size: int | Sequence[int] = 129,
+        generator_seed: int = 0,
+        picture_size: int | Sequence[int] = 129,
         num_train: int = 3000,
         num_val: int = 600,
         fold: int | None = None,
@@ -120,15 +121,18 @@ class ShapesDataset(SegmentationDataset):
         split_rule: SplitRule = "contiguous",
         object_scale: float = 1.0,
         vary_size: bool = False,
+        min_area: int | None = None,
     ) -> None:
-        sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        sides = (picture_size, picture_size) if isinstance(picture_size, int) else tuple(picture_size)
         if len(sides) != 2 or not all(type(side) is int for side in sides):
-            raise ValueError(f"shapes image_size is {image_size}, expected a side or [height, width]: change it")
+            raise ValueError(f"shapes picture_size is {picture_size}, expected a side or [height, width]")
         height, width = sides
         if min(sides) < 48 or max(sides) > MAX_IMAGE_SIDE:
-            raise ValueError(f"shapes image_size is {image_size}, expected sides of 48..{MAX_IMAGE_SIDE} px: change it")
-        if not 4 <= num_classes <= len(PATTERNS) * len(SILHOUETTES) or num_classes % self.num_folds:
-            raise ValueError(f"shapes num_classes is {num_classes}, expected a multiple of 4 in 4..400: change it")
+            raise ValueError(
+                f"shapes picture_size is {picture_size}, expected sides of 48..{MAX_IMAGE_SIDE} px: change it"
+            )
+        if not 4 <= num_classes <= MAX_LABELS or num_classes % self.num_folds:
+            raise ValueError(f"shapes num_classes is {num_classes}, expected a multiple of 4 in 4..252: change it")
         if not all(type(number) is int and 1 <= number <= _MOST_PICTURES for number in (num_train, num_val)):
             raise ValueError(
                 f"shapes num_train={num_train} num_val={num_val}, expected 1 to {_MOST_PICTURES:,} of each"
@@ -136,20 +140,20 @@ class ShapesDataset(SegmentationDataset):
         if not 0.5 <= object_scale <= 1.4:
             raise ValueError(f"shapes object_scale is {object_scale}, expected 0.5..1.4: change it")
         if fold is not None:
-            make_fold(num_classes, self.num_folds, fold, split_rule)  # refuses a fold out of range
+            split_classes(num_classes, self.num_folds, fold, split_rule)  # refuses a fold out of range
         self.class_names = class_names(num_classes)
         self.split_rule = split_rule
-        self.min_area = height * width // 100
+        self.min_area = height * width // 100 if min_area is None else min_area
         self._sizes: dict[Split, int] = {"train": num_train, "val": num_val}
         self._recipe = SceneSettings(
-            seed=seed,
+            seed=generator_seed,
             fold=fold,
             num_classes=num_classes,
             split_rule=split_rule,
             image_size=(height, width),
             object_scale=object_scale,
             vary_size=vary_size,
-            min_area=self.min_area,
+            min_area=height * width // 100,
         )
         self._prefix = "" if fold is None else f"f{fold}-"
 
@@ -183,6 +187,3 @@ class ShapesDataset(SegmentationDataset):
     def fingerprint(self, split: Split) -> str:
         """Hex sha256 over the generator's version and every argument that the split's masks depend on."""
         return hashlib.sha256(f"{GENERATOR_VERSION}/{self._recipe}/{split}/{self._sizes[split]}".encode()).hexdigest()
-
-    def check(self) -> None:
-        """Nothing to check: pictures are made, not read."""

@@ -13,8 +13,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from hdmnet.data.class_split import make_fold
-from hdmnet.data.datasets.base import SegmentationDataset, Split, SplitRule
+from hdmnet.data.class_split import SplitRule, split_classes
+from hdmnet.data.datasets.base import Split
 from hdmnet.data.datasets.shapes.render import Patch, Scene
 from hdmnet.data.datasets.shapes.tables import (
     BLOTCHED,
@@ -27,6 +27,7 @@ from hdmnet.data.datasets.shapes.tables import (
     SILHOUETTES,
 )
 
+NUM_FOLDS = 4
 GENERATOR_VERSION = "shapes-1"  # raise it with every change that moves a pixel: caches and manifests hang on it
 MAX_OBJECTS = 4
 ATTEMPTS = 8  # redraws until the first object can be seen; the last one puts it in front of all else
@@ -123,23 +124,23 @@ def _classes(recipe: SceneSettings, split: Split, index: int, draws: Draws) -> l
     key = f"{recipe.seed}/{recipe.fold}/{split}"
     everything = tuple(range(1, recipe.num_classes + 1))
     if recipe.fold is not None:
-        fold = make_fold(recipe.num_classes, SegmentationDataset.num_folds, recipe.fold, recipe.split_rule)
+        fold = split_classes(recipe.num_classes, NUM_FOLDS, recipe.fold, recipe.split_rule)
         if split == "train":
-            classes = _deal(key, fold.base, index * MAX_OBJECTS, MAX_OBJECTS)
+            classes = _deal(key, fold.train, index * MAX_OBJECTS, MAX_OBJECTS)
         else:
-            classes = _deal(f"{key}/novel", fold.novel, index, 1)
+            classes = _deal(f"{key}/novel", fold.test, index, 1)
             # Query and support share other novel classes too: else what both show would tell the class without a mask.
-            novel = [value for value in _deal(f"{key}/others", fold.novel, 3 * index, 3) if value != classes[0]][:2]
+            novel = [value for value in _deal(f"{key}/others", fold.test, 3 * index, 3) if value != classes[0]][:2]
             others = [value for value in _deal(key, everything, 5 * index, 5) if value not in (*classes, *novel)]
             classes += (novel + others)[: MAX_OBJECTS - 1]
     else:
         # Four in five mixed training pictures keep to one fold's classes: any fold's novel filter spares most of them.
-        turn, group = divmod(index, SegmentationDataset.num_folds + 1)
+        turn, group = divmod(index, NUM_FOLDS + 1)
         pool = everything
         if split == "val":
             turn = index
-        elif group < SegmentationDataset.num_folds and recipe.num_classes >= SegmentationDataset.num_folds:
-            pool = make_fold(recipe.num_classes, SegmentationDataset.num_folds, group, recipe.split_rule).novel
+        elif group < NUM_FOLDS and recipe.num_classes >= NUM_FOLDS:
+            pool = split_classes(recipe.num_classes, NUM_FOLDS, group, recipe.split_rule).test
             key += f"/{group}"
         classes = _deal(key, pool, turn * MAX_OBJECTS, MAX_OBJECTS)
     if draws.chance(0.1):
