@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hdmnet.cli.entry_point import entry_point
+from hdmnet.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
 def main(cfg: DictConfig) -> None:
     """Serve the page as the config says, until Ctrl-C."""
     if cfg.ckpt is None:
-        raise ValueError("ckpt is not given; expected a checkpoint, e.g. ckpt=RUN/checkpoints/best.ckpt")
+        raise InputError("ckpt is not given; expected a checkpoint, e.g. ckpt=RUN/checkpoints/best.ckpt")
     with _private_folder() as folder:
         try:
             import gradio  # noqa: F401 (only whether it is there)
         except ModuleNotFoundError as error:
             if error.name != "gradio":
                 raise
-            raise ValueError("gradio is not installed; the demo needs it: pip install 'hdmnet[demo]'") from None
+            raise InputError("gradio is not installed; the demo needs it: pip install 'hdmnet[demo]'") from None
         from hdmnet.apps.web_page import serve
 
         serve(cfg, folder)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hdmnet.cli.entry_point import entry_point
 from hdmnet.cli.quoting import quote_files
+from hdmnet.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -29,7 +30,7 @@ def run(cfg: DictConfig) -> None:
         ValueError: Something is not as it should be, or a query could not be segmented.
     """
     if cfg.ckpt is None:
-        raise ValueError("ckpt is not given; expected a checkpoint, e.g. ckpt=RUN/checkpoints/best.ckpt")
+        raise InputError("ckpt is not given; expected a checkpoint, e.g. ckpt=RUN/checkpoints/best.ckpt")
     from hdmnet.apps.predict import find_queries, parse_supports, predict
 
     supports, queries = parse_supports(cfg.support), find_queries(cfg.query)

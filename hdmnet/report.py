@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from hdmnet.cli.parser import OneLineParser
-from hdmnet.runtime.errors import one_line, user_message, wants_traceback
+from hdmnet.runtime.errors import InputError, one_line, user_message, wants_traceback
 
 _COMMAND_LINE_ERROR = 2  # as the other entry points; 1 where the runs are at fault
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parser().parse_args(argv)
         if arguments.episodes < 0:
-            raise ValueError(f"--episodes is {arguments.episodes}; expected 0 or more")
+            raise InputError(f"--episodes is {arguments.episodes}; expected 0 or more")
     except ValueError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return _COMMAND_LINE_ERROR

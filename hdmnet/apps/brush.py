@@ -22,6 +22,7 @@ from PIL import Image
 from hdmnet.apps.predict import Answer, draw_overlay, write_predictions
 from hdmnet.data.io.upright import upright_size
 from hdmnet.data.io.user_pictures import read_user_picture
+from hdmnet.runtime.errors import InputError
 from hdmnet.visual.colours import TRUTH
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def read_limited(path: Path) -> UInt8Array:
     """
     height, width = upright_size(path)  # from the header: a bomb is never unpacked
     if height * width > MAX_PIXELS:
-        raise ValueError(
+        raise InputError(
             f"picture {path} has {height}x{width} (HxW) pixels: expected at most {MAX_PIXELS // 10**6} million, make "
             "it smaller"
         )
@@ -101,7 +102,7 @@ def brush_mask(layers: Sequence[UInt8Array], name: str) -> UInt8Array:
     threshold = round(255 * BRUSH_OPACITY / 2)
     painted = [layer[..., 3] >= threshold for layer in layers]
     if not any(one.any() for one in painted):
-        raise ValueError(f"nothing is painted in {name}: paint over the object first")
+        raise InputError(f"nothing is painted in {name}: paint over the object first")
     return np.asarray(np.logical_or.reduce(painted), dtype=np.uint8)
 
 
@@ -127,9 +128,9 @@ def segment(
         ValueError: There is no example or no query, or an example cannot be used.
     """
     if not examples:
-        raise ValueError("no picture to learn from: choose one and paint over the object in it")
+        raise InputError("no picture to learn from: choose one and paint over the object in it")
     if not queries:
-        raise ValueError("no picture to search: choose one or more")
+        raise InputError("no picture to search: choose one or more")
     pictures = [read_limited(example.picture) for example in examples]
     fitted = copy.copy(segmenter).fit(pictures, [example.mask for example in examples])
     (folder / "examples").mkdir(parents=True)

@@ -28,6 +28,7 @@ from hdmnet.data.normalise import normalise
 from hdmnet.models.hdmnet.export import SupportAsInput, SupportFitted, answers
 from hdmnet.models.hdmnet.model import HDMNet
 from hdmnet.runtime.atomic import replacing
+from hdmnet.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,7 +101,7 @@ def export(segmenter: Segmenter, path: str | Path, *, shots: int | None = None) 
             answer = open_pt2(temporary)
         difference = largest_difference(segmenter, answer, shots, sizes)
         if not difference <= TOLERANCE:
-            raise ValueError(
+            raise InputError(
                 f"{path}: the file's answers differ from the model's by {difference:.1e}; expected at most "
                 f"{TOLERANCE:g}: not written"
             )
@@ -110,16 +111,16 @@ def export(segmenter: Segmenter, path: str | Path, *, shots: int | None = None) 
 def _check(segmenter: Segmenter, path: Path, shots: int | None) -> None:
     """Refuse what cannot be exported, before any work; see `export`."""
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: expected a name that ends in {' or '.join(SUFFIXES)}")
+        raise InputError(f"{path}: expected a name that ends in {' or '.join(SUFFIXES)}")
     model = cast("nn.Module", segmenter.model)
     if not isinstance(model, HDMNet):
-        raise ValueError(f"a {type(model).__name__} cannot be exported; expected an HDMNet")
+        raise InputError(f"a {type(model).__name__} cannot be exported; expected an HDMNet")
     if segmenter.device.type != "cpu":
-        raise ValueError(f"export: the segmenter is on {segmenter.device}; expected device='cpu'")
+        raise InputError(f"export: the segmenter is on {segmenter.device}; expected device='cpu'")
     if shots is not None and shots < 1:
-        raise ValueError(f"export: shots={shots}: expected at least 1")
+        raise InputError(f"export: shots={shots}: expected at least 1")
     if shots is None and not segmenter.classes:
-        raise ValueError("export: no supports are fitted; fit some, or give their number for supports as inputs")
+        raise InputError("export: no supports are fitted; fit some, or give their number for supports as inputs")
     if path.suffix == ".onnx":
         _require_onnx(path)
 
@@ -220,7 +221,7 @@ def _require_onnx(path: Path) -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ValueError(f"{path}: ONNX needs {error.name}: pip install 'hdmnet[export]', or export to .pt2") from None
+        raise InputError(f"{path}: ONNX needs {error.name}: pip install 'hdmnet[export]', or export to .pt2") from None
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from hdmnet.data.io.masks import voc_palette, write_mask
 from hdmnet.data.io.upright import IMAGE_SUFFIXES
 from hdmnet.data.io.user_pictures import read_user_picture
 from hdmnet.runtime.atomic import replacing
-from hdmnet.runtime.errors import user_message
+from hdmnet.runtime.errors import InputError, user_message
 from hdmnet.runtime.malloc import keep_freed_memory
 from hdmnet.visual.colours import PREDICTION
 
@@ -65,7 +65,7 @@ def parse_supports(value: Any) -> Supports | None:
     supports = {str(name): [_parse_support(word) for word in _words(words)] for name, words in by_class.items()}
     empty = [name for name, pairs in supports.items() if not pairs]
     if empty or not supports:
-        raise ValueError(f"support has no picture{f' of {empty[0]}' if empty else ''}; expected support=[IMG:MASK,…]")
+        raise InputError(f"support has no picture{f' of {empty[0]}' if empty else ''}; expected support=[IMG:MASK,…]")
     return supports
 
 
@@ -84,14 +84,14 @@ def _parse_support(word: str) -> tuple[Path, Path | Box]:
     colons = [place for place, letter in enumerate(word) if letter == ":"]
     splits = [(Path(word[:at]).expanduser(), word[at + 1 :].strip()) for at in colons if word[:at] and word[at + 1 :]]
     if not splits:
-        raise ValueError(f"support has {word!r}: expected IMG:MASK or IMG:x0,y0,x1,y1")
+        raise InputError(f"support has {word!r}: expected IMG:MASK or IMG:x0,y0,x1,y1")
     # Names may hold colons: the last one counts that leaves a picture that is there.
     image, mask = next((split for split in splits[::-1] if split[0].is_file()), splits[-1])
     numbers = _numbers(mask)
     if numbers is None or Path(mask).exists():
         return image, Path(mask).expanduser()
     if len(numbers) != 4:
-        raise ValueError(f"support has {word!r}: expected four numbers for a box, IMG:x0,y0,x1,y1")
+        raise InputError(f"support has {word!r}: expected four numbers for a box, IMG:x0,y0,x1,y1")
     x0, y0, x1, y1 = numbers
     return image, (x0, y0, x1, y1)
 
@@ -126,7 +126,7 @@ def find_queries(value: Any) -> list[Path]:
             queries += sorted(_pictures_in(one)) if one.is_dir() else [one]
     if not queries:
         shown = "is not given" if plain is None else f"{plain} holds no picture ({', '.join(sorted(IMAGE_SUFFIXES))})"
-        raise ValueError(f"query {shown}; expected query=[IMG_OR_FOLDER,…]")
+        raise InputError(f"query {shown}; expected query=[IMG_OR_FOLDER,…]")
     return queries
 
 
@@ -162,7 +162,7 @@ def predict(cfg: DictConfig, supports: Supports | None, queries: Sequence[Path])
         pairs = {name: tuple(zip(*several, strict=True)) for name, several in supports.items()}
         segmenter.fit(pairs)
     elif not segmenter.classes:
-        raise ValueError(f"support is not given and ckpt={cfg.ckpt} keeps none; expected support=[IMG:MASK,…]")
+        raise InputError(f"support is not given and ckpt={cfg.ckpt} keeps none; expected support=[IMG:MASK,…]")
     if cfg.save is not None:
         segmenter.save(Path(cfg.save).expanduser())
     failed = 0
@@ -173,7 +173,7 @@ def predict(cfg: DictConfig, supports: Supports | None, queries: Sequence[Path])
             tqdm.write(f"error: {answer.error}", file=sys.stderr)
     print(f"segmented {len(queries) - failed} of {len(queries)} pictures: {output}", flush=True)
     if failed:
-        raise ValueError(f"{failed} of {len(queries)} queries could not be segmented, see above; the others are done")
+        raise InputError(f"{failed} of {len(queries)} queries could not be segmented, see above; the others are done")
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ def _refuse_to_replace(output: Path, names: Sequence[str], inputs: Sequence[Path
     starts = {name + kind for name in names for kind in kinds}
     for path in inputs:
         if path.parent.resolve() == output.resolve() and any(path.name.startswith(start) for start in starts):
-            raise ValueError(
+            raise InputError(
                 f"output={output} holds {path.name}, which is read and might be replaced: choose another folder"
             )
 

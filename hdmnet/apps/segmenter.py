@@ -32,6 +32,7 @@ from hdmnet.models.method import (
     encodes_apart,
     foreground_probability,
 )
+from hdmnet.runtime.errors import InputError
 from hdmnet.tasks.feature_store import resize
 
 Float32 = NDArray[np.float32]
@@ -177,12 +178,12 @@ class Segmenter:
         """
         if isinstance(images, Mapping):
             if masks is not None:
-                raise ValueError("fit got a mapping and masks: expected fit({name: (images, masks), …}) alone")
+                raise InputError("fit got a mapping and masks: expected fit({name: (images, masks), …}) alone")
             given = {str(name): pair for name, pair in images.items()}
         else:
             given = {DEFAULT_CLASS: (images, masks)}
         if not 1 <= len(given) <= MAX_CLASSES:
-            raise ValueError(f"fit got {len(given)} classes: expected 1 to {MAX_CLASSES}")
+            raise InputError(f"fit got {len(given)} classes: expected 1 to {MAX_CLASSES}")
         self._classes = {name: self._encode(name, pair) for name, pair in given.items()}
         return self
 
@@ -190,10 +191,10 @@ class Segmenter:
     def _encode(self, name: str, pair: Any) -> Fitted:
         """Encode the K supports of a class, given as images and masks."""
         if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise ValueError(f"class {name!r}: expected (images, masks)")
+            raise InputError(f"class {name!r}: expected (images, masks)")
         images, masks = (list(pair[0]), list(pair[1])) if _is_several(pair[0]) else ([pair[0]], [pair[1]])
         if not images or len(images) != len(masks):
-            raise ValueError(
+            raise InputError(
                 f"class {name!r}: {len(images)} pictures and {len(masks)} masks; expected as many, 1 or more"
             )
         pictures: list[UInt8Array] = []
@@ -204,7 +205,7 @@ class Segmenter:
             read = read_user_mask(mask, picture, turned, name=what)
             small = resize_mask(read, self.image_size)
             if not (small == 1).any():
-                raise ValueError(
+                raise InputError(
                     f"{what}: its {int((read == 1).sum())} pixels vanish at the "
                     f"network's {self.image_size[0]}x{self.image_size[1]}; mark a larger object, or crop the picture"
                 )
@@ -245,9 +246,9 @@ class Segmenter:
         """
         classes = self._classes  # once: a `fit` in another thread changes nothing for this call
         if not classes:
-            raise ValueError("the segmenter has no supports yet: call fit(images, masks) first")
+            raise InputError("the segmenter has no supports yet: call fit(images, masks) first")
         if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}: expected at least 1")
+            raise InputError(f"batch_size is {batch_size}: expected at least 1")
         if not _is_several(images):
             return self._predict([images], classes, maps)[0]
         several = list(images)
@@ -280,7 +281,7 @@ class Segmenter:
             ValueError: `fit` has not been called.
         """
         if not self._classes:
-            raise ValueError("the segmenter has no supports yet: call fit(images, masks) before save")
+            raise InputError("the segmenter has no supports yet: call fit(images, masks) before save")
         fitted = {name: (one.features, one.shots) for name, one in self._classes.items()}
         write_segmenter(path, self.model, self.recipe, fitted)
 
@@ -322,7 +323,7 @@ def _device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device={name}: expected auto, cpu, cuda or cuda:N") from None
+        raise InputError(f"device={name}: expected auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device={name}: {torch.cuda.device_count()} GPUs are to be had; expected cpu, or one of them")
+        raise InputError(f"device={name}: {torch.cuda.device_count()} GPUs are to be had; expected cpu, or one of them")
     return device

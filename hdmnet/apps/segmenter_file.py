@@ -26,6 +26,7 @@ from hdmnet.run.checkpoints import (
     run_state_dict,
 )
 from hdmnet.runtime.checkpoint_file import BASE_LEARNER_KEY, read_checkpoint, write_atomically
+from hdmnet.runtime.errors import CheckpointError
 
 SEGMENTER_KEY = "hdmnet_segmenter"
 
@@ -70,7 +71,7 @@ def read_segmenter(
     """
     content = read_checkpoint(path)
     if BASE_LEARNER_KEY in content:
-        raise ValueError(f"ckpt={path} is a base learner; expected checkpoints/best.ckpt of a run's folder")
+        raise CheckpointError(f"ckpt={path} is a base learner; expected checkpoints/best.ckpt of a run's folder")
     if SEGMENTER_KEY in content:
         return _from_saved(content, path, image_size)
     about = run_entry(content, path)
@@ -81,7 +82,7 @@ def read_segmenter(
         statistics = tuple(cfg.backbone.mean), tuple(cfg.backbone.std)
         return model, SegmenterSpec(_size(size), *statistics, about["config"], facts=about["facts"]), content
     if dataset is None or backbone is None:
-        raise ValueError(
+        raise CheckpointError(
             f"ckpt={path} is not of an hdmnet run (dataset={dataset}, backbone={backbone}); expected "
             "checkpoints/best.ckpt of a run's folder, or a file of a method's official release with its dataset, "
             "backbone and shot (predict: official.dataset=… official.backbone=… official.shot=K)"
@@ -103,7 +104,7 @@ def _size(value: Any) -> tuple[int, int]:
     except (TypeError, ValueError):
         size = (0, 0)
     if min(size) < 1:
-        raise ValueError(f"image_size={value}: expected an integer of at least 1, or two of them: [H,W]")
+        raise CheckpointError(f"image_size={value}: expected an integer of at least 1, or two of them: [H,W]")
     return size
 
 
@@ -118,11 +119,11 @@ def _from_saved(
         if (recipe.config is None) == (recipe.official is None):
             raise KeyError("config")
     except (KeyError, TypeError):
-        raise ValueError(
+        raise CheckpointError(
             f"checkpoint {str(path)!r} lacks parts of a fitted segmenter; expected what save wrote"
         ) from None
     if image_size is not None and as_size(image_size) != recipe.image_size:
-        raise ValueError(
+        raise CheckpointError(
             f"image_size={image_size}: {path} was fitted at {list(recipe.image_size)}; fit again to change it"
         )
     if recipe.config is not None:
@@ -182,7 +183,9 @@ def read_supports(
             parts = {name: _unpack(value, device) for name, value in one["features"].items()}
             yield str(one["name"]), (type(like)(**parts), int(one["shots"]))
     except (KeyError, TypeError, AttributeError, ValueError):
-        raise ValueError(f"checkpoint {str(path)!r} lacks parts of its supports; expected what save wrote") from None
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} lacks parts of its supports; expected what save wrote"
+        ) from None
 
 
 def _pack(value: Any) -> Any:

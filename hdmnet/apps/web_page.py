@@ -28,7 +28,7 @@ from hdmnet.apps.brush import Example
 from hdmnet.apps.segmenter import Segmenter
 from hdmnet.config.values import to_plain
 from hdmnet.data.io.upright import IMAGE_SUFFIXES
-from hdmnet.runtime.errors import user_message
+from hdmnet.runtime.errors import FileError, InputError, user_message
 from hdmnet.runtime.malloc import keep_freed_memory
 from hdmnet.visual.colours import PREDICTION
 
@@ -100,7 +100,7 @@ class Callbacks:
         """
         with self._one_line():
             if picture is None:
-                raise ValueError("no picture to keep: choose one and paint over the object in it")
+                raise InputError("no picture to keep: choose one and paint over the object in it")
             examples = [*kept, _example(picture, editor)]
             drawn = [
                 (brush.draw_example(brush.shown_for_brush(one.picture), one.mask), one.picture.name) for one in examples
@@ -334,7 +334,7 @@ def free_port(port: int) -> int:
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            raise OSError(
+            raise FileError(
                 f"port={port} cannot be used ({error.strerror}): expected a free one, e.g. port=0 for any"
             ) from None
         return int(probe.getsockname()[1])

@@ -20,6 +20,7 @@ from hdmnet.loggers.csv import CsvLogger
 from hdmnet.runtime import ranks, signals
 from hdmnet.runtime.atomic import remove_leftovers
 from hdmnet.runtime.checkpoint_file import BEST, LAST, PREVIOUS, read_checkpoint, write_durably
+from hdmnet.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -63,9 +64,9 @@ class RunCheckpoint(Checkpoint):
 
     def __init__(self, *, dirpath: str | Path, monitor: str, mode: str = "max", every_n_minutes: float = 10.0) -> None:
         if mode not in ("max", "min"):
-            raise ValueError(f"callbacks.checkpoint.mode={mode!r}; expected max or min")
+            raise InputError(f"callbacks.checkpoint.mode={mode!r}; expected max or min")
         if every_n_minutes < 0:
-            raise ValueError(f"callbacks.checkpoint.every_n_minutes={every_n_minutes}; expected a number of at least 0")
+            raise InputError(f"callbacks.checkpoint.every_n_minutes={every_n_minutes}; expected a number of at least 0")
         self.dirpath, self.monitor, self.mode = Path(dirpath), monitor, mode
         self.every_n_minutes = every_n_minutes
         self.best_model_path = self.last_model_path = ""

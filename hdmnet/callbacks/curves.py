@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from hdmnet.runtime.errors import InputError, MissingFileError
 from hdmnet.visual.colours import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 from hdmnet.visual.figure import new_figure, save_figure
 
@@ -44,14 +45,14 @@ def read_metrics(path: str | Path) -> Series:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no metrics at {path}; the CSV logger writes them: give the folder of a run that trained"
         )
     series: Series = {}
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if "step" not in (reader.fieldnames or ()):
-            raise ValueError(f"{path} has columns {reader.fieldnames}; expected Lightning's CSV log with a step column")
+            raise InputError(f"{path} has columns {reader.fieldnames}; expected Lightning's CSV log with a step column")
         for row in reader:
             for name, cell in row.items():
                 if name in ("step", "epoch") or not cell or not row["step"]:

@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 
 from hdmnet.data.types import Episode, SegmentationSample
 from hdmnet.runtime.checkpoint_file import write_atomically
+from hdmnet.runtime.errors import InputError
 from hdmnet.runtime.provenance import git_state, library_versions
 from hdmnet.tasks.base_learner import BaseLearnerTask
 
@@ -63,7 +64,7 @@ class NonFiniteGuard(Callback):
 
     def __init__(self, *, policy: str, directory: str | Path) -> None:
         if policy not in POLICIES:
-            raise ValueError(f"optim.on_nonfinite={policy!r}: expected {' or '.join(POLICIES)}")
+            raise InputError(f"optim.on_nonfinite={policy!r}: expected {' or '.join(POLICIES)}")
         self.policy = policy
         self.directory = Path(directory)
         self.config: dict[str, Any] = {}
@@ -129,7 +130,7 @@ class NonFiniteGuard(Callback):
             advice = (
                 "lower optim.lr or set trainer.gradient_clip_val, or optim.on_nonfinite=skip to leave such steps out"
             )
-            raise ValueError(f"training stopped{last}: {line}; {advice}")
+            raise InputError(f"training stopped{last}: {line}; {advice}")
         optimizer.zero_grad(set_to_none=True)  # without gradients the optimiser changes nothing, decay and moments too
         self.num_skipped += 1
         self.skipped_in_a_row += 1

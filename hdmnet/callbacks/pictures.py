@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hdmnet.data.types import Episode, EvaluationBatch
+from hdmnet.runtime.errors import InputError
 from hdmnet.visual.episode_grid import Picture, draw_batch_item, save_sheet, stack_rows
 
 log = logging.getLogger(__name__)
@@ -36,9 +37,9 @@ class EpisodePictures(Callback):
     def __init__(self, num_episodes: int = 8, every_n_epochs: int = 1, directory: str | Path | None = None) -> None:
         """Start with no row drawn."""
         if num_episodes < 0:
-            raise ValueError(f"num_episodes is {num_episodes}; expected 0 (no pictures) or more")
+            raise InputError(f"num_episodes is {num_episodes}; expected 0 (no pictures) or more")
         if every_n_epochs < 1:
-            raise ValueError(f"every_n_epochs is {every_n_epochs}; expected 1 or more")
+            raise InputError(f"every_n_epochs is {every_n_epochs}; expected 1 or more")
         self.num_episodes = num_episodes
         self.every_n_epochs = every_n_epochs
         self.directory = directory

@@ -25,6 +25,7 @@ from hdmnet.data.datasets.base import SegmentationDataset, Split
 from hdmnet.data.datasets.files import check_unique
 from hdmnet.data.datasets.skipped_files import tell_skipped
 from hdmnet.runtime.atomic import replacing
+from hdmnet.runtime.errors import DatasetError, MissingFileError
 from hdmnet.runtime.provenance import available_cpus
 
 logger = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ class Catalog:
         wanted = self._check_classes(classes, "classes")
         unwanted = self._check_classes(exclude, "exclude")
         if not wanted:
-            raise ValueError("view of a catalog got no classes, expected at least one class value")
+            raise DatasetError("view of a catalog got no classes, expected at least one class value")
         dropped = np.zeros(len(self.ids), dtype=bool)
         dropped[self.image_index[np.isin(self.class_value, unwanted)]] = True
         keep = np.isin(self.class_value, wanted) & (self.area >= min_area) & ~dropped[self.image_index]
@@ -154,7 +155,7 @@ class Catalog:
     def _check_classes(self, classes: Sequence[int], what: str) -> list[int]:
         wrong = [value for value in classes if not 1 <= value <= self.num_classes]
         if wrong:
-            raise ValueError(f"{what} holds class value {wrong[0]}, expected 1..{self.num_classes}")
+            raise DatasetError(f"{what} holds class value {wrong[0]}, expected 1..{self.num_classes}")
         return sorted({int(value) for value in classes})
 
 
@@ -193,7 +194,7 @@ def load_catalog(
     """
     ids = dataset.ids(split)
     if not ids:
-        raise ValueError(f"the {split} list of {dataset.name} is empty, expected at least one image id")
+        raise DatasetError(f"the {split} list of {dataset.name} is empty, expected at least one image id")
     check_unique(ids, f"the {split} list of {dataset.name}")
     key = None if cache_dir is None else _cache_key(dataset, split, ids, skip)
     path = None if key is None or cache_dir is None else Path(cache_dir) / f"{dataset.name}-{split}-{key[:16]}.npz"
@@ -369,10 +370,10 @@ def class_areas(dataset: SegmentationDataset, image_id: str) -> dict[int, int]:
     except (FileNotFoundError, ValueError) as error:
         if where in str(error) or image_id in str(error):
             raise
-        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        kind = MissingFileError if isinstance(error, FileNotFoundError) else DatasetError
         raise kind(f"{where}: {_one_line(error)}") from None
     except Exception as error:
-        raise ValueError(f"{where} cannot be read: {_one_line(error)}") from error
+        raise DatasetError(f"{where} cannot be read: {_one_line(error)}") from error
 
 
 def _one_line(error: Exception) -> str:

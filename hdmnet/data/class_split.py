@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from hdmnet.runtime.errors import DatasetError
+
 SplitRule = Literal["contiguous", "interleaved"]
 
 
@@ -53,19 +55,19 @@ def split_classes(num_classes: int, num_folds: int, fold: int, rule: SplitRule) 
         ValueError: No such fold or rule, or the classes cannot be split evenly.
     """
     if num_folds < 2:
-        raise ValueError(f"num_folds={num_folds}, expected at least 2: one fold would leave no base classes")
+        raise DatasetError(f"num_folds={num_folds}, expected at least 2: one fold would leave no base classes")
     if num_classes < 1 or num_classes % num_folds:
-        raise ValueError(
+        raise DatasetError(
             f"{num_classes} classes cannot be split into {num_folds} equal folds: expected a multiple of the number of"
             " folds"
         )
     if fold not in range(num_folds):
-        raise ValueError(f"fold={fold} does not exist, expected one of 0..{num_folds - 1}: set fold to one of these")
+        raise DatasetError(f"fold={fold} does not exist, expected one of 0..{num_folds - 1}: set fold to one of these")
     num_novel = num_classes // num_folds
     if rule == "contiguous":
         novel = tuple(range(fold * num_novel + 1, (fold + 1) * num_novel + 1))
     elif rule == "interleaved":
         novel = tuple(range(fold + 1, num_classes + 1, num_folds))
     else:
-        raise ValueError(f"split rule {rule!r} is unknown, expected one of {', '.join(get_args(SplitRule))}")
+        raise DatasetError(f"split rule {rule!r} is unknown, expected one of {', '.join(get_args(SplitRule))}")
     return hold_out(num_classes, novel, fold)

@@ -28,6 +28,7 @@ from hdmnet.data.io.annotations import paint_annotations
 from hdmnet.data.io.masks import is_complete_png, read_mask, read_sbd, write_mask
 from hdmnet.data.io.pictures import read_size
 from hdmnet.runtime.atomic import replacing
+from hdmnet.runtime.errors import DatasetError, FileError, MissingFileError
 from hdmnet.runtime.provenance import available_cpus
 
 Item = TypeVar("Item")
@@ -83,7 +84,7 @@ def count_workers(wanted: int | None) -> int:
     if wanted is None:
         return available_cpus()
     if wanted < 1:
-        raise ValueError(f"--workers is {wanted}, expected at least 1")
+        raise DatasetError(f"--workers is {wanted}, expected at least 1")
     return wanted
 
 
@@ -121,7 +122,7 @@ def run_chunks(
                     problems += future.result()
                     bar.update(futures[future])
             except BrokenProcessPool:
-                raise OSError("a worker process was killed (out of memory?): go on with fewer --workers") from None
+                raise FileError("a worker process was killed (out of memory?): go on with fewer --workers") from None
             finally:
                 pool.shutdown(cancel_futures=True)  # on Ctrl-C and errors: do not do the rest first
     return problems
@@ -176,7 +177,7 @@ def archive_members(archive: Path, pattern: str) -> Iterator[tuple[re.Match[str]
         ValueError: If a zip's member leads outside. Use it within `one_line_for(archive)`, which translates the rest.
     """
     if not archive.is_file():
-        raise FileNotFoundError(f"archive {archive} is missing: give the path of the downloaded file")
+        raise MissingFileError(f"archive {archive} is missing: give the path of the downloaded file")
     walk = _zip_members if zipfile.is_zipfile(archive) else _tar_members
     for name, size, stream in walk(archive):
         match = re.search(pattern, name)
@@ -200,9 +201,9 @@ def one_line_for(archive: Path) -> Iterator[None]:
     try:
         yield
     except tarfile.FilterError as error:
-        raise ValueError(f"archive {archive} is refused, it is not the original: {error}") from None
+        raise DatasetError(f"archive {archive} is refused, it is not the original: {error}") from None
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"archive {archive} is damaged or cut short ({error}): download it again") from None
+        raise DatasetError(f"archive {archive} is damaged or cut short ({error}): download it again") from None
 
 
 def _tar_members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
@@ -224,7 +225,7 @@ def _zip_members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
         with _progress_bar(sum(member.file_size for member in members), archive.name, "B", scale=True) as bar:
             for member in members:
                 if member.filename.startswith("/") or ".." in Path(member.filename).parts:
-                    raise ValueError(f"archive {archive} is refused: its member {member.filename!r} leads outside")
+                    raise DatasetError(f"archive {archive} is refused: its member {member.filename!r} leads outside")
                 with file.open(member) as stream:
                     yield member.filename, member.file_size, stream
                 bar.update(member.file_size)
@@ -266,7 +267,7 @@ def unpack(archive: Path, root: Path, pattern: str) -> int:
             if not (target.is_file() and target.stat().st_size == size):
                 _write_stream(stream, target)
     if not found:
-        raise ValueError(f"archive {archive} holds none of the files expected of it: is it the right one?")
+        raise DatasetError(f"archive {archive} holds none of the files expected of it: is it the right one?")
     return found
 
 
@@ -347,7 +348,7 @@ def convert_chunk(items: Iterable[ConvertItem]) -> list[str]:
 def _check_size(picture: Path, size: tuple[int, int], other: str) -> None:
     stored = read_size(picture)
     if stored != size:
-        raise ValueError(
+        raise DatasetError(
             f"picture {picture} is {stored[0]} x {stored[1]} (H x W), but {other} {size[0]} x {size[1]}: "
             "one of them is not the original, restore it"
         )

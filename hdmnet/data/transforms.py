@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 
 from hdmnet.data.types import IGNORE
+from hdmnet.runtime.errors import DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,7 +93,7 @@ class Augment(ABC):
     def __init__(self, image_size: tuple[int, int]) -> None:
         height, width = (int(side) for side in image_size)
         if height < 1 or width < 1:
-            raise ValueError(f"image_size is {(height, width)}; expected two positive sides (H, W)")
+            raise DatasetError(f"image_size is {(height, width)}; expected two positive sides (H, W)")
         self.image_size = (height, width)
 
     @abstractmethod
@@ -153,11 +154,11 @@ class RandomAugment(Augment):
         super().__init__(image_size)
         low, high = (float(value) for value in scale)
         if not 0 < low <= high:
-            raise ValueError(f"scale is {(low, high)}; expected 0 < low <= high, for instance (0.9, 1.1)")
+            raise DatasetError(f"scale is {(low, high)}; expected 0 < low <= high, for instance (0.9, 1.1)")
         if len(mean) != 3 or not all(0 <= value <= 1 for value in mean):
-            raise ValueError(f"mean is {list(mean)}; expected three values in [0, 1], in RGB order")
+            raise DatasetError(f"mean is {list(mean)}; expected three values in [0, 1], in RGB order")
         if keep is not None and not 0 < keep <= 1:
-            raise ValueError(f"keep is {keep}; expected a share in (0, 1], or None for at least one pixel")
+            raise DatasetError(f"keep is {keep}; expected a share in (0, 1], or None for at least one pixel")
         self.scale = (low, high)
         self.crop = crop
         self.keep = keep
@@ -270,7 +271,7 @@ def build_augment(
         ValueError: If the name is unknown or an argument is out of range.
     """
     if name not in AUGMENTS:
-        raise ValueError(f"augment is {name!r}; expected one of {', '.join(AUGMENTS)}")
+        raise DatasetError(f"augment is {name!r}; expected one of {', '.join(AUGMENTS)}")
     if name in ("none", "flip"):
         return (ResizeOnly if name == "none" else FlipOnly)(image_size)
     return RandomAugment(image_size, scale=scale, mean=mean, crop=name == "paper")

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import default_collate  # as torch.stack; in a worker straight into shared memory
 
 from hdmnet.data.io.arrays import IGNORE
+from hdmnet.runtime.errors import DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -159,10 +160,10 @@ def collate_episodes(episodes: Sequence[Episode]) -> Episode:
         ValueError: If there is no episode, or only some of them hold a mask at original size.
     """
     if not episodes:
-        raise ValueError("cannot collate an empty list of episodes; expected at least one")
+        raise DatasetError("cannot collate an empty list of episodes; expected at least one")
     originals = [e.query_mask_original for e in episodes if e.query_mask_original is not None]
     if originals and len(originals) != len(episodes):
-        raise ValueError(
+        raise DatasetError(
             f"{len(originals)} of {len(episodes)} episodes hold query_mask_original; "
             "expected all or none: do not mix training and evaluation episodes"
         )
@@ -193,7 +194,7 @@ def collate_segmentation(samples: Sequence[SegmentationSample]) -> SegmentationS
         ValueError: If there is no sample.
     """
     if not samples:
-        raise ValueError("cannot collate an empty list of samples; expected at least one")
+        raise DatasetError("cannot collate an empty list of samples; expected at least one")
     return SegmentationSample(
         image=default_collate([s.image for s in samples]),
         mask=default_collate([s.mask for s in samples]),

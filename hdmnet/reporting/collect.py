@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hdmnet.run.result import read_result, test_entries
+from hdmnet.runtime.errors import InputError, MissingFileError
 
 RESULT = "result.json"
 
@@ -107,7 +108,7 @@ def _find(named: Path, unfinished: list[str]) -> list[Path]:
     if named.is_file():
         return [named]
     if not named.is_dir():
-        raise FileNotFoundError(f"{named} not found; expected a run folder, a folder of runs or a result.json")
+        raise MissingFileError(f"{named} not found; expected a run folder, a folder of runs or a result.json")
     found = []
     for name, folders, files in os.walk(named):  # symbolic links to folders are not followed
         folder = Path(name)
@@ -146,10 +147,10 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         result = read_result(path)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not readable JSON ({error})") from error
+        raise InputError(f"{path} is not readable JSON ({error})") from error
     reason = _usable(result)
     if reason is not None:
-        raise ValueError(f"{path}: {reason}")
+        raise InputError(f"{path}: {reason}")
     return result
 
 
@@ -187,7 +188,7 @@ def collect(named: Iterable[str | Path]) -> Collection:
             warnings.append(f"no {RESULT} in or below {path}")
         files |= dict.fromkeys(file.absolute() for file in found)
     if not files:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no {RESULT} in or below {', '.join(map(str, paths))}; a run leaves one when it has finished"
         )
     runs = []
@@ -199,7 +200,7 @@ def collect(named: Iterable[str | Path]) -> Collection:
             continue
         runs.append(Run(file, result, _parent(result)))
     if not runs:
-        raise ValueError(f"{len(files)} {RESULT} found, none readable: {warnings[-1]}")
+        raise InputError(f"{len(files)} {RESULT} found, none readable: {warnings[-1]}")
     dirty = [str(run.folder) for run in runs if run.result.get("git_dirty")]
     if dirty:
         warnings.append(f"uncommitted changes in the code of {len(dirty)} of {len(runs)} runs: {', '.join(dirty)}")

@@ -12,6 +12,7 @@ import numpy as np
 from hdmnet.reporting.collect import Run
 from hdmnet.reporting.figures import STYLES, WITH, WITHOUT, Figure, by_dataset, distillation_pairs, pairs_of
 from hdmnet.reporting.studies import Study
+from hdmnet.runtime.errors import InputError, MissingFileError
 
 if TYPE_CHECKING:
     from hdmnet.data.types import Episode
@@ -80,11 +81,11 @@ def _run_episodes(run: Run, num_episodes: int) -> _Episodes:
 
     path = run.checkpoint
     if path is None:
-        raise FileNotFoundError(f"{run.folder} has no checkpoint any more; expected checkpoints/best.ckpt")
+        raise MissingFileError(f"{run.folder} has no checkpoint any more; expected checkpoints/best.ckpt")
     content = read_checkpoint(path)
     entry = run_entry(content, path)
     if entry is None:
-        raise ValueError(f"{path} is not of an hdmnet run; expected checkpoints/best.ckpt of a run's folder")
+        raise InputError(f"{path} is not of an hdmnet run; expected checkpoints/best.ckpt of a run's folder")
     cfg = stored_config(run.config, str(run.path))
     cache = Path(str(cfg.paths.cache_dir)) / "catalogs"
     data = build.build_few_shot_data(

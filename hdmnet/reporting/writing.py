@@ -14,6 +14,7 @@ from hdmnet.reporting.maps import draw_maps
 from hdmnet.reporting.page import make_page
 from hdmnet.reporting.tables import Table, make_tables
 from hdmnet.runtime.atomic import replacing
+from hdmnet.runtime.errors import InputError
 
 _FIGURES = (6, 7, 8, 9, 12, 13)
 _FORMATS = {"md": to_markdown, "tex": to_latex, "csv": to_csv}
@@ -36,7 +37,7 @@ def write_report(named: Iterable[str | Path], out: str | Path, *, num_episodes: 
     """
     out = Path(out).expanduser()
     if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; expected a folder, which is made if needed")
+        raise InputError(f"--out {out} is a file; expected a folder, which is made if needed")
     found = collect(named)
     out.mkdir(parents=True, exist_ok=True)  # before the work: a folder that cannot be made is told at once
     counter = _Counter()

@@ -58,7 +58,7 @@ def build_dataset(cfg: DictConfig, *, check: bool = True) -> SegmentationDataset
     own = {key: value for key, value in node.items() if key in given or key not in common_keys()}
     dataset: SegmentationDataset = instantiate(OmegaConf.create({"dataset": own}).dataset)  # so named in errors
     if node.get("num_folds") not in (None, dataset.num_folds):
-        raise ValueError(f"dataset.num_folds={node['num_folds']}: expected {dataset.num_folds}, as {dataset.name} has")
+        raise InputError(f"dataset.num_folds={node['num_folds']}: expected {dataset.num_folds}, as {dataset.name} has")
     if check:
         dataset.check(files=skipped_files(cfg) is None)
     return dataset

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hdmnet.run.build import build_encoder, build_model, needs_base_learner
+from hdmnet.runtime.errors import FileError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -52,7 +53,7 @@ def check_free_disk(cfg: DictConfig, num_base: int) -> int:
         f"{needed / 1e9:.2f} GB for {_KEPT} checkpoints of {checkpoint / 1e9:.3f} GB and the rest, {free / 1e9:.2f} GB"
     )
     if free < needed:
-        raise OSError(
+        raise FileError(
             f"the disk of {folder} is too small for this run: it needs about {text} are free; free some, or set "
             "paths.output_dir (HDMNET_OUTPUT) to a folder of another disk"
         )

@@ -40,6 +40,7 @@ from hdmnet.run.result import make_result, print_fold_table, write_result
 from hdmnet.run.stage1 import obtain_base_learner
 from hdmnet.runtime import signals
 from hdmnet.runtime.checkpoint_file import RUN_KEY, newest_whole, read_checkpoint
+from hdmnet.runtime.errors import InputError
 from hdmnet.runtime.malloc import keep_freed_memory
 from hdmnet.runtime.provenance import git_state
 from hdmnet.runtime.warnings import silence_known_warnings
@@ -284,7 +285,7 @@ def resume_point(cfg: DictConfig) -> Path | None:
         return None
     content = _run_checkpoint(point)
     if KEY not in content:
-        raise ValueError(f"resume={cfg.resume}: {point} holds weights only; ckpt=PATH begins a new run from them")
+        raise InputError(f"resume={cfg.resume}: {point} holds weights only; ckpt=PATH begins a new run from them")
     log.info("resume: from step %d, %s", content["global_step"], point)
     return point
 
@@ -297,11 +298,11 @@ def _check_config(cfg: DictConfig, *, resumed: bool) -> dict[str, Any] | None:
     """
     check_builds(cfg)
     if cfg.callbacks.get("checkpoint") is None:
-        raise ValueError("callbacks.checkpoint is missing; a run needs it to choose the weights that are tested")
+        raise InputError("callbacks.checkpoint is missing; a run needs it to choose the weights that are tested")
     if cfg.ckpt is not None and cfg.base_ckpt is not None:
-        raise ValueError("ckpt and base_ckpt are both given; expected one: a run's ckpt holds its base learner")
+        raise InputError("ckpt and base_ckpt are both given; expected one: a run's ckpt holds its base learner")
     if cfg.base_ckpt is not None and not needs_base_learner(cfg):
-        raise ValueError(f"base_ckpt is given, but model={cfg.model.name} has no base learner; leave it out")
+        raise InputError(f"base_ckpt is given, but model={cfg.model.name} has no base learner; leave it out")
     if resumed:
         return None
     if cfg.base_ckpt is not None:
@@ -317,7 +318,7 @@ def _refuse_other_fold(cfg: DictConfig, checkpoint: dict[str, Any]) -> None:
     """Refuse a run's checkpoint that has seen the novel classes of the config's fold."""
     trained = checkpoint[RUN_KEY]["config"]
     if trained["dataset"]["name"] == cfg.dataset.name and trained["fold"] != cfg.fold:
-        raise ValueError(
+        raise InputError(
             f"fold={cfg.fold}: its novel classes were base classes of ckpt={cfg.ckpt}, trained on fold "
             f"{trained['fold']}; expected fold={trained['fold']}, or another data set"
         )
@@ -340,7 +341,7 @@ def _chosen_checkpoint(cfg: DictConfig, trainer: L.Trainer) -> Path | None:
     if keeper.failures and not chosen:
         return None
     if not chosen:
-        raise ValueError(
+        raise InputError(
             "training wrote no checkpoint; give it at least one step (trainer.max_steps, dataset.episodes_per_epoch)"
         )
     return Path(chosen)
@@ -354,14 +355,14 @@ def _keepers(trainer: L.Trainer) -> list[RunCheckpoint]:
 def _keeper(trainer: L.Trainer) -> RunCheckpoint:
     keepers = _keepers(trainer)
     if not keepers:
-        raise ValueError("callbacks.checkpoint is another callback; expected hdmnet.callbacks.checkpoint.RunCheckpoint")
+        raise InputError("callbacks.checkpoint is another callback; expected hdmnet.callbacks.checkpoint.RunCheckpoint")
     return keepers[0]
 
 
 def _run_checkpoint(path: str | Path) -> dict[str, Any]:
     content = read_checkpoint(path)
     if run_entry(content, path) is None:
-        raise ValueError(
+        raise InputError(
             f"checkpoint {str(path)!r} is not of an hdmnet run; expected checkpoints/best.ckpt of a run's folder"
         )
     return content

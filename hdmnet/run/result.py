@@ -28,6 +28,7 @@ import numpy as np
 from hdmnet.config.renamed import upgrade
 from hdmnet.config.values import HDMNET, method_of
 from hdmnet.runtime.atomic import replacing
+from hdmnet.runtime.errors import InputError, MissingFileError
 from hdmnet.runtime.provenance import git_state, hardware, library_versions
 
 FIXED_KEYS = (
@@ -88,7 +89,7 @@ def _plain(value: Any, where: str) -> Any:
         return str(value)
     if isinstance(value, Sequence):
         return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    raise ValueError(
+    raise InputError(
         f"{where} is a {type(value).__name__}, which JSON cannot hold; convert it to plain containers first"
     )
 
@@ -96,16 +97,16 @@ def _plain(value: Any, where: str) -> Any:
 def _check_result(result: Any, origin: str) -> None:
     """Raise `ValueError` when a fixed key is missing or an entry has the wrong kind."""
     if not isinstance(result, Mapping):
-        raise ValueError(f"{origin} holds a {type(result).__name__}; expected an object with the keys of a result")
+        raise InputError(f"{origin} holds a {type(result).__name__}; expected an object with the keys of a result")
     missing = [key for key in FIXED_KEYS if key not in result]
     if missing:
-        raise ValueError(f"{origin} lacks {', '.join(missing)}; it is no result of a finished run: run it again")
+        raise InputError(f"{origin} lacks {', '.join(missing)}; it is no result of a finished run: run it again")
     for entry, value in test_entries(result).items():
         if not isinstance(value, Mapping):
-            raise ValueError(f"{origin}: {entry} is {value!r}; expected an object with {', '.join(TEST_KEYS)}")
+            raise InputError(f"{origin}: {entry} is {value!r}; expected an object with {', '.join(TEST_KEYS)}")
         missing = [key for key in TEST_KEYS if key not in value]
         if missing:
-            raise ValueError(
+            raise InputError(
                 f"{origin}: {entry} lacks {', '.join(missing)}; it is no result of a finished run: run it again"
             )
 
@@ -154,13 +155,13 @@ def read_result(path: str | Path) -> dict[str, Any]:
     if path.is_dir():
         path = path / "result.json"
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no result at {path}; a run leaves one when it has finished: give a finished run's folder"
         )
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); run it again") from error
+        raise InputError(f"{path} is not readable JSON ({error}); run it again") from error
     if isinstance(result, dict):
         result["config"] = upgrade(result["config"]) if "config" in result else None
         result.setdefault("method", method_of(result["config"]))

@@ -24,6 +24,7 @@ from hdmnet.run.build import build_base_learner, build_trainer, epoch_length, nu
 from hdmnet.run.checkpoints import load_base_learner, load_strictly, run_state_dict, save_base_learner
 from hdmnet.runtime import ranks, signals
 from hdmnet.runtime.checkpoint_file import newest_whole, read_checkpoint
+from hdmnet.runtime.errors import InputError
 from hdmnet.tasks.base_learner import BaseLearnerTask, BaseOptimiserSettings
 
 if TYPE_CHECKING:
@@ -155,11 +156,11 @@ def build_base_data(cfg: DictConfig, dataset: SegmentationDataset) -> BaseLearne
     mean, std = list(cfg.backbone.mean), list(cfg.backbone.std)
     processes = num_processes(cfg)
     if base.batch_size % processes:
-        raise ValueError(
+        raise InputError(
             f"optim.base.batch_size={base.batch_size} cannot be shared by {processes} processes; expected a multiple"
         )
     if base.batch_size < 2 * processes:  # pyramid pooling normalises a single bin over the batch
-        raise ValueError(
+        raise InputError(
             f"optim.base.batch_size={base.batch_size} leaves one picture a process; expected at least {2 * processes}: "
             "batch normalisation needs two"
         )

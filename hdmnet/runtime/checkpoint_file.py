@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hdmnet.runtime.atomic import replacing, sync
+from hdmnet.runtime.errors import CheckpointError, MissingFileError
 
 if TYPE_CHECKING:
     pass
@@ -46,18 +47,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {str(path)!r} not found; expected the path of a .ckpt or .pth file")
+        raise MissingFileError(f"checkpoint {str(path)!r} not found; expected the path of a .ckpt or .pth file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on odd files before it refuses them
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds here; a user sees one line
-        raise ValueError(
+        raise CheckpointError(
             f"checkpoint {str(path)!r} cannot be read: damaged, or more than tensors and plain containers (nothing in "
             "it was run); expected a file written by hdmnet or by the official release"
         ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"checkpoint {str(path)!r} holds a {type(content).__name__}; expected a mapping")
+        raise CheckpointError(f"checkpoint {str(path)!r} holds a {type(content).__name__}; expected a mapping")
     return content
 
 
@@ -114,7 +115,7 @@ def newest_whole(folder: str | Path) -> Path | None:
             continue
         return file
     if damaged:
-        raise ValueError(
+        raise CheckpointError(
             f"{' and '.join(map(str, damaged))} cannot be read; expected a whole one to go on from: delete them to "
             "begin the run anew"
         )
@@ -131,6 +132,6 @@ def _check_sums(path: Path) -> None:
         with zipfile.ZipFile(path) as file:
             wrong = file.testzip()
     except (zipfile.BadZipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is no whole file of torch.save ({error})") from None
+        raise CheckpointError(f"{path} is no whole file of torch.save ({error})") from None
     if wrong is not None:
-        raise ValueError(f"{path} is damaged: checksum of {wrong}")
+        raise CheckpointError(f"{path} is damaged: checksum of {wrong}")

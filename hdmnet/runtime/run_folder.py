@@ -10,6 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from hdmnet.runtime.errors import InputError
+
 _LOCK = Path(".hydra") / "running.lock"
 _HOLDER = _LOCK.with_suffix(".txt")
 
@@ -35,13 +37,13 @@ def own_folder(folder: Path, *, replace: bool) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(
+        raise InputError(
             f"run folder {folder} is in use by {_holder(folder)}: wait for it, or give this run a folder of its own "
             "(hydra.run.dir=DIR)"
         ) from None
     try:
         if not replace and (folder / "result.json").is_file():
-            raise ValueError(
+            raise InputError(
                 f"run folder {folder} holds the result.json of a finished run: give this run a folder of its own "
                 "(hydra.run.dir=DIR), or move that one away"
             )

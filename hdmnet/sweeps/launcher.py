@@ -31,7 +31,7 @@ from hdmnet.config.checks import validate
 from hdmnet.config.paths import make_paths_absolute
 from hdmnet.config.values import to_stored
 from hdmnet.runtime import resume
-from hdmnet.runtime.errors import one_line
+from hdmnet.runtime.errors import InputError, one_line
 from hdmnet.runtime.provenance import available_cpus
 from hdmnet.sweeps import processes
 
@@ -123,7 +123,7 @@ def read_job_result(folder: Path) -> dict[str, Any] | None:
     try:
         result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); delete it to run the job again") from None
+        raise InputError(f"{file} is damaged ({error}); delete it to run the job again") from None
     return result
 
 

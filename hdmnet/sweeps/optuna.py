@@ -19,6 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from hdmnet.config.values import ABSENT, look_up
+from hdmnet.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -70,10 +71,10 @@ class OptunaSweeper(Sweeper):
         try:
             import optuna
         except ModuleNotFoundError:
-            raise ValueError("sweep=optuna needs Optuna: pip install 'hdmnet[sweep]'") from None
+            raise InputError("sweep=optuna needs Optuna: pip install 'hdmnet[sweep]'") from None
         fixed, space = self._space([*(f"{key!s}={value}" for key, value in (self.params or {}).items()), *arguments])
         if not space:
-            raise ValueError("nothing to search for; expected a key with interval(...), choice(...) or range(...)")
+            raise InputError("nothing to search for; expected a key with interval(...), choice(...) or range(...)")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=self.seed))
         for first in range(0, self.n_trials, self.at_once):
@@ -92,7 +93,7 @@ class OptunaSweeper(Sweeper):
             return None
         value = look_up(result, self.objective)
         if value is ABSENT or not isinstance(value, int | float):
-            raise ValueError(
+            raise InputError(
                 f"hydra.sweeper.objective={self.objective}: no such figure in result.json; expected e.g. test.miou"
             )
         return float(value)

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from hdmnet.runtime import ranks, signals
+from hdmnet.runtime.errors import InputError
 from hdmnet.sweeps.launcher import JOB_FILE, JOB_VARIABLE, SweepJob, SweepLauncher
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class SlurmSweepLauncher(SweepLauncher):
         try:
             import submitit
         except ModuleNotFoundError:
-            raise ValueError("launcher=slurm needs submitit: pip install 'hdmnet[slurm]'") from None
+            raise InputError("launcher=slurm needs submitit: pip install 'hdmnet[slurm]'") from None
         plain = {name: _plain(value) for name, value in self.settings.items()}
         by_shape: dict[tuple[tuple[str, int], ...], list[SweepJob]] = {}
         for job in waiting:
@@ -109,7 +110,7 @@ def _shape(cfg: DictConfig) -> dict[str, int]:
     """
     devices = cfg.trainer.devices
     if not isinstance(devices, int) or devices < 1:
-        raise ValueError(f"trainer.devices={devices}: launcher=slurm has to ask for them; expected a number")
+        raise InputError(f"trainer.devices={devices}: launcher=slurm has to ask for them; expected a number")
     shape = {"nodes": int(cfg.trainer.num_nodes), "tasks_per_node": devices}
     return shape if cfg.trainer.accelerator == "cpu" else {**shape, "gpus_per_node": devices}
 

@@ -12,6 +12,7 @@ import torch
 from hdmnet.metrics import SegmentationIoU
 from hdmnet.models.folding import BATCH_NORMS
 from hdmnet.models.losses import segmentation_loss
+from hdmnet.runtime.errors import ConfigError
 from hdmnet.tasks.schedule import poly_schedule
 
 if TYPE_CHECKING:
@@ -45,9 +46,9 @@ class BaseOptimiserSettings:
     def __post_init__(self) -> None:
         """Refuse unknown choices."""
         if self.freeze_backbone not in ("none", "norm", "all"):
-            raise ValueError(f"optim.base.freeze_backbone={self.freeze_backbone!r}: expected 'none', 'norm' or 'all'")
+            raise ConfigError(f"optim.base.freeze_backbone={self.freeze_backbone!r}: expected 'none', 'norm' or 'all'")
         if self.optimizer not in ("sgd", "adamw"):
-            raise ValueError(f"optim.base.optimizer={self.optimizer!r}: expected 'sgd' or 'adamw'")
+            raise ConfigError(f"optim.base.optimizer={self.optimizer!r}: expected 'sgd' or 'adamw'")
 
 
 class BaseLearnerTask(L.LightningModule):

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from hdmnet.runtime.errors import ConfigError
+
 
 def _nanmean(values: Sequence[float]) -> float:
     """Mean of the finite values, NaN if there is none (numpy would warn)."""
@@ -38,12 +40,14 @@ def summarise_seeds(computed: Sequence[Mapping[str, Any]], class_names: Sequence
         ValueError: If there is no seed or the number of classes differs from `class_names`.
     """
     if not computed:
-        raise ValueError("no test seed was evaluated; expected at least one: set the number of test seeds to 1 or more")
+        raise ConfigError(
+            "no test seed was evaluated; expected at least one: set the number of test seeds to 1 or more"
+        )
     per_class = [_numbers(values["iou_per_class"]) for values in computed]
     counts = [[int(count) for count in _numbers(values["counts"])] for values in computed]
     for length in {*map(len, per_class), *map(len, counts)}:
         if length != len(class_names):
-            raise ValueError(
+            raise ConfigError(
                 f"metric has {length} classes but {len(class_names)} class names; pass the fold's own names"
             )
     miou = [_numbers(values["miou"])[0] for values in computed]

@@ -19,6 +19,7 @@ from hdmnet.data.episodes.samplers import EpochSampler, EvalSampler
 from hdmnet.data.normalise import normalise
 from hdmnet.data.types import Episode, EvaluationBatch, SegmentationSample
 from hdmnet.runtime import signals
+from hdmnet.runtime.errors import DatasetError
 from hdmnet.runtime.provenance import available_cpus
 
 if TYPE_CHECKING:
@@ -147,16 +148,16 @@ class FoldDataModule(L.LightningDataModule):
         """Raise ValueError for what would otherwise fail late or silently."""
         for name in ("batch_size", "eval_batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}; expected at least 1")
+                raise DatasetError(f"{name}={getattr(self, name)}; expected at least 1")
         if self.num_workers is not None and self.num_workers < 0:
-            raise ValueError(f"num_workers={self.num_workers}; expected 0 or more, or null to choose by the cores")
+            raise DatasetError(f"num_workers={self.num_workers}; expected 0 or more, or null to choose by the cores")
         if self.augment.image_size != self.image_size:
-            raise ValueError(
+            raise DatasetError(
                 f"the augmentation makes {self.augment.image_size} but image_size is {self.image_size}; "
                 "expected the same (H, W)"
             )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError(f"mean={self.mean}, std={self.std}; expected three values each, std above 0")
+            raise DatasetError(f"mean={self.mean}, std={self.std}; expected three values each, std above 0")
 
     @property
     def base_names(self) -> tuple[str, ...]:
@@ -219,7 +220,7 @@ class FoldDataModule(L.LightningDataModule):
         """Training images of the fold: a base class with enough area and, if filtered, no pixel of a novel class."""
         split = self.class_split
         if not split.train:
-            raise ValueError(
+            raise DatasetError(
                 f"all {len(split.novel)} classes of {self.dataset.name} are novel, which is for evaluation only: set "
                 "dataset.num_folds or dataset.folds to train"
             )
@@ -235,7 +236,7 @@ class FoldDataModule(L.LightningDataModule):
         if training:
             num_train = self.samples_per_epoch = num_train if self.samples_per_epoch is None else self.samples_per_epoch
         if num_train is not None and num_train // world_size < self.batch_size:
-            raise ValueError(
+            raise DatasetError(
                 f"{num_train} training samples an epoch on {world_size} process(es) fill no batch of {self.batch_size}"
                 "; lower batch_size or raise the samples an epoch"
             )

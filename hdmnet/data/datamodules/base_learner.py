@@ -13,6 +13,7 @@ from hdmnet.data.types import (
     SegmentationSample,
     collate_segmentation,
 )
+from hdmnet.runtime.errors import DatasetError
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -60,7 +61,7 @@ class BaseLearnerDataModule(FoldDataModule):
         for name in ("base_samples_per_epoch", "num_val_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name}={value}; expected at least 1, or null for all")
+                raise DatasetError(f"{name}={value}; expected at least 1, or null for all")
 
     def _splits(self, stage: str | None) -> tuple[Split, ...]:
         if self.skips is not None:
@@ -76,7 +77,7 @@ class BaseLearnerDataModule(FoldDataModule):
         if stage in (None, "fit") and not self.train_ids:
             self.train_ids = [str(image_id) for image_id in self._train_view().ids]
             if not self.train_ids:
-                raise ValueError(
+                raise DatasetError(
                     f"no training image of {self.dataset.name} is left for fold {self.class_split.fold}; "
                     "check the lists, or set filter_novel=false"
                 )

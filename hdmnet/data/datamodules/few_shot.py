@@ -23,6 +23,7 @@ from hdmnet.data.types import (
     FeatureKey,
     collate_episodes,
 )
+from hdmnet.runtime.errors import DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -106,9 +107,9 @@ class FewShotDataModule(FoldDataModule):
         for name in ("shot", "num_val_episodes", "num_test_episodes", "num_test_seeds", "episodes_per_epoch"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name}={value}; expected at least 1")
+                raise DatasetError(f"{name}={value}; expected at least 1")
         if self.support_mask not in SUPPORT_MASKS:
-            raise ValueError(f"support_mask={self.support_mask!r}; expected one of {', '.join(SUPPORT_MASKS)}")
+            raise DatasetError(f"support_mask={self.support_mask!r}; expected one of {', '.join(SUPPORT_MASKS)}")
 
     def setup(self, stage: str | None = None) -> None:
         """Make the manifests that a stage needs.

@@ -15,6 +15,7 @@ import numpy as np
 
 from hdmnet.data.class_split import ClassSplit, SplitRule, hold_out, split_classes
 from hdmnet.data.io.arrays import IGNORE, MAX_LABELS, UInt8Array
+from hdmnet.runtime.errors import DatasetError
 
 Split = Literal["train", "val", "test"]
 
@@ -71,7 +72,7 @@ class SegmentationDataset(ABC):
         if self.folds == (tuple(range(1, num_classes + 1)),):
             return hold_out(num_classes, self.folds[0], 0)
         if fold not in range(len(self.folds)):
-            raise ValueError(f"fold={fold} does not exist, expected one of 0..{len(self.folds) - 1}: set fold to one")
+            raise DatasetError(f"fold={fold} does not exist, expected one of 0..{len(self.folds) - 1}: set fold to one")
         return hold_out(num_classes, self.folds[fold], fold)
 
     def class_areas(self, image_id: str) -> dict[int, int]:
@@ -91,7 +92,9 @@ class SegmentationDataset(ABC):
             counts = np.bincount(mask.ravel(), minlength=256)
             if counts[2:IGNORE].any():
                 wrong = int(counts[2:IGNORE].argmax()) + 2
-                raise ValueError(f"{self.mask_location(image_id)} of class {value} holds {wrong}, expected 0, 1 or 255")
+                raise DatasetError(
+                    f"{self.mask_location(image_id)} of class {value} holds {wrong}, expected 0, 1 or 255"
+                )
             if counts[1]:
                 areas[value] = int(counts[1])
         return areas
@@ -154,11 +157,11 @@ class SegmentationDataset(ABC):
         """
         where = self.mask_location(image_id)
         if mask.ndim != 2 or mask.dtype != np.uint8:
-            raise ValueError(
+            raise DatasetError(
                 f"{where} has shape {mask.shape} and type {mask.dtype}, expected (H, W) uint8 class indices"
             )
         if mask.shape != size:
-            raise ValueError(
+            raise DatasetError(
                 f"{where} is {mask.shape[0]}x{mask.shape[1]} (HxW) but its picture is {size[0]}x{size[1]}: expected the"
                 " same size, prepare the mask again"
             )
@@ -188,7 +191,7 @@ class LabelMapDataset(SegmentationDataset):
         areas = np.bincount(mask.ravel(), minlength=256).tolist()
         wrong = [value for value in range(num_classes + 1, IGNORE) if areas[value]]
         if wrong:
-            raise ValueError(
+            raise DatasetError(
                 f"{self.mask_location(image_id)} holds class index {wrong[0]}, expected 0..{num_classes} or {IGNORE}"
                 f" ({self.name} has {num_classes} classes): prepare the mask again or check the dataset setting"
             )
@@ -211,7 +214,7 @@ def label_table(num_classes: int, classes: Sequence[int] | None) -> UInt8Array:
     """
     asked = list(range(1, num_classes + 1) if classes is None else classes)
     if len(asked) > MAX_LABELS:
-        raise ValueError(
+        raise DatasetError(
             f"a label map of {len(asked):,} classes is asked for, expected at most {MAX_LABELS}: choose a method "
             "without base learner, or fewer classes"
         )

@@ -18,6 +18,7 @@ from hdmnet.data.datasets.files import (
     strip_path,
 )
 from hdmnet.data.datasets.tree import TreeDataset
+from hdmnet.runtime.errors import MissingFileError
 
 FOLDERS: dict[Split, str] = {"train": "train2014", "val": "val2014"}
 
@@ -93,7 +94,7 @@ class CocoDataset(TreeDataset):
             remedy = "unpack the COCO 2014 images zip there"
             if parent != self.root:
                 remedy = f"make the masks once with scripts/data/prepare_coco.py --root {self.root}"
-            raise FileNotFoundError(f"COCO folder {parent / folder} is missing: {remedy}") from None
+            raise MissingFileError(f"COCO folder {parent / folder} is missing: {remedy}") from None
         return {f"{folder}/{name.removesuffix(suffix)}" for name in names if name.endswith(suffix) and name[0] != "."}
 
     def image_path(self, image_id: str) -> Path:
@@ -127,7 +128,7 @@ class CocoDataset(TreeDataset):
             ValueError: If a list is malformed, or the two lists share images.
         """
         if not self.root.is_dir():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"COCO folder {self.root} is missing: put train2014/, val2014/, annotations/ of the COCO site there, "
                 "run scripts/data/prepare_coco.py, or set paths.data_dir (HDMNET_DATA) to the folder that holds coco/"
             )
@@ -135,7 +136,7 @@ class CocoDataset(TreeDataset):
         for split, ids in lists.items():
             origin = f"{split} images of {self.root}" + (f" by list {self.lists[split]!r}" if self.lists[split] else "")
             if not ids:
-                raise FileNotFoundError(
+                raise MissingFileError(
                     f"{origin}: there is no mask in masks/{split}2014: run scripts/data/prepare_coco.py"
                 )
             if not files:

@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from hdmnet.runtime.errors import DatasetError, MissingFileError
+
 
 def read_id_list(path: str | Path) -> list[str]:
     """Read a list of ids, one a line; empty lines are skipped, order is kept.
@@ -22,14 +24,14 @@ def read_id_list(path: str | Path) -> list[str]:
         ValueError: The file holds no id or one id twice, or is no UTF-8.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"list of image ids {path} is missing")
+        raise MissingFileError(f"list of image ids {path} is missing")
     try:
         text = Path(path).read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
-        raise ValueError(f"list {path} is no UTF-8 text ({error.reason}): save it as UTF-8") from None
+        raise DatasetError(f"list {path} is no UTF-8 text ({error.reason}): save it as UTF-8") from None
     ids = [line.strip() for line in text.splitlines() if line.strip()]
     if not ids:
-        raise ValueError(f"list of image ids {path} is empty, expected one id a line")
+        raise DatasetError(f"list of image ids {path} is empty, expected one id a line")
     check_unique(ids, str(path))
     return ids
 
@@ -76,7 +78,7 @@ def find_list(listed: str, folder: Path, *, names: str) -> Path:
     for candidate in (folder / listed, folder / f"{listed}.txt", Path(listed)):
         if candidate.is_file():
             return candidate
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"list of ids {listed!r} is neither a known name ({names}) nor a file in {folder} or in {Path.cwd()}: "
         "correct the path"
     )
@@ -95,7 +97,7 @@ def check_unique(ids: list[str], origin: str) -> None:
     seen: set[str] = set()
     for image_id in ids:
         if image_id in seen:
-            raise ValueError(f"{origin} holds id {image_id!r} more than once, expected each once: remove duplicates")
+            raise DatasetError(f"{origin} holds id {image_id!r} more than once, expected each once: remove duplicates")
         seen.add(image_id)
 
 
@@ -114,7 +116,7 @@ def require_ids(ids: list[str], present: set[str], origin: str, what: str, remed
     """
     missing = [image_id for image_id in ids if image_id not in present]
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{origin}: {len(missing):,} of {len(ids):,} ids have no {what}, first {missing[0]!r}: {remedy}"
         )
 
@@ -133,7 +135,7 @@ def refuse_shared_ids(train: list[str], val: list[str]) -> None:
     if shared:
         named = ", ".join(map(repr, shared[:3])) + (f" and {len(shared) - 3:,} more" if len(shared) > 3 else "")
         what, them = ("1 id is", "it") if len(shared) == 1 else (f"{len(shared):,} ids are", "them")
-        raise ValueError(f"{what} in the train list and in the val list: {named}: take {them} off one of them")
+        raise DatasetError(f"{what} in the train list and in the val list: {named}: take {them} off one of them")
 
 
 def _facts(entry: os.DirEntry[str]) -> list[str]:
@@ -170,6 +172,6 @@ def fingerprint_files(folder: str | Path, *, names: Iterable[str] | None = None,
                 if wanted is None or entry.name in wanted:
                     rows += _facts(entry)
     except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"folder of masks {folder} is missing") from None
+        raise MissingFileError(f"folder of masks {folder} is missing") from None
     rows.sort()
     return hashlib.sha256("\n".join([*extra, "", *rows]).encode()).hexdigest()

@@ -10,6 +10,7 @@ from hdmnet.data.class_split import SplitRule
 from hdmnet.data.datasets.base import Split
 from hdmnet.data.datasets.files import find_list, fingerprint_files, read_ids, refuse_shared_ids, require_ids
 from hdmnet.data.datasets.tree import TreeDataset
+from hdmnet.runtime.errors import MissingFileError
 
 #: Ids that are shipped: VOC 2012 train (1,464) and val (1,449), SBD's `train_noval` (5,623).
 LISTS = Path(__file__).parent / "lists"
@@ -129,16 +130,16 @@ class PascalDataset(TreeDataset):
             ValueError: If a list is malformed, or the two lists share images.
         """
         if not self.root.is_dir():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"PASCAL folder {self.root} is missing: make it with scripts/data/prepare_pascal.py, or set "
                 "paths.data_dir (HDMNET_DATA) to the folder that holds pascal/"
             )
         if not (self.root / "JPEGImages").is_dir():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{self.root / 'JPEGImages'} is missing: unpack the PASCAL VOC 2012 train/val tar there"
             )
         if not any((self.root / folder).is_dir() for folder in (_AUG, _VOC)):
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{self.root} has neither {_AUG} nor {_VOC}: make them with scripts/data/prepare_pascal.py"
             )
         pictures = {path.stem for path in (self.root / "JPEGImages").glob("[!.]*.jpg")}

@@ -21,6 +21,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from hdmnet.runtime.errors import DatasetError
+
 _T = TypeVar("_T")
 
 #: Distance between an index and its replacement: beyond what any training reaches.
@@ -28,7 +30,7 @@ STRIDE = 1 << 40
 _MOST_ATTEMPTS = 100
 
 
-class UnreadableError(ValueError):
+class UnreadableError(DatasetError):
     """A picture or mask that cannot be read, of a data set whose files may be skipped."""
 
 
@@ -85,7 +87,7 @@ def tell_skipped(reasons: Sequence[str], total: int, what: str) -> str:
     """
     first = f"the first because {reasons[0]}"
     if 2 * len(reasons) > total:
-        raise ValueError(
+        raise DatasetError(
             f"{len(reasons):,} of {total:,} {what} cannot be read, {first}: too many to skip, mend them or check the "
             "dataset settings"
         )
@@ -114,7 +116,7 @@ def first_readable(index: int, draw: Callable[[int], _T], skips: SkippedFiles | 
         except UnreadableError as error:
             last = str(error)
             skips.record(index, last)
-    raise ValueError(
+    raise DatasetError(
         f"{_MOST_ATTEMPTS} training samples in a row could not be read, the last because {last}: is the disk still "
         "there? Restore it and resume the run"
     )

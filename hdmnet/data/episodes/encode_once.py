@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from hdmnet.data.types import FeatureKey
+from hdmnet.runtime.errors import DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -178,7 +179,7 @@ def _cut(needs: list[_Need], batch_size: int, cost: Cost, budget_bytes: int) -> 
     held: set[FeatureKey] = set()
     for need in needs:
         if _total(cost, need.keys) > budget_bytes:
-            raise ValueError(
+            raise DatasetError(
                 f"reuse_memory_gb={budget_bytes / 1e9:g}: the features of one episode take "
                 f"{_total(cost, need.keys) / 1e9:.3g} GB; raise it, or set reuse=false"
             )

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from hdmnet.data.catalog import CatalogView
 from hdmnet.data.datasets.base import Split
 from hdmnet.runtime.atomic import replacing
+from hdmnet.runtime.errors import DatasetError, MissingFileError
 
 EvaluationProtocol = Literal["uniform", "official"]
 
@@ -249,7 +250,7 @@ def read_manifest(path: str | Path) -> StoredManifest:
         ValueError: The file is not a manifest, is damaged or was edited.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"episode manifest {path} is missing: give the path of one that was written")
+        raise MissingFileError(f"episode manifest {path} is missing: give the path of one that was written")
     try:
         header, *rows, trailer = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
         known = header["format"] == _FORMAT
@@ -258,21 +259,23 @@ def read_manifest(path: str | Path) -> StoredManifest:
         # Hashing what was understood, not the bytes, also proves that it was understood rightly.
         intact = trailer["sha256"] == manifest.sha256() and len(episodes) == header["num_episodes"]
     except (ValueError, TypeError, KeyError, IndexError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise ValueError(f"{path} is not an episode manifest or is cut short: write it again") from None
+        raise DatasetError(f"{path} is not an episode manifest or is cut short: write it again") from None
     if not known:
-        raise ValueError(f"{path} has format {header['format']!r}, expected {_FORMAT!r}: write it with this version")
+        raise DatasetError(f"{path} has format {header['format']!r}, expected {_FORMAT!r}: write it with this version")
     if not intact:
-        raise ValueError(f"{path} is damaged or was edited (its content does not match its sha256): write it again")
+        raise DatasetError(f"{path} is damaged or was edited (its content does not match its sha256): write it again")
     return manifest
 
 
 def _check_arguments(view: CatalogView, where: str, *, shot: int, num_episodes: int | None, protocol: str) -> None:
     if protocol not in get_args(EvaluationProtocol):
-        raise ValueError(f"protocol={protocol!r} is unknown, expected one of {', '.join(get_args(EvaluationProtocol))}")
+        raise DatasetError(
+            f"protocol={protocol!r} is unknown, expected one of {', '.join(get_args(EvaluationProtocol))}"
+        )
     if shot < 1 or (num_episodes is not None and num_episodes < 1):
-        raise ValueError(f"shot={shot} and num_episodes={num_episodes}: expected at least 1 of each")
+        raise DatasetError(f"shot={shot} and num_episodes={num_episodes}: expected at least 1 of each")
     if len(view) == 0:
-        raise ValueError(
+        raise DatasetError(
             f"no image of {where} holds any of the classes {', '.join(view.class_names)} with enough area: check the"
             " masks, min_area and filter_novel"
         )
@@ -283,7 +286,7 @@ def _check_supports(view: CatalogView, where: str, *, shot: int, allow_repeats: 
     for class_value, name, count in zip(view.classes, view.class_names, np.diff(view.class_ptr), strict=True):
         if 0 < count < needed:
             remedy = "add images or lower min_area" if allow_repeats else "lower shot or set dataset.allow_repeats=true"
-            raise ValueError(
+            raise DatasetError(
                 f"class {class_value} ({name}) has only {count} image{'s' if count > 1 else ''} in {where}, shot={shot}"
                 f" needs at least {needed} (query and supports): {remedy}"
             )

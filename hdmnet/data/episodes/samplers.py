@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch.utils.data import Sampler
 
+from hdmnet.runtime.errors import DatasetError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 def _check_rank(rank: int, world_size: int) -> None:
     """Raise ValueError unless 0 <= rank < world_size."""
     if not 0 <= rank < world_size:
-        raise ValueError(f"rank is {rank} of {world_size}; expected 0 <= rank < world size")
+        raise DatasetError(f"rank is {rank} of {world_size}; expected 0 <= rank < world size")
 
 
 class EpochSampler(Sampler[int]):
@@ -37,7 +39,7 @@ class EpochSampler(Sampler[int]):
     ) -> None:
         _check_rank(rank, world_size)
         if num_samples < world_size:
-            raise ValueError(f"{num_samples} samples an epoch for {world_size} processes; expected one each at least")
+            raise DatasetError(f"{num_samples} samples an epoch for {world_size} processes; expected one each at least")
         self.num_samples = num_samples
         self.rank = rank
         self.world_size = world_size

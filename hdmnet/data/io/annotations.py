@@ -10,6 +10,7 @@ import numpy as np
 from hdmnet.data.io.arrays import IGNORE, MAX_LABELS
 from hdmnet.data.io.masks import CROWD_VALUES
 from hdmnet.data.io.polygons import check_polygons, run_lengths
+from hdmnet.runtime.errors import DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -33,7 +34,7 @@ def category_values(categories: Iterable[Mapping[str, Any]]) -> dict[int, int]:
     """
     ids = sorted({int(category["id"]) for category in categories})
     if not 1 <= len(ids) <= MAX_LABELS:
-        raise ValueError(f"found {len(ids)} categories, expected 1 to {MAX_LABELS}, as class {IGNORE} means ignore")
+        raise DatasetError(f"found {len(ids)} categories, expected 1 to {MAX_LABELS}, as class {IGNORE} means ignore")
     return {category: value for value, category in enumerate(ids, start=1)}
 
 
@@ -61,20 +62,20 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> npt.NDArr
         code = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
     elif isinstance(segmentation, dict) and {"size", "counts"} <= segmentation.keys():
         if list(segmentation["size"]) != [height, width]:
-            raise ValueError(f"its run-length code has size {segmentation['size']}, its picture [{height}, {width}]")
+            raise DatasetError(f"its run-length code has size {segmentation['size']}, its picture [{height}, {width}]")
         counts = segmentation["counts"]
         lengths = counts if isinstance(counts, list) else run_lengths(counts)
         if not all(type(length) is int and length >= 0 for length in lengths):
-            raise ValueError("its run lengths are no integers of at least 0")
+            raise DatasetError("its run lengths are no integers of at least 0")
         if sum(lengths) != height * width:
-            raise ValueError(f"its run lengths add up to {sum(lengths)}, expected {height * width}")
+            raise DatasetError(f"its run lengths add up to {sum(lengths)}, expected {height * width}")
         code = (
             coco_mask.frPyObjects(segmentation, height, width)
             if isinstance(counts, list)
             else {"size": [height, width], "counts": counts}
         )
     else:
-        raise ValueError("its segmentation is neither polygons nor a run-length code")
+        raise DatasetError("its segmentation is neither polygons nor a run-length code")
     with warnings.catch_warnings():
         # pycocotools lacks the `copy` keyword that NumPy 2 asks of `__array__`; the result is right all the same.
         warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
@@ -104,11 +105,11 @@ def paint_annotations(
         name = f"annotation {annotation.get('id', '?')}"
         category = annotation.get("category_id")
         if not isinstance(category, int) or category not in values:
-            raise ValueError(f"{name} has category {category!r}, not among the file's {len(values)} categories")
+            raise DatasetError(f"{name} has category {category!r}, not among the file's {len(values)} categories")
         crowd_value = CROWD_VALUES[crowd] if annotation.get("iscrowd") else None
         try:
             region = decode_segmentation(annotation.get("segmentation"), *size)
         except Exception as error:  # pycocotools raises bare Exception, TypeError and more on malformed input
-            raise ValueError(f"{name} cannot be decoded: {' '.join(str(error).split())}") from None
+            raise DatasetError(f"{name} cannot be decoded: {' '.join(str(error).split())}") from None
         mask[region] = values[category] if crowd_value is None else crowd_value
     return mask

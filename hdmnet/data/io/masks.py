@@ -19,6 +19,7 @@ from PIL import Image
 from hdmnet.data.io.arrays import IGNORE
 from hdmnet.data.io.pictures import MAX_PIXELS, PNG_END, decode, read_content
 from hdmnet.runtime.atomic import replacing
+from hdmnet.runtime.errors import DatasetError
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -47,12 +48,12 @@ def read_mask(path: str | Path) -> UInt8Array:
         return indices
     mask = decode(path, "mask")
     if mask.mode not in ("P", "L", "1"):
-        raise ValueError(
+        raise DatasetError(
             f"mask {path} is a picture of mode {mask.mode}, expected class indices (mode P or L): "
             "save it as a palette or 8-bit grey PNG whose pixel values are the class indices"
         )
     if mask.format == "JPEG":
-        raise ValueError(f"mask {path} is a JPEG, whose compression changes indices: save it as a PNG")
+        raise DatasetError(f"mask {path} is a JPEG, whose compression changes indices: save it as a PNG")
     return np.array(mask, dtype=np.uint8)
 
 
@@ -137,10 +138,10 @@ def read_sbd(file: str | Path | BinaryIO, name: str) -> UInt8Array:
         mask = np.asarray(loadmat(file, variable_names=["GTcls"])["GTcls"][0, 0]["Segmentation"])
     except Exception as error:  # scipy raises a dozen types on damaged files
         reason = " ".join(str(error).split())
-        raise ValueError(f"{name} holds no readable GTcls.Segmentation ({reason}): unpack SBD again") from None
+        raise DatasetError(f"{name} holds no readable GTcls.Segmentation ({reason}): unpack SBD again") from None
     if mask.ndim != 2 or mask.size == 0 or mask.min() < 0 or mask.max() > 20:
         values = f"{mask.min()}..{mask.max()}" if mask.size else "none"
-        raise ValueError(
+        raise DatasetError(
             f"{name}: GTcls.Segmentation has shape {mask.shape} and values {values}, expected (H, W) and 0..20: "
             "unpack SBD again"
         )

@@ -25,6 +25,7 @@ import numpy as np
 from hdmnet.data.io.arrays import IGNORE
 from hdmnet.data.io.pictures import decode
 from hdmnet.data.io.upright import exif_orientation, turn
+from hdmnet.runtime.errors import DatasetError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,7 +102,7 @@ def object_mask(array: NDArray[Any], name: str, *, indices: bool = False) -> UIn
     shares = array.dtype.kind == "f" and not (array == np.rint(array)).all()  # floats may be whole numbers, too
     low, high, most = array.min(), array.max(), 1 if shares else np.iinfo(np.uint16).max
     if not (low >= 0 and high <= most):  # also NaN
-        raise ValueError(
+        raise DatasetError(
             f"{name} holds {'floats' if shares else 'values'} from {low:g} to {high:g}: expected 8 or 16 bits, or "
             "shares in [0, 1]"
         )
@@ -117,7 +118,7 @@ def _one_channel(array: NDArray[Any], name: str) -> NDArray[Any]:
     """Of a mask with channels (h, w, C) the one that tells: alpha where it varies, grey, or where the colour is."""
     channels = array.shape[2]
     if channels > 4:
-        raise ValueError(f"{name} has {channels} channels: expected one, or RGB or RGBA")
+        raise DatasetError(f"{name} has {channels} channels: expected one, or RGB or RGBA")
     if channels in (2, 4) and array[..., -1].min() != array[..., -1].max():
         full = IGNORE if int(array[..., -1].max()) <= IGNORE else np.iinfo(np.uint16).max
         return np.asarray(array[..., -1] > full // 2, dtype=np.uint8)
@@ -130,7 +131,7 @@ def _one_channel(array: NDArray[Any], name: str) -> NDArray[Any]:
     shares = np.unique(colours[coloured].reshape(-1, 3), axis=0).astype(np.float64)
     shares /= shares.max(axis=1, keepdims=True)
     if float((shares.max(axis=0) - shares.min(axis=0)).max()) > _SPREAD:
-        raise ValueError(f"{name} holds several colours: expected one on black, for one class")
+        raise DatasetError(f"{name} holds several colours: expected one on black, for one class")
     return np.asarray(coloured, dtype=np.uint8)
 
 
@@ -149,5 +150,5 @@ def _one_class(values: NDArray[Any], name: str, *, indices: bool) -> UInt8Array:
     small = int(counts[(found > 0) & (found < _SMALL * unit)].sum())
     if indices or not bright or (bright <= small and len(found) <= _MOST_CLASSES):
         shown = ", ".join(str(int(value)) for value in others[:5]) + (" …" if len(others) > 5 else "")
-        raise ValueError(f"{name} holds {len(others)} classes ({shown}): expected one, give each class its own mask")
+        raise DatasetError(f"{name} holds {len(others)} classes ({shown}): expected one, give each class its own mask")
     return (values >= _HALF * unit).astype(np.uint8)

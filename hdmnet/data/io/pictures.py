@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from hdmnet.runtime.errors import DatasetError, MissingFileError
+
 if TYPE_CHECKING:
     from hdmnet.data.io.arrays import UInt8Array
 
@@ -41,7 +43,7 @@ def read_image(path: str | Path) -> UInt8Array:
         return image
     picture = decode(path, "picture")
     if picture.mode.startswith(("I", "F")):
-        raise ValueError(f"picture {path} has mode {picture.mode} (over 8 bits a channel): convert it to 8-bit RGB")
+        raise DatasetError(f"picture {path} has mode {picture.mode} (over 8 bits a channel): convert it to 8-bit RGB")
     if "transparency" in picture.info:
         picture = picture.convert("RGBA")  # Pillow warns when a palette with transparency goes to RGB in one step
     if picture.mode != "RGB":
@@ -86,21 +88,21 @@ def decode(path: str | Path, what: str, *, header_only: bool = False) -> Image.I
             warnings.simplefilter("ignore", UserWarning)  # damaged notes on a picture: what counts is raised
             with Image.open(path) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
-                    raise ValueError(f"{picture.width * picture.height:,} pixels, expected at most {MAX_PIXELS:,}")
+                    raise DatasetError(f"{picture.width * picture.height:,} pixels, expected at most {MAX_PIXELS:,}")
                 if not header_only:
                     picture.load()
                 return picture
     except FileNotFoundError:
-        raise FileNotFoundError(f"{what} {path} is missing: restore it, or take its id off the list") from None
+        raise MissingFileError(f"{what} {path} is missing: restore it, or take its id off the list") from None
     except Exception as error:  # what Pillow raises depends on the byte that is damaged
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{what} {path} cannot be read ({reason}): replace the file by a whole one") from None
+        raise DatasetError(f"{what} {path} cannot be read ({reason}): replace the file by a whole one") from None
 
 
 def _refuse_other_kinds(path: str | Path, what: str) -> None:
     """Refuse folders, pipes and devices: opening a pipe would wait for somebody to write."""
     if os.path.exists(path) and not os.path.isfile(path):
-        raise ValueError(f"{what} {path} cannot be read (it is no file): replace it by a picture")
+        raise DatasetError(f"{what} {path} cannot be read (it is no file): replace it by a picture")
 
 
 def _is_plain_jpeg(content: bytes) -> bool:

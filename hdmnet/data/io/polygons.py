@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from hdmnet.runtime.errors import DatasetError
+
 _FARTHEST = 100_000  # pixels: no coordinate of a picture is farther off
 
 
@@ -18,9 +20,9 @@ def check_polygons(polygons: list[Any]) -> None:
     """
     for part in polygons:
         if not isinstance(part, list) or len(part) < 4 or len(part) % 2:
-            raise ValueError("a polygon is no list of x, y pairs")
+            raise DatasetError("a polygon is no list of x, y pairs")
         if not all(type(value) in (int, float) and -_FARTHEST <= value <= _FARTHEST for value in part):
-            raise ValueError(f"a polygon has a coordinate that is no number of pixels within {_FARTHEST:,}")
+            raise DatasetError(f"a polygon has a coordinate that is no number of pixels within {_FARTHEST:,}")
 
 
 def run_lengths(code: Any) -> list[int]:
@@ -39,14 +41,14 @@ def run_lengths(code: Any) -> list[int]:
         ValueError: It is no such text.
     """
     if not isinstance(code, str | bytes):
-        raise ValueError("its run-length code is no text")
+        raise DatasetError("its run-length code is no text")
     characters = code.encode("latin-1", "replace") if isinstance(code, str) else code
     lengths: list[int] = []
     value = shift = 0
     for character in characters:
         bits = character - 48
         if not 0 <= bits < 64 or shift > 30:
-            raise ValueError("its run-length code holds characters that none has")
+            raise DatasetError("its run-length code holds characters that none has")
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:
@@ -55,5 +57,5 @@ def run_lengths(code: Any) -> list[int]:
         lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
         value = shift = 0
     if shift:
-        raise ValueError("its run-length code is cut short")
+        raise DatasetError("its run-length code is cut short")
     return lengths

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hdmnet.data.io.pictures import decode, read_image, read_size
+from hdmnet.runtime.errors import DatasetError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -66,7 +67,7 @@ def read_upright(path: Path) -> UInt8Array:
         return turn(read_image(path), _orientation(header))
     deep = np.asarray(decode(path, "picture"))
     if deep.min() < 0 or deep.max() > np.iinfo(np.uint16).max:
-        raise ValueError(f"picture {path} has values {deep.min()}..{deep.max()}, expected 8 or 16 bits: convert it")
+        raise DatasetError(f"picture {path} has values {deep.min()}..{deep.max()}, expected 8 or 16 bits: convert it")
     grey = (deep >> 8).astype(np.uint8)
     return turn(np.repeat(grey[:, :, None], 3, axis=2), _orientation(header))
 

@@ -21,6 +21,7 @@ from PIL import Image
 from hdmnet.data.io.arrays import UInt8Array
 from hdmnet.data.io.object_masks import object_mask, pil_object_mask, read_object_mask
 from hdmnet.data.io.upright import SIDEWAYS, exif_orientation, fit_mask, orientation, read_upright, same_shape, turn
+from hdmnet.runtime.errors import DatasetError, MissingFileError
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def read_user_mask(mask: Any, picture: UInt8Array, turned: int = 1, *, name: str
     else:
         values = object_mask(_plain_array(mask, name), name)
     if not (values == 1).any():
-        raise ValueError(f"{name} is empty: expected the object marked in it")
+        raise DatasetError(f"{name} is empty: expected the object marked in it")
     return _fit(values, size, turned, name)
 
 
@@ -89,7 +90,7 @@ def _existing(path: str | Path, what: str) -> Path:
     """The path, `~` expanded, of a file that is there."""
     found = Path(path).expanduser()
     if not found.is_file():
-        raise FileNotFoundError(f"{what} {path} not found; expected the path of a picture file")
+        raise MissingFileError(f"{what} {path} not found; expected the path of a picture file")
     return found
 
 
@@ -120,9 +121,11 @@ def _plain_array(values: Any, name: str) -> NDArray[Any]:
     elif isinstance(values, np.ndarray):
         array = values
     else:
-        raise ValueError(f"{name} is a {type(values).__name__}: expected a path, a PIL image, an array or a tensor")
+        raise DatasetError(f"{name} is a {type(values).__name__}: expected a path, a PIL image, an array or a tensor")
     if array.ndim not in (2, 3) or 0 in array.shape or array.dtype.kind not in "buif":
-        raise ValueError(f"{name} has shape {array.shape} and type {array.dtype}: expected numbers, (H, W) or colours")
+        raise DatasetError(
+            f"{name} has shape {array.shape} and type {array.dtype}: expected numbers, (H, W) or colours"
+        )
     return array
 
 
@@ -130,7 +133,7 @@ def _to_rgb(array: NDArray[Any], name: str) -> UInt8Array:
     """(H, W), or (H, W, C) with 1 to 4 channels, to (H, W, 3) uint8."""
     channels = array[..., None] if array.ndim == 2 else array
     if channels.shape[2] not in (1, 2, 3, 4):
-        raise ValueError(f"{name} has shape {array.shape}: expected 1, 3 or 4 channels, last (tensors: first)")
+        raise DatasetError(f"{name} has shape {array.shape}: expected 1, 3 or 4 channels, last (tensors: first)")
     channels = channels[..., : 1 if channels.shape[2] < 3 else 3]  # without alpha
     return np.ascontiguousarray(np.broadcast_to(_to_uint8(channels, name), (*channels.shape[:2], 3)))
 
@@ -140,12 +143,12 @@ def _to_uint8(values: NDArray[Any], name: str) -> UInt8Array:
     low, high = float(values.min()), float(values.max())
     if values.dtype.kind == "f":
         if not (low >= 0 and high <= 1):  # also NaN
-            raise ValueError(f"{name} holds floats from {low:g} to {high:g}: expected [0, 1], or uint8")
+            raise DatasetError(f"{name} holds floats from {low:g} to {high:g}: expected [0, 1], or uint8")
         return np.asarray(np.rint(values * 255), dtype=np.uint8)
     if values.dtype.kind == "b":
         return np.asarray(values, dtype=np.uint8) * np.uint8(255)
     if low < 0 or high > 65535:
-        raise ValueError(f"{name} holds values from {low:g} to {high:g}: expected 8 or 16 bits")
+        raise DatasetError(f"{name} holds values from {low:g} to {high:g}: expected 8 or 16 bits")
     wide = values.dtype.itemsize > 1 and (values.dtype == np.uint16 or high > 255)
     return np.asarray(values >> 8 if wide else values, dtype=np.uint8)
 
@@ -169,7 +172,7 @@ def _box_mask(box: Sequence[float], size: tuple[int, ...], name: str) -> UInt8Ar
         rows, columns = slice(max(int(y0), 0), max(-int(-y1 // 1), 0)), slice(max(int(x0), 0), max(-int(-x1 // 1), 0))
         mask[rows, columns] = 1
     if not mask.any():
-        raise ValueError(
+        raise DatasetError(
             f"{name}: {corners} holds no pixel of a picture of {size[0]}x{size[1]} (HxW): expected x0,y0,x1,y1 in "
             "pixels, x0 < x1, y0 < y1"
         )
@@ -180,7 +183,7 @@ def _fit(mask: UInt8Array, size: tuple[int, ...], turned: int, name: str) -> UIn
     """See that a mask has the picture's shape, maybe scaled; turn one that was drawn on the stored pixels."""
     fitted = fit_mask(mask, size, turned)
     if not same_shape(fitted.shape, size):
-        raise ValueError(
+        raise DatasetError(
             f"{name} is {mask.shape[0]}x{mask.shape[1]} (HxW) but its picture {size[0]}x{size[1]}: expected the same "
             "size, or the same shape at another scale"
         )

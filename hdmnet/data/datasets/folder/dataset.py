@@ -18,6 +18,7 @@ from hdmnet.data.io.arrays import IGNORE, UInt8Array
 from hdmnet.data.io.masks import read_mask
 from hdmnet.data.io.object_masks import read_object_mask
 from hdmnet.data.io.upright import IMAGE_SUFFIXES, fit_mask, orientation, read_upright, upright_size
+from hdmnet.runtime.errors import DatasetError, MissingFileError
 
 _READER = "2"  # part of the fingerprint: another number when masks are read by another rule
 
@@ -82,7 +83,7 @@ class FolderDataset(LabelMapDataset):
         min_area: int = 1,
     ) -> None:
         if root is None:
-            raise ValueError("dataset.root is not given, expected the folder of your pictures and masks: set it")
+            raise DatasetError("dataset.root is not given, expected the folder of your pictures and masks: set it")
         self.name = name
         self.root = Path(root).expanduser()
         self.tree = scan(Places(self.root, images, masks, annotations, classes), layout)
@@ -94,7 +95,9 @@ class FolderDataset(LabelMapDataset):
         self.folds = self._read_folds(folds) if folds is not None else self._deal_folds(num_folds)
         self.num_folds = len(self.folds)
         if num_folds not in (None, self.num_folds):
-            raise ValueError(f"dataset.num_folds={num_folds}, but {folds} has {self.num_folds}: leave out one of them")
+            raise DatasetError(
+                f"dataset.num_folds={num_folds}, but {folds} has {self.num_folds}: leave out one of them"
+            )
 
     def _deal_folds(self, num_folds: int | None) -> tuple[tuple[int, ...], ...]:
         """Novel classes of each fold, their numbers differing by one at most."""
@@ -102,7 +105,7 @@ class FolderDataset(LabelMapDataset):
         if num_folds is None or num_folds == 1:
             return (tuple(values.tolist()),)
         if not 2 <= num_folds <= len(values):
-            raise ValueError(f"dataset.num_folds={num_folds}: expected 1 to {len(values)}, one class a fold at least")
+            raise DatasetError(f"dataset.num_folds={num_folds}: expected 1 to {len(values)}, one class a fold at least")
         parts = np.array_split(values, num_folds)
         if self.split_rule == "interleaved":
             parts = [values[fold::num_folds] for fold in range(num_folds)]
@@ -117,7 +120,7 @@ class FolderDataset(LabelMapDataset):
             for name in names:
                 if name not in values or name in seen:
                     found = "is named twice" if name in seen else f"is no class of {self.root}"
-                    raise ValueError(f"{path}: {name!r} {found}, expected each novel class in one fold's line")
+                    raise DatasetError(f"{path}: {name!r} {found}, expected each novel class in one fold's line")
                 seen.add(name)
             folds.append(tuple(sorted(values[name] for name in names)))
         return tuple(folds)
@@ -126,7 +129,7 @@ class FolderDataset(LabelMapDataset):
         for path in (self.root / listed, Path(listed)):
             if path.is_file():
                 return path
-        raise FileNotFoundError(f"{what}={listed} is a file neither in {self.root} nor in {Path.cwd()}: correct it")
+        raise MissingFileError(f"{what}={listed} is a file neither in {self.root} nor in {Path.cwd()}: correct it")
 
     def ids(self, split: Split) -> list[str]:
         """Image ids of a split: in the list's order, else ascending.
@@ -209,7 +212,7 @@ class FolderDataset(LabelMapDataset):
             shapes = {mask.shape: path for mask, (_, path) in zip(masks.values(), files, strict=True)}
             if len(shapes) > 1:
                 sizes = ", ".join(f"{path} {shape[0]}x{shape[1]}" for shape, path in shapes.items())
-                raise ValueError(
+                raise DatasetError(
                     f"masks of {image_id!r} have unequal sizes (HxW): {sizes}: expected the picture's for all"
                 )
             ignored = np.zeros(next(iter(shapes), None) or self.image_size(image_id), dtype=bool)
@@ -230,7 +233,7 @@ class FolderDataset(LabelMapDataset):
                 region = decode_segmentation(segmentation, *about.size)
             except Exception as error:  # pycocotools raises bare Exception, TypeError and more on malformed input
                 reason = " ".join(str(error).split())
-                raise ValueError(f"{self.mask_location(image_id)}: an annotation cannot be read: {reason}") from None
+                raise DatasetError(f"{self.mask_location(image_id)}: an annotation cannot be read: {reason}") from None
             if crowd:
                 ignored |= region
             else:
@@ -272,14 +275,14 @@ class FolderDataset(LabelMapDataset):
                 require_ids(self.ids(split), known, f"list {listed}", what, "take them off, or label them")
         if self.tree.annotations is not None and self.tree.problems and files:
             more = f" (and {len(self.tree.problems) - 1} more)" if len(self.tree.problems) > 1 else ""
-            raise ValueError(f"{self.tree.problems[0]}{more}: mend it, or set dataset.on_error=skip to do without")
+            raise DatasetError(f"{self.tree.problems[0]}{more}: mend it, or set dataset.on_error=skip to do without")
         if self.tree.annotations is not None:  # of the other layouts the pictures themselves were listed
             there = {image_id for image_id, path in self.tree.pictures.items() if path.is_file()}
             folder = next(iter(self.tree.pictures.values())).parent
             remedy = "restore them, or set dataset.images to their folder"
             require_ids(list(self.tree.pictures), there, str(self.tree.annotations), f"picture in {folder}", remedy)
         if not any(self.lists.values()) and not self.filter_novel:
-            raise ValueError(
+            raise DatasetError(
                 "dataset.filter_novel=false would train on the images that are tested: set dataset.val_list, or "
                 "leave it true"
             )

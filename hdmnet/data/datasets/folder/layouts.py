@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 from hdmnet.data.datasets.files import check_unique, read_id_list
 from hdmnet.data.io.arrays import MAX_LABELS
 from hdmnet.data.io.upright import list_files
+from hdmnet.runtime.errors import DatasetError, MissingFileError
 
 LayoutName = Literal["index", "binary", "coco", "fss"]
 
@@ -91,21 +92,21 @@ class Places:
         if given is None:
             return next((self.root / name for name in usual if (self.root / name).is_dir()), None)
         if not (self.root / given).is_dir():
-            raise FileNotFoundError(f"folder {self.root / given} is missing: correct dataset.images or dataset.masks")
+            raise MissingFileError(f"folder {self.root / given} is missing: correct dataset.images or dataset.masks")
         return self.root / given
 
     def pictures(self) -> dict[str, Path]:
         """Pictures by id, of the layouts with a folder of them."""
         folder = self.folder(self.images, IMAGE_FOLDERS)
         if folder is None:
-            raise FileNotFoundError(f"{self.root} has no folder of pictures (images/): make it or set dataset.images")
+            raise MissingFileError(f"{self.root} has no folder of pictures (images/): make it or set dataset.images")
         return _single(list_files(folder), folder)
 
     def mask_folder(self) -> Path:
         """Folder of the masks."""
         folder = self.folder(self.masks, MASK_FOLDERS)
         if folder is None:
-            raise FileNotFoundError(f"{self.root} has no folder of masks (masks/): make it or set dataset.masks")
+            raise MissingFileError(f"{self.root} has no folder of masks (masks/): make it or set dataset.masks")
         return folder
 
     def class_list(self) -> tuple[str, ...] | None:
@@ -118,7 +119,7 @@ class Places:
         if isinstance(listed, str):
             path = self.root / listed if (self.root / listed).is_file() else Path(listed)
             if not path.is_file():
-                raise FileNotFoundError(f"list of classes {listed!r} is in neither {self.root} nor {Path.cwd()}")
+                raise MissingFileError(f"list of classes {listed!r} is in neither {self.root} nor {Path.cwd()}")
             names = read_id_list(path)
         else:
             names = [str(name) for name in listed]
@@ -141,9 +142,9 @@ def scan(places: Places, layout: LayoutName | None = None) -> Tree:
         ValueError: The layout cannot be told, or the content does not fit it; one line.
     """
     if not places.root.is_dir():
-        raise FileNotFoundError(f"folder {places.root} is missing: set dataset.root to the folder of your pictures")
+        raise MissingFileError(f"folder {places.root} is missing: set dataset.root to the folder of your pictures")
     if layout is not None and layout not in get_args(LayoutName):
-        raise ValueError(f"dataset.layout={layout!r}: expected one of {', '.join(get_args(LayoutName))}, or null")
+        raise DatasetError(f"dataset.layout={layout!r}: expected one of {', '.join(get_args(LayoutName))}, or null")
     jsons = _find_jsons(places) if layout in (None, "coco") else {}
     if layout is None:
         layout = _recognise(places, bool(jsons))
@@ -166,19 +167,19 @@ def _recognise(places: Places, has_json: bool) -> LayoutName:
         fits.append("fss")
     if len(fits) != 1:
         found = f"fits {' and '.join(fits)}" if fits else "has none of the known layouts"
-        raise ValueError(f"{places.root} {found}, expected one of {_SHAPES}: set dataset.layout, or arrange it so")
+        raise DatasetError(f"{places.root} {found}, expected one of {_SHAPES}: set dataset.layout, or arrange it so")
     return fits[0]
 
 
 def _scan_index(places: Places) -> Tree:
     names = places.class_list()
     if names is None:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{places.root} has index masks and no list of classes: write classes.txt, the name of value 1 in its first"
             " line and so on, or set dataset.classes"
         )
     if not 1 <= len(names) <= MAX_LABELS:
-        raise ValueError(
+        raise DatasetError(
             f"{places.root} has index masks and {len(names):,} classes, expected 1 to {MAX_LABELS}, as such masks are "
             "of 8 bits: choose some by dataset.classes=FILE, or give each class masks of its own (layout binary or fss)"
         )
@@ -196,7 +197,7 @@ def _scan_binary(places: Places) -> Tree:
     by_style = [[(name, *_owners(name)[style]) for name in masks if _owners(name)] for style in (0, 1)]
     fitting = [[entry for entry in entries if entry[1] in pictures] for entries in by_style]
     if all(fitting):
-        raise ValueError(
+        raise DatasetError(
             f"{folder} fits masks/CLASS/NAME and masks/NAME/CLASS, e.g. {fitting[0][0][0]!r} and {fitting[1][0][0]!r}: "
             "no class may be called as a picture is, rename one of them"
         )
@@ -232,7 +233,7 @@ def _scan_fss(places: Places) -> Tree:
 
 def _scan_coco(places: Places, jsons: dict[Path, dict[str, Any]]) -> Tree:
     if len(jsons) != 1:
-        raise ValueError(
+        raise DatasetError(
             f"{places.root} and its annotations/ hold {len(jsons)} JSONs with images, annotations and categories, "
             "expected one: set dataset.annotations"
         )
@@ -241,7 +242,7 @@ def _scan_coco(places: Places, jsons: dict[Path, dict[str, Any]]) -> Tree:
         return _read_coco(places, path, content)
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{path} is no COCO-style annotation file ({reason}): export it again") from None
+        raise DatasetError(f"{path} is no COCO-style annotation file ({reason}): export it again") from None
 
 
 def _read_coco(places: Places, path: Path, content: dict[str, Any]) -> Tree:
@@ -264,14 +265,14 @@ def _read_coco(places: Places, path: Path, content: dict[str, Any]) -> Tree:
     for image in sorted(content["images"], key=lambda image: str(image["file_name"])):
         name = PurePosixPath(str(image["file_name"]))
         if name.is_absolute() or ".." in name.parts or not name.name:
-            raise ValueError(f"{path}: file_name {str(name)!r} leads outside, expected a path below {folder}")
+            raise DatasetError(f"{path}: file_name {str(name)!r} leads outside, expected a path below {folder}")
         image_id = name.with_suffix("").as_posix()
         if image_id in pictures:
-            raise ValueError(f"{path} names picture {image_id!r} twice, expected each once: rename or remove one")
+            raise DatasetError(f"{path} names picture {image_id!r} twice, expected each once: rename or remove one")
         pictures[image_id] = folder / name
         height, width = (_integer(image[side], f"{side} of {image_id!r}", path) for side in ("height", "width"))
         if not (0 < height <= _LARGEST_SIDE and 0 < width <= _LARGEST_SIDE):
-            raise ValueError(
+            raise DatasetError(
                 f"{path}: {image_id!r} is {height}x{width} (HxW), expected sides of 1 to {_LARGEST_SIDE}: mend it"
             )
         regions[image_id] = Regions((height, width), entries[image["id"]])
@@ -290,13 +291,13 @@ def _integer(value: Any, what: str, path: Path) -> int:
     try:
         return int(value)
     except ValueError:
-        raise ValueError(f"{path}: {what} is {str(value)[:80]!r}, expected an integer: export it again") from None
+        raise DatasetError(f"{path}: {what} is {str(value)[:80]!r}, expected an integer: export it again") from None
 
 
 def _coco_pictures(places: Places, path: Path, names: list[str]) -> Path:
     """The folder that the JSON's file names start from: that in which the most of some names are."""
     if not names:
-        raise ValueError(f"{path} names no image, expected at least one")
+        raise DatasetError(f"{path} names no image, expected at least one")
     given = places.folder(places.images, IMAGE_FOLDERS)
     folders = [folder for folder in (given, places.root, path.parent) if folder is not None]
     return max(folders, key=lambda folder: sum((folder / name).is_file() for name in names[:100]))
@@ -313,13 +314,13 @@ def _find_jsons(places: Places) -> dict[Path, dict[str, Any]]:
         try:
             content = json.loads(path.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
-            raise FileNotFoundError(f"annotations {path} are missing: correct dataset.annotations") from None
+            raise MissingFileError(f"annotations {path} are missing: correct dataset.annotations") from None
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is no JSON ({error}): export it again, or set dataset.annotations") from None
+            raise DatasetError(f"{path} is no JSON ({error}): export it again, or set dataset.annotations") from None
         if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
             found[path] = content
         elif places.annotations is not None:
-            raise ValueError(f"{path} lacks images, annotations or categories, expected a COCO-style JSON")
+            raise DatasetError(f"{path} lacks images, annotations or categories, expected a COCO-style JSON")
     return found
 
 
@@ -347,10 +348,10 @@ def _choose(places: Places, found: Sequence[str] | set[str]) -> dict[str, int]:
     for name in listed or ():
         if name not in found:
             known = ", ".join(sorted(found)[:5])
-            raise ValueError(f"class {name!r} of the list of classes is not in {places.root}, which has {known} …")
+            raise DatasetError(f"class {name!r} of the list of classes is not in {places.root}, which has {known} …")
     names = tuple(listed or (sorted(found) if isinstance(found, set) else found))
     if not names:
-        raise ValueError(f"{places.root} has no classes, expected at least one: check the masks and dataset.classes")
+        raise DatasetError(f"{places.root} has no classes, expected at least one: check the masks and dataset.classes")
     return {name: value for value, name in enumerate(names, start=1)}
 
 
@@ -383,5 +384,5 @@ def _single(files: dict[str, list[Path]], folder: Path) -> dict[str, Path]:
     for name, paths in files.items():
         if len(paths) > 1:
             both = " and ".join(path.name for path in paths[:2])
-            raise ValueError(f"{folder} holds {both} ({name!r} twice), expected one of them: remove the other")
+            raise DatasetError(f"{folder} holds {both} ({name!r} twice), expected one of them: remove the other")
     return {name: paths[0] for name, paths in files.items()}

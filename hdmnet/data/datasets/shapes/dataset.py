@@ -33,6 +33,7 @@ from hdmnet.data.datasets.shapes.scene import (
 )
 from hdmnet.data.datasets.shapes.tables import MAX_IMAGE_SIDE
 from hdmnet.data.io.arrays import IGNORE, MAX_LABELS
+from hdmnet.runtime.errors import DatasetError
 
 MIN_VISIBLE = 0.4  # objects less visible than this are labelled 255
 
@@ -125,20 +126,20 @@ class ShapesDataset(LabelMapDataset):
     ) -> None:
         sides = (picture_size, picture_size) if isinstance(picture_size, int) else tuple(picture_size)
         if len(sides) != 2 or not all(type(side) is int for side in sides):
-            raise ValueError(f"shapes picture_size is {picture_size}, expected a side or [height, width]")
+            raise DatasetError(f"shapes picture_size is {picture_size}, expected a side or [height, width]")
         height, width = sides
         if min(sides) < 48 or max(sides) > MAX_IMAGE_SIDE:
-            raise ValueError(
+            raise DatasetError(
                 f"shapes picture_size is {picture_size}, expected sides of 48..{MAX_IMAGE_SIDE} px: change it"
             )
         if not 4 <= num_classes <= MAX_LABELS or num_classes % self.num_folds:
-            raise ValueError(f"shapes num_classes is {num_classes}, expected a multiple of 4 in 4..252: change it")
+            raise DatasetError(f"shapes num_classes is {num_classes}, expected a multiple of 4 in 4..252: change it")
         if not all(type(number) is int and 1 <= number <= _MOST_PICTURES for number in (num_train, num_val)):
-            raise ValueError(
+            raise DatasetError(
                 f"shapes num_train={num_train} num_val={num_val}, expected 1 to {_MOST_PICTURES:,} of each"
             )
         if not 0.5 <= object_scale <= 1.4:
-            raise ValueError(f"shapes object_scale is {object_scale}, expected 0.5..1.4: change it")
+            raise DatasetError(f"shapes object_scale is {object_scale}, expected 0.5..1.4: change it")
         if fold is not None:
             split_classes(num_classes, self.num_folds, fold, split_rule)  # refuses a fold out of range
         self.class_names = class_names(num_classes)
@@ -170,7 +171,7 @@ class ShapesDataset(LabelMapDataset):
         match = re.fullmatch(rf"(train|val)-{self._prefix}(\d{{5,}})", image_id)
         split = cast("Split", match[1] if match else "train")
         if match is None or int(match[2]) >= self._sizes[split]:
-            raise ValueError(
+            raise DatasetError(
                 f"shapes has no picture {image_id!r}, expected one of {self.ids('train')[0]} … {self.ids('val')[-1]}:"
                 " check the fold and the number of pictures"
             )
