@@ -6,11 +6,12 @@ import functools
 import inspect
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ProgressBar
+from omegaconf import OmegaConf
 
 from hdmnet.callbacks.progress import StageProgressBar
 from hdmnet.config.instantiate import instantiate
