@@ -99,9 +99,9 @@ def test_another_thread_cannot_hear_and_does_not_fail():
     assert seen == [False]
 
 
-def worker(says, *, signals=2):
+def worker(says, *, times=2):
     signals.outlive_one_signal()
-    for _ in range(signals):
+    for _ in range(times):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
         says.put("alive")
