@@ -127,7 +127,7 @@ def test_a_worker_that_is_left_does_not_keep_the_run_from_ending():
     other = context.Process(target=time.sleep, args=(60,), daemon=True)
     other.start()
     with signals.handling_signals():
-        process = context.Process(target=worker, args=(says,), kwargs={"signals": 1}, daemon=True)
+        process = context.Process(target=worker, args=(says,), kwargs={"times": 1}, daemon=True)
         process.start()
         assert says.get() == "alive"
         assert process.is_alive()
