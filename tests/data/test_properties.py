@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hdmnet.data.io.polygons import run_lengths
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
@@ -15,7 +16,6 @@ from hdmnet.data.episodes.manifest import EpisodeManifest, read_manifest
 from hdmnet.data.io.annotations import category_values, decode_segmentation, paint_annotations
 from hdmnet.data.io.arrays import IGNORE
 from hdmnet.data.io.masks import read_mask, write_mask
-from hdmnet.data.io.polygons import run_lengths
 
 quick = settings(max_examples=40, deadline=None)
 

@@ -112,10 +112,7 @@ class FewShotDataModule(FoldDataModule):
             raise DatasetError(f"support_mask={self.support_mask!r}; expected one of {', '.join(SUPPORT_MASKS)}")
 
     def setup(self, stage: str | None = None) -> None:
-        """Make the manifests that a stage needs.
-
-        Args:
-            stage: `fit`, `validate`, `test`, or None for all.
+        """Make the manifests that a stage needs: `fit`, `validate`, `test`, or None for all.
 
         Raises:
             ValueError: A class has too few images, or images are both trained on and evaluated.

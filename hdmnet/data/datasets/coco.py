@@ -69,13 +69,7 @@ class CocoDataset(TreeDataset):
         super().__init__(root, train_list, val_list, num_folds=num_folds, split_rule=split_rule, min_area=min_area)
 
     def ids(self, split: Split) -> list[str]:
-        """Image ids of a split: in the list's order, without a list ascending.
-
-        Args:
-            split: "train" or "val".
-
-        Returns:
-            Ids such as "val2014/COCO_val2014_000000000042", each once.
+        """Image ids of "train" or "val", as "val2014/COCO_val2014_000000000042": in the list's order, else ascending.
 
         Raises:
             FileNotFoundError: If the folder of masks or the list is missing.
@@ -150,15 +144,9 @@ class CocoDataset(TreeDataset):
 
 
 def parse_line(line: str, folder: str) -> str:
-    """Make an id of a list's line.
+    """Make an id, "FOLDER/STEM", of a list's line: an id or a picture's path, maybe with the mask's after it.
 
-    Args:
-        line: An id or the path of a picture, with or without "train2014" or "val2014" in it; the mask's path
-            that may follow it is dropped.
-        folder: The folder where the line names none.
-
-    Returns:
-        "FOLDER/STEM".
+    `folder` is that of a line that names none.
     """
     named = [part for part in PurePosixPath(line.split()[0]).parts[:-1] if part in FOLDERS.values()]
     return f"{named[-1] if named else folder}/{strip_path(line)}"

@@ -62,18 +62,10 @@ def read_ids(path: Path, parse: Callable[[str], str] = strip_path) -> list[str]:
 
 
 def find_list(listed: str, folder: Path, *, names: str) -> Path:
-    """Find a list of ids by its path.
-
-    Args:
-        listed: Path relative to `folder` or to the working directory, or absolute.
-        folder: The tree's folder of lists.
-        names: Names that would have been taken for a list too, for the error.
-
-    Returns:
-        Path of the file.
+    """Path of a list of ids, given relative to `folder` or to the working directory, or absolute.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If there is none; `names` are those that would have been taken for a list too.
     """
     for candidate in (folder / listed, folder / f"{listed}.txt", Path(listed)):
         if candidate.is_file():
@@ -85,11 +77,7 @@ def find_list(listed: str, folder: Path, *, names: str) -> Path:
 
 
 def check_unique(ids: list[str], origin: str) -> None:
-    """Refuse a list that holds an id twice.
-
-    Args:
-        ids: Image ids.
-        origin: Where they come from, for the message.
+    """Refuse a list that holds an id twice; `origin` says where it comes from.
 
     Raises:
         ValueError: An id occurs more than once.
@@ -124,10 +112,6 @@ def require_ids(ids: list[str], present: set[str], origin: str, what: str, remed
 def refuse_shared_ids(train: list[str], val: list[str]) -> None:
     """Refuse lists that would train on validation images.
 
-    Args:
-        train: Training ids.
-        val: Validation ids.
-
     Raises:
         ValueError: If an id is in both; names the first three.
     """
@@ -150,16 +134,13 @@ def _facts(entry: os.DirEntry[str]) -> list[str]:
 
 
 def fingerprint_files(folder: str | Path, *, names: Iterable[str] | None = None, extra: Iterable[str] = ()) -> str:
-    """Hash names, sizes and modification times of a folder's files, without opening them.
+    """Hash names, sizes and modification times of a folder's files, without opening them, as hex sha256.
 
     Args:
         folder: Folder to scan (not its subfolders).
         names: Only these file names count; None = all files. Names without a file are left out, so that a file that
             appears later changes the fingerprint.
         extra: More texts that the masks depend on, e.g. a crowd rule or a format version.
-
-    Returns:
-        Hex sha256.
 
     Raises:
         FileNotFoundError: There is no such folder.

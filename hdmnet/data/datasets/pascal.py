@@ -67,13 +67,7 @@ class PascalDataset(TreeDataset):
         super().__init__(root, train_list, val_list, num_folds=num_folds, split_rule=split_rule, min_area=min_area)
 
     def ids(self, split: Split) -> list[str]:
-        """Image ids of a split, in the list's order.
-
-        Args:
-            split: "train" or "val".
-
-        Returns:
-            Ids such as "2007_000032", each once.
+        """Image ids of "train" or "val", such as "2007_000032", in the list's order.
 
         Raises:
             FileNotFoundError: If the list is no known name and no file.

@@ -31,13 +31,7 @@ MARGIN = 1.1
 
 
 class FeatureBytes(NamedTuple):
-    """Memory that the features of one picture take, in bytes.
-
-    Attributes:
-        query: As query.
-        empty_support: As support without any foreground.
-        full_support: As support that is foreground all over.
-    """
+    """Memory, in bytes, of the features of a picture: as query, and as support without or all foreground."""
 
     query: int
     empty_support: int

@@ -12,13 +12,7 @@ if TYPE_CHECKING:
 
 
 def check_files(dataset: SegmentationDataset, view: CatalogView, number: int, seed: int = 0) -> list[str]:
-    """Decode some pictures with the mask of a class each and compare their sizes.
-
-    Args:
-        dataset: The data set.
-        view: The images that a run will use.
-        number: How many of them to look at.
-        seed: Chooses which.
+    """Decode `number` of a view's pictures, which the seed chooses, with the mask of a class each.
 
     Returns:
         The ids looked at.

@@ -59,10 +59,8 @@ def read_user_mask(mask: Any, picture: UInt8Array, turned: int = 1, *, name: str
         mask: A path, PIL image, array, tensor; or a box x0, y0, x1, y1 in the pixels of the picture as shown, the
             second corner not included.
         picture: (H0, W0, 3), from `read_user_picture`.
-        turned: The picture's EXIF orientation, from `read_user_picture`: a mask whose shape tells that it was drawn on
-        the
-            stored pixels is turned likewise. Where both fit it is taken as drawn on the picture as shown, and a log
-            line says so.
+        turned: Its EXIF orientation, from there too: a mask whose shape tells that it was drawn on the stored pixels is
+            turned likewise. Where both fit it is taken as drawn on the picture as shown, and a log line says so.
         name: What to call the mask in messages.
 
     Returns:

@@ -132,13 +132,7 @@ class FolderDataset(LabelMapDataset):
         raise MissingFileError(f"{what}={listed} is a file neither in {self.root} nor in {Path.cwd()}: correct it")
 
     def ids(self, split: Split) -> list[str]:
-        """Image ids of a split: in the list's order, else ascending.
-
-        Args:
-            split: "train" or "val".
-
-        Returns:
-            Ids such as "cats/1", each once.
+        """Image ids of "train" or "val", such as "cats/1": in the list's order, else ascending.
 
         Raises:
             FileNotFoundError: If the list is missing.

@@ -128,14 +128,7 @@ class Places:
 
 
 def scan(places: Places, layout: LayoutName | None = None) -> Tree:
-    """Find out what lies in a folder; no picture and no mask is opened.
-
-    Args:
-        places: The folder.
-        layout: Its shape; None: recognised.
-
-    Returns:
-        Its content.
+    """Find out what lies in a folder, of a given or recognised layout; no picture and no mask is opened.
 
     Raises:
         FileNotFoundError: Something that the layout needs is missing.
