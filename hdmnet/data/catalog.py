@@ -71,11 +71,6 @@ class CatalogView:
         """Number of images M."""
         return len(self.ids)
 
-    @property
-    def num_pairs(self) -> int:
-        """Number of (image, class) pairs P'."""
-        return len(self.image_classes)
-
     def classes_of(self, position: int) -> IntArray:
         """Class values that qualify in the image at a position, ascending."""
         return self.image_classes[self.image_ptr[position] : self.image_ptr[position + 1]]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from hdmnet.data.types import IGNORE
+from hdmnet.data.io.arrays import IGNORE
 from hdmnet.runtime.errors import DatasetError
 
 if TYPE_CHECKING:

@@ -344,7 +344,7 @@ def paint_chunk(items: Iterable[PaintItem], *, values: Mapping[int, int], crowd:
     Args:
         items: The pictures.
         values: Class value of every category id.
-        crowd: What a crowd region paints, see `masks.CROWD_VALUES`.
+        crowd: What a crowd region paints, see `CROWD_VALUES`.
 
     Returns:
         A line for each picture that failed.

@@ -15,8 +15,7 @@ from hdmnet.data.datasets.files import refuse_shared_ids
 from hdmnet.data.episodes.encode_once import FeatureCost, plan_batches
 from hdmnet.data.episodes.manifest import EpisodeManifest
 from hdmnet.data.episodes.planned_batches import PlannedEvaluation
-from hdmnet.data.episodes.samples import EvalEpisodes, TrainEpisodes
-from hdmnet.data.episodes.spot_check import check_files
+from hdmnet.data.episodes.samples import EvalEpisodes, TrainEpisodes, check_files
 from hdmnet.data.types import (
     Episode,
     EvaluationBatch,

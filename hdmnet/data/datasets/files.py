@@ -10,11 +10,18 @@ from pathlib import Path
 from hdmnet.runtime.errors import DatasetError, MissingFileError
 
 
-def read_id_list(path: str | Path) -> list[str]:
-    """Read a list of ids, one a line; empty lines are skipped, order is kept.
+def strip_path(line: str) -> str:
+    """Id of a line of a list: "ID", or "/JPEGImages/ID.jpg /SegmentationClassAug/ID.png"."""
+    path = Path(line.split()[0])
+    return path.stem if path.suffix.lower() in (".jpg", ".jpeg", ".png") else path.name
+
+
+def read_ids(path: str | Path, parse: Callable[[str], str] = strip_path) -> list[str]:
+    """Read a list of ids, one a line, in order; empty lines are skipped.
 
     Args:
         path: Text file.
+        parse: Makes an id of a line that is not empty, without the space around it.
 
     Returns:
         The ids.
@@ -29,34 +36,9 @@ def read_id_list(path: str | Path) -> list[str]:
         text = Path(path).read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
         raise DatasetError(f"list {path} is no UTF-8 text ({error.reason}): save it as UTF-8") from None
-    ids = [line.strip() for line in text.splitlines() if line.strip()]
+    ids = [parse(line.strip()) for line in text.splitlines() if line.strip()]
     if not ids:
         raise DatasetError(f"list of image ids {path} is empty, expected one id a line")
-    check_unique(ids, str(path))
-    return ids
-
-
-def strip_path(line: str) -> str:
-    """Id of a line of a list: "ID", or "/JPEGImages/ID.jpg /SegmentationClassAug/ID.png"."""
-    path = Path(line.split()[0])
-    return path.stem if path.suffix.lower() in (".jpg", ".jpeg", ".png") else path.name
-
-
-def read_ids(path: Path, parse: Callable[[str], str] = strip_path) -> list[str]:
-    """Read a list of ids.
-
-    Args:
-        path: Text file, one image a line.
-        parse: Makes an id of a line that is not empty.
-
-    Returns:
-        The ids in order.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is empty or holds an id twice.
-    """
-    ids = [parse(line) for line in read_id_list(path)]
     check_unique(ids, str(path))
     return ids
 

@@ -44,7 +44,8 @@ def read_user_picture(image: Any) -> tuple[UInt8Array, int]:
         path = _existing(image, "picture")
         return read_upright(path), orientation(path)
     if isinstance(image, Image.Image):
-        turned = _orientation(image)
+        image.load()  # turns a TIFF, which then has no orientation any more
+        turned = exif_orientation(image)
         return turn(_to_rgb(_pil_array(image), "picture"), turned), turned
     return _to_rgb(_plain_array(image, "picture"), "picture"), 1
 
@@ -93,12 +94,6 @@ def _existing(path: str | Path, what: str) -> Path:
 
 
 # ----------------------------------------------------------------------------------------------------------- pictures
-
-
-def _orientation(picture: Image.Image) -> int:
-    """EXIF orientation (1..8) of a PIL image."""
-    picture.load()  # turns a TIFF, which then has none any more
-    return exif_orientation(picture)
 
 
 def _pil_array(picture: Image.Image) -> NDArray[Any]:
