@@ -6,7 +6,6 @@ import hashlib
 import os
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import ClassVar
 
 from hdmnet.data.datasets.base import Split
 from hdmnet.data.datasets.files import (
@@ -52,7 +51,6 @@ class CocoDataset(TreeDataset):
     name = "coco"
     class_names = CLASS_NAMES
     split_rule = "interleaved"
-    default_lists: ClassVar[dict[Split, str | None]] = {"train": None, "val": None}
 
     def ids(self, split: Split) -> list[str]:
         """Image ids of "train" or "val", as "val2014/COCO_val2014_000000000042": in the list's order, else ascending.

@@ -30,7 +30,7 @@ class TreeDataset(LabelMapDataset):
         min_area: Fewest pixels, at original size, for a class to count in an image.
     """
 
-    default_lists: ClassVar[dict[Split, str | None]]
+    default_lists: ClassVar[dict[Split, str | None]] = {"train": None, "val": None}
 
     def __init__(
         self,

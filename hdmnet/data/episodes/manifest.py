@@ -95,6 +95,18 @@ class EpisodeManifest(Manifest):
     The queries walk over the view's images: pass p is a permutation keyed by (dataset, fold, split, seed, p), so every
     image is the query once a pass; the official protocol walks in list order, unshuffled. The class is uniform among
     those that qualify in the query; the supports are uniform without replacement among the class's other images.
+
+    Args:
+        view: Images and classes to draw from. Classes without any image are never drawn.
+        dataset: Name of the data set; part of the key, as are `fold`, `split` and `seed`.
+        shot: Number of supports K an episode.
+        num_episodes: Length; None = unbounded, for training.
+        protocol: "uniform", or "official" for the release's in-order walk.
+        allow_repeats: Where a class has too few images, take each as often as every other, up to one time more,
+            instead of raising.
+
+    Raises:
+        ValueError: An argument is out of range, the view is empty, or a class has too few images for its episodes.
     """
 
     def __init__(
@@ -110,23 +122,7 @@ class EpisodeManifest(Manifest):
         protocol: EvaluationProtocol = "uniform",
         allow_repeats: bool = False,
     ) -> None:
-        """Check that every episode can be drawn; nothing is drawn yet.
-
-        Args:
-            view: Images and classes to draw from. Classes without any image are never drawn.
-            dataset: Name of the data set; part of the key.
-            fold: Number of the fold; part of the key.
-            split: "train" or "val"; part of the key.
-            shot: Number of supports K an episode.
-            seed: Seed; part of the key.
-            num_episodes: Length; None = unbounded, for training.
-            protocol: "uniform", or "official" for the release's in-order walk.
-            allow_repeats: Where a class has too few images, take each as often as every other, up to one time more,
-                instead of raising.
-
-        Raises:
-            ValueError: An argument is out of range, the view is empty, or a class has too few images for its episodes.
-        """
+        """Check that every episode can be drawn; nothing is drawn yet."""
         where = f"{dataset} fold {fold} {split}"
         _check_arguments(view, where, shot=shot, num_episodes=num_episodes, protocol=protocol)
         _check_supports(view, where, shot=shot, allow_repeats=allow_repeats)
