@@ -100,7 +100,7 @@ def coco(tmp_path_factory):
 @pytest.fixture(scope="module")
 def coco_dataset():
     return ShapesDataset(
-        image_size=160,
+        picture_size=160,
         num_train=48,
         num_val=16,
         num_classes=80,
@@ -215,7 +215,7 @@ def test_defaults_leave_enough_pictures_for_five_shots(format_name):
     num_train, num_val = script.NUM_PICTURES[format_name]
     classes, rule = (20, "contiguous") if format_name == "voc" else (80, "interleaved")
     dataset = ShapesDataset(
-        image_size=(240, 320), num_train=num_train, num_val=num_val, num_classes=classes, split_rule=rule,
+        picture_size=(240, 320), num_train=num_train, num_val=num_val, num_classes=classes, split_rule=rule,
         object_scale=1.2, vary_size=True,
     )  # fmt: skip
     areas = {
@@ -227,7 +227,7 @@ def test_defaults_leave_enough_pictures_for_five_shots(format_name):
     assert (areas["val"] >= 2048).sum(axis=0).min() >= 7
     for fold in (split_classes(classes, 4, index, rule) for index in range(4)):
         kept = areas["train"][areas["train"][:, np.array(fold.novel) - 1].sum(axis=1) == 0]
-        assert (kept[:, np.array(fold.base) - 1] >= 2048).sum(axis=0).min() >= 7
+        assert (kept[:, np.array(fold.train) - 1] >= 2048).sum(axis=0).min() >= 7
 
 
 FOLDER = ["--num-train", "6", "--num-val", "3", "--num-classes", "4", "--image-size", "48", "64"]

@@ -105,7 +105,7 @@ def test_check_names_what_lacks(tree, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no mask in masks/val2014: run scripts/data/prepare_coco\.py"):
         dataset.check()
     shutil.rmtree(tree / "masks")
-    with pytest.raises(FileNotFoundError, match=r"masks/train2014 is missing: .*scripts/prepare_coco\.py --root"):
+    with pytest.raises(FileNotFoundError, match=r"masks/train2014 is missing: .*scripts/data/prepare_coco\.py --root"):
         dataset.check()
     with pytest.raises(FileNotFoundError, match=r"nowhere is missing: put train2014/"):
         CocoDataset(tmp_path / "nowhere").check()
