@@ -1,8 +1,10 @@
-"""The argument parser of scripts and of the report."""
+"""The argument parser of scripts and of the report, and how a script ends."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 from hdmnet.runtime.errors import ConfigError
@@ -21,3 +23,19 @@ class OneLineParser(argparse.ArgumentParser):
             ConfigError: Always.
         """
         raise ConfigError(f"{message}; see --help")
+
+
+def run_main(body: Callable[[], bool], name: str) -> int:
+    """Run a script's body and turn its failure into one line on stderr, after the script's name.
+
+    Returns:
+        Exit code: 0 if the body says that everything is complete, else 1.
+    """
+    try:
+        return 0 if body() else 1
+    except KeyboardInterrupt:
+        message = "stopped; the same command goes on from here"
+    except (ValueError, OSError) as error:
+        message = str(error)
+    print(f"{name}: {message}", file=sys.stderr)
+    return 1

@@ -71,11 +71,6 @@ class CatalogView:
         """Number of images M."""
         return len(self.ids)
 
-    @property
-    def num_pairs(self) -> int:
-        """Number of (image, class) pairs P'."""
-        return len(self.image_classes)
-
     def classes_of(self, position: int) -> IntArray:
         """Class values that qualify in the image at a position, ascending."""
         return self.image_classes[self.image_ptr[position] : self.image_ptr[position + 1]]
@@ -176,8 +171,7 @@ def load_catalog(
     Args:
         dataset: The data set.
         split: One of the data set's splits.
-        cache_dir: Folder for cache files; made when missing. None = neither read nor write a cache, as for a data set
-            without a fingerprint.
+        cache_dir: Folder for cache files; None: neither read nor write one, as for a data set without a fingerprint.
         skip: Leave out images that cannot be read, picture or mask; False: they are errors.
         num_workers: Processes that scan the masks; None = one per available core. 0 and 1, and short lists, scan in
             this process.
@@ -350,19 +344,11 @@ def _scan_chunk(dataset: SegmentationDataset, start: int, ids: list[str], skip: 
 
 
 def class_areas(dataset: SegmentationDataset, image_id: str) -> dict[int, int]:
-    """Count the pixels of each class in one image, and check its masks.
-
-    Args:
-        dataset: The data set.
-        image_id: Which image.
-
-    Returns:
-        Pixels, at least 1, by class value.
+    """Count the pixels, at least 1, of each class in one image, and check its masks.
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: A mask is unreadable, holds other values, or has another size than its picture; one line that names
-            it.
+        ValueError: A mask is unreadable, holds other values, or has another size than its picture; one line names it.
     """
     where = dataset.mask_location(image_id)
     try:

@@ -39,17 +39,14 @@ def hold_out(num_classes: int, novel: tuple[int, ...], fold: int) -> ClassSplit:
 
 
 def split_classes(num_classes: int, num_folds: int, fold: int, rule: SplitRule) -> ClassSplit:
-    """Split the classes into base and novel.
+    """Split the classes 1..C into base and novel; the novel ones serve validation and test.
 
     Args:
-        num_classes: Number of classes C, without background; class values are 1..C.
+        num_classes: Number of classes C, without background.
         num_folds: Number of folds; must divide C.
         fold: Which fold, 0..num_folds-1.
         rule: "contiguous": fold i holds out classes i*n+1 … i*n+n with n = C/num_folds (PASCAL-5i).
             "interleaved": fold i holds out classes i+1, i+1+num_folds, i+1+2*num_folds, … (COCO-20i).
-
-    Returns:
-        The split; its novel classes serve validation and test.
 
     Raises:
         ValueError: No such fold or rule, or the classes cannot be split evenly.

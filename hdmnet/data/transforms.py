@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from hdmnet.data.types import IGNORE
+from hdmnet.data.io.arrays import IGNORE
 from hdmnet.runtime.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -230,17 +230,7 @@ class RandomAugment(Augment):
 
 
 class BaseLearnerAugment(RandomAugment):
-    """Augmentation of stage 1 (BAM's): scale 0.5 to 2, then a crop that keeps 85 % of the foreground where possible.
-
-    Args:
-        image_size: (H, W) of the crop.
-        mean: Mean colour, RGB in [0, 1].
-        scale: (low, high) of the uniform factor on both sides.
-        keep: Share of the foreground that a crop should hold.
-
-    Raises:
-        ValueError: If an argument is out of range.
-    """
+    """Augmentation of stage 1 (BAM's): scale 0.5 to 2, then a crop that keeps 85 % of the foreground where possible."""
 
     def __init__(
         self,
@@ -263,9 +253,6 @@ def build_augment(
         image_size: (H, W) of the result.
         scale: (low, high); the release has (0.9, 1.1) on PASCAL and (0.8, 1.25) on COCO.
         mean: Mean colour, RGB in [0, 1].
-
-    Returns:
-        The augmentation.
 
     Raises:
         ValueError: If the name is unknown or an argument is out of range.

@@ -8,12 +8,11 @@ Dimension letters:
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch.utils.data import default_collate  # as torch.stack; in a worker straight into shared memory
 
-from hdmnet.data.io.arrays import IGNORE
 from hdmnet.runtime.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -21,21 +20,26 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = [
-    "IGNORE",
-    "Episode",
-    "EvaluationBatch",
-    "FeatureKey",
-    "SegmentationSample",
-    "collate_episodes",
-    "collate_segmentation",
-]
-
-_BatchT = TypeVar("_BatchT", "Episode", "EvaluationBatch", "SegmentationSample")
+_SingleT = TypeVar("_SingleT", "Episode", "SegmentationSample")
 
 
 @dataclass
-class Episode:
+class _Pinnable:
+    """A batch that the DataLoader can put in page-locked memory, though it does not look into dataclasses."""
+
+    def pin_memory(self) -> Self:
+        """Return a copy with every tensor, also those in lists, in page-locked memory."""
+
+        def pin(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                return value.pin_memory()
+            return [pin(item) for item in value] if isinstance(value, list) else value
+
+        return replace(self, **{field.name: pin(getattr(self, field.name)) for field in fields(self)})
+
+
+@dataclass
+class Episode(_Pinnable):
     """One episode (no B), or a collated batch of them (leading B); the same keys in training and evaluation.
 
     Images are uint8 RGB until the DataModule normalises them on the device to float32.
@@ -65,10 +69,6 @@ class Episode:
     seed_index: Tensor
     query_mask_original: Tensor | list[Tensor] | None = None
 
-    def pin_memory(self) -> Episode:
-        """Return a copy in page-locked memory; called by the DataLoader, which does not look into dataclasses."""
-        return _pinned(self)
-
 
 class FeatureKey(NamedTuple):
     """What is encoded once and then reused: a picture as query, or a picture with the mask of a class as support.
@@ -83,7 +83,7 @@ class FeatureKey(NamedTuple):
 
 
 @dataclass
-class EvaluationBatch:
+class EvaluationBatch(_Pinnable):
     """Episodes of an evaluation with reuse: the pictures to encode first, then B episodes by what they are made of.
 
     Equal episodes, of whatever seeds, are one of the B: E episodes of the manifests in all.
@@ -123,13 +123,9 @@ class EvaluationBatch:
     index: Tensor
     seed_index: Tensor
 
-    def pin_memory(self) -> EvaluationBatch:
-        """Return a copy in page-locked memory; called by the DataLoader, which does not look into dataclasses."""
-        return _pinned(self)
-
 
 @dataclass
-class SegmentationSample:
+class SegmentationSample(_Pinnable):
     """One image of stage 1 (no B), or a collated batch of them (leading B).
 
     Attributes:
@@ -142,16 +138,9 @@ class SegmentationSample:
     mask: Tensor
     id: str | list[str]
 
-    def pin_memory(self) -> SegmentationSample:
-        """Return a copy in page-locked memory; called by the DataLoader, which does not look into dataclasses."""
-        return _pinned(self)
-
 
 def collate_episodes(episodes: Sequence[Episode]) -> Episode:
-    """Stack single episodes to a batch; masks at original size stay a list, for their sizes differ.
-
-    Args:
-        episodes: B episodes without a batch dimension, with equal H, W and K.
+    """Stack single episodes, of equal H, W and K, to a batch; masks at original size stay a list, as sizes differ.
 
     Returns:
         One Episode with a leading B.
@@ -159,55 +148,29 @@ def collate_episodes(episodes: Sequence[Episode]) -> Episode:
     Raises:
         ValueError: If there is no episode, or only some of them hold a mask at original size.
     """
-    if not episodes:
-        raise DatasetError("cannot collate an empty list of episodes; expected at least one")
-    originals = [e.query_mask_original for e in episodes if e.query_mask_original is not None]
-    if originals and len(originals) != len(episodes):
+    held = sum(episode.query_mask_original is not None for episode in episodes)
+    if held not in (0, len(episodes)):
         raise DatasetError(
-            f"{len(originals)} of {len(episodes)} episodes hold query_mask_original; "
+            f"{held} of {len(episodes)} episodes hold query_mask_original; "
             "expected all or none: do not mix training and evaluation episodes"
         )
-    return Episode(
-        query_image=default_collate([e.query_image for e in episodes]),
-        query_mask=default_collate([e.query_mask for e in episodes]),
-        support_images=default_collate([e.support_images for e in episodes]),
-        support_masks=default_collate([e.support_masks for e in episodes]),
-        class_index=default_collate([e.class_index for e in episodes]),
-        query_id=[e.query_id for e in episodes],  # type: ignore[misc]  # single episodes hold one id each
-        support_ids=[e.support_ids for e in episodes],  # type: ignore[arg-type]
-        index=default_collate([e.index for e in episodes]),
-        seed_index=default_collate([e.seed_index for e in episodes]),
-        query_mask_original=originals or None,  # type: ignore[arg-type]
-    )
+    batch = _collate(episodes, "episodes", lists=("query_mask_original",))
+    return batch if held else replace(batch, query_mask_original=None)
 
 
 def collate_segmentation(samples: Sequence[SegmentationSample]) -> SegmentationSample:
-    """Stack single samples of stage 1 to a batch.
-
-    Args:
-        samples: B samples without a batch dimension, with equal H and W.
-
-    Returns:
-        One SegmentationSample with a leading B.
-
-    Raises:
-        ValueError: If there is no sample.
-    """
-    if not samples:
-        raise DatasetError("cannot collate an empty list of samples; expected at least one")
-    return SegmentationSample(
-        image=default_collate([s.image for s in samples]),
-        mask=default_collate([s.mask for s in samples]),
-        id=[s.id for s in samples],  # type: ignore[misc]  # single samples hold one id each
-    )
+    """Stack samples of stage 1, of equal H and W, to one with a leading B; raises ValueError if there is none."""
+    return _collate(samples, "samples")
 
 
-def _pinned(batch: _BatchT) -> _BatchT:
-    """Copy a batch with every tensor, also those in lists, in page-locked memory."""
-
-    def pin(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value.pin_memory()
-        return [pin(item) for item in value] if isinstance(value, list) else value
-
-    return replace(batch, **{field.name: pin(getattr(batch, field.name)) for field in fields(batch)})
+def _collate(items: Sequence[_SingleT], what: str, lists: Sequence[str] = ()) -> _SingleT:
+    """Stack the tensors of single items; those of the fields in `lists`, and all else, become lists."""
+    if not items:
+        raise DatasetError(f"cannot collate an empty list of {what}; expected at least one")
+    values = {field.name: [getattr(item, field.name) for item in items] for field in fields(items[0])}
+    stacked = {
+        name: default_collate(several)
+        for name, several in values.items()
+        if isinstance(several[0], torch.Tensor) and name not in lists
+    }
+    return replace(items[0], **(values | stacked))

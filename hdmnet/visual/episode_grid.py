@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from hdmnet.data.types import IGNORE, Episode
+from hdmnet.data.io.arrays import IGNORE
+from hdmnet.data.types import Episode
 from hdmnet.models.method import FINAL
 from hdmnet.runtime.atomic import replacing
 from hdmnet.visual.colours import PREDICTION, TRUTH

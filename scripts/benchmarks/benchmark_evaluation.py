@@ -27,8 +27,7 @@ sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 from hdmnet.callbacks.build import build_callbacks  # noqa: E402
-from hdmnet.cli.parser import OneLineParser  # noqa: E402
-from hdmnet.data.prepare import run_main  # noqa: E402
+from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
 from hdmnet.evaluate import compose_config  # noqa: E402
 from hdmnet.run.build import build_trainer  # noqa: E402
 from hdmnet.run.pipeline import prepare_evaluation  # noqa: E402

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hdmnet.cli.parser import OneLineParser
-from hdmnet.data.prepare import run_main
+from hdmnet.cli.parser import OneLineParser, run_main
 from hdmnet.models.backbones.build import build_backbone
 from hdmnet.models.base_learner import BaseLearner
 from hdmnet.models.hdmnet.model import HDMNet, build_hdmnet

@@ -19,14 +19,13 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from hdmnet.cli.parser import OneLineParser
+from hdmnet.cli.parser import OneLineParser, run_main
 from hdmnet.config.paths import conf_dir
 from hdmnet.config.schemas import register_schemas
 from hdmnet.config.stored import stored_config
 from hdmnet.config.values import to_stored
 from hdmnet.data.class_split import split_classes
 from hdmnet.data.datasets import coco, pascal
-from hdmnet.data.prepare import run_main
 from hdmnet.models.hdmnet.model import HDMNet
 from hdmnet.models.hdmnet.official import (
     build_official_base_learner,

@@ -40,8 +40,7 @@ sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
 from hdmnet.apps.export import SUFFIXES, TOLERANCE, export  # noqa: E402
 from hdmnet.apps.predict import parse_supports  # noqa: E402
 from hdmnet.apps.segmenter import Segmenter  # noqa: E402
-from hdmnet.cli.parser import OneLineParser  # noqa: E402
-from hdmnet.data.prepare import run_main  # noqa: E402
+from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
 
 NAME = "export"
 

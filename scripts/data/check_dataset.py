@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
+from hdmnet.cli.parser import run_main
 from hdmnet.config.checks import validate
 from hdmnet.config.paths import conf_dir
 from hdmnet.config.schemas import register_schemas
@@ -30,7 +31,6 @@ from hdmnet.data.catalog import class_areas
 from hdmnet.data.datasets.base import SegmentationDataset, Split
 from hdmnet.data.datasets.folder.dataset import FolderDataset
 from hdmnet.data.io.upright import orientation
-from hdmnet.data.prepare import run_main
 from hdmnet.run.build import build_dataset
 from hdmnet.runtime.provenance import available_cpus
 

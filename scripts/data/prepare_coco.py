@@ -11,26 +11,29 @@ Annotations are painted in the JSON's order, later over earlier ones; a crowd re
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hdmnet.cli.parser import OneLineParser
-from hdmnet.data.io.annotations import category_values
-from hdmnet.data.io.masks import CROWD_VALUES
-from hdmnet.data.prepare import (
+sys.path[:0] = [folder for folder in (str(Path(__file__).parent),) if folder not in sys.path]
+
+from prepare_common import (  # noqa: E402
+    CROWD_VALUES,
     PaintItem,
+    category_values,
     count_workers,
     paint_chunk,
     remove_stale,
     run_chunks,
-    run_main,
     unfinished,
     unpack,
     warn,
 )
+
+from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
 
 NAME = "prepare_coco"
 FOLDERS = ("train2014", "val2014")

@@ -9,13 +9,13 @@ left alone.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hdmnet.cli.parser import OneLineParser
-from hdmnet.data.datasets.files import read_ids
-from hdmnet.data.datasets.pascal import LISTS
-from hdmnet.data.prepare import (
+sys.path[:0] = [folder for folder in (str(Path(__file__).parent),) if folder not in sys.path]
+
+from prepare_common import (  # noqa: E402
     ConvertItem,
     archive_members,
     convert_chunk,
@@ -23,11 +23,14 @@ from hdmnet.data.prepare import (
     one_line_for,
     remove_stale,
     run_chunks,
-    run_main,
     unfinished,
     unpack,
     warn,
 )
+
+from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
+from hdmnet.data.datasets.files import read_ids  # noqa: E402
+from hdmnet.data.datasets.pascal import LISTS  # noqa: E402
 
 NAME = "prepare_pascal"
 NUM_MASKS = 12_031

@@ -39,11 +39,10 @@ from numpy.typing import NDArray  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 from write_shapes_folders import encode_counts, encode_jpeg, write_folder  # noqa: E402
 
-from hdmnet.cli.parser import OneLineParser  # noqa: E402
+from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
 from hdmnet.data.datasets.base import Split  # noqa: E402
 from hdmnet.data.datasets.shapes.dataset import Sample, ShapesDataset  # noqa: E402
 from hdmnet.data.io.masks import write_mask  # noqa: E402
-from hdmnet.data.prepare import run_main  # noqa: E402
 
 NAME = "write_shapes"
 # (train, val): enough of every class, see the tests.

@@ -36,11 +36,10 @@ from tqdm import tqdm  # noqa: E402
 from hdmnet.apps.predict import predict  # noqa: E402
 from hdmnet.apps.segmenter import Segmenter  # noqa: E402
 from hdmnet.callbacks.build import build_callbacks  # noqa: E402
-from hdmnet.cli.parser import OneLineParser  # noqa: E402
+from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
 from hdmnet.config.paths import HYDRA_VERSION_BASE, conf_dir, make_paths_absolute  # noqa: E402
 from hdmnet.data.datamodules.few_shot import FewShotDataModule  # noqa: E402
 from hdmnet.data.episodes.manifest import EpisodeSpec  # noqa: E402
-from hdmnet.data.prepare import run_main  # noqa: E402
 from hdmnet.evaluate import compose_config  # noqa: E402
 from hdmnet.metrics import FewShotIoU  # noqa: E402
 from hdmnet.run.build import build_trainer  # noqa: E402

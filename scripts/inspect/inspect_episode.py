@@ -29,10 +29,9 @@ import torch  # noqa: E402
 from episode_scores import EpisodeScore, EpisodeScores  # noqa: E402
 
 from hdmnet.callbacks.build import build_callbacks  # noqa: E402
-from hdmnet.cli.parser import OneLineParser  # noqa: E402
+from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
 from hdmnet.data.datamodules.few_shot import FewShotDataModule  # noqa: E402
 from hdmnet.data.episodes.samples import EvalEpisodes  # noqa: E402
-from hdmnet.data.prepare import run_main  # noqa: E402
 from hdmnet.data.types import collate_episodes  # noqa: E402
 from hdmnet.evaluate import compose_config  # noqa: E402
 from hdmnet.run.build import build_trainer  # noqa: E402

@@ -29,11 +29,10 @@ from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from hdmnet.callbacks.non_finite import DUMP_KEY, episodes_of  # noqa: E402
-from hdmnet.cli.parser import OneLineParser  # noqa: E402
+from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
 from hdmnet.config.instantiate import instantiate  # noqa: E402
 from hdmnet.config.renamed import upgrade  # noqa: E402
 from hdmnet.config.values import to_plain  # noqa: E402
-from hdmnet.data.prepare import run_main  # noqa: E402
 from hdmnet.data.types import Episode, SegmentationSample  # noqa: E402
 from hdmnet.run.build import build_base_learner, build_trained  # noqa: E402
 from hdmnet.run.checkpoints import facts_of_earlier_versions, load_strictly  # noqa: E402

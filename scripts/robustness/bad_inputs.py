@@ -32,8 +32,7 @@ from bad_input_cases import CASES, Case  # noqa: E402
 from bad_input_data import DATA_CASES  # noqa: E402
 from bad_input_own import OWN_CASES  # noqa: E402
 
-from hdmnet.cli.parser import OneLineParser  # noqa: E402
-from hdmnet.data.prepare import run_main  # noqa: E402
+from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
 from hdmnet.runtime.atomic import replacing  # noqa: E402
 
 __all__ = ["ALL_CASES", "Bench", "check_answer", "first"]

@@ -44,8 +44,7 @@ sys.path[:0] = [
 
 from fuzz_mutations import CANARY  # noqa: E402
 
-from hdmnet.cli.parser import OneLineParser  # noqa: E402
-from hdmnet.data.prepare import run_main  # noqa: E402
+from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
 
 NAME = "fuzz"
 OUTCOMES = ("accepted", "refused", "crash", "hang", "executed")

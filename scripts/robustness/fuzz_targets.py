@@ -16,6 +16,7 @@ from typing import Any
 import fuzz_mutations as mutate
 import numpy as np
 import prepare_coco
+import prepare_common
 import torch
 from bad_input_bench import TINY, compose_door, write_coco_folder, write_run_files
 from hydra.core.global_hydra import GlobalHydra
@@ -34,7 +35,6 @@ from hdmnet.data.episodes.manifest import read_manifest
 from hdmnet.data.io import masks, pictures, user_pictures
 from hdmnet.data.io.object_masks import read_object_mask
 from hdmnet.data.io.upright import read_upright
-from hdmnet.data.prepare import paint_chunk
 from hdmnet.loggers.build import build_loggers
 from hdmnet.models.official import read_state_dict
 from hdmnet.reporting.collect import collect
@@ -202,7 +202,7 @@ class _Trees:
             instances = prepare_coco.load_instances(path, self.root / "images", path.parent / "painted")
         except (ValueError, OSError) as error:  # what the script prints as one line
             raise mutate.RefusedError(str(error)) from None
-        problems = paint_chunk(instances.items, values=instances.values, crowd="ignore")
+        problems = prepare_common.paint_chunk(instances.items, values=instances.values, crowd="ignore")
         if any("\n" in problem for problem in problems):
             raise RuntimeError(f"a problem has several lines: {problems}")
 

@@ -25,8 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
 
 from hdmnet.callbacks.resources import FILE  # noqa: E402
-from hdmnet.cli.parser import OneLineParser  # noqa: E402
-from hdmnet.data.prepare import run_main  # noqa: E402
+from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
 from hdmnet.runtime.atomic import replacing  # noqa: E402
 
 NAME = "soak"

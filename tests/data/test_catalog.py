@@ -13,7 +13,7 @@ from PIL import Image
 from hdmnet.data import catalog as catalog_module
 from hdmnet.data.catalog import load_catalog
 from hdmnet.data.datasets.base import LabelMapDataset, Split
-from hdmnet.data.datasets.files import fingerprint_files, read_id_list
+from hdmnet.data.datasets.files import fingerprint_files, read_ids
 from hdmnet.data.io.arrays import UInt8Array
 from hdmnet.data.io.masks import read_mask
 
@@ -79,7 +79,7 @@ def parallel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> FolderMasks:
+def dataset(tmp_path: Path) -> FolderMasks:
     root = tmp_path / "masks"
     root.mkdir()
     for image_id, areas in AREAS.items():
@@ -87,8 +87,8 @@ def source(tmp_path: Path) -> FolderMasks:
     return FolderMasks(root, list(AREAS))
 
 
-def test_scan_finds_every_pixel(source: FolderMasks) -> None:
-    catalog = load_catalog(source, "train", None, progress=False)
+def test_scan_finds_every_pixel(dataset: FolderMasks) -> None:
+    catalog = load_catalog(dataset, "train", None, progress=False)
     assert catalog.ids.tolist() == ["c", "a", "e", "b", "d"]
     pairs = list(zip(catalog.image_index.tolist(), catalog.class_value.tolist(), catalog.area.tolist(), strict=True))
     assert pairs[:4] == [(0, 1, 30), (0, 2, 9), (1, 2, 10), (1, 5, 1)]
@@ -97,27 +97,26 @@ def test_scan_finds_every_pixel(source: FolderMasks) -> None:
     assert len(catalog) == 5
 
 
-def test_view_by_area(source: FolderMasks) -> None:
-    view = load_catalog(source, "train", None, progress=False).view((3, 2, 1, 4), min_area=10)
+def test_view_by_area(dataset: FolderMasks) -> None:
+    view = load_catalog(dataset, "train", None, progress=False).view((3, 2, 1, 4), min_area=10)
     assert view.ids.tolist() == ["c", "a", "b", "d"]  # list order
     assert view.classes == (1, 2, 3, 4)
     assert view.class_names == ("one", "two", "three", "four")
     assert [view.classes_of(position).tolist() for position in range(len(view))] == [[1], [2], [1, 3], [2, 3]]
     assert [view.images_of(value).tolist() for value in view.classes] == [[0, 2], [1, 3], [2, 3], []]
-    assert view.num_pairs == 6
 
 
-def test_view_excludes_any_pixel(source: FolderMasks) -> None:
+def test_view_excludes_any_pixel(dataset: FolderMasks) -> None:
     """The novel filter knows no area: one pixel of class 5 drops image a."""
-    catalog = load_catalog(source, "train", None, progress=False)
+    catalog = load_catalog(dataset, "train", None, progress=False)
     view = catalog.view((1, 2, 3), min_area=10, exclude=(5, 6))
     assert view.ids.tolist() == ["c", "b"]
     assert view.images_of(2).tolist() == []  # only 9 px in c
     assert len(catalog.view((4,), min_area=1)) == 0
 
 
-def test_view_refuses_wrong_classes(source: FolderMasks) -> None:
-    catalog = load_catalog(source, "train", None, progress=False)
+def test_view_refuses_wrong_classes(dataset: FolderMasks) -> None:
+    catalog = load_catalog(dataset, "train", None, progress=False)
     with pytest.raises(ValueError, match=r"classes holds class value 7, expected 1\.\.6"):
         catalog.view((1, 7), min_area=1)
     with pytest.raises(ValueError, match=r"exclude holds class value 0, expected 1\.\.6"):
@@ -127,62 +126,62 @@ def test_view_refuses_wrong_classes(source: FolderMasks) -> None:
 
 
 @pytest.mark.usefixtures("parallel")
-def test_worker_processes_give_the_same(source: FolderMasks, caplog: pytest.LogCaptureFixture) -> None:
-    alone = load_catalog(source, "train", None, num_workers=1, progress=False)
-    source.num_reads = 0
+def test_worker_processes_give_the_same(dataset: FolderMasks, caplog: pytest.LogCaptureFixture) -> None:
+    alone = load_catalog(dataset, "train", None, num_workers=1, progress=False)
+    dataset.num_reads = 0
     with caplog.at_level(logging.WARNING):
-        pooled = load_catalog(source, "train", None, num_workers=2, progress=False)
+        pooled = load_catalog(dataset, "train", None, num_workers=2, progress=False)
     assert not caplog.records  # no fall-back
-    assert source.num_reads == 0  # this process read nothing
+    assert dataset.num_reads == 0  # this process read nothing
     for name in ("ids", "image_index", "class_value", "area"):
         np.testing.assert_array_equal(getattr(pooled, name), getattr(alone, name))
 
 
 @pytest.mark.usefixtures("parallel")
-def test_error_in_worker_names_the_file(source: FolderMasks) -> None:
-    write_mask(source.root / "b.png", {9: 3})
+def test_error_in_worker_names_the_file(dataset: FolderMasks) -> None:
+    write_mask(dataset.root / "b.png", {9: 3})
     with pytest.raises(ValueError, match=r"b\.png holds class index 9, expected 0\.\.6 or 255") as caught:
-        load_catalog(source, "train", None, num_workers=2, progress=False)
+        load_catalog(dataset, "train", None, num_workers=2, progress=False)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("parallel")
 def test_broken_pool_falls_back(
-    source: FolderMasks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    dataset: FolderMasks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> None:
         raise catalog_module.BrokenProcessPool("killed")
 
     monkeypatch.setattr(catalog_module, "_scan_in_pool", broken)
     with caplog.at_level(logging.WARNING):
-        assert len(load_catalog(source, "train", None, num_workers=2, progress=False).area) == 9
+        assert len(load_catalog(dataset, "train", None, num_workers=2, progress=False).area) == 9
     assert "scanning in this process" in caplog.text
 
 
-def test_cache_is_used_and_renewed(source: FolderMasks, tmp_path: Path) -> None:
+def test_cache_is_used_and_renewed(dataset: FolderMasks, tmp_path: Path) -> None:
     cache = tmp_path / "cache" / "deep"
-    first = load_catalog(source, "train", cache, progress=False)
-    source.num_reads = 0
-    again = load_catalog(source, "train", cache, progress=False)
-    assert source.num_reads == 0
+    first = load_catalog(dataset, "train", cache, progress=False)
+    dataset.num_reads = 0
+    again = load_catalog(dataset, "train", cache, progress=False)
+    assert dataset.num_reads == 0
     np.testing.assert_array_equal(again.area, first.area)
     assert [path.suffix for path in cache.iterdir()] == [".npz"]  # nothing temporary left
 
-    write_mask(source.root / "e.png", {4: 60})  # other content, other mtime
-    os.utime(source.root / "e.png", ns=(1, 1))
-    assert 4 in load_catalog(source, "train", cache, progress=False).class_value
-    source.id_list = ["a", "b"]
-    assert load_catalog(source, "train", cache, progress=False).ids.tolist() == ["a", "b"]
-    assert load_catalog(source, "val", cache, progress=False).ids.tolist() == ["a", "b"]
+    write_mask(dataset.root / "e.png", {4: 60})  # other content, other mtime
+    os.utime(dataset.root / "e.png", ns=(1, 1))
+    assert 4 in load_catalog(dataset, "train", cache, progress=False).class_value
+    dataset.id_list = ["a", "b"]
+    assert load_catalog(dataset, "train", cache, progress=False).ids.tolist() == ["a", "b"]
+    assert load_catalog(dataset, "val", cache, progress=False).ids.tolist() == ["a", "b"]
     assert len(list(cache.iterdir())) == 4
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "array", "other"])
 def test_damaged_cache_is_rebuilt(
-    source: FolderMasks, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+    dataset: FolderMasks, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = tmp_path / "cache"
-    first = load_catalog(source, "train", cache, progress=False)
+    first = load_catalog(dataset, "train", cache, progress=False)
     (path,) = cache.iterdir()
     data = path.read_bytes()
     with path.open("wb") as file:
@@ -193,19 +192,19 @@ def test_damaged_cache_is_rebuilt(
         else:
             file.write({"cut": data[: len(data) // 2], "garbage": b"x" * 100, "empty": b""}[damage])
     with caplog.at_level(logging.WARNING):
-        again = load_catalog(source, "train", cache, progress=False)
+        again = load_catalog(dataset, "train", cache, progress=False)
     np.testing.assert_array_equal(again.area, first.area)
     assert "scanning the masks again" in caplog.text
-    source.num_reads = 0
-    load_catalog(source, "train", cache, progress=False)
-    assert source.num_reads == 0
+    dataset.num_reads = 0
+    load_catalog(dataset, "train", cache, progress=False)
+    assert dataset.num_reads == 0
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # NumPy remarks on some broken headers before it fails
-def test_no_flipped_byte_of_the_cache_passes(source: FolderMasks, tmp_path: Path) -> None:
-    load_catalog(source, "train", tmp_path / "cache", progress=False)
+def test_no_flipped_byte_of_the_cache_passes(dataset: FolderMasks, tmp_path: Path) -> None:
+    load_catalog(dataset, "train", tmp_path / "cache", progress=False)
     (path,) = (tmp_path / "cache").iterdir()
-    key = catalog_module._cache_key(source, "train", source.ids("train"), skip=False)
+    key = catalog_module._cache_key(dataset, "train", dataset.ids("train"), skip=False)
     pairs, _ = catalog_module._read_cache(path, key)
     data = path.read_bytes()
     refused = 0
@@ -218,67 +217,67 @@ def test_no_flipped_byte_of_the_cache_passes(source: FolderMasks, tmp_path: Path
     assert refused > len(data) // 2
 
 
-def test_unwritable_cache_does_not_stop(source: FolderMasks, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unwritable_cache_does_not_stop(dataset: FolderMasks, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
     with caplog.at_level(logging.WARNING):
-        assert len(load_catalog(source, "train", tmp_path / "file" / "cache", progress=False)) == 5
+        assert len(load_catalog(dataset, "train", tmp_path / "file" / "cache", progress=False)) == 5
     assert "cannot be written" in caplog.text
 
 
-def test_progress_bar(source: FolderMasks, capsys: pytest.CaptureFixture[str]) -> None:
-    load_catalog(source, "train", None, progress=False)
+def test_progress_bar(dataset: FolderMasks, capsys: pytest.CaptureFixture[str]) -> None:
+    load_catalog(dataset, "train", None, progress=False)
     assert capsys.readouterr().err == ""
-    load_catalog(source, "train", None, progress=True)
+    load_catalog(dataset, "train", None, progress=True)
     assert "folder train masks: 100%" in capsys.readouterr().err
 
 
-def test_errors_name_the_file(source: FolderMasks) -> None:
+def test_errors_name_the_file(dataset: FolderMasks) -> None:
     def fails(kind: type[Exception], message: str) -> None:
         with pytest.raises(kind, match=message) as caught:
-            load_catalog(source, "train", None, progress=False)
+            load_catalog(dataset, "train", None, progress=False)
         assert "\n" not in str(caught.value)
 
-    source.sizes = {"a": (12, 10)}
+    dataset.sizes = {"a": (12, 10)}
     fails(ValueError, r"a\.png is 10x12 \(HxW\) but its picture is 12x10")
-    source.sizes = {"a": (10, 12)}
-    assert len(load_catalog(source, "train", None, progress=False)) == 5
-    (source.root / "d.png").write_bytes((source.root / "d.png").read_bytes()[:60])
+    dataset.sizes = {"a": (10, 12)}
+    assert len(load_catalog(dataset, "train", None, progress=False)) == 5
+    (dataset.root / "d.png").write_bytes((dataset.root / "d.png").read_bytes()[:60])
     fails(ValueError, r"d\.png cannot be read")
-    Image.fromarray(np.zeros((10, 12, 3), np.uint8)).save(source.root / "d.png")
+    Image.fromarray(np.zeros((10, 12, 3), np.uint8)).save(dataset.root / "d.png")
     fails(ValueError, r"d\.png is a picture of mode RGB, expected class indices")
-    (source.root / "d.png").unlink()
+    (dataset.root / "d.png").unlink()
     fails(FileNotFoundError, r"d\.png is missing")
-    source.id_list = ["a", "b", "a"]
+    dataset.id_list = ["a", "b", "a"]
     fails(ValueError, r"train list of folder holds id 'a' more than once")
-    source.id_list = []
+    dataset.id_list = []
     fails(ValueError, r"train list of folder is empty")
 
 
-def test_errors_of_a_source_that_names_nothing(source: FolderMasks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_a_dataset_that_names_nothing(dataset: FolderMasks, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(image_id: str) -> UInt8Array:
         raise KeyError("no\nsuch key")
 
-    monkeypatch.setattr(source, "read_mask", fail)
+    monkeypatch.setattr(dataset, "read_mask", fail)
     with pytest.raises(ValueError, match=r"c\.png cannot be read: KeyError: .*such key"):
-        load_catalog(source, "train", None, progress=False)
-    monkeypatch.setattr(source, "read_mask", lambda image_id: np.zeros((4, 4), np.int32))
+        load_catalog(dataset, "train", None, progress=False)
+    monkeypatch.setattr(dataset, "read_mask", lambda image_id: np.zeros((4, 4), np.int32))
     with pytest.raises(ValueError, match=r"c\.png has shape \(4, 4\) and type int32, expected \(H, W\) uint8"):
-        load_catalog(source, "train", None, progress=False)
+        load_catalog(dataset, "train", None, progress=False)
 
 
 def test_id_list_and_fingerprint(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.txt is missing"):
-        read_id_list(tmp_path / "none.txt")
+        read_ids(tmp_path / "none.txt")
     with pytest.raises(FileNotFoundError, match=r"folder of masks .* is missing"):
         fingerprint_files(tmp_path / "none")
     (tmp_path / "list.txt").write_text("b\r\n\r\n a \n")
-    assert read_id_list(tmp_path / "list.txt") == ["b", "a"]
+    assert read_ids(tmp_path / "list.txt") == ["b", "a"]
     (tmp_path / "list.txt").write_text("b\nb\n")
     with pytest.raises(ValueError, match=r"list\.txt holds id 'b' more than once"):
-        read_id_list(tmp_path / "list.txt")
+        read_ids(tmp_path / "list.txt")
     (tmp_path / "list.txt").write_text("\n")
     with pytest.raises(ValueError, match="is empty"):
-        read_id_list(tmp_path / "list.txt")
+        read_ids(tmp_path / "list.txt")
 
     folder = tmp_path / "folder"
     folder.mkdir()

@@ -53,46 +53,46 @@ def trees(data_dir, tmp_path_factory):
     return {"pascal": data_dir / "pascal", "coco": data_dir / "coco", "content": content[0], "root": root}
 
 
-def modules(compose_config, trees, tmp_path, dataset, *words, erase=False):
+def modules(compose_config, trees, tmp_path, name, *words, erase=False):
     """The DataModules of both stages as the train door builds them, set up; erase: novel labels become background."""
-    layout = dataset.partition("/")[2] or "index"
-    dataset = dataset.partition("/")[0]
-    if dataset == "folder":
+    layout = name.partition("/")[2] or "index"
+    name = name.partition("/")[0]
+    if name == "folder":
         words = (*words, f"dataset.root={trees['root'] / layout}", "dataset.val_list=val.txt")
-    elif dataset != "shapes":
-        words = (*words, f"paths.data_dir={trees[dataset].parent}")
-    cfg = compose_config("train", *WORDS[dataset], *words, f"paths.output_dir={tmp_path / str(erase)}")
+    elif name != "shapes":
+        words = (*words, f"paths.data_dir={trees[name].parent}")
+    cfg = compose_config("train", *WORDS[name], *words, f"paths.output_dir={tmp_path / str(erase)}")
     make_paths_absolute(cfg, tmp_path / "run")
-    source = build.build_dataset(cfg)
+    dataset = build.build_dataset(cfg)
     if erase:
-        _erase_novel_labels(source, source.class_split(cfg.fold).novel)
-    both = build.build_few_shot_data(cfg, source), stage1.build_base_data(cfg, source)
+        _erase_novel_labels(dataset, dataset.class_split(cfg.fold).novel)
+    both = build.build_few_shot_data(cfg, dataset), stage1.build_base_data(cfg, dataset)
     for module in both:
         module.setup("fit")
     return both
 
 
-def _erase_novel_labels(source, novel):
+def _erase_novel_labels(dataset, novel):
     """Of the training pictures; those that are tested keep theirs."""
-    train = {*source.ids("train")}
+    train = {*dataset.ids("train")}
 
-    read_class, read_all, areas = source.read_class_mask, source.read_label_map, source.class_areas
+    read_class, read_all, areas = dataset.read_class_mask, dataset.read_label_map, dataset.class_areas
     held_out = lambda one, value: one in train and value in novel  # noqa: E731
-    source.read_class_mask = lambda one, value: read_class(one, value) * np.uint8(not held_out(one, value))
-    source.class_areas = lambda one: {v: area for v, area in areas(one).items() if not held_out(one, v)}
+    dataset.read_class_mask = lambda one, value: read_class(one, value) * np.uint8(not held_out(one, value))
+    dataset.class_areas = lambda one: {v: area for v, area in areas(one).items() if not held_out(one, v)}
 
     def read_label_map(image_id, classes):
         labels, whole = read_all(image_id, classes), read_all(image_id)
         return np.where(np.isin(whole, novel), 0, labels).astype(np.uint8) if image_id in train else labels
 
-    source.read_label_map = read_label_map
+    dataset.read_label_map = read_label_map
 
 
-def truth(trees, source, image_id):
+def truth(trees, dataset, image_id):
     """The labels of a picture, (H0, W0), as they lie on the disk: read by nothing of hdmnet."""
-    if source.name in ("pascal", "coco"):
-        return np.asarray(Image.open(source.mask_path(image_id)))
-    return source.sample(image_id).mask if source.name == "shapes" else trees["content"][image_id].mask
+    if dataset.name in ("pascal", "coco"):
+        return np.asarray(Image.open(dataset.mask_path(image_id)))
+    return dataset.sample(image_id).mask if dataset.name == "shapes" else trees["content"][image_id].mask
 
 
 def shrink(mask):
@@ -102,7 +102,7 @@ def shrink(mask):
 
 def check_whole_lists(trees, few, base, *, filtered):
     """Walk all training pictures through both stages' data sets; returns the number of novel pixels met."""
-    source, split, met = few.dataset, few.class_split, 0
+    dataset, split, met = few.dataset, few.class_split, 0
     assert not set(split.train) & set(split.novel)
     names = [str(image_id) for image_id in few.train_manifest.view.ids]
     assert sorted(base.train_ids) == sorted(names)
@@ -120,7 +120,7 @@ def check_whole_lists(trees, few, base, *, filtered):
         numbers = {value: number for number, value in enumerate(split.train, start=1)}
         masks += [(sample.id, sample.mask, numbers)]
         for image_id, target, wanted in masks:
-            labels = truth(trees, source, image_id)
+            labels = truth(trees, dataset, image_id)
             if filtered:
                 assert not np.isin(labels, split.novel).any(), image_id
             labels = shrink(labels)

@@ -16,6 +16,7 @@ from hdmnet.data.datasets.coco import CocoDataset
 from hdmnet.data.datasets.pascal import PascalDataset
 from hdmnet.data.io.masks import read_mask, write_mask
 from scripts.data import prepare_coco, prepare_pascal
+from scripts.data.prepare_common import category_values, is_complete_png, paint_annotations, read_sbd
 
 SIZE = (30, 40)
 
@@ -116,9 +117,9 @@ def test_coco_masks_equal_pycocotools(coco_tree, capsys, crowd, value):
     captured = capsys.readouterr()
     assert "train2014: 6 pictures in the JSON, 6 on the disk, 6 masks, 1 without annotations" in captured.out
     assert "has 3 categories, COCO 80" in captured.err
-    source = CocoDataset(coco_tree)
-    source.check()
-    assert len(source.ids("train")) == 6
+    dataset = CocoDataset(coco_tree)
+    dataset.check()
+    assert len(dataset.ids("train")) == 6
 
 
 @pytest.mark.slow
@@ -127,7 +128,7 @@ def test_coco_on_two_processes_paints_the_same(coco_tree, monkeypatch):
     expected = coco_masks(coco_tree)
     for path in (coco_tree / "masks").glob("*/*.png"):
         path.unlink()
-    monkeypatch.setattr("hdmnet.data.prepare.CHUNK_SIZE", 2)
+    monkeypatch.setattr("prepare_common.CHUNK_SIZE", 2)
     assert prepare_coco.main(["--root", str(coco_tree), "--workers", "2"]) == 0
     for name, mask in coco_masks(coco_tree).items():
         np.testing.assert_array_equal(mask, expected[name])
@@ -376,3 +377,91 @@ def test_pascal_names_what_is_missing(tmp_path, voc_tar, sbd, capsys):
     error = capsys.readouterr().err
     assert "1 masks have no picture" in error
     assert f"{SBD[0]}.jpg is 9 x 9 (H x W), but its mask {sbd / SBD[0]}.mat 30 x 40" in error
+
+
+# ---- what both take ------------------------------------------------------------------------------------------------
+
+
+def test_only_a_whole_png_is_complete(tmp_path):
+    path = tmp_path / "m.png"
+    assert not is_complete_png(path)
+    write_mask(path, np.eye(4, dtype=np.uint8))
+    assert is_complete_png(path)
+    content = path.read_bytes()
+    for kept in (0, 5, len(content) - 1):
+        path.write_bytes(content[:kept])
+        assert not is_complete_png(path)
+
+
+def test_classes_are_positions_in_ascending_category_id():
+    assert category_values([{"id": 90}, {"id": 3}, {"id": 13}]) == {3: 1, 13: 2, 90: 3}
+    with pytest.raises(ValueError, match="found 0 categories"):
+        category_values([])
+    with pytest.raises(ValueError, match="found 255 categories, expected 1 to 254"):
+        category_values([{"id": i} for i in range(255)])
+
+
+def square(left, top, side, **more):
+    corners = [left, top, left + side, top, left + side, top + side, left, top + side]
+    return {"segmentation": [corners], "category_id": 3, "iscrowd": 0, "id": 1} | more
+
+
+def test_later_annotations_cover_earlier_ones_whatever_their_ids():
+    painted = paint_annotations([square(0, 0, 4, id=9), square(2, 2, 4, id=1, category_id=5)], (8, 8), {3: 1, 5: 2})
+    expected = np.zeros((8, 8), dtype=np.uint8)
+    expected[:4, :4] = 1
+    expected[2:6, 2:6] = 2
+    np.testing.assert_array_equal(painted, expected)
+    assert painted.dtype == np.uint8
+
+
+@pytest.mark.parametrize(("crowd", "value"), [("ignore", 255), ("zero", 0), ("class", 2)])
+def test_crowd_regions_take_their_turn_with_the_value_asked_for(crowd, value):
+    region = {"size": [4, 4], "counts": [8, 8]}  # the right half
+    annotations = [
+        square(0, 0, 4),
+        {"segmentation": region, "category_id": 5, "iscrowd": 1, "id": 2},
+        square(3, 0, 1, id=3),
+    ]
+    painted = paint_annotations(annotations, (4, 4), {3: 1, 5: 2}, crowd)
+    expected = np.array([[1, 1, value, value]] * 4)
+    expected[0, 3] = 1
+    np.testing.assert_array_equal(painted, expected)
+
+
+def test_an_annotation_without_parts_paints_nothing():
+    assert not paint_annotations([square(0, 0, 4, segmentation=[])], (4, 4), {3: 1}).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"category_id": 4}, "annotation 1 has category 4, not among the file's 1 categories"),
+        ({"segmentation": [[1, 2]]}, "annotation 1 cannot be decoded: a polygon is no list of x, y pairs"),
+        ({"segmentation": None}, "neither polygons nor a run-length code"),
+        ({"segmentation": {"size": [4, 5], "counts": [20]}}, r"size \[4, 5\], its picture \[4, 4\]"),
+        ({"segmentation": {"size": [4, 4], "counts": [20]}}, "add up to 20, expected 16"),
+    ],
+)
+def test_malformed_annotations_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        paint_annotations([square(0, 0, 2, **change)], (4, 4), {3: 1})
+
+
+def test_sbd_is_read_from_paths_and_streams(tmp_path):
+    expected = np.array([[0, 1, 20]], dtype=np.uint8)
+    savemat(tmp_path / "a.mat", {"GTcls": {"Segmentation": expected, "Boundaries": np.zeros((20, 1))}})
+    np.testing.assert_array_equal(read_sbd(tmp_path / "a.mat", "a"), expected)
+    np.testing.assert_array_equal(read_sbd(io.BytesIO((tmp_path / "a.mat").read_bytes()), "a"), expected)
+
+
+def test_bad_sbd_is_named(tmp_path):
+    savemat(tmp_path / "a.mat", {"GTinst": {"Segmentation": np.zeros((2, 2))}})
+    with pytest.raises(ValueError, match=r"A holds no readable GTcls\.Segmentation"):
+        read_sbd(tmp_path / "a.mat", "A")
+    savemat(tmp_path / "a.mat", {"GTcls": {"Segmentation": np.full((2, 2), 21, dtype=np.uint8)}})
+    with pytest.raises(ValueError, match=r"A: GTcls\.Segmentation .* values 21\.\.21, expected .* 0\.\.20: unpack"):
+        read_sbd(tmp_path / "a.mat", "A")
+    (tmp_path / "a.mat").write_bytes(b"junk")
+    with pytest.raises(ValueError, match=r"A holds no readable GTcls\.Segmentation"):
+        read_sbd(tmp_path / "a.mat", "A")

@@ -98,9 +98,9 @@ def coco(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def coco_source():
+def coco_dataset():
     return ShapesDataset(
-        image_size=160,
+        picture_size=160,
         num_train=48,
         num_val=16,
         num_classes=80,
@@ -111,7 +111,7 @@ def coco_source():
 
 
 def test_voc_tree_holds_lists_pictures_and_palette_masks(voc):
-    source = ShapesDataset(
+    dataset = ShapesDataset(
         generator_seed=3, picture_size=(100, 140), num_train=6, num_val=4, object_scale=1.2, vary_size=True
     )
     lists = {
@@ -120,15 +120,15 @@ def test_voc_tree_holds_lists_pictures_and_palette_masks(voc):
     assert lists["train"] == [f"2011_{i:06d}" for i in range(1, 7)]
     assert lists["val"] == [f"2012_{i:06d}" for i in range(1, 5)]
     assert lists["trainval"] == lists["train"] + lists["val"]
-    for name, image_id in zip(lists["trainval"], source.ids("train") + source.ids("val"), strict=True):
+    for name, image_id in zip(lists["trainval"], dataset.ids("train") + dataset.ids("val"), strict=True):
         for folder in ("SegmentationClass", "SegmentationClassAug"):
             mask = Image.open(voc / folder / f"{name}.png")
             assert mask.mode == "P"
             assert mask.getpalette()[:6] == [0, 0, 0, 128, 0, 0]
             assert mask.getpalette() == list(voc_palette())
-            assert np.array_equal(np.asarray(mask), source.read_mask(image_id))
+            assert np.array_equal(np.asarray(mask), dataset.read_mask(image_id))
         picture = np.asarray(Image.open(voc / f"JPEGImages/{name}.jpg")).astype(int)
-        difference = np.abs(picture - source.read_image(image_id))
+        difference = np.abs(picture - dataset.read_image(image_id))
         assert difference.mean() < 12  # JPEG, colours at half the resolution
 
 
@@ -144,11 +144,11 @@ def test_coco_categories_and_names_are_those_of_coco(coco):
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_polygons_cover_the_visible_objects(coco, coco_source, split):
+def test_polygons_cover_the_visible_objects(coco, coco_dataset, split):
     reader = COCO(coco / f"annotations/instances_{split}2014.json")
     assert len({annotation["id"] for annotation in reader.dataset["annotations"]}) == len(reader.anns)
     for index, image_id in enumerate(reader.getImgIds()):
-        sample = coco_source.sample(coco_source.ids(split)[index])
+        sample = coco_dataset.sample(coco_dataset.ids(split)[index])
         objects = {}  # class → its pixels, visible or not
         for position, value in enumerate(sample.classes):
             objects[value] = objects.get(value, False) | (sample.instances == position + 1)
@@ -214,20 +214,20 @@ def test_trace_finds_both_parts_of_a_cut_square():
 def test_defaults_leave_enough_pictures_for_five_shots(format_name):
     num_train, num_val = script.NUM_PICTURES[format_name]
     classes, rule = (20, "contiguous") if format_name == "voc" else (80, "interleaved")
-    source = ShapesDataset(
-        image_size=(240, 320), num_train=num_train, num_val=num_val, num_classes=classes, split_rule=rule,
+    dataset = ShapesDataset(
+        picture_size=(240, 320), num_train=num_train, num_val=num_val, num_classes=classes, split_rule=rule,
         object_scale=1.2, vary_size=True,
     )  # fmt: skip
     areas = {
         split: np.stack(
-            [np.bincount(source.read_mask(i).ravel(), minlength=256)[1 : classes + 1] for i in source.ids(split)]
+            [np.bincount(dataset.read_mask(i).ravel(), minlength=256)[1 : classes + 1] for i in dataset.ids(split)]
         )
         for split in ("train", "val")
     }
     assert (areas["val"] >= 2048).sum(axis=0).min() >= 7
     for fold in (split_classes(classes, 4, index, rule) for index in range(4)):
         kept = areas["train"][areas["train"][:, np.array(fold.novel) - 1].sum(axis=1) == 0]
-        assert (kept[:, np.array(fold.base) - 1] >= 2048).sum(axis=0).min() >= 7
+        assert (kept[:, np.array(fold.train) - 1] >= 2048).sum(axis=0).min() >= 7
 
 
 FOLDER = ["--num-train", "6", "--num-val", "3", "--num-classes", "4", "--image-size", "48", "64"]
@@ -237,20 +237,20 @@ FOLDER = ["--num-train", "6", "--num-val", "3", "--num-classes", "4", "--image-s
 def test_a_folder_holds_the_pictures_and_their_lists(tmp_path, layout):
     root = tmp_path / "tree"
     assert script.main(["--format", f"folder-{layout}", "--output", str(root), *FOLDER]) == 0
-    source = ShapesDataset(
+    dataset = ShapesDataset(
         picture_size=(48, 64), num_train=6, num_val=3, num_classes=4, object_scale=1.2, vary_size=True
     )
     written = FolderDataset(root, train_list="train.txt", val_list="val.txt")
     written.check()
     assert written.tree.layout == layout
-    assert written.class_names == tuple(sorted(source.class_names))
-    lookup = np.array([0, *(written.class_names.index(name) + 1 for name in source.class_names), *[0] * 251])
+    assert written.class_names == tuple(sorted(dataset.class_names))
+    lookup = np.array([0, *(written.class_names.index(name) + 1 for name in dataset.class_names), *[0] * 251])
     for split in ("train", "val"):
-        assert written.ids(split) == source.ids(split)
-        for image_id in source.ids(split):
-            np.testing.assert_array_equal(written.read_mask(image_id), lookup[source.read_mask(image_id)])
-            assert written.image_size(image_id) == source.read_mask(image_id).shape
-            assert np.abs(written.read_image(image_id).astype(int) - source.read_image(image_id)).mean() < 12
+        assert written.ids(split) == dataset.ids(split)
+        for image_id in dataset.ids(split):
+            np.testing.assert_array_equal(written.read_mask(image_id), lookup[dataset.read_mask(image_id)])
+            assert written.image_size(image_id) == dataset.read_mask(image_id).shape
+            assert np.abs(written.read_image(image_id).astype(int) - dataset.read_image(image_id)).mean() < 12
 
 
 def test_with_one_class_a_picture_all_folders_hold_the_same(tmp_path):

@@ -42,13 +42,9 @@ _IMAGE_FIELDS = ("image", "query_image", "query_images", "support_images")
 
 
 def default_num_workers(num_processes: int = 1) -> int:
-    """Number of loader workers: one core is left to each training process, and more than 8 workers rarely help.
+    """Number of loader workers, 0 to 8, for each of several training processes on this machine.
 
-    Args:
-        num_processes: Training processes on this machine, which share its cores.
-
-    Returns:
-        0 to 8; 0 loads in the training process.
+    One core is left to each process, and more than 8 workers rarely help; 0 loads in the training process.
     """
     return min(max(available_cpus() // num_processes - 1, 0), MAX_WORKERS)
 

@@ -69,11 +69,7 @@ class BaseLearnerDataModule(FoldDataModule):
         return ("train",) if stage in (None, "fit") else ()  # all validation images are used: no areas are asked for
 
     def setup(self, stage: str | None = None) -> None:
-        """Make the lists of images that a stage needs.
-
-        Args:
-            stage: `fit`, `validate`, `test`, or None for all.
-        """
+        """Make the lists of images that a stage needs: `fit`, `validate`, `test`, or None for all."""
         if stage in (None, "fit") and not self.train_ids:
             self.train_ids = [str(image_id) for image_id in self._train_view().ids]
             if not self.train_ids:

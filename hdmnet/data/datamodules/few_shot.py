@@ -15,8 +15,7 @@ from hdmnet.data.datasets.files import refuse_shared_ids
 from hdmnet.data.episodes.encode_once import FeatureCost, plan_batches
 from hdmnet.data.episodes.manifest import EpisodeManifest
 from hdmnet.data.episodes.planned_batches import PlannedEvaluation
-from hdmnet.data.episodes.samples import EvalEpisodes, TrainEpisodes
-from hdmnet.data.episodes.spot_check import check_files
+from hdmnet.data.episodes.samples import EvalEpisodes, TrainEpisodes, check_files
 from hdmnet.data.types import (
     Episode,
     EvaluationBatch,
@@ -112,10 +111,7 @@ class FewShotDataModule(FoldDataModule):
             raise DatasetError(f"support_mask={self.support_mask!r}; expected one of {', '.join(SUPPORT_MASKS)}")
 
     def setup(self, stage: str | None = None) -> None:
-        """Make the manifests that a stage needs.
-
-        Args:
-            stage: `fit`, `validate`, `test`, or None for all.
+        """Make the manifests that a stage needs: `fit`, `validate`, `test`, or None for all.
 
         Raises:
             ValueError: A class has too few images, or images are both trained on and evaluated.

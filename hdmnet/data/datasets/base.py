@@ -54,14 +54,9 @@ class SegmentationDataset(ABC):
         """Mask of one class as (H, W) uint8 at original size: 1 the class, 0 all else, 255 ignore."""
 
     def class_split(self, fold: int) -> ClassSplit:
-        """Which classes are for training, validation and test.
+        """Which classes are for training, validation and test: as `folds` says, else `num_folds` and `split_rule`.
 
-        Args:
-            fold: Which fold, 0..num_folds-1. A data set of which all classes are novel has no others: it takes any
-                number, as checkpoints of any fold are tested on it.
-
-        Returns:
-            By default what `folds`, else `num_folds` and `split_rule` say; the novel classes serve validation and test.
+        A data set of which all classes are novel takes any fold, as checkpoints of any fold are tested on it.
 
         Raises:
             ValueError: No such fold.
@@ -150,11 +145,7 @@ class SegmentationDataset(ABC):
         return f"{self.name} mask {image_id!r}"
 
     def check_mask(self, image_id: str, mask: UInt8Array, size: tuple[int, ...]) -> None:
-        """Refuse a mask that is no (H, W) uint8 or has another size than its picture.
-
-        Raises:
-            ValueError: It is; one line that names it.
-        """
+        """Raise ValueError, in one line, on a mask that is no (H, W) uint8 or has another size than its picture."""
         where = self.mask_location(image_id)
         if mask.ndim != 2 or mask.dtype != np.uint8:
             raise DatasetError(

@@ -7,7 +7,6 @@ import os
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from hdmnet.data.class_split import SplitRule
 from hdmnet.data.datasets.base import Split
 from hdmnet.data.datasets.files import (
     find_list,
@@ -43,39 +42,18 @@ class CocoDataset(TreeDataset):
     codebases are taken as they are. A split's images are all that have a mask, so the annotations' JSON is not read.
     Ids are such as "train2014/COCO_train2014_000000000009".
 
-    Args:
-        root: The tree.
-        split_rule: "interleaved" (fold i novel = classes i+1, i+5, ..., COCO-20i of all recent papers) or "contiguous".
-        train_list: Path of a list that restricts the training images: relative to the root or the working directory, or
-            absolute. Its lines hold an id with or without the folder, or a picture's path with the mask's after it.
-        val_list: The same for validation.
-        num_folds: Number of folds.
-        min_area: Fewest pixels, at original size, for a class to count in an image.
+    Fold i holds out the classes i+1, i+5, ... ("interleaved", as in all recent papers).
+
+    A list restricts the images of its split; its path is relative to the root or the working directory, or absolute.
+    Its lines hold an id with or without the folder, or a picture's path with the mask's after it.
     """
 
     name = "coco"
     class_names = CLASS_NAMES
-
-    def __init__(
-        self,
-        root: str | Path,
-        split_rule: SplitRule = "interleaved",
-        train_list: str | None = None,
-        val_list: str | None = None,
-        *,
-        num_folds: int = 4,
-        min_area: int = 2 * 32 * 32,
-    ) -> None:
-        super().__init__(root, train_list, val_list, num_folds=num_folds, split_rule=split_rule, min_area=min_area)
+    split_rule = "interleaved"
 
     def ids(self, split: Split) -> list[str]:
-        """Image ids of a split: in the list's order, without a list ascending.
-
-        Args:
-            split: "train" or "val".
-
-        Returns:
-            Ids such as "val2014/COCO_val2014_000000000042", each once.
+        """Image ids of "train" or "val", as "val2014/COCO_val2014_000000000042": in the list's order, else ascending.
 
         Raises:
             FileNotFoundError: If the folder of masks or the list is missing.
@@ -150,15 +128,9 @@ class CocoDataset(TreeDataset):
 
 
 def parse_line(line: str, folder: str) -> str:
-    """Make an id of a list's line.
+    """Make an id, "FOLDER/STEM", of a list's line: an id or a picture's path, maybe with the mask's after it.
 
-    Args:
-        line: An id or the path of a picture, with or without "train2014" or "val2014" in it; the mask's path
-            that may follow it is dropped.
-        folder: The folder where the line names none.
-
-    Returns:
-        "FOLDER/STEM".
+    `folder` is that of a line that names none.
     """
     named = [part for part in PurePosixPath(line.split()[0]).parts[:-1] if part in FOLDERS.values()]
     return f"{named[-1] if named else folder}/{strip_path(line)}"

@@ -10,11 +10,18 @@ from pathlib import Path
 from hdmnet.runtime.errors import DatasetError, MissingFileError
 
 
-def read_id_list(path: str | Path) -> list[str]:
-    """Read a list of ids, one a line; empty lines are skipped, order is kept.
+def strip_path(line: str) -> str:
+    """Id of a line of a list: "ID", or "/JPEGImages/ID.jpg /SegmentationClassAug/ID.png"."""
+    path = Path(line.split()[0])
+    return path.stem if path.suffix.lower() in (".jpg", ".jpeg", ".png") else path.name
+
+
+def read_ids(path: str | Path, parse: Callable[[str], str] = strip_path) -> list[str]:
+    """Read a list of ids, one a line, in order; empty lines are skipped.
 
     Args:
         path: Text file.
+        parse: Makes an id of a line that is not empty, without the space around it.
 
     Returns:
         The ids.
@@ -29,51 +36,18 @@ def read_id_list(path: str | Path) -> list[str]:
         text = Path(path).read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
         raise DatasetError(f"list {path} is no UTF-8 text ({error.reason}): save it as UTF-8") from None
-    ids = [line.strip() for line in text.splitlines() if line.strip()]
+    ids = [parse(line.strip()) for line in text.splitlines() if line.strip()]
     if not ids:
         raise DatasetError(f"list of image ids {path} is empty, expected one id a line")
     check_unique(ids, str(path))
     return ids
 
 
-def strip_path(line: str) -> str:
-    """Id of a line of a list: "ID", or "/JPEGImages/ID.jpg /SegmentationClassAug/ID.png"."""
-    path = Path(line.split()[0])
-    return path.stem if path.suffix.lower() in (".jpg", ".jpeg", ".png") else path.name
-
-
-def read_ids(path: Path, parse: Callable[[str], str] = strip_path) -> list[str]:
-    """Read a list of ids.
-
-    Args:
-        path: Text file, one image a line.
-        parse: Makes an id of a line that is not empty.
-
-    Returns:
-        The ids in order.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is empty or holds an id twice.
-    """
-    ids = [parse(line) for line in read_id_list(path)]
-    check_unique(ids, str(path))
-    return ids
-
-
 def find_list(listed: str, folder: Path, *, names: str) -> Path:
-    """Find a list of ids by its path.
-
-    Args:
-        listed: Path relative to `folder` or to the working directory, or absolute.
-        folder: The tree's folder of lists.
-        names: Names that would have been taken for a list too, for the error.
-
-    Returns:
-        Path of the file.
+    """Path of a list of ids, given relative to `folder` or to the working directory, or absolute.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If there is none; `names` are those that would have been taken for a list too.
     """
     for candidate in (folder / listed, folder / f"{listed}.txt", Path(listed)):
         if candidate.is_file():
@@ -85,11 +59,7 @@ def find_list(listed: str, folder: Path, *, names: str) -> Path:
 
 
 def check_unique(ids: list[str], origin: str) -> None:
-    """Refuse a list that holds an id twice.
-
-    Args:
-        ids: Image ids.
-        origin: Where they come from, for the message.
+    """Refuse a list that holds an id twice; `origin` says where it comes from.
 
     Raises:
         ValueError: An id occurs more than once.
@@ -124,10 +94,6 @@ def require_ids(ids: list[str], present: set[str], origin: str, what: str, remed
 def refuse_shared_ids(train: list[str], val: list[str]) -> None:
     """Refuse lists that would train on validation images.
 
-    Args:
-        train: Training ids.
-        val: Validation ids.
-
     Raises:
         ValueError: If an id is in both; names the first three.
     """
@@ -150,16 +116,13 @@ def _facts(entry: os.DirEntry[str]) -> list[str]:
 
 
 def fingerprint_files(folder: str | Path, *, names: Iterable[str] | None = None, extra: Iterable[str] = ()) -> str:
-    """Hash names, sizes and modification times of a folder's files, without opening them.
+    """Hash names, sizes and modification times of a folder's files, without opening them, as hex sha256.
 
     Args:
         folder: Folder to scan (not its subfolders).
         names: Only these file names count; None = all files. Names without a file are left out, so that a file that
             appears later changes the fingerprint.
         extra: More texts that the masks depend on, e.g. a crowd rule or a format version.
-
-    Returns:
-        Hex sha256.
 
     Raises:
         FileNotFoundError: There is no such folder.

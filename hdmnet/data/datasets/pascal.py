@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import ClassVar
 
-from hdmnet.data.class_split import SplitRule
 from hdmnet.data.datasets.base import Split
 from hdmnet.data.datasets.files import find_list, fingerprint_files, read_ids, refuse_shared_ids, require_ids
 from hdmnet.data.datasets.tree import TreeDataset
@@ -41,39 +41,14 @@ class PascalDataset(TreeDataset):
         "val": the tree's own ImageSets/Segmentation/val.txt; without one the shipped VOC 2012 val, 1,449 ids.
     Anything else is the path of a list: relative to the tree's ImageSets/Segmentation, then to the working directory,
     or absolute. Its lines hold an id, or a picture's path with the mask's after it, as in other codebases' lists.
-
-    Args:
-        root: The tree.
-        train_list: Which images to train on.
-        val_list: Which images to validate and test on.
-        num_folds: Number of folds.
-        split_rule: How classes are dealt out to folds; "contiguous" is PASCAL-5i.
-        min_area: Fewest pixels, at original size, for a class to count in an image.
     """
 
     name = "pascal"
     class_names = CLASS_NAMES
-
-    def __init__(
-        self,
-        root: str | Path,
-        train_list: str = "5953",
-        val_list: str = "val",
-        *,
-        num_folds: int = 4,
-        split_rule: SplitRule = "contiguous",
-        min_area: int = 2 * 32 * 32,
-    ) -> None:
-        super().__init__(root, train_list, val_list, num_folds=num_folds, split_rule=split_rule, min_area=min_area)
+    default_lists: ClassVar[dict[Split, str | None]] = {"train": "5953", "val": "val"}
 
     def ids(self, split: Split) -> list[str]:
-        """Image ids of a split, in the list's order.
-
-        Args:
-            split: "train" or "val".
-
-        Returns:
-            Ids such as "2007_000032", each once.
+        """Image ids of "train" or "val", such as "2007_000032", in the list's order.
 
         Raises:
             FileNotFoundError: If the list is no known name and no file.

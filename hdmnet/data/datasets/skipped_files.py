@@ -45,12 +45,7 @@ class SkippedFiles:
         self.folder = folder
 
     def record(self, index: int, why: str) -> None:
-        """List a file.
-
-        Args:
-            index: Of the episode or sample that met it.
-            why: One line that names it.
-        """
+        """List a file that the episode or sample of an index met; `why` is one line that names it."""
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -72,15 +67,7 @@ class SkippedFiles:
 
 
 def tell_skipped(reasons: Sequence[str], total: int, what: str) -> str:
-    """What to say of images that are left out.
-
-    Args:
-        reasons: Why, of each.
-        total: How many images there are with them.
-        what: What to call them.
-
-    Returns:
-        One line.
+    """One line that says of images, of `total`, that they are left out, and why the first is.
 
     Raises:
         ValueError: They are more than half, so that something else must be wrong.
@@ -95,15 +82,9 @@ def tell_skipped(reasons: Sequence[str], total: int, what: str) -> str:
 
 
 def first_readable(index: int, draw: Callable[[int], _T], skips: SkippedFiles | None) -> _T:
-    """Draw a training sample; where a file of it cannot be read, the next one.
+    """Draw the first of the training samples `index`, `index + STRIDE`, `index + 2 * STRIDE` ... that can be read.
 
-    Args:
-        index: Global index of the sample.
-        draw: Makes a sample of an index.
-        skips: Gets what could not be read; None: that is raised.
-
-    Returns:
-        The sample of the first of `index`, `index + STRIDE`, `index + 2 * STRIDE` ... that can be read.
+    `skips` gets what could not be read; without it that is raised.
 
     Raises:
         ValueError: None of many could.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
+from typing import ClassVar
 
 from hdmnet.data.class_split import SplitRule
 from hdmnet.data.datasets.base import LabelMapDataset, Split
@@ -16,32 +17,36 @@ class TreeDataset(LabelMapDataset):
     """A data set in a folder; its subclasses tell where the files of an image lie.
 
     Attributes:
+        default_lists: The list of each split where the user names none; None: the folder itself says.
         root: The folder.
-        lists: What the user asked for as the list of each split; None where the folder itself says.
+        lists: The list of each split.
 
     Args:
         root: The folder.
         train_list: List of training images.
         val_list: List of validation images.
         num_folds: Number of folds.
-        split_rule: How classes are dealt out to folds.
+        split_rule: How classes are dealt out to folds; None: as is usual for the data set.
         min_area: Fewest pixels, at original size, for a class to count in an image.
     """
+
+    default_lists: ClassVar[dict[Split, str | None]] = {"train": None, "val": None}
 
     def __init__(
         self,
         root: str | Path,
-        train_list: str | None,
-        val_list: str | None,
+        train_list: str | None = None,
+        val_list: str | None = None,
         *,
-        num_folds: int,
-        split_rule: SplitRule,
-        min_area: int,
+        num_folds: int = 4,
+        split_rule: SplitRule | None = None,
+        min_area: int = 2 * 32 * 32,
     ) -> None:
         self.root = Path(root)
-        self.lists: dict[Split, str | None] = {"train": train_list, "val": val_list}
+        given: dict[Split, str | None] = {"train": train_list, "val": val_list}
+        self.lists = self.default_lists | {split: listed for split, listed in given.items() if listed is not None}
         self.num_folds = num_folds
-        self.split_rule = split_rule
+        self.split_rule = self.split_rule if split_rule is None else split_rule
         self.min_area = min_area
 
     @abstractmethod

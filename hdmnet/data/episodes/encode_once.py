@@ -31,13 +31,7 @@ MARGIN = 1.1
 
 
 class FeatureBytes(NamedTuple):
-    """Memory that the features of one picture take, in bytes.
-
-    Attributes:
-        query: As query.
-        empty_support: As support without any foreground.
-        full_support: As support that is foreground all over.
-    """
+    """Memory, in bytes, of the features of a picture: as query, and as support without or all foreground."""
 
     query: int
     empty_support: int
@@ -45,14 +39,11 @@ class FeatureBytes(NamedTuple):
 
 
 class FeatureCost:
-    """Estimates the memory of a picture's features.
+    """Estimates the memory of a picture's features, from sizes measured on the model.
 
-    What is kept of a support may grow with its foreground, of which the network samples a grid: its share in the
-    picture is taken with a tenth more, which in the sum over some supports is more than what sampling can add.
-
-    Args:
-        sizes: Measured on the model.
-        foreground_share: Tells of a support's key which share of its picture is foreground, 0 to 1.
+    What is kept of a support may grow with its foreground, of which the network samples a grid: the share of its
+    picture that `foreground_share` tells of its key is taken with a tenth more, which in the sum over some supports is
+    more than what sampling can add.
     """
 
     def __init__(self, sizes: FeatureBytes, foreground_share: Callable[[FeatureKey], float]) -> None:

@@ -78,11 +78,7 @@ class Manifest(ABC):
         return hashlib.sha256(self._text().encode()).hexdigest()
 
     def write(self, path: str | Path) -> None:
-        """Write the episodes as JSON lines: header, one array an episode, and the hash of all lines before it.
-
-        Args:
-            path: File to write; replaced in one step when it exists. Missing folders are made.
-        """
+        """Write the episodes as JSON lines: header, one array an episode, and the hash of all lines before it."""
         text = self._text()
         trailer = _dump({"sha256": hashlib.sha256(text.encode()).hexdigest()})
         with replacing(path) as temporary:
@@ -99,6 +95,18 @@ class EpisodeManifest(Manifest):
     The queries walk over the view's images: pass p is a permutation keyed by (dataset, fold, split, seed, p), so every
     image is the query once a pass; the official protocol walks in list order, unshuffled. The class is uniform among
     those that qualify in the query; the supports are uniform without replacement among the class's other images.
+
+    Args:
+        view: Images and classes to draw from. Classes without any image are never drawn.
+        dataset: Name of the data set; part of the key, as are `fold`, `split` and `seed`.
+        shot: Number of supports K an episode.
+        num_episodes: Length; None = unbounded, for training.
+        protocol: "uniform", or "official" for the release's in-order walk.
+        allow_repeats: Where a class has too few images, take each as often as every other, up to one time more,
+            instead of raising.
+
+    Raises:
+        ValueError: An argument is out of range, the view is empty, or a class has too few images for its episodes.
     """
 
     def __init__(
@@ -114,23 +122,7 @@ class EpisodeManifest(Manifest):
         protocol: EvaluationProtocol = "uniform",
         allow_repeats: bool = False,
     ) -> None:
-        """Check that every episode can be drawn; nothing is drawn yet.
-
-        Args:
-            view: Images and classes to draw from. Classes without any image are never drawn.
-            dataset: Name of the data set; part of the key.
-            fold: Number of the fold; part of the key.
-            split: "train" or "val"; part of the key.
-            shot: Number of supports K an episode.
-            seed: Seed; part of the key.
-            num_episodes: Length; None = unbounded, for training.
-            protocol: "uniform", or "official" for the release's in-order walk.
-            allow_repeats: Where a class has too few images, take each as often as every other, up to one time more,
-                instead of raising.
-
-        Raises:
-            ValueError: An argument is out of range, the view is empty, or a class has too few images for its episodes.
-        """
+        """Check that every episode can be drawn; nothing is drawn yet."""
         where = f"{dataset} fold {fold} {split}"
         _check_arguments(view, where, shot=shot, num_episodes=num_episodes, protocol=protocol)
         _check_supports(view, where, shot=shot, allow_repeats=allow_repeats)
@@ -153,21 +145,13 @@ class EpisodeManifest(Manifest):
         self._passes: dict[int, npt.NDArray[np.int64]] = {}
 
     def __len__(self) -> int:
-        """Number of episodes.
-
-        Raises:
-            TypeError: The manifest is unbounded.
-        """
+        """Number of episodes; TypeError if unbounded."""
         if self.num_episodes is None:
             raise TypeError("this manifest is unbounded and has no length: give it num_episodes, or index it")
         return self.num_episodes
 
     def __getitem__(self, index: int) -> EpisodeSpec:
-        """Episode at an index, in O(shot) once the order of its pass is known.
-
-        Raises:
-            IndexError: The index is negative or beyond the end.
-        """
+        """Episode at an index, in O(shot) once the order of its pass is known; IndexError outside."""
         index = int(index)
         if index < 0 or (self.num_episodes is not None and index >= self.num_episodes):
             last = "" if self.num_episodes is None else self.num_episodes - 1
@@ -211,12 +195,7 @@ class StoredManifest(Manifest):
     """Episodes read from a file (see `read_manifest`)."""
 
     def __init__(self, header: dict[str, Any], episodes: tuple[EpisodeSpec, ...]) -> None:
-        """Keep a header and its episodes.
-
-        Args:
-            header: As in `Manifest`.
-            episodes: The episodes, in order.
-        """
+        """Keep a header, as in `Manifest`, and its episodes in order."""
         self.header = header
         self._episodes = episodes
 
@@ -225,11 +204,7 @@ class StoredManifest(Manifest):
         return len(self._episodes)
 
     def __getitem__(self, index: int) -> EpisodeSpec:
-        """Episode at an index.
-
-        Raises:
-            IndexError: The index is negative or beyond the end.
-        """
+        """Episode at an index; IndexError outside."""
         index = int(index)
         if not 0 <= index < len(self._episodes):
             raise IndexError(f"episode {index} does not exist, expected 0..{len(self._episodes) - 1}")
@@ -238,9 +213,6 @@ class StoredManifest(Manifest):
 
 def read_manifest(path: str | Path) -> StoredManifest:
     """Read a manifest file and check it against the hash on its last line.
-
-    Args:
-        path: File written by `Manifest.write`.
 
     Returns:
         The episodes, equal in sequence and hash to the manifest that was written.

@@ -19,14 +19,10 @@ if TYPE_CHECKING:
 
 
 class PlannedEvaluation(Dataset[EvaluationBatch]):
-    """Decodes what each batch of a plan encodes; to be walked in order, by any number of workers.
+    """Decodes what each batch of this process's plan encodes; to be walked in order, by any number of workers.
 
     Attributes:
-        episodes: The same episodes as whole `Episode`s, by their global number.
-
-    Args:
-        episodes: All episodes of all seeds.
-        plan: The batches of this process.
+        episodes: The same episodes, of all seeds, as whole `Episode`s by their global number.
     """
 
     def __init__(self, episodes: EvalEpisodes, plan: Sequence[PlannedBatch]) -> None:

@@ -65,13 +65,7 @@ class EpochSampler(Sampler[int]):
 class EvalSampler(Sampler[int]):
     """Evaluation: yields `rank, rank + world_size, ...` and repeats nothing, so that every sample counts once.
 
-    Args:
-        num_samples: Samples over all ranks.
-        rank: This process.
-        world_size: Number of processes; the later ones may get one sample less.
-
-    Raises:
-        ValueError: If the rank is out of range.
+    The later processes may get one sample less. Raises ValueError if the rank is out of range.
     """
 
     def __init__(self, num_samples: int, *, rank: int = 0, world_size: int = 1) -> None:

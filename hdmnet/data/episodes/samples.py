@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from hdmnet.data.catalog import CatalogView
     from hdmnet.data.datasets.base import SegmentationDataset
     from hdmnet.data.datasets.skipped_files import SkippedFiles
     from hdmnet.data.episodes.manifest import EpisodeSpec, Manifest
@@ -78,6 +79,24 @@ def permutation(seed: int, number: int, length: int) -> np.ndarray:
     """
     words = np.random.Philox(key=derive_seed(seed, number, _PERMUTATION_ROLE)).random_raw(length)
     return np.argsort(words, kind="stable")
+
+
+def check_files(dataset: SegmentationDataset, view: CatalogView, number: int, seed: int = 0) -> list[str]:
+    """Decode `number` of a view's pictures, which the seed chooses, with the mask of a class each.
+
+    So before a run begins: what the catalog scanned long ago may have been damaged since.
+
+    Returns:
+        The ids looked at.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: One cannot be read or the sizes differ; one line that names it.
+    """
+    chosen = permutation(seed, 0, len(view))[:number].tolist()
+    for position in chosen:
+        read_pair(dataset, str(view.ids[position]), int(view.classes_of(position)[0]))
+    return [str(view.ids[position]) for position in chosen]
 
 
 class _Episodes(Dataset[Episode]):

@@ -1,45 +1,23 @@
-"""Masks from COCO-style annotations: polygons and run lengths, painted over one another."""
+"""Regions of COCO-style annotations: polygons and run lengths.
+
+Both are looked through before pycocotools gets them: its C code trusts them, and ends the process.
+"""
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from hdmnet.data.io.arrays import IGNORE, MAX_LABELS
-from hdmnet.data.io.masks import CROWD_VALUES
-from hdmnet.data.io.polygons import check_polygons, run_lengths
 from hdmnet.runtime.errors import DatasetError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    import numpy.typing as npt
-
-    from hdmnet.data.io.arrays import UInt8Array
-
-
-def category_values(categories: Iterable[Mapping[str, Any]]) -> dict[int, int]:
-    """Number the categories of an instances file: class = position, from 1, in ascending category id.
-
-    Args:
-        categories: The `categories` of a COCO instances file.
-
-    Returns:
-        Class value of every category id.
-
-    Raises:
-        ValueError: If there is none, or there are more than fit in 8 bits.
-    """
-    ids = sorted({int(category["id"]) for category in categories})
-    if not 1 <= len(ids) <= MAX_LABELS:
-        raise DatasetError(f"found {len(ids)} categories, expected 1 to {MAX_LABELS}, as class {IGNORE} means ignore")
-    return {category: value for value, category in enumerate(ids, start=1)}
+_FARTHEST = 100_000  # pixels: no coordinate of a picture is farther off
 
 
 def decode_segmentation(segmentation: Any, height: int, width: int) -> npt.NDArray[np.bool_]:
-    """Decode a COCO segmentation exactly as pycocotools' `annToMask` does.
+    """Decode a COCO segmentation of a picture of H x W pixels exactly as pycocotools' `annToMask` does.
 
     Args:
         segmentation: A list of polygons [x1, y1, x2, y2, ...], whose union it is, in pixels of the original picture; or
@@ -83,33 +61,47 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> npt.NDArr
     return decoded
 
 
-def paint_annotations(
-    annotations: Sequence[Mapping[str, Any]], size: tuple[int, int], values: Mapping[int, int], crowd: str = "ignore"
-) -> UInt8Array:
-    """Paint a picture's annotations to one mask, in the order given, later ones over earlier ones.
-
-    Args:
-        annotations: COCO annotations: `segmentation`, `category_id`, and if any `iscrowd`, `id`.
-        size: (H, W) of the picture.
-        values: Class value of every category id, see `category_values`.
-        crowd: What a crowd region paints: "ignore" 255, "zero" background, "class" its class.
-
-    Returns:
-        (H, W) uint8: 0, 1..C, 255.
+def check_polygons(polygons: list[Any]) -> None:
+    """Refuse what pycocotools would crash on: it takes any number to an integer, and walks along every edge.
 
     Raises:
-        ValueError: If a category is unknown or a segmentation malformed; the line names the annotation.
+        ValueError: It is not a list of [x1, y1, x2, y2, ...] in pixels each.
     """
-    mask = np.zeros(size, dtype=np.uint8)
-    for annotation in annotations:
-        name = f"annotation {annotation.get('id', '?')}"
-        category = annotation.get("category_id")
-        if not isinstance(category, int) or category not in values:
-            raise DatasetError(f"{name} has category {category!r}, not among the file's {len(values)} categories")
-        crowd_value = CROWD_VALUES[crowd] if annotation.get("iscrowd") else None
-        try:
-            region = decode_segmentation(annotation.get("segmentation"), *size)
-        except Exception as error:  # pycocotools raises bare Exception, TypeError and more on malformed input
-            raise DatasetError(f"{name} cannot be decoded: {' '.join(str(error).split())}") from None
-        mask[region] = values[category] if crowd_value is None else crowd_value
-    return mask
+    for part in polygons:
+        if not isinstance(part, list) or len(part) < 4 or len(part) % 2:
+            raise DatasetError("a polygon is no list of x, y pairs")
+        if not all(type(value) in (int, float) and -_FARTHEST <= value <= _FARTHEST for value in part):
+            raise DatasetError(f"a polygon has a coordinate that is no number of pixels within {_FARTHEST:,}")
+
+
+def run_lengths(code: Any) -> list[int]:
+    """Run lengths of COCO's compressed form, which pycocotools trusts: six bits a character, the lowest first.
+
+    Of each character bit 5 says that more follow, and bit 4 of the last is the sign. From the fourth on a run's length
+    is stored less that of the run before the last.
+
+    Returns:
+        The lengths, of background and object by turns; not all need be positive.
+
+    Raises:
+        ValueError: It is no such text.
+    """
+    if not isinstance(code, str | bytes):
+        raise DatasetError("its run-length code is no text")
+    characters = code.encode("latin-1", "replace") if isinstance(code, str) else code
+    lengths: list[int] = []
+    value = shift = 0
+    for character in characters:
+        bits = character - 48
+        if not 0 <= bits < 64 or shift > 30:
+            raise DatasetError("its run-length code holds characters that none has")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        value -= (1 << shift) if bits & 16 else 0
+        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise DatasetError("its run-length code is cut short")
+    return lengths

@@ -1,4 +1,4 @@
-"""Pictures and masks as files: reading, writing, and painting masks from the annotations of COCO and SBD.
+"""Masks as files: reading and writing.
 
 A mask is (H, W) uint8 in the frame of the stored pixels of its picture: 0 background, 1..C the class, 255 ignore. On
 disk it is a palette or grey PNG whose *index* is the class; colours (RGB) are refused, as reading them as grey would
@@ -7,7 +7,6 @@ give wrong labels silently.
 
 from __future__ import annotations
 
-import os
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,25 +15,16 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from hdmnet.data.io.arrays import IGNORE
 from hdmnet.data.io.pictures import MAX_PIXELS, PNG_END, decode, read_content
 from hdmnet.runtime.atomic import replacing
 from hdmnet.runtime.errors import DatasetError
 
 if TYPE_CHECKING:
-    from typing import BinaryIO
-
     from hdmnet.data.io.arrays import UInt8Array
-
-#: The values of `--crowd`, and what each paints; None = the annotation's own class.
-CROWD_VALUES: dict[str, int | None] = {"ignore": IGNORE, "zero": 0, "class": None}
 
 
 def read_mask(path: str | Path) -> UInt8Array:
     """Read a mask as class indices: of a palette PNG the indices and not the colours, of a grey PNG its values.
-
-    Args:
-        path: The mask, a PNG of mode P, L or 1.
 
     Returns:
         (H, W) uint8, values as stored.
@@ -77,11 +67,7 @@ def _decode_indices(path: str | Path) -> UInt8Array | None:
 
 
 def voc_palette() -> list[int]:
-    """The colour map of PASCAL VOC, which shows a mask's classes in any viewer.
-
-    Returns:
-        768 integers in 0..255: red, green, blue of each of the 256 indices.
-    """
+    """The colour map of PASCAL VOC, which shows a mask's classes in any viewer: RGB of each of the 256 indices."""
     palette = []
     for index in range(256):
         # Bits 0, 3, 6 of the index are red's highest bits, and so on: so VOC's development kit defines it.
@@ -90,59 +76,8 @@ def voc_palette() -> list[int]:
 
 
 def write_mask(path: Path, mask: UInt8Array) -> None:
-    """Write a mask as a palette PNG, whole or not at all: a stopped run leaves no half-written mask under its name.
-
-    Args:
-        path: Where to; the folder is made if needed.
-        mask: (H, W) uint8 class indices.
-    """
+    """Write a mask (H, W) uint8 as a palette PNG, whole or not at all; the folder is made if needed."""
     picture = Image.fromarray(mask)
     picture.putpalette(voc_palette())  # mode L becomes P, the values stay
     with replacing(path) as temporary:
         picture.save(temporary, format="PNG")
-
-
-def is_complete_png(path: Path) -> bool:
-    """Whether a file exists and ends as a PNG does, so that a truncated one counts as unfinished.
-
-    Args:
-        path: The file.
-
-    Returns:
-        True if its last 12 bytes are the PNG's end mark.
-    """
-    try:
-        with path.open("rb") as file:
-            file.seek(-len(PNG_END), os.SEEK_END)
-            return file.read() == PNG_END
-    except OSError:  # missing, or shorter than the mark
-        return False
-
-
-def read_sbd(file: str | Path | BinaryIO, name: str) -> UInt8Array:
-    """Read a class segmentation of SBD, the Semantic Boundaries Dataset.
-
-    Args:
-        file: A `dataset/cls/*.mat`: its path or its bytes as a stream.
-        name: What to call it in an error.
-
-    Returns:
-        (H, W) uint8: 0 background, 1..20 the VOC class.
-
-    Raises:
-        ValueError: If it is no such file; one line that names it.
-    """
-    from scipy.io import loadmat
-
-    try:
-        mask = np.asarray(loadmat(file, variable_names=["GTcls"])["GTcls"][0, 0]["Segmentation"])
-    except Exception as error:  # scipy raises a dozen types on damaged files
-        reason = " ".join(str(error).split())
-        raise DatasetError(f"{name} holds no readable GTcls.Segmentation ({reason}): unpack SBD again") from None
-    if mask.ndim != 2 or mask.size == 0 or mask.min() < 0 or mask.max() > 20:
-        values = f"{mask.min()}..{mask.max()}" if mask.size else "none"
-        raise DatasetError(
-            f"{name}: GTcls.Segmentation has shape {mask.shape} and values {values}, expected (H, W) and 0..20: "
-            "unpack SBD again"
-        )
-    return mask.astype(np.uint8)

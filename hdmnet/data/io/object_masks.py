@@ -41,11 +41,7 @@ _SPREAD = 0.3  # how far two pixels of one colour may differ in a channel's shar
 
 
 def read_object_mask(path: Path, name: str) -> UInt8Array:
-    """Read a mask file, turned by its own EXIF data if it has any.
-
-    Args:
-        path: The mask.
-        name: What to call it in messages.
+    """Read a mask file, turned by its own EXIF data if it has any; `name` names it in messages.
 
     Returns:
         (h, w) uint8: 0, 1 and 255; maybe without any 1.
@@ -58,18 +54,7 @@ def read_object_mask(path: Path, name: str) -> UInt8Array:
 
 
 def pil_object_mask(picture: Image.Image, name: str) -> UInt8Array:
-    """The same of a PIL image.
-
-    Args:
-        picture: Of any mode.
-        name: What to call it in messages.
-
-    Returns:
-        (h, w) uint8: 0, 1 and 255.
-
-    Raises:
-        ValueError: As for `read_object_mask`.
-    """
+    """The same of a PIL image of any mode: (h, w) uint8, 0, 1 and 255; raises ValueError likewise."""
     picture.load()  # turns a TIFF, which then has no orientation any more
     turned = exif_orientation(picture)
     indices = picture.mode == "P"

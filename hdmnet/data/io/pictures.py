@@ -28,9 +28,6 @@ def read_image(path: str | Path) -> UInt8Array:
     The EXIF rotation is not applied: the masks of VOC and COCO are drawn on the stored pixels. OpenCV decodes
     whole, plain JPEGs, to the pixels that Pillow gives in two thirds of its time; Pillow all else.
 
-    Args:
-        path: The picture.
-
     Returns:
         (H, W, 3) uint8 RGB at stored size; not to be written to.
 
@@ -52,13 +49,7 @@ def read_image(path: str | Path) -> UInt8Array:
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
-    """Read the stored size of a picture from its header, and see that the file is not cut short.
-
-    Args:
-        path: The picture.
-
-    Returns:
-        (H, W) in pixels, EXIF rotation not applied.
+    """Read the stored size (H, W) of a picture from its header, and see that the file is not cut short.
 
     Raises:
         FileNotFoundError: If there is no such file.

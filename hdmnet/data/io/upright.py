@@ -31,9 +31,6 @@ SIDEWAYS = 5
 def list_files(folder: Path) -> dict[str, list[Path]]:
     """List the pictures in a folder and its subfolders; hidden ones are left out.
 
-    Args:
-        folder: Where.
-
     Returns:
         Paths by name, which is the path below the folder without its suffix ("cats/1"), both ascending.
     """
@@ -51,9 +48,6 @@ def read_upright(path: Path) -> UInt8Array:
     """Read a picture of any mode as RGB, turned as its EXIF data say.
 
     Of 16 bits the upper eight are taken, as Pillow does with colours; transparency is dropped.
-
-    Args:
-        path: The picture.
 
     Returns:
         (H, W, 3) uint8 RGB, upright; not to be written to.
@@ -73,29 +67,13 @@ def read_upright(path: Path) -> UInt8Array:
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """Size (H, W) of `read_upright`'s picture, from the header; refuses a file that is cut short.
-
-    Args:
-        path: The picture.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no picture or not whole.
-    """
+    """Size (H, W) of `read_upright`'s picture, from the header; refuses a file that is cut short, as that does."""
     height, width = read_size(path)
     return (width, height) if orientation(path) >= SIDEWAYS else (height, width)
 
 
 def orientation(path: Path) -> int:
-    """How a picture is stored, by its EXIF data: 1 upright, 2..8 flipped or turned.
-
-    Args:
-        path: The picture.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no picture.
-    """
+    """How a picture is stored, by its EXIF data: 1 upright, 2..8 flipped or turned; raises as `read_upright`."""
     return _orientation(decode(path, "picture", header_only=True))
 
 
@@ -111,8 +89,7 @@ def fit_mask(mask: UInt8Array, size: tuple[int, ...], turned: int) -> UInt8Array
         turned: The picture's EXIF orientation.
 
     Returns:
-        The mask, turned if it has the stored and not the upright shape. One of neither is returned as it is, to be
-        refused.
+        The mask, turned if it has the stored and not the upright shape; one of neither as it is, to be refused.
     """
     drawn_on_stored = turned >= SIDEWAYS and same_shape(mask.shape, size[::-1]) and not same_shape(mask.shape, size)
     return turn(mask, turned) if drawn_on_stored else mask
@@ -124,15 +101,7 @@ def same_shape(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
 
 
 def turn(array: UInt8Array, value: int) -> UInt8Array:
-    """Turn stored pixels upright.
-
-    Args:
-        array: (H, W) or (H, W, 3) uint8.
-        value: EXIF orientation 1..8.
-
-    Returns:
-        The upright array; with sides changed for 5..8.
-    """
+    """Turn stored pixels, (H, W) or (H, W, 3) uint8, upright by their EXIF orientation; 5..8 change the sides."""
     if value == 1:
         return array
     if value >= SIDEWAYS:

@@ -44,7 +44,8 @@ def read_user_picture(image: Any) -> tuple[UInt8Array, int]:
         path = _existing(image, "picture")
         return read_upright(path), orientation(path)
     if isinstance(image, Image.Image):
-        turned = _orientation(image)
+        image.load()  # turns a TIFF, which then has no orientation any more
+        turned = exif_orientation(image)
         return turn(_to_rgb(_pil_array(image), "picture"), turned), turned
     return _to_rgb(_plain_array(image, "picture"), "picture"), 1
 
@@ -59,10 +60,8 @@ def read_user_mask(mask: Any, picture: UInt8Array, turned: int = 1, *, name: str
         mask: A path, PIL image, array, tensor; or a box x0, y0, x1, y1 in the pixels of the picture as shown, the
             second corner not included.
         picture: (H0, W0, 3), from `read_user_picture`.
-        turned: The picture's EXIF orientation, from `read_user_picture`: a mask whose shape tells that it was drawn on
-        the
-            stored pixels is turned likewise. Where both fit it is taken as drawn on the picture as shown, and a log
-            line says so.
+        turned: Its EXIF orientation, from there too: a mask whose shape tells that it was drawn on the stored pixels is
+            turned likewise. Where both fit it is taken as drawn on the picture as shown, and a log line says so.
         name: What to call the mask in messages.
 
     Returns:
@@ -95,12 +94,6 @@ def _existing(path: str | Path, what: str) -> Path:
 
 
 # ----------------------------------------------------------------------------------------------------------- pictures
-
-
-def _orientation(picture: Image.Image) -> int:
-    """EXIF orientation (1..8) of a PIL image."""
-    picture.load()  # turns a TIFF, which then has none any more
-    return exif_orientation(picture)
 
 
 def _pil_array(picture: Image.Image) -> NDArray[Any]:

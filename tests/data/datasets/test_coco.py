@@ -40,22 +40,22 @@ def test_class_names_are_cocos_in_order():
 
 
 def test_ids_are_the_masks_there_in_order(tree):
-    source = CocoDataset(tree)
-    assert (source.name, source.num_folds, source.split_rule, source.min_area) == ("coco", 4, "interleaved", 2048)
+    dataset = CocoDataset(tree)
+    assert (dataset.name, dataset.num_folds, dataset.split_rule, dataset.min_area) == ("coco", 4, "interleaved", 2048)
     (tree / "masks/train2014/.COCO_train2014_000000000001.png.ab12.tmp").touch()
     (tree / "masks/train2014/._COCO_train2014_000000000009.png").touch()  # macOS leaves such on copying
-    assert source.ids("train") == [image_id("train2014", number) for number in NUMBERS["train2014"]]
-    assert source.ids("val") == [image_id("val2014", number) for number in NUMBERS["val2014"]]
-    assert CocoDataset(tree, "contiguous").split_rule == "contiguous"
+    assert dataset.ids("train") == [image_id("train2014", number) for number in NUMBERS["train2014"]]
+    assert dataset.ids("val") == [image_id("val2014", number) for number in NUMBERS["val2014"]]
+    assert CocoDataset(tree, split_rule="contiguous").split_rule == "contiguous"
 
 
 def test_reads_grey_pictures_as_rgb_and_masks_as_indices(tree):
-    source = pickle.loads(pickle.dumps(CocoDataset(tree)))
+    dataset = pickle.loads(pickle.dumps(CocoDataset(tree)))
     name = image_id("val2014", 73)
-    assert source.read_image(name).shape == (6, 8, 3)
-    assert source.image_size(name) == (6, 8)
-    np.testing.assert_array_equal(source.read_mask(name), np.full((6, 8), 73))
-    assert source.mask_location(name) == str(tree / "masks" / f"{name}.png")
+    assert dataset.read_image(name).shape == (6, 8, 3)
+    assert dataset.image_size(name) == (6, 8)
+    np.testing.assert_array_equal(dataset.read_mask(name), np.full((6, 8), 73))
+    assert dataset.mask_location(name) == str(tree / "masks" / f"{name}.png")
 
 
 @pytest.mark.parametrize(
@@ -73,39 +73,39 @@ def test_lines_of_lists(line):
 
 def test_lists_restrict_a_split(tree):
     (tree / "few.txt").write_text("COCO_train2014_000000000025.jpg\nval2014/COCO_val2014_000000000042\n")
-    source = CocoDataset(tree, train_list="few.txt")
-    assert source.ids("train") == [image_id("train2014", 25), image_id("val2014", 42)]
+    dataset = CocoDataset(tree, train_list="few.txt")
+    assert dataset.ids("train") == [image_id("train2014", 25), image_id("val2014", 42)]
     with pytest.raises(ValueError, match=r"1 id is in the train list and in the val list: 'val2014/"):
-        source.check()
+        dataset.check()
     (tree / "few.txt").write_text(f"{image_id('train2014', 25)}\n{image_id('train2014', 99)}\n")
     with pytest.raises(FileNotFoundError, match=r"by list 'few\.txt': 1 of 2 ids have no mask, first 'train2014/.*99'"):
-        source.check()
+        dataset.check()
     with pytest.raises(FileNotFoundError, match=r"list of ids 'no\.txt'"):
         CocoDataset(tree, val_list="no.txt").ids("val")
 
 
 def test_fingerprint_follows_list_and_masks(tree):
-    source = CocoDataset(tree)
-    first = source.fingerprint("train")
-    assert source.fingerprint("train") == first != source.fingerprint("val")
+    dataset = CocoDataset(tree)
+    first = dataset.fingerprint("train")
+    assert dataset.fingerprint("train") == first != dataset.fingerprint("val")
     write_mask(tree / "masks" / f"{image_id('val2014', 42)}.png", np.zeros((9, 9), dtype=np.uint8))
-    assert source.fingerprint("train") == first
+    assert dataset.fingerprint("train") == first
     write_mask(tree / "masks" / f"{image_id('train2014', 9)}.png", np.zeros((9, 9), dtype=np.uint8))
-    assert source.fingerprint("train") != first
+    assert dataset.fingerprint("train") != first
 
 
 def test_check_names_what_lacks(tree, tmp_path):
-    source = CocoDataset(tree)
-    source.check()
+    dataset = CocoDataset(tree)
+    dataset.check()
     (tree / f"{image_id('val2014', 42)}.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"val images of .*: 1 of 2 ids have no picture, first 'val2014/.*42'"):
-        source.check()
+        dataset.check()
     for path in (tree / "masks/val2014").iterdir():
         path.unlink()
     with pytest.raises(FileNotFoundError, match=r"no mask in masks/val2014: run scripts/data/prepare_coco\.py"):
-        source.check()
+        dataset.check()
     shutil.rmtree(tree / "masks")
-    with pytest.raises(FileNotFoundError, match=r"masks/train2014 is missing: .*scripts/prepare_coco\.py --root"):
-        source.check()
+    with pytest.raises(FileNotFoundError, match=r"masks/train2014 is missing: .*scripts/data/prepare_coco\.py --root"):
+        dataset.check()
     with pytest.raises(FileNotFoundError, match=r"nowhere is missing: put train2014/"):
         CocoDataset(tmp_path / "nowhere").check()

@@ -51,9 +51,9 @@ def copy(roots, tmp_path):
     return copied
 
 
-def manifest(source, shot=1):
-    classes = source.class_split(0).val
-    view = load_catalog(source, "val", None, progress=False).view(classes, min_area=source.min_area)
+def manifest(dataset, shot=1):
+    classes = dataset.class_split(0).val
+    view = load_catalog(dataset, "val", None, progress=False).view(classes, min_area=dataset.min_area)
     return EpisodeManifest(view, dataset="folder", fold=0, split="val", shot=shot, seed=1, num_episodes=12)
 
 
@@ -68,28 +68,28 @@ def save(path, array):
 @pytest.mark.parametrize("layout", [*WRITERS, *(f"mixed-{name}" for name in MIXED)])
 def test_every_layout_is_recognised_and_read_exactly(roots, one_class, mixed, layout):
     content, names = mixed if layout.startswith("mixed") else one_class
-    source = pickle.loads(pickle.dumps(FolderDataset(roots[layout])))
-    source.check()
-    assert source.tree.layout == layout.removeprefix("mixed-")
-    assert source.class_names == names
-    assert source.ids("val") == source.ids("train") == list(content)
+    dataset = pickle.loads(pickle.dumps(FolderDataset(roots[layout])))
+    dataset.check()
+    assert dataset.tree.layout == layout.removeprefix("mixed-")
+    assert dataset.class_names == names
+    assert dataset.ids("val") == dataset.ids("train") == list(content)
     for image_id, entry in content.items():
-        np.testing.assert_array_equal(source.read_image(image_id), np.asarray(Image.open(io.BytesIO(entry.jpeg))))
-        np.testing.assert_array_equal(source.read_mask(image_id), entry.mask)
-        assert source.image_size(image_id) == entry.mask.shape
+        np.testing.assert_array_equal(dataset.read_image(image_id), np.asarray(Image.open(io.BytesIO(entry.jpeg))))
+        np.testing.assert_array_equal(dataset.read_mask(image_id), entry.mask)
+        assert dataset.image_size(image_id) == entry.mask.shape
         values, counts = np.unique(entry.mask[entry.mask > 0], return_counts=True)
-        assert source.class_areas(image_id) == dict(zip(values.tolist(), counts.tolist(), strict=True))
+        assert dataset.class_areas(image_id) == dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("prefix", ["", "mixed-"])
 def test_every_layout_gives_the_same_episodes(roots, prefix):
-    sources = [FolderDataset(root) for name, root in roots.items() if name.startswith("mixed") == bool(prefix)]
-    manifests = [manifest(source, shot=2) for source in sources]
+    datasets = [FolderDataset(root) for name, root in roots.items() if name.startswith("mixed") == bool(prefix)]
+    manifests = [manifest(dataset, shot=2) for dataset in datasets]
     assert len({one.sha256() for one in manifests}) == 1
     assert len({spec.class_value for spec in manifests[0]}) > 1
     first, *others = (
-        EvalEpisodes(source, [one], classes=source.class_split(0).test, image_size=(33, 33))
-        for source, one in zip(sources, manifests, strict=True)
+        EvalEpisodes(dataset, [one], classes=dataset.class_split(0).test, image_size=(33, 33))
+        for dataset, one in zip(datasets, manifests, strict=True)
     )
     assert len(others) == (2 if prefix else 3)
     for other in others:
@@ -107,10 +107,10 @@ def test_masks_in_the_pictures_folders(roots, copy):
         class_name = path.parent.name
         (root / "turned" / path.stem).mkdir(parents=True, exist_ok=True)
         path.rename(root / "turned" / path.stem / f"{class_name}.png")
-    source = FolderDataset(root, masks="turned")
-    assert (source.tree.layout, source.class_names) == ("binary", expected.class_names)
+    dataset = FolderDataset(root, masks="turned")
+    assert (dataset.tree.layout, dataset.class_names) == ("binary", expected.class_names)
     for image_id in expected.ids("val"):
-        np.testing.assert_array_equal(source.read_mask(image_id), expected.read_mask(image_id))
+        np.testing.assert_array_equal(dataset.read_mask(image_id), expected.read_mask(image_id))
 
 
 def test_coco_polygons_crowds_and_other_folders(tmp_path):
@@ -128,22 +128,22 @@ def test_coco_polygons_crowds_and_other_folders(tmp_path):
     }
     (tmp_path / "_annotations.coco.json").write_text(json.dumps(content | {"annotations": annotations}))
     (tmp_path / "other.json").write_text("[]")
-    source = FolderDataset(tmp_path)
-    assert source.class_names == ("cat", "dog")
+    dataset = FolderDataset(tmp_path)
+    assert dataset.class_names == ("cat", "dog")
     expected = np.zeros((10, 12), dtype=np.uint8)
     expected[:, :6] = 255
     expected[3:8, 2:7] = 1
     expected[0:2, 9:11] = 1
-    np.testing.assert_array_equal(source.read_mask("a"), expected)
+    np.testing.assert_array_equal(dataset.read_mask("a"), expected)
 
 
 def test_chosen_classes_come_in_the_order_asked_for(roots, one_class):
     names = one_class[1]
     for layout in ("binary", "coco", "fss"):
-        source = FolderDataset(roots[layout], classes=[names[2], names[0]])
-        assert source.class_names == (names[2], names[0])
-        kept = [image_id for image_id in source.ids("val") if source.read_mask(image_id).any()]
-        assert {image_id.split("/")[0]: source.read_mask(image_id).max() for image_id in kept} == {
+        dataset = FolderDataset(roots[layout], classes=[names[2], names[0]])
+        assert dataset.class_names == (names[2], names[0])
+        kept = [image_id for image_id in dataset.ids("val") if dataset.read_mask(image_id).any()]
+        assert {image_id.split("/")[0]: dataset.read_mask(image_id).max() for image_id in kept} == {
             names[2]: 1,
             names[0]: 2,
         }
@@ -191,27 +191,27 @@ def overlapping(tmp_path):
 
 
 def test_of_overlapping_classes_each_keeps_all_its_pixels(overlapping):
-    source, car, wheel = overlapping
-    np.testing.assert_array_equal(source.read_class_mask("1", 1), car)
-    np.testing.assert_array_equal(source.read_class_mask("1", 2), wheel)
-    np.testing.assert_array_equal(source.read_mask("1"), np.where(wheel, 2, car))  # the smaller one on top
-    assert source.class_areas("1") == {1: 36, 2: 4}
-    catalog = load_catalog(source, "val", None, progress=False)
+    dataset, car, wheel = overlapping
+    np.testing.assert_array_equal(dataset.read_class_mask("1", 1), car)
+    np.testing.assert_array_equal(dataset.read_class_mask("1", 2), wheel)
+    np.testing.assert_array_equal(dataset.read_mask("1"), np.where(wheel, 2, car))  # the smaller one on top
+    assert dataset.class_areas("1") == {1: 36, 2: 4}
+    catalog = load_catalog(dataset, "val", None, progress=False)
     assert catalog.class_value.tolist() == [1, 2, 1]
     assert catalog.area.tolist() == [36, 4, 36]
 
 
 def test_an_episode_sees_the_whole_of_its_class(overlapping):
-    source, car, _ = overlapping
-    view = load_catalog(source, "val", None, progress=False).view([1], min_area=1)
+    dataset, car, _ = overlapping
+    view = load_catalog(dataset, "val", None, progress=False).view([1], min_area=1)
     episodes = EpisodeManifest(view, dataset="x", fold=0, split="val", shot=1, seed=0, num_episodes=2)
-    dataset = EvalEpisodes(source, [episodes], classes=source.class_split(0).test, image_size=(8, 8))
+    evaluation = EvalEpisodes(dataset, [episodes], classes=dataset.class_split(0).test, image_size=(8, 8))
     for index in range(2):
-        episode = dataset[index]
+        episode = evaluation[index]
         for mask in (episode.query_mask, episode.query_mask_original, episode.support_masks[0]):
             np.testing.assert_array_equal(mask.numpy(), car)
-    np.testing.assert_array_equal(dataset.query_mask_original("1", 1).numpy(), car)
-    np.testing.assert_array_equal(dataset.support_pair("1", 1)[1].numpy(), car)
+    np.testing.assert_array_equal(evaluation.query_mask_original("1", 1).numpy(), car)
+    np.testing.assert_array_equal(evaluation.support_pair("1", 1)[1].numpy(), car)
 
 
 # --------------------------------------------------------------------------------------------------------------- EXIF
@@ -229,11 +229,11 @@ def test_masks_of_turned_pictures(tmp_path, stored):
     mask[0, :3] = 1
     (tmp_path / "classes.txt").write_text("thing")
     write_mask(tmp_path / "masks/a.png", mask if stored else np.ascontiguousarray(np.rot90(mask, -1)))
-    source = FolderDataset(tmp_path)
-    assert source.image_size("a") == (10, 6)
-    assert np.argwhere(source.read_image("a")[:, :, 0]).tolist() == [[0, 5]]  # turned clockwise
-    np.testing.assert_array_equal(source.read_mask("a"), np.rot90(mask, -1))
-    assert load_catalog(source, "val", None, progress=False).area.tolist() == [3]
+    dataset = FolderDataset(tmp_path)
+    assert dataset.image_size("a") == (10, 6)
+    assert np.argwhere(dataset.read_image("a")[:, :, 0]).tolist() == [[0, 5]]  # turned clockwise
+    np.testing.assert_array_equal(dataset.read_mask("a"), np.rot90(mask, -1))
+    assert load_catalog(dataset, "val", None, progress=False).area.tolist() == [3]
 
 
 # --------------------------------------------------------------------------------------------------- folds and splits
@@ -241,9 +241,9 @@ def test_masks_of_turned_pictures(tmp_path, stored):
 
 def test_without_folds_all_classes_are_novel_in_any_fold(roots):
     for num_folds in (None, 1):
-        source = FolderDataset(roots["fss"], num_folds=num_folds)
-        split = source.class_split(3)
-        assert (split.fold, split.train, split.test, source.num_folds) == (0, (), (1, 2, 3, 4), 1)
+        dataset = FolderDataset(roots["fss"], num_folds=num_folds)
+        split = dataset.class_split(3)
+        assert (split.fold, split.train, split.test, dataset.num_folds) == (0, (), (1, 2, 3, 4), 1)
 
 
 @pytest.mark.parametrize(
@@ -256,20 +256,20 @@ def test_without_folds_all_classes_are_novel_in_any_fold(roots):
     ],
 )
 def test_classes_are_dealt_out_as_evenly_as_can_be(roots, num_folds, rule, expected):
-    source = FolderDataset(roots["fss"], num_folds=num_folds, split_rule=rule)
-    assert source.folds == expected
-    split = source.class_split(1)
+    dataset = FolderDataset(roots["fss"], num_folds=num_folds, split_rule=rule)
+    assert dataset.folds == expected
+    split = dataset.class_split(1)
     assert split.novel == expected[1]
     assert sorted(split.train + expected[1]) == [1, 2, 3, 4]
     with pytest.raises(ValueError, match=rf"fold={num_folds} does not exist, expected one of 0..{num_folds - 1}"):
-        source.class_split(num_folds)
+        dataset.class_split(num_folds)
 
 
 def test_folds_by_file(roots, one_class, tmp_path):
     names = one_class[1]
     (tmp_path / "folds.txt").write_text(f"{names[3]}, {names[0]}\n{names[1]}\n")
-    source = FolderDataset(roots["coco"], folds=str(tmp_path / "folds.txt"))
-    assert [(source.class_split(k).test, source.class_split(k).train) for k in (0, 1)] == [
+    dataset = FolderDataset(roots["coco"], folds=str(tmp_path / "folds.txt"))
+    assert [(dataset.class_split(k).test, dataset.class_split(k).train) for k in (0, 1)] == [
         ((1, 4), (2, 3)),
         ((2,), (1, 3, 4)),
     ]
@@ -284,17 +284,17 @@ def test_folds_by_file(roots, one_class, tmp_path):
 def test_lists(roots, one_class, tmp_path):
     ids = list(one_class[0])
     (tmp_path / "val.txt").write_text(f"{ids[5]}.jpg\n{ids[2]}\n")
-    source = FolderDataset(roots["index"], val_list=str(tmp_path / "val.txt"), filter_novel=False)
-    source.check()
-    assert source.ids("val") == [ids[5], ids[2]]
-    assert source.ids("train") == [image_id for image_id in ids if image_id not in (ids[5], ids[2])]
-    assert source.fingerprint("train") != source.fingerprint("val")
+    dataset = FolderDataset(roots["index"], val_list=str(tmp_path / "val.txt"), filter_novel=False)
+    dataset.check()
+    assert dataset.ids("val") == [ids[5], ids[2]]
+    assert dataset.ids("train") == [image_id for image_id in ids if image_id not in (ids[5], ids[2])]
+    assert dataset.fingerprint("train") != dataset.fingerprint("val")
     both = FolderDataset(roots["index"], train_list=str(tmp_path / "val.txt"), val_list=str(tmp_path / "val.txt"))
     with pytest.raises(ValueError, match="2 ids are in the train list and in the val list"):
         both.check()
     (tmp_path / "val.txt").write_text("nothing\n")
     with pytest.raises(FileNotFoundError, match=r"1 of 1 ids have no picture with a mask in .*, first 'nothing'"):
-        source.check()
+        dataset.check()
 
 
 def test_training_never_sees_what_is_tested(roots):
@@ -351,14 +351,14 @@ def test_a_class_that_is_not_there(roots):
 
 
 def test_unequal_sizes_are_refused_with_their_paths(overlapping):
-    source, *_ = overlapping
-    save(source.root / "masks/wheel/1.png", np.zeros((4, 4), dtype=np.uint8))
+    dataset, *_ = overlapping
+    save(dataset.root / "masks/wheel/1.png", np.zeros((4, 4), dtype=np.uint8))
     with pytest.raises(ValueError, match=r"masks of '1' have unequal sizes .*car/1.png 8x8, .*wheel/1.png 4x4"):
-        source.read_mask("1")
-    save(source.root / "masks/car/2.png", np.full((4, 4), 255, dtype=np.uint8))
-    (source.root / "masks/wheel/1.png").unlink()
+        dataset.read_mask("1")
+    save(dataset.root / "masks/car/2.png", np.full((4, 4), 255, dtype=np.uint8))
+    (dataset.root / "masks/wheel/1.png").unlink()
     with pytest.raises(ValueError, match=r"car/2.png is 4x4 \(HxW\) but its picture is 8x8"):
-        load_catalog(FolderDataset(source.root), "val", None, progress=False)
+        load_catalog(FolderDataset(dataset.root), "val", None, progress=False)
 
 
 def test_a_broken_annotation_file(copy):

@@ -58,13 +58,13 @@ def test_class_names_are_vocs_in_order():
 
 
 def test_defaults(tree):
-    source = PascalDataset(tree)
-    assert (source.name, source.num_folds, source.split_rule, source.min_area) == ("pascal", 4, "contiguous", 2048)
-    ids = source.ids("train")
+    dataset = PascalDataset(tree)
+    assert (dataset.name, dataset.num_folds, dataset.split_rule, dataset.min_area) == ("pascal", 4, "contiguous", 2048)
+    ids = dataset.ids("train")
     assert len(ids) == 5953
     assert ids == sorted(ids)
     assert PascalDataset(tree, train_list=5953).ids("train") == ids  # as a command line gives it
-    assert source.ids("val") == VAL
+    assert dataset.ids("val") == VAL
 
 
 def test_lists_of_the_tree_keep_their_order(tree):
@@ -107,39 +107,39 @@ def test_lists_of_other_codebases_hold_pairs_of_paths(tree):
 
 
 def test_mask_comes_from_aug_and_where_it_lacks_from_voc(tree):
-    source = PascalDataset(tree, "voc")
+    dataset = PascalDataset(tree, "voc")
     for image_id, value in ((TRAIN[0], 2), (EXTRA[0], 2), (VAL[0], 1)):
-        np.testing.assert_array_equal(source.read_mask(image_id), constant_mask(image_id, value))
-    assert source.mask_location(VAL[0]) == str(tree / "SegmentationClass" / f"{VAL[0]}.png")
-    image = source.read_image(TRAIN[1])
+        np.testing.assert_array_equal(dataset.read_mask(image_id), constant_mask(image_id, value))
+    assert dataset.mask_location(VAL[0]) == str(tree / "SegmentationClass" / f"{VAL[0]}.png")
+    image = dataset.read_image(TRAIN[1])
     assert image.shape == (6, 8, 3)
     assert abs(int(image[0, 0, 0]) - 10) <= 2  # JPEG is lossy
-    assert source.image_size(TRAIN[1]) == (6, 8)
+    assert dataset.image_size(TRAIN[1]) == (6, 8)
 
 
 def test_works_with_one_folder_of_masks_alone(tree):
     shutil.rmtree(tree / "SegmentationClassAug")
-    source = PascalDataset(tree, "voc")
-    source.check()
-    assert source.read_mask(TRAIN[0])[1, 0] == 1
+    dataset = PascalDataset(tree, "voc")
+    dataset.check()
+    assert dataset.read_mask(TRAIN[0])[1, 0] == 1
 
 
 def test_survives_pickling(tree):
-    source = pickle.loads(pickle.dumps(PascalDataset(tree, "voc")))
-    assert source.ids("train") == TRAIN[::-1]
+    dataset = pickle.loads(pickle.dumps(PascalDataset(tree, "voc")))
+    assert dataset.ids("train") == TRAIN[::-1]
 
 
 def test_fingerprint_follows_list_and_masks(tree):
-    source = PascalDataset(tree, "voc")
-    first = source.fingerprint("train")
-    assert source.fingerprint("train") == first != source.fingerprint("val")
+    dataset = PascalDataset(tree, "voc")
+    first = dataset.fingerprint("train")
+    assert dataset.fingerprint("train") == first != dataset.fingerprint("val")
     write_mask(tree / "SegmentationClassAug" / f"{EXTRA[0]}.png", constant_mask(EXTRA[0], 9))
-    assert source.fingerprint("train") == first  # not of this list
+    assert dataset.fingerprint("train") == first  # not of this list
     write_mask(tree / "SegmentationClassAug" / f"{TRAIN[0]}.png", np.zeros((40, 40), dtype=np.uint8))
-    second = source.fingerprint("train")
+    second = dataset.fingerprint("train")
     assert second != first
     (tree / "ImageSets/Segmentation/train.txt").write_text("\n".join(TRAIN[:3]))
-    assert source.fingerprint("train") not in (first, second)
+    assert dataset.fingerprint("train") not in (first, second)
 
 
 def test_check_accepts_a_whole_tree(tree):

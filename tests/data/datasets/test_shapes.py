@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hdmnet.data.class_split import split_classes
-from hdmnet.data.datasets.shapes import dataset
+from hdmnet.data.datasets.shapes import dataset as module
 from hdmnet.data.datasets.shapes.dataset import ShapesDataset
 from hdmnet.data.datasets.shapes.render import Patch, Scene, render
 from hdmnet.data.datasets.shapes.scene import Draws, class_names, class_parts
@@ -29,7 +29,7 @@ def digest(arrays):
 
 
 @pytest.fixture(scope="module")
-def source():
+def dataset():
     return ShapesDataset(fold=1, num_train=150, num_val=120)
 
 
@@ -41,59 +41,59 @@ def test_masks_and_pictures_have_their_golden_checksums():
         (ShapesDataset(fold=f), f"{split}-f{f}-{i:05d}") for f in (0, 3) for split in ("train", "val") for i in range(8)
     ]
     ids += [(mixed, f"{split}-{i:05d}") for split in ("train", "val") for i in range(8)]
-    assert dataset.GENERATOR_VERSION == "shapes-1"
-    assert digest(source.read_mask(image_id) for source, image_id in ids) == GOLDEN_MASKS
-    assert digest(source.read_image(image_id) for source, image_id in ids) == GOLDEN_IMAGES
+    assert module.GENERATOR_VERSION == "shapes-1"
+    assert digest(dataset.read_mask(image_id) for dataset, image_id in ids) == GOLDEN_MASKS
+    assert digest(dataset.read_image(image_id) for dataset, image_id in ids) == GOLDEN_IMAGES
 
 
-def test_a_picture_depends_on_nothing_but_its_id_and_the_seed(source):
+def test_a_picture_depends_on_nothing_but_its_id_and_the_seed(dataset):
     image_id = "val-f1-00031"
-    image, mask = source.read_image(image_id), source.read_mask(image_id)
+    image, mask = dataset.read_image(image_id), dataset.read_mask(image_id)
     assert image.shape == (129, 129, 3)
     assert image.dtype == mask.dtype == np.uint8
     image[:] = 0  # a caller's own copy
-    dataset._sample.cache_clear()
+    module._sample.cache_clear()
     other = pickle.loads(pickle.dumps(ShapesDataset(fold=1, num_train=9, num_val=32)))
-    assert np.array_equal(other.read_image(image_id), source.read_image(image_id))
+    assert np.array_equal(other.read_image(image_id), dataset.read_image(image_id))
     assert np.array_equal(other.read_mask(image_id), mask)
     assert not np.array_equal(ShapesDataset(generator_seed=1, fold=1).read_mask(image_id), mask)
 
 
-def test_different_ids_give_different_pictures(source):
-    ids = source.ids("train") + source.ids("val")
+def test_different_ids_give_different_pictures(dataset):
+    ids = dataset.ids("train") + dataset.ids("val")
     assert len(set(ids)) == 270
-    assert len({digest([source.read_image(image_id)]) for image_id in ids}) == 270
+    assert len({digest([dataset.read_image(image_id)]) for image_id in ids}) == 270
 
 
 @pytest.mark.parametrize("fold", range(4))
 def test_training_pictures_hold_base_classes_and_validation_pictures_a_novel_one(fold):
-    source = ShapesDataset(fold=fold, num_train=45, num_val=150)
+    dataset = ShapesDataset(fold=fold, num_train=45, num_val=150)
     novel = set(split_classes(20, 4, fold, "contiguous").test)
-    for image_id in source.ids("train"):
-        assert not novel & set(source.sample(image_id).classes)
-    for image_id in source.ids("val"):
-        counts = np.bincount(source.read_mask(image_id).ravel(), minlength=256)
-        assert max(counts[value] for value in novel) >= source.min_area
-    others = Counter(value for image_id in source.ids("val") for value in source.sample(image_id).classes)
+    for image_id in dataset.ids("train"):
+        assert not novel & set(dataset.sample(image_id).classes)
+    for image_id in dataset.ids("val"):
+        counts = np.bincount(dataset.read_mask(image_id).ravel(), minlength=256)
+        assert max(counts[value] for value in novel) >= dataset.min_area
+    others = Counter(value for image_id in dataset.ids("val") for value in dataset.sample(image_id).classes)
     assert set(others) == set(range(1, 21))
 
 
-def test_classes_are_balanced(source):
-    objects = Counter(value for image_id in source.ids("train") for value in source.sample(image_id).classes)
+def test_classes_are_balanced(dataset):
+    objects = Counter(value for image_id in dataset.ids("train") for value in dataset.sample(image_id).classes)
     assert set(objects) == set(split_classes(20, 4, 1, "contiguous").train)
     mean = sum(objects.values()) / 15
     assert mean == 4 * 150 / 15
     assert max(abs(count - mean) for count in objects.values()) < 0.3 * mean
     novel = Counter(
-        value for image_id in source.ids("val") for value in source.sample(image_id).classes if 6 <= value <= 10
+        value for image_id in dataset.ids("val") for value in dataset.sample(image_id).classes if 6 <= value <= 10
     )
     assert min(novel.values()) >= 24  # dealt in turn: 120 / 5 as the first object alone
 
 
-def test_the_mask_follows_the_objects_and_255_marks_the_hardly_visible(source):
+def test_the_mask_follows_the_objects_and_255_marks_the_hardly_visible(dataset):
     hidden = partly = repeated = 0
-    for image_id in source.ids("train") + source.ids("val"):
-        sample = source.sample(image_id)
+    for image_id in dataset.ids("train") + dataset.ids("val"):
+        sample = dataset.sample(image_id)
         assert len(sample.classes) == 4
         expected = np.zeros_like(sample.mask)
         for position, (value, visible) in enumerate(zip(sample.classes, sample.visible, strict=True)):
@@ -108,18 +108,18 @@ def test_the_mask_follows_the_objects_and_255_marks_the_hardly_visible(source):
 
 
 def test_mixed_pictures_keep_enough_for_every_fold():
-    source = ShapesDataset(num_train=100, num_val=20)
-    assert source.ids("val")[3] == "val-00003"
-    classes = [set(source.sample(image_id).classes) for image_id in source.ids("train")]
+    dataset = ShapesDataset(num_train=100, num_val=20)
+    assert dataset.ids("val")[3] == "val-00003"
+    classes = [set(dataset.sample(image_id).classes) for image_id in dataset.ids("train")]
     for fold in range(4):
         novel = set(split_classes(20, 4, fold, "contiguous").test)
         assert 60 <= sum(not novel & held for held in classes) < 80
-    assert set().union(*(source.sample(image_id).classes for image_id in source.ids("val"))) == set(range(1, 21))
+    assert set().union(*(dataset.sample(image_id).classes for image_id in dataset.ids("val"))) == set(range(1, 21))
 
 
 def test_sizes_vary_where_asked():
-    source = ShapesDataset(picture_size=(96, 128), vary_size=True, num_train=30)
-    shapes_seen = {source.read_mask(image_id).shape for image_id in source.ids("train")}
+    dataset = ShapesDataset(picture_size=(96, 128), vary_size=True, num_train=30)
+    shapes_seen = {dataset.read_mask(image_id).shape for image_id in dataset.ids("train")}
     assert len(shapes_seen) > 20
     assert all(72 <= min(shape) <= 96 and 96 <= max(shape) <= 128 for shape in shapes_seen)
     assert {height > width for height, width in shapes_seen} == {True, False}
@@ -205,6 +205,6 @@ def test_wrong_arguments_are_refused(arguments, message):
 
 
 @pytest.mark.parametrize("image_id", ["val-f0-00000", "val-00000", "val-f1-00120", "nonsense"])
-def test_unknown_ids_are_refused(source, image_id):
+def test_unknown_ids_are_refused(dataset, image_id):
     with pytest.raises(ValueError, match="shapes has no picture"):
-        source.read_mask(image_id)
+        dataset.read_mask(image_id)

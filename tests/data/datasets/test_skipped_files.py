@@ -15,7 +15,7 @@ from hdmnet.data.datamodules.few_shot import FewShotDataModule
 from hdmnet.data.datasets.coco import CocoDataset
 from hdmnet.data.datasets.pascal import PascalDataset
 from hdmnet.data.datasets.skipped_files import STRIDE, SkippedFiles, UnreadableError, first_readable
-from hdmnet.data.episodes.spot_check import check_files
+from hdmnet.data.episodes.samples import check_files
 from hdmnet.data.transforms import build_augment
 
 AUGMENT = build_augment("none", image_size=(33, 33), scale=(1, 1), mean=(0.5, 0.5, 0.5))

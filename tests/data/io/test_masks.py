@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import os
 import zlib
 
@@ -9,11 +8,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
-from scipy.io import savemat
 
-from hdmnet.data.io import masks
-from hdmnet.data.io.annotations import category_values, decode_segmentation, paint_annotations
-from hdmnet.data.io.masks import is_complete_png, read_mask, read_sbd, voc_palette, write_mask
+from hdmnet.data.io import masks, pictures
+from hdmnet.data.io.annotations import decode_segmentation
+from hdmnet.data.io.masks import read_mask, voc_palette, write_mask
 from hdmnet.data.io.pictures import read_image, read_size
 
 INDICES = np.array([[0, 1, 15], [20, 80, 255]], dtype=np.uint8)
@@ -66,17 +64,6 @@ def test_written_mask_is_a_palette_png_and_leaves_nothing_else(tmp_path):
         assert written.getpalette() == voc_palette()
     np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), INDICES)
     assert [path.name for path in tmp_path.iterdir()] == ["m.png"]
-
-
-def test_only_a_whole_png_is_complete(tmp_path):
-    path = tmp_path / "m.png"
-    assert not is_complete_png(path)
-    write_mask(path, INDICES)
-    assert is_complete_png(path)
-    content = path.read_bytes()
-    for kept in (0, 5, len(content) - 1):
-        path.write_bytes(content[:kept])
-        assert not is_complete_png(path)
 
 
 def test_pictures_of_every_mode_become_rgb(tmp_path):
@@ -144,7 +131,7 @@ def test_truncated_files_are_refused(tmp_path, suffix, read):
 def without_opencv(read, path, monkeypatch):
     """What Pillow alone makes of a file: the array, or the error's text."""
     with monkeypatch.context() as patch:
-        patch.setattr(masks, "_decode_plain_jpeg", lambda path: None)
+        patch.setattr(pictures, "_decode_plain_jpeg", lambda path: None)
         patch.setattr(masks, "_decode_indices", lambda path: None)
         return outcome(read, path)
 
@@ -174,11 +161,11 @@ def test_jpegs_have_the_same_pixels_by_opencv_and_by_pillow(tmp_path, monkeypatc
     noise = np.random.default_rng(0).bytes(37 * 50 * len(Image.new(mode, (1, 1)).getbands()))
     path = tmp_path / "x.jpg"
     Image.frombytes(mode, (50, 37), noise).save(path, exif=exif, **settings)
-    assert (masks._decode_plain_jpeg(path) is not None) == by_opencv
+    assert (pictures._decode_plain_jpeg(path) is not None) == by_opencv
     assert outcome(read_image, path) == without_opencv(read_image, path, monkeypatch)
     assert read_image(path).shape == (37, 50, 3)
     path.write_bytes(path.read_bytes() + b"written by some camera")
-    assert masks._decode_plain_jpeg(path) is None
+    assert pictures._decode_plain_jpeg(path) is None
     assert read_image(path).shape == (37, 50, 3)
 
 
@@ -218,14 +205,6 @@ def test_damage_is_judged_as_by_pillow_alone(tmp_path, monkeypatch, capfd, suffi
     capfd.readouterr()  # what the libraries write about damaged files
 
 
-def test_classes_are_positions_in_ascending_category_id():
-    assert category_values([{"id": 90}, {"id": 3}, {"id": 13}]) == {3: 1, 13: 2, 90: 3}
-    with pytest.raises(ValueError, match="found 0 categories"):
-        category_values([])
-    with pytest.raises(ValueError, match="found 255 categories, expected 1 to 254"):
-        category_values([{"id": i} for i in range(255)])
-
-
 def coco_with(annotations, size=(30, 40)):
     coco = COCO()
     coco.dataset = {"images": [{"id": 1, "height": size[0], "width": size[1]}], "annotations": annotations}
@@ -261,72 +240,6 @@ def test_decoding_equals_pycocotools(kind):
 def test_run_lengths_go_down_the_columns():
     decoded = decode_segmentation({"size": [2, 3], "counts": [1, 3, 2]}, 2, 3)
     np.testing.assert_array_equal(decoded, [[0, 1, 0], [1, 1, 0]])
-
-
-def square(left, top, side, **more):
-    corners = [left, top, left + side, top, left + side, top + side, left, top + side]
-    return {"segmentation": [corners], "category_id": 3, "iscrowd": 0, "id": 1} | more
-
-
-def test_later_annotations_cover_earlier_ones_whatever_their_ids():
-    painted = paint_annotations([square(0, 0, 4, id=9), square(2, 2, 4, id=1, category_id=5)], (8, 8), {3: 1, 5: 2})
-    expected = np.zeros((8, 8), dtype=np.uint8)
-    expected[:4, :4] = 1
-    expected[2:6, 2:6] = 2
-    np.testing.assert_array_equal(painted, expected)
-    assert painted.dtype == np.uint8
-
-
-@pytest.mark.parametrize(("crowd", "value"), [("ignore", 255), ("zero", 0), ("class", 2)])
-def test_crowd_regions_take_their_turn_with_the_value_asked_for(crowd, value):
-    region = {"size": [4, 4], "counts": [8, 8]}  # the right half
-    annotations = [
-        square(0, 0, 4),
-        {"segmentation": region, "category_id": 5, "iscrowd": 1, "id": 2},
-        square(3, 0, 1, id=3),
-    ]
-    painted = paint_annotations(annotations, (4, 4), {3: 1, 5: 2}, crowd)
-    expected = np.array([[1, 1, value, value]] * 4)
-    expected[0, 3] = 1
-    np.testing.assert_array_equal(painted, expected)
-
-
-def test_an_annotation_without_parts_paints_nothing():
-    assert not paint_annotations([square(0, 0, 4, segmentation=[])], (4, 4), {3: 1}).any()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"category_id": 4}, "annotation 1 has category 4, not among the file's 1 categories"),
-        ({"segmentation": [[1, 2]]}, "annotation 1 cannot be decoded: a polygon is no list of x, y pairs"),
-        ({"segmentation": None}, "neither polygons nor a run-length code"),
-        ({"segmentation": {"size": [4, 5], "counts": [20]}}, r"size \[4, 5\], its picture \[4, 4\]"),
-        ({"segmentation": {"size": [4, 4], "counts": [20]}}, "add up to 20, expected 16"),
-    ],
-)
-def test_malformed_annotations_are_named(change, message):
-    with pytest.raises(ValueError, match=message):
-        paint_annotations([square(0, 0, 2, **change)], (4, 4), {3: 1})
-
-
-def test_sbd_is_read_from_paths_and_streams(tmp_path):
-    expected = np.array([[0, 1, 20]], dtype=np.uint8)
-    savemat(tmp_path / "a.mat", {"GTcls": {"Segmentation": expected, "Boundaries": np.zeros((20, 1))}})
-    np.testing.assert_array_equal(read_sbd(tmp_path / "a.mat", "a"), expected)
-    np.testing.assert_array_equal(read_sbd(io.BytesIO((tmp_path / "a.mat").read_bytes()), "a"), expected)
-
-
-def test_bad_sbd_is_named(tmp_path):
-    savemat(tmp_path / "a.mat", {"GTinst": {"Segmentation": np.zeros((2, 2))}})
-    with pytest.raises(ValueError, match=r"A holds no readable GTcls\.Segmentation"):
-        read_sbd(tmp_path / "a.mat", "A")
-    savemat(tmp_path / "a.mat", {"GTcls": {"Segmentation": np.full((2, 2), 21, dtype=np.uint8)}})
-    with pytest.raises(ValueError, match=r"A: GTcls\.Segmentation .* values 21\.\.21, expected .* 0\.\.20: unpack"):
-        read_sbd(tmp_path / "a.mat", "A")
-    (tmp_path / "a.mat").write_bytes(b"junk")
-    with pytest.raises(ValueError, match=r"A holds no readable GTcls\.Segmentation"):
-        read_sbd(tmp_path / "a.mat", "A")
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "RGB"])

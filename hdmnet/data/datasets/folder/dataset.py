@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from hdmnet.data.class_split import SplitRule
 from hdmnet.data.datasets.base import LabelMapDataset, Split, label_table
-from hdmnet.data.datasets.files import read_id_list, refuse_shared_ids, require_ids
+from hdmnet.data.datasets.files import read_ids, refuse_shared_ids, require_ids
 from hdmnet.data.datasets.folder.layouts import LayoutName, Places, scan
 from hdmnet.data.io.annotations import decode_segmentation
 from hdmnet.data.io.arrays import IGNORE, UInt8Array
@@ -115,7 +115,7 @@ class FolderDataset(LabelMapDataset):
         path = self._find(listed, "dataset.folds")
         values = {name: value for value, name in enumerate(self.class_names, start=1)}
         folds, seen = [], set[str]()
-        for line in read_id_list(path):
+        for line in read_ids(path, str):
             names = [name.strip() for name in line.split(",") if name.strip()]
             for name in names:
                 if name not in values or name in seen:
@@ -132,13 +132,7 @@ class FolderDataset(LabelMapDataset):
         raise MissingFileError(f"{what}={listed} is a file neither in {self.root} nor in {Path.cwd()}: correct it")
 
     def ids(self, split: Split) -> list[str]:
-        """Image ids of a split: in the list's order, else ascending.
-
-        Args:
-            split: "train" or "val".
-
-        Returns:
-            Ids such as "cats/1", each once.
+        """Image ids of "train" or "val", such as "cats/1": in the list's order, else ascending.
 
         Raises:
             FileNotFoundError: If the list is missing.
@@ -146,7 +140,7 @@ class FolderDataset(LabelMapDataset):
         """
         listed = self.lists[split]
         if listed is not None:
-            return [self._parse(line) for line in read_id_list(self._find(listed, f"dataset.{split}_list"))]
+            return read_ids(self._find(listed, f"dataset.{split}_list"), self._parse)
         others = set(self.ids("val" if split == "train" else "train")) if any(self.lists.values()) else set()
         return [image_id for image_id in self.tree.pictures if image_id not in others]
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
-from hdmnet.data.datasets.files import check_unique, read_id_list
+from hdmnet.data.datasets.files import check_unique, read_ids
 from hdmnet.data.io.arrays import MAX_LABELS
 from hdmnet.data.io.upright import list_files
 from hdmnet.runtime.errors import DatasetError, MissingFileError
@@ -120,7 +120,7 @@ class Places:
             path = self.root / listed if (self.root / listed).is_file() else Path(listed)
             if not path.is_file():
                 raise MissingFileError(f"list of classes {listed!r} is in neither {self.root} nor {Path.cwd()}")
-            names = read_id_list(path)
+            names = read_ids(path, str)
         else:
             names = [str(name) for name in listed]
             check_unique(names, "dataset.classes")
@@ -128,14 +128,7 @@ class Places:
 
 
 def scan(places: Places, layout: LayoutName | None = None) -> Tree:
-    """Find out what lies in a folder; no picture and no mask is opened.
-
-    Args:
-        places: The folder.
-        layout: Its shape; None: recognised.
-
-    Returns:
-        Its content.
+    """Find out what lies in a folder, of a given or recognised layout; no picture and no mask is opened.
 
     Raises:
         FileNotFoundError: Something that the layout needs is missing.
@@ -228,7 +221,7 @@ def _scan_fss(places: Places) -> Tree:
         lost += masks_alone
         alone += pictures_alone
     tree = _tree("fss", tuple(names), pictures, files, lost)
-    return Tree(**(tree.__dict__ | {"unlabelled": tuple(alone)}))
+    return replace(tree, unlabelled=tuple(alone))
 
 
 def _scan_coco(places: Places, jsons: dict[Path, dict[str, Any]]) -> Tree:

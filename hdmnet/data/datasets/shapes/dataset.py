@@ -58,15 +58,15 @@ class Sample:
 
 
 @lru_cache(maxsize=16)  # picture and mask of one id share one render; arrays are copied on the way out
-def _sample(recipe: SceneSettings, split: Split, index: int) -> Sample:
+def _sample(settings: SceneSettings, split: Split, index: int) -> Sample:
     """Draw picture `index` of a split, anew if its first object is hidden or too small, the last attempt stands."""
     for attempt in range(ATTEMPTS):
-        scene, by_number = draw_scene(recipe, split, index, attempt)
+        scene, by_number = draw_scene(settings, split, index, attempt)
         image, instances, areas = render(scene)
         depth = [patch.value for patch in scene.patches if patch.value]
         counts = np.bincount(instances.ravel(), minlength=MAX_OBJECTS + 1).tolist()
         share = {number: counts[number] / area for number, area in zip(depth, areas, strict=True)}
-        if share[1] >= MIN_VISIBLE and counts[1] >= recipe.min_area:
+        if share[1] >= MIN_VISIBLE and counts[1] >= settings.min_area:
             break
     lookup = np.zeros(256, dtype=np.uint8)
     rank = np.zeros(256, dtype=np.uint8)
@@ -146,7 +146,7 @@ class ShapesDataset(LabelMapDataset):
         self.split_rule = split_rule
         self.min_area = height * width // 100 if min_area is None else min_area
         self._sizes: dict[Split, int] = {"train": num_train, "val": num_val}
-        self._recipe = SceneSettings(
+        self._settings = SceneSettings(
             seed=generator_seed,
             fold=fold,
             num_classes=num_classes,
@@ -175,7 +175,7 @@ class ShapesDataset(LabelMapDataset):
                 f"shapes has no picture {image_id!r}, expected one of {self.ids('train')[0]} … {self.ids('val')[-1]}:"
                 " check the fold and the number of pictures"
             )
-        return _sample(self._recipe, split, int(match[2]))
+        return _sample(self._settings, split, int(match[2]))
 
     def read_image(self, image_id: str) -> NDArray[np.uint8]:
         """Picture as (H, W, 3) uint8 RGB."""
@@ -187,4 +187,4 @@ class ShapesDataset(LabelMapDataset):
 
     def fingerprint(self, split: Split) -> str:
         """Hex sha256 over the generator's version and every argument that the split's masks depend on."""
-        return hashlib.sha256(f"{GENERATOR_VERSION}/{self._recipe}/{split}/{self._sizes[split]}".encode()).hexdigest()
+        return hashlib.sha256(f"{GENERATOR_VERSION}/{self._settings}/{split}/{self._sizes[split]}".encode()).hexdigest()

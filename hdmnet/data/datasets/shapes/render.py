@@ -83,17 +83,10 @@ class Scene:
 def _coordinates(
     matrix: tuple[float, float, float, float], offset: tuple[float, float], dx: Ints, dy: Ints, size: int
 ) -> tuple[Ints, Ints]:
-    """Table coordinates of a box's pixels.
+    """Column and row (h, w) int32 in a table of a box's pixels, not yet limited to the table.
 
-    Args:
-        matrix: Image offsets in pixels → table units.
-        offset: (x, y) in table units.
-        dx: (1, w) int32 offsets from the centre in 1/16 px.
-        dy: (h, 1) int32 likewise.
-        size: Side of the table.
-
-    Returns:
-        Column and row (h, w) int32, not yet limited to the table.
+    `matrix` takes offsets in pixels to table units, `offset` (x, y) is in table units; `dx` (1, w) and `dy` (h, 1) are
+    int32 offsets from the centre in 1/16 px.
     """
     xx, xy, yx, yy = (round(m * UNIT * 4096) for m in matrix)
     left, top = (round((o * UNIT + size / 2) * 65536) for o in offset)

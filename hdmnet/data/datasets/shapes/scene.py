@@ -50,7 +50,7 @@ def class_names(num_classes: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class SceneSettings:
-    """What all pictures of a source share; hashable, as the cache of rendered pictures is keyed by it.
+    """What all pictures of a data set share; hashable, as the cache of rendered pictures is keyed by it.
 
     Attributes:
         seed: Seed of the whole data set.
@@ -119,12 +119,12 @@ def _deal(key: str, pool: tuple[int, ...], start: int, count: int) -> list[int]:
     return [_shuffled(key, i // len(pool), pool)[i % len(pool)] for i in range(start, start + count)]
 
 
-def _classes(recipe: SceneSettings, split: Split, index: int, draws: Draws) -> list[int]:
+def _classes(settings: SceneSettings, split: Split, index: int, draws: Draws) -> list[int]:
     """Class values of a picture's objects; the first one is certain to be visible."""
-    key = f"{recipe.seed}/{recipe.fold}/{split}"
-    everything = tuple(range(1, recipe.num_classes + 1))
-    if recipe.fold is not None:
-        fold = split_classes(recipe.num_classes, NUM_FOLDS, recipe.fold, recipe.split_rule)
+    key = f"{settings.seed}/{settings.fold}/{split}"
+    everything = tuple(range(1, settings.num_classes + 1))
+    if settings.fold is not None:
+        fold = split_classes(settings.num_classes, NUM_FOLDS, settings.fold, settings.split_rule)
         if split == "train":
             classes = _deal(key, fold.train, index * MAX_OBJECTS, MAX_OBJECTS)
         else:
@@ -139,8 +139,8 @@ def _classes(recipe: SceneSettings, split: Split, index: int, draws: Draws) -> l
         pool = everything
         if split == "val":
             turn = index
-        elif group < NUM_FOLDS and recipe.num_classes >= NUM_FOLDS:
-            pool = split_classes(recipe.num_classes, NUM_FOLDS, group, recipe.split_rule).test
+        elif group < NUM_FOLDS and settings.num_classes >= NUM_FOLDS:
+            pool = split_classes(settings.num_classes, NUM_FOLDS, group, settings.split_rule).test
             key += f"/{group}"
         classes = _deal(key, pool, turn * MAX_OBJECTS, MAX_OBJECTS)
     if draws.chance(0.1):
@@ -242,21 +242,21 @@ def _clutter(draws: Draws, count: int, size: tuple[int, int], radii: tuple[float
     ]
 
 
-def _picture_size(recipe: SceneSettings, draws: Draws) -> tuple[int, int]:
-    if not recipe.vary_size:
-        return recipe.image_size
-    height, width = (draws.between(3 * side // 4, side) for side in recipe.image_size)
+def _picture_size(settings: SceneSettings, draws: Draws) -> tuple[int, int]:
+    if not settings.vary_size:
+        return settings.image_size
+    height, width = (draws.between(3 * side // 4, side) for side in settings.image_size)
     return (width, height) if draws.chance(0.5) else (height, width)
 
 
-def draw_scene(recipe: SceneSettings, split: Split, index: int, attempt: int) -> tuple[Scene, list[int]]:
+def draw_scene(settings: SceneSettings, split: Split, index: int, attempt: int) -> tuple[Scene, list[int]]:
     """Choose everything of a picture; return the scene and the class of each object by its number."""
     # Size and classes must not change over attempts, or the round robin would lose its balance.
-    fixed = Draws(f"{recipe.seed}/{recipe.fold}/{split}/fixed", index, 8)
-    size, classes = _picture_size(recipe, fixed), _classes(recipe, split, index, fixed)
-    draws = Draws(f"{recipe.seed}/{recipe.fold}/{split}", index * ATTEMPTS + attempt, 480)
+    fixed = Draws(f"{settings.seed}/{settings.fold}/{split}/fixed", index, 8)
+    size, classes = _picture_size(settings, fixed), _classes(settings, split, index, fixed)
+    draws = Draws(f"{settings.seed}/{settings.fold}/{split}", index * ATTEMPTS + attempt, 480)
     last = attempt == ATTEMPTS - 1
-    objects = _objects(draws, classes, size, recipe.object_scale, first_on_top=last)
+    objects = _objects(draws, classes, size, settings.object_scale, first_on_top=last)
     behind = _clutter(draws, draws.between(4, 8), size, (0.04, 0.11))
     in_front = [] if last else _clutter(draws, draws.between(0, 3), size, (0.04, 0.085))
     limits = (NOISE_SIZE - size[0], NOISE_SIZE - size[1])

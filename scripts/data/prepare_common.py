@@ -1,12 +1,13 @@
-"""What the preparation scripts share: one-line errors, work on all cores, safe unpacking, and the work items.
+"""What the preparation scripts share: work on all cores, safe unpacking, and the work items with their readers.
 
-It lies in the package, not beside the scripts, since worker processes import by name the functions that they run.
+It is a module of its own, as worker processes import by name the functions that they run.
 """
 
 from __future__ import annotations
 
 import io
 import multiprocessing
+import os
 import re
 import shutil
 import sys
@@ -20,13 +21,15 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn, TypeVar, cast
+from typing import IO, Any, BinaryIO, NoReturn, TypeVar, cast
 
+import numpy as np
 from tqdm import tqdm
 
-from hdmnet.data.io.annotations import paint_annotations
-from hdmnet.data.io.masks import is_complete_png, read_mask, read_sbd, write_mask
-from hdmnet.data.io.pictures import read_size
+from hdmnet.data.io.annotations import decode_segmentation
+from hdmnet.data.io.arrays import IGNORE, MAX_LABELS, UInt8Array
+from hdmnet.data.io.masks import read_mask, write_mask
+from hdmnet.data.io.pictures import PNG_END, read_size
 from hdmnet.runtime.atomic import replacing
 from hdmnet.runtime.errors import DatasetError, FileError, MissingFileError
 from hdmnet.runtime.provenance import available_cpus
@@ -35,28 +38,10 @@ Item = TypeVar("Item")
 
 
 CHUNK_SIZE = 32
-
-
 STALE_SECONDS = 3600.0
 
-
-def run_main(body: Callable[[], bool], name: str) -> int:
-    """Run a script's body and turn its failure into one line on stderr.
-
-    Args:
-        body: Does the work; returns whether everything is complete.
-        name: The script's name, put before the line.
-
-    Returns:
-        Exit code: 0 complete, 1 not.
-    """
-    try:
-        return 0 if body() else 1
-    except KeyboardInterrupt:
-        warn(name, "stopped; the same command goes on from here")
-    except (ValueError, OSError) as error:
-        warn(name, str(error))
-    return 1
+#: The values of `--crowd`, and what each paints; None = the annotation's own class.
+CROWD_VALUES: dict[str, int | None] = {"ignore": IGNORE, "zero": 0, "class": None}
 
 
 def warn(name: str, text: str) -> None:
@@ -134,6 +119,23 @@ def _progress_bar(total: int, title: str, unit: str, *, scale: bool = False) -> 
     return tqdm(
         total=total, desc=title, unit=unit, unit_scale=scale, mininterval=interval, maxinterval=max(10.0, interval)
     )
+
+
+def is_complete_png(path: Path) -> bool:
+    """Whether a file exists and ends as a PNG does, so that a truncated one counts as unfinished.
+
+    Args:
+        path: The file.
+
+    Returns:
+        True if its last 12 bytes are the PNG's end mark.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(PNG_END), os.SEEK_END)
+            return file.read() == PNG_END
+    except OSError:  # missing, or shorter than the mark
+        return False
 
 
 def unfinished(items: Sequence[Item], mask_of: Callable[[Item], Path]) -> list[Item]:
@@ -276,6 +278,56 @@ def _write_stream(stream: IO[bytes], target: Path) -> None:
         shutil.copyfileobj(stream, file)
 
 
+def category_values(categories: Iterable[Mapping[str, Any]]) -> dict[int, int]:
+    """Number the categories of an instances file: class = position, from 1, in ascending category id.
+
+    Args:
+        categories: The `categories` of a COCO instances file.
+
+    Returns:
+        Class value of every category id.
+
+    Raises:
+        ValueError: If there is none, or there are more than fit in 8 bits.
+    """
+    ids = sorted({int(category["id"]) for category in categories})
+    if not 1 <= len(ids) <= MAX_LABELS:
+        raise DatasetError(f"found {len(ids)} categories, expected 1 to {MAX_LABELS}, as class {IGNORE} means ignore")
+    return {category: value for value, category in enumerate(ids, start=1)}
+
+
+def paint_annotations(
+    annotations: Sequence[Mapping[str, Any]], size: tuple[int, int], values: Mapping[int, int], crowd: str = "ignore"
+) -> UInt8Array:
+    """Paint a picture's annotations to one mask, in the order given, later ones over earlier ones.
+
+    Args:
+        annotations: COCO annotations: `segmentation`, `category_id`, and if any `iscrowd`, `id`.
+        size: (H, W) of the picture.
+        values: Class value of every category id, see `category_values`.
+        crowd: What a crowd region paints: "ignore" 255, "zero" background, "class" its class.
+
+    Returns:
+        (H, W) uint8: 0, 1..C, 255.
+
+    Raises:
+        ValueError: If a category is unknown or a segmentation malformed; the line names the annotation.
+    """
+    mask = np.zeros(size, dtype=np.uint8)
+    for annotation in annotations:
+        name = f"annotation {annotation.get('id', '?')}"
+        category = annotation.get("category_id")
+        if not isinstance(category, int) or category not in values:
+            raise DatasetError(f"{name} has category {category!r}, not among the file's {len(values)} categories")
+        crowd_value = CROWD_VALUES[crowd] if annotation.get("iscrowd") else None
+        try:
+            region = decode_segmentation(annotation.get("segmentation"), *size)
+        except Exception as error:  # pycocotools raises bare Exception, TypeError and more on malformed input
+            raise DatasetError(f"{name} cannot be decoded: {' '.join(str(error).split())}") from None
+        mask[region] = values[category] if crowd_value is None else crowd_value
+    return mask
+
+
 @dataclass(frozen=True)
 class PaintItem:
     """A COCO picture to paint the mask of: `size` is (H, W) by the JSON, `annotations` are in the JSON's order."""
@@ -292,7 +344,7 @@ def paint_chunk(items: Iterable[PaintItem], *, values: Mapping[int, int], crowd:
     Args:
         items: The pictures.
         values: Class value of every category id.
-        crowd: What a crowd region paints, see `masks.CROWD_VALUES`.
+        crowd: What a crowd region paints, see `CROWD_VALUES`.
 
     Returns:
         A line for each picture that failed.
@@ -309,6 +361,35 @@ def paint_chunk(items: Iterable[PaintItem], *, values: Mapping[int, int], crowd:
         else:
             write_mask(item.mask, mask)
     return problems
+
+
+def read_sbd(file: str | Path | BinaryIO, name: str) -> UInt8Array:
+    """Read a class segmentation of SBD, the Semantic Boundaries Dataset.
+
+    Args:
+        file: A `dataset/cls/*.mat`: its path or its bytes as a stream.
+        name: What to call it in an error.
+
+    Returns:
+        (H, W) uint8: 0 background, 1..20 the VOC class.
+
+    Raises:
+        ValueError: If it is no such file; one line that names it.
+    """
+    from scipy.io import loadmat
+
+    try:
+        mask = np.asarray(loadmat(file, variable_names=["GTcls"])["GTcls"][0, 0]["Segmentation"])
+    except Exception as error:  # scipy raises a dozen types on damaged files
+        reason = " ".join(str(error).split())
+        raise DatasetError(f"{name} holds no readable GTcls.Segmentation ({reason}): unpack SBD again") from None
+    if mask.ndim != 2 or mask.size == 0 or mask.min() < 0 or mask.max() > 20:
+        values = f"{mask.min()}..{mask.max()}" if mask.size else "none"
+        raise DatasetError(
+            f"{name}: GTcls.Segmentation has shape {mask.shape} and values {values}, expected (H, W) and 0..20: "
+            "unpack SBD again"
+        )
+    return mask.astype(np.uint8)
 
 
 @dataclass(frozen=True)
