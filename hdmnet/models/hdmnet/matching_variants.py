@@ -16,8 +16,7 @@ Written with q, k, v of one head, after the projections; C_ij is the score of qu
 "CA" of Table 5 is dot with support, "Cos" cosine with none, "Cos+SM" cosine with support, "Cos+Inv-SM" cosine with
 query: the method itself, which `hdmnet.models.hdmnet.matching` computes faster. Only the supports' foreground takes
 part, in every softmax and sum. The correlation map that is distilled is the same function of C in all of them, Eq. 7
-before any
-softmax: the paper distils "the dot product between the query and key sequences" of CA too (Sec. 4.3).
+before any softmax: the paper distils "the dot product between the query and key sequences" of CA too (Sec. 4.3).
 
 Dimension letters: B batch, N query positions, M foreground support positions over all shots, d head channels.
 """
@@ -38,11 +37,7 @@ BLOCK = 512  # support positions whose scores with all the query are held at onc
 
 
 def check_variant(score: str, normalise: str) -> None:
-    """Refuse what is not in the tables above.
-
-    Raises:
-        ValueError: Unknown `score` or `normalise`.
-    """
+    """Refuse what is not in the tables above, with a ValueError."""
     check_choice("model.matching.score", score, SCORES)
     check_choice("model.matching.normalise", normalise, NORMALISATIONS)
 

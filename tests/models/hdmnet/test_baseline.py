@@ -53,7 +53,7 @@ def test_rounds_can_be_changed():
         outputs = [make_model(num_rounds=n)(*episode).logits for n in (1, 2, 3)]
     assert not torch.allclose(outputs[0], outputs[1])
     assert not torch.allclose(outputs[1], outputs[2])
-    with pytest.raises(ValueError, match=r"model.num_rounds=0: expected at least 1"):
+    with pytest.raises(ValueError, match=r"model.num_rounds=0: expected an integer of 1 to 100"):
         make_model(num_rounds=0)
 
 
