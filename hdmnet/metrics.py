@@ -55,7 +55,7 @@ def _check_labels(values: Tensor, num_labels: int, what: str) -> None:
 
 
 def _ratio(intersection: Tensor, union: Tensor) -> Tensor:
-    """IoU of pixel counts int64 of any one shape, in float64; 0 / 0 gives NaN."""
+    """IoU of pixel counts int64 (C,) or () each, in float64; 0 / 0 gives NaN."""
     return intersection.double() / union.double()
 
 

@@ -87,7 +87,7 @@ class FewShotTask(L.LightningModule):
         return nn.ModuleDict({name: seeds() for name in self.model.reported})
 
     def forward(self, episode: Episode, *, class_index: Tensor | None = None) -> Segmentation:
-        """Segment a batch of episodes; see `FewShotMethod.forward` for the shapes."""
+        """Segment a batch of episodes, queries (B, 3, H, W) and so on, as `FewShotMethod.forward` does."""
         output: Segmentation = self.model(
             episode.query_image, episode.support_images, episode.support_masks, class_index
         )

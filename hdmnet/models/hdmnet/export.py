@@ -92,7 +92,7 @@ class ExportableHDMNet(HDMNet):
         return (cells - 1) * self.trunk.feature_info[0].stride + 1
 
     def encode_support(self, images: Tensor, masks: Tensor) -> SupportFeatures:
-        """As `HDMNet.encode_support`, with `MaskedRows` where that has `PackedRows`."""
+        """As `HDMNet.encode_support`, of (S, 3, H, W), with `MaskedRows` where that has `PackedRows`."""
         mask = (masks == 1).to(images.dtype)
         features = next(iter(self.trunk.encode(images * mask[:, None])))
         reduced = self.meta_learner.reduce_support(features.layer3, features.layer2)
@@ -106,7 +106,7 @@ class ExportableHDMNet(HDMNet):
         )
 
     def prior(self, query: Tensor, keys: PackedRows, *, shots: int) -> Tensor:
-        """As `prior_mask`, of `MaskedRows`."""
+        """As `prior_mask`, (B, 1, h, w), of `MaskedRows`."""
         masked = cast("MaskedRows", keys)
         rows, mask = (x.unflatten(0, (-1, shots)) for x in (masked.values, masked.mask))  # (B, K, M[, C])
         flat = query.flatten(2)[:, None]  # (B, 1, C, N)
@@ -254,7 +254,7 @@ def _nearest(source: int, target: int) -> Tensor:
 
 
 def _pool_pyramid(pooling: PyramidPooling, x: Tensor) -> Tensor:
-    """`PyramidPooling.forward`, folded, without adaptive pooling: exporters would fix its size."""
+    """`PyramidPooling.forward` of (B, C, h, w), folded, without adaptive pooling: exporters would fix its size."""
     parts = [x]
     for bins, branch in zip(pooling.bins, pooling.branches, strict=True):
         rows, columns = (bin_means(size, bins, x.device).to(x) for size in x.shape[2:])

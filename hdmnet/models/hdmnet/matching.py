@@ -74,7 +74,7 @@ class InverseSoftmaxAttention(torch.autograd.Function):
 
 
 def _blocks(q: Tensor, k: Tensor) -> list[slice]:
-    """Cut the support positions so that a block's scores stay within the budget."""
+    """Cut the positions of k (B, M, d) so that a block's scores with q (B, N, d) stay within the budget."""
     budget = BLOCK_SCORES_CPU if q.is_cpu else BLOCK_SCORES_GPU
     step = max(budget // (q.shape[0] * q.shape[1]), 16)
     return [slice(start, start + step) for start in range(0, k.shape[1], step)]

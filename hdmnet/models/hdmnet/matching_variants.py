@@ -79,7 +79,7 @@ def attend(
 
 
 def _softmax(q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> Tensor:
-    """Softmax over the support (Eq. 2); q holds the scale, v is 0 on padding."""
+    """Softmax over the support (Eq. 2), (B, heads, N, d); q holds the scale, v is 0 on padding."""
     # A row of padding only would be 0/0: such an item attends to one padded position, whose value is 0.
     nothing = ~valid.any(1)
     mask = torch.cat([valid[:, :1] | nothing[:, None], valid[:, 1:]], dim=1)
@@ -87,7 +87,7 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> Tensor:
 
 
 def _inverse_softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax over the query (Eq. 5) for scores without a bound; blocks of the support, recomputed backwards."""
+    """Softmax over the query (Eq. 5), (B, heads, N, d), scores without a bound; blocks of M, recomputed backwards."""
     message = torch.zeros_like(q)
     for k_block, v_block in zip(k.split(BLOCK, 2), v.split(BLOCK, 2), strict=True):
         part = checkpoint(_inverse_softmax_block, q, k_block, v_block, use_reentrant=False, preserve_rng_state=False)

@@ -151,7 +151,7 @@ class HDMNet(FewShotMethod):
             query: B queries.
             support: B·K supports, those of query 0 first.
             shots: K.
-            class_index: As in `forward`.
+            class_index: (B,) int64, as in `forward`.
 
         Returns:
             Scores; "meta" (of an ensemble) and "base" as auxiliary predictions; "correlation" and "prior" maps.

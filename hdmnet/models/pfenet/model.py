@@ -88,7 +88,7 @@ class PFENet(FewShotMethod):
     def forward(
         self, query_image: Tensor, support_images: Tensor, support_masks: Tensor, class_index: Tensor | None = None
     ) -> Segmentation:
-        """Segment the query pictures; `class_index` is not used, otherwise as in `FewShotMethod`."""
+        """Segment query pictures (B, 3, H, W), as `FewShotMethod.forward` says; `class_index` is not used."""
         shots = support_images.shape[1]
         # The query first, then one pass a shot: batch normalisation that learns its statistics sees the same batches in
         # the same order as in the release.
