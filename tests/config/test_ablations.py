@@ -145,7 +145,7 @@ def test_the_pyramid_replaces_the_interleaved_attention_and_nothing_outside_the_
 
 def test_the_command_line_wins_over_an_ablation(flat_config):
     assert flat_config("ablation=table9_t5", "loss.temperature=3")["loss.temperature"] == 3
-    assert flat_config("ablation=table5_dot", "model=hdmnet")["model.ensemble"]
+    assert flat_config("ablation=table4_ensemble", "model.ensemble=false")["model.ensemble"] is False
 
 
 # --------------------------------------------------------------------------------------------------- the computation
@@ -173,13 +173,13 @@ def episode():
 def task_of(config_of, learner):
     """The task of a composed config, its network at the same start whenever it has the same parts."""
 
-    def build(*overrides):
+    def make(*overrides):
         cfg = config_of(*overrides)
         torch.manual_seed(2)
         model = build.build_model(cfg, learner)
         return FewShotTask(model=model, class_names=["novel"], loss=instantiate(cfg.loss))
 
-    return build
+    return make
 
 
 @dataclass
@@ -226,7 +226,7 @@ def test_rows_of_the_whole_method_compute_the_same(answer_of, name):
 
 
 def test_last_row_of_table_4_is_the_whole_method_with_the_ensemble(answer_of):
-    whole, row = answer_of("model=hdmnet"), answer_of("ablation=table4_distillation")
+    whole, row = answer_of("model.ensemble=true"), answer_of("ablation=table4_distillation")
     assert identical(whole.outputs, row.outputs)
     assert identical(whole.loss, row.loss)
 
