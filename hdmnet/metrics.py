@@ -24,18 +24,7 @@ IGNORE = 255
 
 
 def _hard_prediction(prediction: Tensor, num_labels: int) -> Tensor:
-    """Turn logits or label maps into label maps.
-
-    Args:
-        prediction: (B, num_labels, H, W) float logits or probabilities, or (B, H, W) bool or integer labels.
-        num_labels: Number of labels that the channel dimension must have.
-
-    Returns:
-        (B, H, W) int64 labels.
-
-    Raises:
-        ValueError: If the shape and dtype are neither of the two.
-    """
+    """Logits (B, num_labels, H, W) float, or labels (B, H, W) bool or integer, as labels (B, H, W) int64."""
     if prediction.ndim == 4 and prediction.is_floating_point() and prediction.shape[1] == num_labels:
         return prediction.argmax(dim=1)
     if prediction.ndim == 3 and not prediction.is_floating_point() and not prediction.is_complex():
@@ -47,15 +36,7 @@ def _hard_prediction(prediction: Tensor, num_labels: int) -> Tensor:
 
 
 def _check_same_shape(labels: Tensor, target: Tensor) -> None:
-    """Raise when prediction and target do not cover the same pixels.
-
-    Args:
-        labels: (B, H, W) int64 predicted labels.
-        target: Expected (B, H, W) integer labels.
-
-    Raises:
-        ValueError: On another shape, or on a floating-point target.
-    """
+    """Refuse a target that is not (B, H, W) integer, as the predicted labels are."""
     if target.is_floating_point() or target.is_complex():
         raise ValueError(f"target is {target.dtype}; expected integer labels: pass the mask without normalising it")
     if labels.shape != target.shape:
@@ -66,16 +47,7 @@ def _check_same_shape(labels: Tensor, target: Tensor) -> None:
 
 
 def _check_labels(values: Tensor, num_labels: int, what: str) -> None:
-    """Raise when a label lies outside 0 .. num_labels - 1.
-
-    Args:
-        values: int64 labels of any shape, ignored pixels already removed.
-        num_labels: Number of allowed labels.
-        what: What the labels are, for the message.
-
-    Raises:
-        ValueError: Naming the offending values.
-    """
+    """Refuse a label, of a tensor of any shape without ignored pixels, that lies outside 0 .. num_labels - 1."""
     wrong = (values < 0) | (values >= num_labels)
     if bool(wrong.any()):
         found = torch.unique(values[wrong])[:5].tolist()
@@ -83,15 +55,7 @@ def _check_labels(values: Tensor, num_labels: int, what: str) -> None:
 
 
 def _ratio(intersection: Tensor, union: Tensor) -> Tensor:
-    """Divide in float64; 0 / 0 gives NaN.
-
-    Args:
-        intersection: int64 pixel counts.
-        union: int64 pixel counts of the same shape.
-
-    Returns:
-        float64 of the same shape, in [0, 1] or NaN.
-    """
+    """IoU of pixel counts int64 (C,) or () each, in float64; 0 / 0 gives NaN."""
     return intersection.double() / union.double()
 
 

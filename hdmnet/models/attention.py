@@ -1,6 +1,6 @@
-"""Building blocks shared by the pyramid and the matching: feed-forward part, and multi-head plumbing.
+"""Building blocks shared by the pyramid and the matching: feed-forward part, cross-attention, multi-head plumbing.
 
-Dimension letters: B batch, C channels, h w map size, N = h·w positions.
+Dimension letters: B batch, C channels, h w map size, N = h·w positions, M source positions, d head channels.
 """
 
 from __future__ import annotations
@@ -34,6 +34,33 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Run on tokens (B, N, C) of a map of `size` (h, w); returns (B, N, C)."""
         return to_tokens(self.layers(to_map(x, size)))
+
+
+class CrossAttention(nn.Module):
+    """The parts of a pre-norm transformer layer whose keys and values come from another picture (paper Eq. 2).
+
+    Args:
+        channels: C.
+        num_heads: Attention heads.
+        dropout: After the output projection and in the feed-forward part.
+    """
+
+    def __init__(self, channels: int, *, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm1 = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
+        self.query = nn.Linear(channels, channels, bias=False)
+        self.key = nn.Linear(channels, channels, bias=False)
+        self.value = nn.Linear(channels, channels, bias=False)
+        self.output = nn.Linear(channels, channels, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self.norm2 = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
+        self.feed_forward = FeedForward(channels, dropout=dropout)
+
+    def heads(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normed tokens (B, N, C) and (B, M, C) → q (B, heads, N, d), k and v (B, heads, M, d)."""
+        q, k, v = self.query(x), self.key(source), self.value(source)
+        return split_heads(q, self.num_heads), split_heads(k, self.num_heads), split_heads(v, self.num_heads)
 
 
 def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:

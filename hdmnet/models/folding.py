@@ -18,21 +18,13 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from hdmnet.models.base_learner import PyramidPooling
 
 KERNEL = 3  # of the convolution after the pyramid pooling
-
-
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 # Where these run, a normalisation follows the convolution that is registered before it. Nothing is known of others.
 _IN_ORDER = {nn.Sequential.forward, BasicBlock.forward, Bottleneck.forward}
 
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-
-
 def fold_batch_norm(module: nn.Module) -> nn.Module:
-    """Fold batch normalisation into the convolution before it, where it surely follows; returns the module.
-
-    Args:
-        module: In evaluation mode; changed in place.
-    """
+    """Fold batch normalisation, in evaluation mode, into the convolution that it surely follows; in place."""
     for child in module.children():
         fold_batch_norm(child)
     if type(module).forward in _IN_ORDER:
@@ -82,7 +74,7 @@ class FoldedPooling:
         key = (size, like.device, like.dtype)
         if key not in self._constants:
             self._constants.clear()  # one at a time: sizes change seldom
-            pool = torch.cat([torch.kron(_means(size[0], b), _means(size[1], b)) for b in self.bins])
+            pool = torch.cat([torch.kron(bin_means(size[0], b), bin_means(size[1], b)) for b in self.bins])
             spread = []
             for b in self.bins:
                 upsample = torch.kron(_interpolation(b, size[0]), _interpolation(b, size[1]))  # (h·w, b²)
@@ -92,9 +84,12 @@ class FoldedPooling:
         return self._constants[key]
 
 
-def _means(size: int, bins: int) -> Tensor:
-    """(bins, size) float64: row i averages what adaptive average pooling puts into bin i."""
-    return F.adaptive_avg_pool1d(torch.eye(size, dtype=torch.float64), bins).T
+def bin_means(size: int, bins: int, device: torch.device | None = None) -> Tensor:
+    """(bins, size) float64: row i averages what adaptive average pooling puts into bin i; exporters can follow it."""
+    number = torch.arange(bins, device=device)[:, None]
+    position = torch.arange(size, device=device)
+    start, end = number * size // bins, ((number + 1) * size + bins - 1) // bins
+    return ((position >= start) & (position < end)).double() / (end - start)
 
 
 def _interpolation(bins: int, size: int) -> Tensor:

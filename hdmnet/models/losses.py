@@ -5,13 +5,13 @@ Dimension letters: B batch, C classes, H W input pixels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hdmnet.models.checks import check_weight
 from hdmnet.models.method import Segmentation
 
 IGNORE_INDEX = 255
@@ -19,14 +19,9 @@ PROBABILITY_EPS = 1e-6  # the fusion is linear: its "probabilities" may reach 0 
 
 
 def segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """Cross entropy, 255 ignored; 0 when every pixel is ignored.
+    """Cross entropy of logits (B, C, H, W) float and a mask (B, H, W) integer, 0..C-1 or 255, which is ignored.
 
-    Args:
-        logits: (B, C, H, W) float.
-        mask: (B, H, W) integer, 0..C-1 or 255.
-
-    Returns:
-        Scalar.
+    A scalar; 0 when every pixel is ignored.
     """
     target = mask.long()
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # 16 bits would lose the sum over the pixels
@@ -39,14 +34,8 @@ def probability_loss(probabilities: Tensor, mask: Tensor) -> Tensor:
     """Negative log-likelihood of a map that holds probabilities, 255 ignored.
 
     What the cross entropy of the fused prediction would be by the text. The release takes the softmax of the
-    probabilities once more (`segmentation_loss` on them), which cannot fall below log(1 + 1/e) = 0.31.
-
-    Args:
-        probabilities: (B, C, H, W) float; brought to a sum of 1 here.
-        mask: (B, H, W) integer, 0..C-1 or 255.
-
-    Returns:
-        Scalar.
+    probabilities (B, C, H, W) once more (`segmentation_loss` on them), which cannot fall below log(1 + 1/e) = 0.31.
+    Here they are brought to a sum of 1; the rest is as in `segmentation_loss`.
     """
     # Softmax of logarithms is division by the sum.
     return segmentation_loss(probabilities.clamp(min=PROBABILITY_EPS).log(), mask)
@@ -88,13 +77,3 @@ class SegmentationLoss(nn.Module):
         for name, weight in weights.items():
             total = total + weight * terms[name]
         return {"loss": total, "final": final, **terms}
-
-
-def check_weight(key: str, value: float) -> None:
-    """Refuse a weight that is none.
-
-    Raises:
-        ValueError: It is negative, not finite, or no number.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise ValueError(f"{key}={value}: expected a number of at least 0")

@@ -11,10 +11,10 @@ pictures encoded as queries and as supports.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from hdmnet.models.batch import Batch
 
 FINAL = "final"  # the prediction that counts, in `FewShotMethod.reported`
+Features = Batch  # what a method that encodes apart keeps of one or more pictures
 _SMALL = 1e-6  # least of a fused "probability", which can be negative
 
 
@@ -95,11 +96,7 @@ def upsample(scores: Tensor, size: tuple[int, int]) -> Tensor:
 def foreground_probability(scores: Tensor, *, is_probability: bool) -> Tensor:
     """Background and foreground (..., 2, H, W) → (..., H, W) in [0, 1], above 0.5 where foreground is ahead.
 
-    Fused maps do not add up to 1 (and may leave [0, 1]): they are scaled so that they do.
-
-    Args:
-        scores: Logits, or fused probabilities.
-        is_probability: The latter.
+    Fused maps (`is_probability`) do not add up to 1 and may leave [0, 1]: they are scaled so that they do.
     """
     background, foreground = scores.unbind(-3)
     if not is_probability:
@@ -138,31 +135,12 @@ class FewShotMethod(nn.Module, ABC):
         """
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """The optimiser's groups; all that learns, at `lr`, unless a method says otherwise.
+        """The optimiser's groups, dicts with ``params``, ``lr`` and ``name``: here all that learns, at `lr`.
 
-        Args:
-            lr: `optim.lr`. Further arguments of a method come from `optim.groups`.
-
-        Returns:
-            Dicts with ``params``, ``lr`` and ``name``.
+        A method that says otherwise may take further arguments, from `optim.groups`.
         """
         learning = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return [{"params": learning, "lr": lr, "name": "all"}]
-
-
-class Features(Protocol):
-    """Features of one or more pictures, as a method defines them (`hdmnet.models.batch.Batch` is one)."""
-
-    def unbind(self) -> Sequence[Self]:
-        """Features of one picture each, which own their memory."""
-
-    @classmethod
-    def stack(cls, items: Sequence[Self]) -> Self:
-        """The reverse of `unbind`."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of all tensors."""
 
 
 @runtime_checkable
@@ -180,18 +158,11 @@ class EncodesApart(Protocol):
 
 
 @dataclass
-class QueryPictures(Batch):
-    """Queries of a method that does not encode apart: (B, 3, H, W) float."""
+class Pictures(Features):
+    """Queries or supports of a method that does not encode apart: (B, 3, H, W) float; masks (B, H, W) of supports."""
 
     images: Tensor
-
-
-@dataclass
-class SupportPictures(Batch):
-    """Supports of such a method: (S, 3, H, W) float and (S, H, W)."""
-
-    images: Tensor
-    masks: Tensor
+    masks: Any = None
 
 
 class PicturesApart:
@@ -204,15 +175,15 @@ class PicturesApart:
     def __init__(self, method: nn.Module) -> None:
         self.method = method
 
-    def encode_query(self, images: Tensor) -> QueryPictures:
+    def encode_query(self, images: Tensor) -> Pictures:
         """Keep pictures (Q, 3, H, W)."""
-        return QueryPictures(images)
+        return Pictures(images)
 
-    def encode_support(self, images: Tensor, masks: Tensor) -> SupportPictures:
+    def encode_support(self, images: Tensor, masks: Tensor) -> Pictures:
         """Keep pictures (S, 3, H, W) and masks (S, H, W)."""
-        return SupportPictures(images, masks)
+        return Pictures(images, masks)
 
-    def match(self, query: QueryPictures, support: SupportPictures, *, shots: int) -> Segmentation:
+    def match(self, query: Pictures, support: Pictures, *, shots: int) -> Segmentation:
         """Run the method on B queries (B, 3, H, W) and B·K supports."""
         images, masks = support.images.unflatten(0, (-1, shots)), support.masks.unflatten(0, (-1, shots))
         output: Segmentation = self.method(query.images, images, masks)

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 NUM_BASE = {"pascal": 15, "coco": 60}
 OFFICIAL_BACKBONES = ("resnet50_v2", "vgg16")
+M = TypeVar("M", bound=nn.Module)
 OUR_KEYS = ("hdmnet", "hdmnet_base_learner")  # mark files of our own (hdmnet/run/checkpoints.py)
 
 
@@ -24,10 +26,9 @@ def check_variant(dataset: str, backbone: str, shot: int = 1) -> None:
     """Raise ValueError for a variant that the releases do not have."""
     if shot < 1:
         raise ValueError(f"shot={shot}: expected at least 1")
-    if dataset not in NUM_BASE:
-        raise ValueError(f"dataset={dataset!r}: the release has only {', '.join(NUM_BASE)}")
-    if backbone not in OFFICIAL_BACKBONES:
-        raise ValueError(f"backbone={backbone!r}: the release has only {', '.join(OFFICIAL_BACKBONES)}")
+    for name, value, known in (("dataset", dataset, NUM_BASE), ("backbone", backbone, OFFICIAL_BACKBONES)):
+        if value not in known:
+            raise ValueError(f"{name}={value!r}: the release has only {', '.join(known)}")
 
 
 def translate(key: str, rules: tuple[tuple[str, str], ...]) -> str:
@@ -48,21 +49,16 @@ def translate(key: str, rules: tuple[tuple[str, str], ...]) -> str:
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read a checkpoint of the release, running nothing in it.
-
-    Args:
-        path: The ``.pth`` file.
-
-    Returns:
-        Its tensors, the ``module.`` prefix removed.
+    """The tensors of a checkpoint of the release, the ``module.`` prefix removed; nothing in the file is run.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged, is no checkpoint, or would run code.
     """
     path = Path(path).expanduser()
+    checkpoint = f"checkpoint {str(path)!r}"
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {str(path)!r} not found; expected a file of the official release")
+        raise FileNotFoundError(f"{checkpoint} not found; expected a file of the official release")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on odd files before it refuses them
@@ -70,35 +66,26 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     except Exception as error:  # torch raises many kinds here; none may pass as a traceback
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"cannot read checkpoint {str(path)!r}: damaged, or more than plain tensors (nothing was run); expected a "
+            f"cannot read {checkpoint}: damaged, or more than plain tensors (nothing was run); expected a "
             f"state dict saved by torch.save [{reason[:120]}]"
         ) from error
     if isinstance(state, dict) and any(key in state for key in OUR_KEYS):
-        raise ValueError(f"checkpoint {str(path)!r} was written by hdmnet; expected a file of the official release")
+        raise ValueError(f"{checkpoint} was written by hdmnet; expected a file of the official release")
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"checkpoint {str(path)!r} holds no state dict; expected a mapping of names to tensors")
+        raise ValueError(f"{checkpoint} holds no state dict; expected a mapping of names to tensors")
     plain = {str(key).removeprefix("module."): value for key, value in state.items()}
     if len(plain) < len(state):
-        raise ValueError(
-            f"checkpoint {str(path)!r} names some tensors twice, with and without 'module.'; expected one of each"
-        )
+        raise ValueError(f"{checkpoint} names some tensors twice, with and without 'module.'; expected one of each")
     # What is not an ordinary array of numbers would be cast or refused with a traceback on loading.
     odd = [k for k, v in plain.items() if v.is_meta or v.layout != torch.strided or v.is_complex() or v.is_quantized]
     if odd:
-        raise ValueError(
-            f"checkpoint {str(path)!r}: {odd[0]} is no ordinary tensor of numbers; expected a plain state dict"
-        )
+        raise ValueError(f"{checkpoint}: {odd[0]} is no ordinary tensor of numbers; expected a plain state dict")
     return plain
 
 
-def is_base_learner(state: dict[str, Tensor]) -> bool:
-    """Whether tensors by official key are those of a base learner (PSPNet) and not of a few-shot method."""
-    return _guess_kind(state).get("kind") == "base learner"
-
-
-def _guess_kind(state: dict[str, Tensor]) -> dict[str, str]:
+def guess_kind(state: dict[str, Tensor]) -> dict[str, str]:
     """What a file of the release seems to be, by its keys and shapes; what cannot be told is left out.
 
     Args:
@@ -108,23 +95,23 @@ def _guess_kind(state: dict[str, Tensor]) -> dict[str, str]:
         Some of: ``kind`` ("HDMNet", "PFENet" or "base learner"), ``dataset``, ``backbone``, ``shot``.
     """
     guess: dict[str, str] = {}
-    if any(key.startswith("transformer.") for key in state):
-        guess["kind"] = "HDMNet"
+    parts = {key.partition(".")[0] for key in state}
+    kinds = {"transformer": "HDMNet", "ppm": "base learner", "init_merge": "PFENet"}
+    kind = next((kind for part, kind in kinds.items() if part in parts), None)
+    if kind is not None:
+        guess["kind"] = kind
+    if kind == "HDMNet":
         weights = state.get("kshot_rw.0.weight")
         if weights is None:
             guess["shot"] = "1"
         elif weights.ndim == 4:
             guess["shot"] = str(weights.shape[1])
-    elif any(key.startswith("ppm.") for key in state):
-        guess["kind"] = "base learner"
-    elif any(key.startswith("init_merge.") for key in state):
-        guess["kind"] = "PFENet"
     if any(re.match(r"layer1\.\d+\.conv\d", key) for key in state):
-        deep_stem = "layer0.6.weight" in state
-        guess["backbone"] = "resnet50_v2" if deep_stem else "a ResNet without the deep stem"
         blocks = {key.split(".")[1] for key in state if key.startswith("layer3.")}
-        if deep_stem and len(blocks) != 6:
-            guess["backbone"] = f"a ResNet with {len(blocks)} blocks in layer 3"
+        if "layer0.6.weight" not in state:
+            guess["backbone"] = "a ResNet without the deep stem"
+        else:
+            guess["backbone"] = "resnet50_v2" if len(blocks) == 6 else f"a ResNet with {len(blocks)} blocks in layer 3"
     elif any(re.fullmatch(r"layer1\.\d+\.weight", key) for key in state):
         guess["backbone"] = "vgg16"
     classifier = state.get("base_learnear.2.weight", state.get("cls.4.weight"))
@@ -136,40 +123,42 @@ def _guess_kind(state: dict[str, Tensor]) -> dict[str, str]:
 
 def _likely_cause(state: dict[str, Tensor], asked: dict[str, str]) -> str:
     """The last part of a misfit's message: how what was asked for differs from what the file seems to be."""
-    guess = _guess_kind(state)
+    guess = guess_kind(state)
     if not guess:
         return "another model's checkpoint? It has none of the release's parts"
     different = [f"{key}={value}" for key, value in guess.items() if value != asked.get(key, value)]
-    if not different:
-        return "check dataset, backbone and shot"
-    return f"the file looks like {', '.join(different)}"
+    return f"the file looks like {', '.join(different)}" if different else "check dataset, backbone and shot"
 
 
-def fill_model(
-    model: nn.Module, state: dict[str, Tensor], names: dict[str, str], path: str | Path, asked: dict[str, str]
-) -> None:
-    """Load the tensors of a release into a model that was built without memory.
+def load_state(
+    build: Callable[[], M], official_key: Callable[[str], str], path: str | Path, state: dict[str, Tensor], **asked: Any
+) -> M:
+    """Build a model and fill it with the tensors of a release.
 
     Args:
-        model: On the meta device.
-        state: Tensors by official key.
-        names: Official key by our key, of the whole model.
+        build: Makes the model; called where nothing takes memory or is initialised.
+        official_key: The release's key of each of the model's.
         path: Of the file, for the message.
-        asked: What the file should be: ``kind`` ("HDMNet"), ``dataset``, ``backbone``, ``shot``.
+        state: Tensors by official key, from `read_state_dict`.
+        **asked: What the file should be: ``kind`` ("HDMNet"), ``dataset``, ``backbone``, ``shot``.
+
+    Returns:
+        The model in eval mode, float32 on the CPU.
 
     Raises:
         ValueError: A tensor is missing, surplus or misshapen.
     """
-    own = model.state_dict()
-    counters = {
-        n for n in (*names.values(), *state) if n.endswith("num_batches_tracked")
-    }  # written only by newer torch
-    missing = sorted(set(names.values()) - state.keys() - counters)
-    surplus = sorted(state.keys() - set(names.values()))
+    with torch.device("meta"):  # no memory and no initialisation before the file is known to fit
+        model = build().eval()
+    names = {key: official_key(key) for key in model.state_dict()}
+    shapes = {names[key]: tuple(value.shape) for key, value in model.state_dict().items()}
+    # Counters are written only by newer torch.
+    missing = sorted(name for name in shapes.keys() - state.keys() if not name.endswith("num_batches_tracked"))
+    surplus = sorted(state.keys() - shapes.keys())
     misshapen = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(own[key].shape)}"
-        for key, name in names.items()
-        if name in state and state[name].shape != own[key].shape
+        f"{name} {tuple(state[name].shape)} instead of {shape}"
+        for name, shape in shapes.items()
+        if name in state and state[name].shape != shape
     ]
     problems = [
         f"{len(found)} {kind}: {', '.join(found[:3])}{' …' if len(found) > 3 else ''}"
@@ -178,9 +167,10 @@ def fill_model(
     ]
     if problems:
         what = " ".join(f"{key}={value}" for key, value in asked.items() if key != "kind")
+        cause = _likely_cause(state, {key: str(value) for key, value in asked.items()})
         raise ValueError(
-            f"checkpoint {str(path)!r} does not fit {asked['kind']} {what}: {'; '.join(problems)}; "
-            f"{_likely_cause(state, asked)}"
+            f"checkpoint {str(path)!r} does not fit {asked['kind']} {what}: {'; '.join(problems)}; {cause}"
         )
     model.to_empty(device="cpu")
     model.load_state_dict({key: state.get(name, torch.tensor(0)) for key, name in names.items()})
+    return model

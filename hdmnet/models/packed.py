@@ -30,17 +30,17 @@ class PackedRows:
     counts: tuple[int, ...]
 
     def unbind(self) -> list[PackedRows]:
-        """One item each."""
+        """One item (M_s, C) each."""
         return [PackedRows(rows, (len(rows),)) for rows in self.values.split(self.counts)]
 
     @classmethod
     def cat(cls, items: Sequence[PackedRows]) -> PackedRows:
-        """The items of all, in order."""
+        """The items of all, in order: (ΣM_s, C)."""
         values = items[0].values if len(items) == 1 else torch.cat([item.values for item in items])
         return cls(values, tuple(count for item in items for count in item.counts))
 
     def merge(self, size: int) -> PackedRows:
-        """Make one item of every `size` neighbours."""
+        """Make one item of every `size` neighbours; the rows (ΣM_s, C) stay."""
         return PackedRows(self.values, tuple(sum(self.counts[i : i + size]) for i in range(0, len(self.counts), size)))
 
     def pad(self) -> tuple[Tensor, Tensor]:

@@ -42,34 +42,36 @@ def prior_mask(query: Tensor, keys: PackedRows, *, shots: int, normalise: bool =
         similarities.append(best.clamp(min=0) if len(own_lengths) < best.numel() else best)
     result = torch.stack(similarities)  # (B·K, h, w)
     if normalise:
-        low, high = result.amin((1, 2), keepdim=True), result.amax((1, 2), keepdim=True)
-        result = (result - low) / (high - low + EPS)
+        result = stretch(result.flatten(1)).view_as(result)
     mean: Tensor = result.unflatten(0, (-1, shots)).mean(1, keepdim=True)
     return mean
 
 
 def _best_match(query: Tensor, keys: Tensor, query_lengths: Tensor, lengths: Tensor) -> Tensor:
-    """Largest cosine of each position of one query with some keys; 0 without keys.
+    """Largest cosine (h, w) of each position of a query (1, C, h, w) with keys (M, C) of length 1 or 0; 0 without keys.
 
-    Args:
-        query: (1, C, h, w) float.
-        keys: (M, C) float, of length 1 (or 0).
-        query_lengths: (h, w) float.
-        lengths: (M,) float, of the keys before they were brought to 1.
-
-    Returns:
-        (h, w) float.
+    The lengths, (h, w) and (M,), are of the query and of the keys before they were brought to 1.
     """
     best = torch.zeros_like(query_lengths) if not len(keys) else torch.full_like(query_lengths, -torch.inf)
     for block, block_lengths in zip(keys.split(BLOCK), lengths.split(BLOCK), strict=True):
         if not len(block):
             break
-        if query.is_cpu:
-            # The same numbers as the matrix product below, twice as fast: convolutions go to oneDNN, products to MKL.
-            products = F.conv2d(query, block[:, :, None, None])[0]
-        else:
-            products = (block @ query[0].flatten(1)).unflatten(1, query.shape[2:])
-        largest, index = products.max(0)
+        largest, index = inner_products(query, block).max(0)
         # As in the release: q·k / (|q| |k| + eps).
         best = torch.maximum(best, largest / (query_lengths + EPS / (block_lengths[index] + EPS)))
     return best
+
+
+def inner_products(query: Tensor, keys: Tensor) -> Tensor:
+    """Of a query (1, C, h, w) and keys (M, C): (M, h, w)."""
+    if query.is_cpu:
+        # The same numbers as the matrix product below, twice as fast: convolutions go to oneDNN, products to MKL.
+        return F.conv2d(query, keys[:, :, None, None])[0]
+    products: Tensor = (keys @ query[0].flatten(1)).unflatten(1, query.shape[2:])
+    return products
+
+
+def stretch(maps: Tensor) -> Tensor:
+    """Maps (..., N) to [0, 1], each by its own minimum and maximum."""
+    low, high = maps.amin(-1, keepdim=True), maps.amax(-1, keepdim=True)
+    return (maps - low) / (high - low + EPS)

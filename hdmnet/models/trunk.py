@@ -92,7 +92,7 @@ class FrozenTrunk(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Iterator[TrunkFeatures]:
-        """As `forward`, some pictures after the other, as many as are best encoded at once."""
+        """As `forward`, some of the pictures (B, 3, H, W) after the other, as many as are best encoded at once."""
         prepared = self._prepare(images.device)
         pixels = images.shape[2] * images.shape[3]
         for chunk in images.split(max((CHUNK_CPU if images.is_cpu else CHUNK_GPU) // pixels, 1)):

@@ -103,9 +103,7 @@ class BaseLearnerTask(L.LightningModule):
         """Backbone at `lr`, pyramid pooling and head at `head_lr_factor` times it; poly decay every iteration."""
         settings, model = self.optimiser_settings, self.model
         head = [p for m in (model.pyramid_pooling, model.reduce, model.classifier) for p in m.parameters()]
-        groups = [
-            {"params": head, "lr": settings.lr * settings.head_lr_factor, "name": "head"},
-        ]
+        groups = [{"params": head, "lr": settings.lr * settings.head_lr_factor, "name": "head"}]
         if settings.freeze_backbone != "all":
             groups.append({"params": list(model.backbone.parameters()), "lr": settings.lr, "name": "backbone"})
         optimizer: torch.optim.Optimizer

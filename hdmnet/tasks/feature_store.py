@@ -34,14 +34,9 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def measure_features(model: FewShotMethod, image_size: tuple[int, int]) -> FeatureBytes:
-    """Find out how much memory the features of one picture take, by encoding a blank one.
+    """Find out how much memory the features of one picture (H, W) take, by encoding a blank one.
 
-    Args:
-        model: Its weights do not matter.
-        image_size: (H, W) of the network's input.
-
-    Returns:
-        The bytes, in the parameters' precision; under autocast they can be fewer.
+    In the parameters' precision; under autocast it can be less.
     """
     training = model.training
     model.eval()  # nothing may be learnt from a blank picture
@@ -73,15 +68,7 @@ class FeatureStore:
         self.num_bytes = 0
 
     def segment(self, model: EncodesApart, batch: EvaluationBatch) -> Segmentation:
-        """Encode what a batch brings along, then segment its episodes.
-
-        Args:
-            model: Encodes and matches.
-            batch: The next one of a plan, its images normalised.
-
-        Returns:
-            The model's answer to the B episodes.
-        """
+        """Encode what the next batch of a plan brings, (Q, 3, H, W) and (S, 3, H, W), then segment its B episodes."""
         for key in batch.drop:
             self.num_bytes -= self._features.pop(key).num_bytes
         if batch.new_queries:
@@ -132,14 +119,9 @@ def add_to_metrics(
     item: Sequence[int],
     seed_index: Sequence[int],
 ) -> None:
-    """Add the counts of E episodes, of which some may equal one another, to their seeds' metrics.
+    """Add the counts (B, 2, 2) of E episodes of classes (B,), some of which equal one another, to their seeds' metrics.
 
-    Args:
-        pixels: (B, 2, 2) int64, from `count_predictions`.
-        class_index: (B,) int64.
-        metrics: One a seed.
-        item: E places among the B: which item an episode equals.
-        seed_index: E places in `metrics`.
+    `item` says which of the B each of the E equals, `seed_index` to which of the metrics it belongs.
     """
     class_index = class_index.cpu()
     for seed in sorted(set(seed_index)):
@@ -148,15 +130,9 @@ def add_to_metrics(
 
 
 def resize(prediction: Tensor, size: torch.Size) -> Tensor:
-    """Bring a prediction to another size.
+    """Bring a prediction to the size (H0, W0).
 
-    Args:
-        prediction: Scores (B, 2, H, W) float, which are interpolated as in the release; or (B, H, W) integer, 0 and 1,
-            of which the nearest is taken.
-        size: (H0, W0).
-
-    Returns:
-        (B, 2, H0, W0) or (B, H0, W0).
+    Scores (B, 2, H, W) float are interpolated as in the release; of labels (B, H, W), 0 and 1, the nearest is taken.
     """
     if prediction.shape[-2:] == size:
         return prediction

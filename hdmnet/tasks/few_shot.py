@@ -87,7 +87,7 @@ class FewShotTask(L.LightningModule):
         return nn.ModuleDict({name: seeds() for name in self.model.reported})
 
     def forward(self, episode: Episode, *, class_index: Tensor | None = None) -> Segmentation:
-        """Segment a batch of episodes; see `FewShotMethod.forward` for the shapes."""
+        """Segment a batch of episodes, queries (B, 3, H, W) and so on, as `FewShotMethod.forward` does."""
         output: Segmentation = self.model(
             episode.query_image, episode.support_images, episode.support_masks, class_index
         )
@@ -97,9 +97,8 @@ class FewShotTask(L.LightningModule):
         """The loss of a batch of episodes, a scalar."""
         assert self.loss is not None
         terms: dict[str, Tensor] = self.loss(self(batch, class_index=batch.class_index), batch.query_mask)
-        size = len(batch.query_image)
         for name, value in terms.items():
-            self.log(f"train/{name}", value.detach(), batch_size=size, prog_bar=name == "loss")
+            self.log(f"train/{name}", value.detach(), batch_size=len(batch.query_image), prog_bar=name == "loss")
         return terms["loss"]
 
     def validation_step(self, batch: Episode | EvaluationBatch, batch_idx: int) -> dict[str, Any]:

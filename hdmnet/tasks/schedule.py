@@ -11,16 +11,9 @@ if TYPE_CHECKING:
 
 
 def poly_factor(iteration: int, max_iterations: int, power: float, warmup_iterations: int = 0) -> float:
-    """Poly decay: (1 - it / max) ^ power, counted from 1, after an optional linear warm-up.
+    """Factor on the learning rate: (1 - it / max) ^ power, counted from 1, so that the last step has 0.
 
-    Args:
-        iteration: 1 for the first step.
-        max_iterations: Steps in all.
-        power: 0.9 in the release.
-        warmup_iterations: Steps over which the rate rises linearly from a tenth of its value.
-
-    Returns:
-        Factor on the learning rate, 0 at the last step.
+    Before it, over `warmup_iterations`, the rate rises linearly from a tenth of its value.
     """
     if iteration < warmup_iterations:
         return 0.1 + 0.9 * iteration / warmup_iterations

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from hdmnet.runtime.errors import ConfigError
 
@@ -18,9 +19,8 @@ def _nanmean(values: Sequence[float]) -> float:
 
 
 def _numbers(value: Any) -> list[float]:
-    """Flatten a tensor (any device), array or number to Python floats."""
-    plain = value.detach().cpu().numpy() if hasattr(value, "detach") else value
-    return [float(number) for number in np.asarray(plain).reshape(-1)]
+    """A tensor (any device and shape), array or number as Python floats."""
+    return torch.as_tensor(value).double().flatten().tolist()
 
 
 def summarise_seeds(computed: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def summarise_seeds(computed: Sequence[Mapping[str, Any]], class_names: Sequence
         class_names: The C names in the order of `class_index`.
 
     Returns:
-        The keys listed at the top of this module. `miou_std` is the sample standard deviation over the seeds
+        What `result.json` holds under `test`. `miou_std` is the sample standard deviation over the seeds
         (NaN for one seed). `num_episodes` counts one seed (the largest, should a run have been cut short).
 
     Raises:

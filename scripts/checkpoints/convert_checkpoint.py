@@ -12,12 +12,14 @@ its fold, so `--fold` is not checked: give the one it was trained on.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from torch import Tensor, nn
 
 from hdmnet.cli.parser import OneLineParser, run_main
 from hdmnet.config.paths import conf_dir
@@ -26,15 +28,17 @@ from hdmnet.config.stored import stored_config
 from hdmnet.config.values import to_stored
 from hdmnet.data.class_split import split_classes
 from hdmnet.data.datasets import coco, pascal
+from hdmnet.models.base_learner import BaseLearner
 from hdmnet.models.hdmnet.model import HDMNet
 from hdmnet.models.hdmnet.official import (
+    build_official,
     build_official_base_learner,
     load_official_base_learner,
     load_official_checkpoint,
-    to_official_base_learner_state_dict,
-    to_official_state_dict,
+    official_base_learner_key,
+    official_key,
 )
-from hdmnet.models.official import is_base_learner, read_state_dict
+from hdmnet.models.official import NUM_BASE, OFFICIAL_BACKBONES, guess_kind, read_state_dict
 from hdmnet.run.build import build_trained
 from hdmnet.run.checkpoints import load_strictly, run_state_dict, save_base_learner
 from hdmnet.runtime.checkpoint_file import BASE_LEARNER_KEY, RUN_KEY, read_checkpoint, write_atomically
@@ -74,7 +78,7 @@ def convert(source: Path, target: Path, *, dataset: str | None, backbone: str | 
             f"{source} is of the official release: --dataset and --backbone are needed, and --shot, --fold"
         )
     about = {"fold": fold, "backbone": backbone, "dataset": dataset}
-    if is_base_learner(read_state_dict(source)):
+    if guess_kind(read_state_dict(source)).get("kind") == "base learner":
         save_base_learner(load_official_base_learner(source, dataset, backbone), target, about)
         return f"base learner for hdmnet.train base_ckpt={target}"
     model = load_official_checkpoint(source, dataset, backbone, shot)
@@ -111,6 +115,73 @@ def _base_learner_to_official(content: dict[str, Any], source: Path, target: Pat
     load_strictly(learner, content["state_dict"], str(source))
     write_atomically({"state_dict": _contiguous(to_official_base_learner_state_dict(learner))}, target)
     return f"official base learner {target}"
+
+
+def to_official_state_dict(model: HDMNet) -> dict[str, Tensor]:
+    """An HDMNet's state dict under the release's keys.
+
+    Args:
+        model: With the release's parts (three stages, ensemble, 3×3 merge, ResNet-50 deep stem or VGG-16) and switches.
+
+    Returns:
+        Tensors by official key.
+
+    Raises:
+        ValueError: The release has no such part or switch: it would compute something else from these weights.
+    """
+    learner, ensemble = model.trunk.base_learner, model.ensemble
+    if ensemble is None:
+        raise ValueError("model.ensemble=false has no counterpart in the official release; expected a model with it")
+    switches: list[tuple[str, object, object]] = [("model.prior_norm", model.prior_norm, False)]
+    for match in model.meta_learner.matching:
+        switches.append(("model.matching.num_heads", match.num_heads, 2))
+        switches.append(("model.matching.temperature", match.temperature, 0.1))
+    if ensemble.num_shots > 1:
+        switches.append(("model.shot_weighting", ensemble.shot_weighting, "official"))
+    for name, found, expected in switches:
+        if found != expected:
+            raise ValueError(
+                f"{name}={found}: the official release has only {expected}, and would predict something else"
+            )
+    _check_twin(model, learner, lambda backbone, dataset: build_official(dataset, backbone, ensemble.num_shots))
+    return {official_key(key): value for key, value in model.state_dict().items()}
+
+
+def _check_twin(model: nn.Module, learner: BaseLearner, build: Callable[[str, str], nn.Module]) -> None:
+    """Refuse a model whose keys and shapes are not those of one of the release's own."""
+    dataset = next((name for name, num_base in NUM_BASE.items() if num_base == learner.num_base), None)
+    if dataset is None:
+        raise ValueError(f"{learner.num_base} base classes: the official release has only {tuple(NUM_BASE.values())}")
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    for backbone in OFFICIAL_BACKBONES:
+        with torch.device("meta"):  # shapes only, no memory
+            twin = {key: value.shape for key, value in build(backbone, dataset).state_dict().items()}
+        odd = sorted(key for key in shapes.keys() | twin.keys() if shapes.get(key) != twin.get(key))
+        if not odd:
+            return
+        if all(not key.startswith(("trunk.", "backbone.")) for key in odd):
+            raise ValueError(
+                f"the official release has no counterpart of {odd[0]}; expected three stages and a 3×3 merge"
+            )
+    raise ValueError(f"the official release has no such backbone; expected {' or '.join(OFFICIAL_BACKBONES)}")
+
+
+def to_official_base_learner_state_dict(model: BaseLearner) -> dict[str, Tensor]:
+    """A base learner's state dict under the release's (PSPNet's) keys, its ``encoder.*`` aliases included.
+
+    Args:
+        model: On ResNet-50 with deep stem or VGG-16.
+
+    Returns:
+        Tensors by official key; an alias shares its tensor.
+
+    Raises:
+        ValueError: The release has no such backbone or number of base classes.
+    """
+    _check_twin(model, model, lambda backbone, dataset: build_official_base_learner(dataset, backbone))
+    state = {official_base_learner_key(key): value for key, value in model.state_dict().items()}
+    aliases = {f"encoder.{key.removeprefix('layer')}": value for key, value in state.items() if key.startswith("layer")}
+    return state | aliases
 
 
 def _contiguous(state: dict[str, Any]) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor
 
 from hdmnet.config.checks import validate
+from hdmnet.config.instantiate import instantiate
 from hdmnet.config.paths import conf_dir
 from hdmnet.config.values import to_plain
 from hdmnet.run import build
-from hdmnet.tasks.few_shot import FewShotTask, LossWeights
+from hdmnet.tasks.few_shot import FewShotTask
 from tests.helpers.commands import SHAPES, run
 
 ENSEMBLE = {"model.ensemble": True}
@@ -138,13 +139,13 @@ def test_the_pyramid_replaces_the_interleaved_attention_and_nothing_outside_the_
     a, b = flat_config("ablation=table4_ensemble"), flat_config("ablation=table4_decoupled")
     in_model = {key for key in changed(a, b) if key.startswith("model.")}
     assert changed(a, b) - in_model == {"ablation"}
-    shared = {key for key in a.keys() & b.keys() if key.startswith("model.")} - {"model._target_"}
+    shared = {key for key in a.keys() & b.keys() if key.startswith("model.")} - {"model._target_", "model.name"}
     assert in_model.isdisjoint(shared)
 
 
 def test_the_command_line_wins_over_an_ablation(flat_config):
     assert flat_config("ablation=table9_t5", "loss.temperature=3")["loss.temperature"] == 3
-    assert flat_config("ablation=table5_dot", "model=hdmnet")["model.ensemble"]
+    assert flat_config("ablation=table4_ensemble", "model.ensemble=false")["model.ensemble"] is False
 
 
 # --------------------------------------------------------------------------------------------------- the computation
@@ -172,13 +173,13 @@ def episode():
 def task_of(config_of, learner):
     """The task of a composed config, its network at the same start whenever it has the same parts."""
 
-    def build(*overrides):
+    def make(*overrides):
         cfg = config_of(*overrides)
         torch.manual_seed(2)
         model = build.build_model(cfg, learner)
-        return FewShotTask(model=model, class_names=["novel"], loss=LossWeights(**to_plain(cfg)["loss"]))
+        return FewShotTask(model=model, class_names=["novel"], loss=instantiate(cfg.loss))
 
-    return build
+    return make
 
 
 @dataclass
@@ -198,9 +199,10 @@ def answer_of(task_of, episode):
         task = task_of(*overrides)
         query, support, support_mask, query_mask = episode
         output = task.model.eval()(query, support, support_mask)
-        loss = task.losses(output, query_mask)["loss"]
+        loss = task.loss(output, query_mask)["loss"]
         gradients = torch.autograd.grad(loss, [p for p in task.model.parameters() if p.requires_grad])
-        outputs = [output.logits, output.logits_of("meta"), *output.maps["correlation"]]
+        meta = output.logits_of("meta" if "meta" in output.auxiliary else "final")
+        outputs = [output.logits, meta, *output.maps["correlation"]]
         return Answer([x.detach() for x in outputs], [loss.detach(), *gradients])
 
     return answer
@@ -224,7 +226,7 @@ def test_rows_of_the_whole_method_compute_the_same(answer_of, name):
 
 
 def test_last_row_of_table_4_is_the_whole_method_with_the_ensemble(answer_of):
-    whole, row = answer_of("model=hdmnet"), answer_of("ablation=table4_distillation")
+    whole, row = answer_of("model.ensemble=true"), answer_of("ablation=table4_distillation")
     assert identical(whole.outputs, row.outputs)
     assert identical(whole.loss, row.loss)
 
@@ -269,7 +271,7 @@ def test_one_training_step(task_of, episode, name):
     query, support, support_mask, query_mask = episode
     before = {n: p.detach().clone() for n, p in task.model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(task.model.parameter_groups(lr=1e-4, head_lr_factor=10.0))
-    loss = task.losses(task.model.train()(query, support, support_mask, torch.tensor([0, 3])), query_mask)["loss"]
+    loss = task.loss(task.model.train()(query, support, support_mask, torch.tensor([0, 3])), query_mask)["loss"]
     loss.backward()
     optimizer.step()
     assert math.isfinite(loss.item())

@@ -105,7 +105,7 @@ def test_matching_section_needs_only_torch_and_torchvision(tmp_path):
 
     assert "ModuleNotFoundError: import of cv2 halted" in python("-c", "import cv2").stderr
     path = tmp_path / "out.json"
-    script = str(ROOT / "scripts" / "benchmark.py")
+    script = str(ROOT / "scripts" / "benchmarks" / "benchmark.py")
     done = python(script, "matching", "--quick", "--repeats", "1", "--json", str(path))
     assert done.returncode == 0, done.stderr
     figures = json.loads(path.read_text())["figures"]["matching"]

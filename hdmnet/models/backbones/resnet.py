@@ -15,9 +15,14 @@ from hdmnet.models.backbones.base import FeatureInfo, SequentialBackbone
 DILATIONS = ("release", "torchvision", None)
 
 
-def _conv_bn_relu(in_channels: int, out_channels: int, stride: int = 1) -> list[nn.Module]:
-    conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-    return [conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
+def _stem(channels: tuple[int, ...]) -> nn.Sequential:
+    """One 7×7 convolution, or several 3×3 of which the first halves the size; then the pool."""
+    kernel = 7 if len(channels) == 1 else 3
+    layers: list[nn.Module] = []
+    for i, (ins, outs) in enumerate(pairwise((3, *channels))):
+        conv = nn.Conv2d(ins, outs, kernel, stride=2 if i == 0 else 1, padding=kernel // 2, bias=False)
+        layers += [conv, nn.BatchNorm2d(outs), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.MaxPool2d(3, stride=2, padding=1))
 
 
 def dilate(module: nn.Module, dilation: int) -> None:
@@ -59,15 +64,7 @@ def build_resnet(
         stem_channels: Of the stem's convolutions.
         dilation: One of `DILATIONS`.
     """
-    if len(stem_channels) == 1:
-        conv = nn.Conv2d(3, stem_channels[0], 7, stride=2, padding=3, bias=False)
-        stem: list[nn.Module] = [conv, nn.BatchNorm2d(stem_channels[0]), nn.ReLU(inplace=True)]
-    else:
-        stem = []
-        for i, (in_channels, out_channels) in enumerate(pairwise((3, *stem_channels))):
-            stem += _conv_bn_relu(in_channels, out_channels, stride=2 if i == 0 else 1)
-    stem.append(nn.MaxPool2d(3, stride=2, padding=1))
-    parts: list[nn.Module] = [nn.Sequential(*stem)]
+    parts: list[nn.Module] = [_stem(stem_channels)]
     channels = stem_channels[-1]
     for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
         parts.append(_resnet_layer(block, channels, width, depth, stride=1 if i == 0 else 2))

@@ -12,12 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdmnet.models.backbones.base import Backbone, FeatureInfo
+from hdmnet.models.backbones.base import IMAGENET_MEAN, Backbone, FeatureInfo
 from hdmnet.models.backbones.weights import find_file, read_state
 
 log = logging.getLogger(__name__)
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
 
 class TimmBackbone(Backbone):

@@ -14,6 +14,7 @@ from hdmnet.models.backbones.base import SequentialBackbone
 from hdmnet.models.backbones.mobilenet import MOBILENET_BOUNDS
 from hdmnet.models.backbones.vgg import VGG16_BOUNDS
 
+_STEM = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3")  # of a ResNet; the last four only of a deep stem
 # The name in torchvision, and the weights that are the default.
 _TORCHVISION = {
     "resnet18": ("resnet18", "IMAGENET1K_V1"),
@@ -32,18 +33,9 @@ def default_weights(name: str) -> str | None:
 def load_weights(
     backbone: SequentialBackbone, name: str, weights: str | Path, weights_dir: str | Path | None = None
 ) -> None:
-    """Fill a backbone from torchvision weights or a file; every parameter must be found.
+    """Fill a backbone from torchvision weights or a file; arguments and refusals as of `build_backbone`.
 
-    Args:
-        backbone: What `build_backbone` returned for the name.
-        name: The backbone's name.
-        weights: As in `build_backbone`.
-        weights_dir: As in `build_backbone`.
-
-    Raises:
-        ValueError: Keys or shapes do not fit; the message names the first few.
-        FileNotFoundError: Neither a file nor a torchvision name.
-        OSError: The download failed.
+    Every parameter must be found.
     """
     state = {k: v for k, v in _read_state(name, weights, weights_dir).items() if not k.endswith("num_batches_tracked")}
     own = {k: v for k, v in backbone.state_dict().items() if not k.endswith("num_batches_tracked")}
@@ -74,16 +66,11 @@ def _read_state(name: str, weights: str | Path, weights_dir: str | Path | None) 
     if file is not None:
         return read_state(file)
     if name not in _TORCHVISION or path.suffix or path.parent != Path():
+        elsewhere = "" if weights_dir is None else f", nor in {str(weights_dir)!r} (paths.weights_dir)"
+        known = " or a torchvision weights name for" if name in _TORCHVISION else " (torchvision has no"
         raise FileNotFoundError(
-            f"backbone weights {str(weights)!r} not found"
-            + ("" if weights_dir is None else f", nor in {str(weights_dir)!r} (paths.weights_dir)")
-            + "; expected a file"
-            + (
-                f" or a torchvision weights name for {name!r}"
-                if name in _TORCHVISION
-                else f" (torchvision has no {name!r})"
-            )
-            + "; set backbone.weights to a path, or to null to train from nothing"
+            f"backbone weights {str(weights)!r} not found{elsewhere}; expected a file{known} {name!r}"
+            f"{'' if name in _TORCHVISION else ')'}; set backbone.weights to a path, or to null to train from nothing"
         )
     try:
         entry = torchvision.models.get_model_weights(_TORCHVISION[name][0])[str(weights)]
@@ -93,8 +80,7 @@ def _read_state(name: str, weights: str | Path, weights_dir: str | Path | None) 
             f"unknown torchvision weights {str(weights)!r} for {name!r}; expected {names}, a file or null"
         ) from None
     try:
-        # model_dir=None is torch's own cache.
-        folder = None if weights_dir is None else str(weights_dir)
+        folder = None if weights_dir is None else str(weights_dir)  # None: torch's own cache
         return dict(entry.get_state_dict(model_dir=folder, map_location="cpu", check_hash=True, weights_only=True))
     except (OSError, RuntimeError) as error:  # RuntimeError: what came has another hash
         raise OSError(
@@ -125,22 +111,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return {str(k).removeprefix("module."): v for k, v in state.items()}
 
 
-_RESNET_STEM = {"conv1": "parts.0.0", "bn1": "parts.0.1"}
-
-
-_RESNET_DEEP_STEM = {
-    "conv1": "parts.0.0", "bn1": "parts.0.1", "conv2": "parts.0.3",
-    "bn2": "parts.0.4", "conv3": "parts.0.6", "bn3": "parts.0.7",
-}  # fmt: skip
-
-
 def _own_key(name: str, key: str) -> str:
     """Our key for a key of torchvision (or of the ImageNet deep-stem ResNet-50 the release starts from)."""
     head, _, rest = key.partition(".")
     if name.startswith("resnet"):
-        stem = _RESNET_DEEP_STEM if name == "resnet50_v2" else _RESNET_STEM
-        if head in stem:
-            return f"{stem[head]}.{rest}"
+        if head in _STEM[: None if name == "resnet50_v2" else 2]:
+            place = _STEM.index(head)
+            return f"parts.0.{place // 2 * 3 + place % 2}.{rest}"  # a ReLU after each pair
         if head.startswith("layer") and head[5:].isdigit():
             # The release counts its stem as layer0; torchvision's layers are 1..4.
             return f"parts.{head[5:]}.{rest}"

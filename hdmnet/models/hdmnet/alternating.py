@@ -14,40 +14,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hdmnet.models.attention import LAYER_NORM_EPS, FeedForward, merge_heads, split_heads, to_map, to_tokens
+from hdmnet.models.attention import LAYER_NORM_EPS, CrossAttention, merge_heads, to_map, to_tokens
 from hdmnet.models.hdmnet.matching_variants import attend
 from hdmnet.models.hdmnet.pyramid import HEADS, REDUCTIONS, SelfAttentionLayer
 from hdmnet.models.packed import Foreground
 
 
-class CrossAttentionLayer(nn.Module):
-    """A pre-norm transformer layer whose keys and values come from another picture (paper Eq. 2).
-
-    Args:
-        channels: C.
-        num_heads: Attention heads.
-        dropout: After the output projection and in the feed-forward part.
-    """
-
-    def __init__(self, channels: int, *, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm1 = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
-        self.query = nn.Linear(channels, channels, bias=False)
-        self.key = nn.Linear(channels, channels, bias=False)
-        self.value = nn.Linear(channels, channels, bias=False)
-        self.output = nn.Linear(channels, channels, bias=False)
-        self.dropout = nn.Dropout(dropout)
-        self.norm2 = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
-        self.feed_forward = FeedForward(channels, dropout=dropout)
+class CrossAttentionLayer(CrossAttention):
+    """A pre-norm transformer layer with plain cross-attention; see `CrossAttention` for the arguments."""
 
     def forward(self, x: Tensor, source: Tensor, valid: Tensor, size: tuple[int, int]) -> Tensor:
         """Tokens (B, N, C) of a map of `size` take messages from (B, M, C) where valid (B, M) bool; (B, N, C)."""
-        normed = self.norm1(source)
-        q, k, v = (
-            split_heads(f(t), self.num_heads)
-            for f, t in ((self.query, self.norm1(x)), (self.key, normed), (self.value, normed))
-        )
+        q, k, v = self.heads(self.norm1(x), self.norm1(source))
         message, _ = attend(q, k, v, valid, score="dot", normalise="support")
         x = x + self.dropout(self.output(merge_heads(message)))
         result: Tensor = x + self.feed_forward(self.norm2(x), size)
@@ -80,17 +58,7 @@ class AlternatingTransformer(nn.Module):
         self.norm = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
 
     def forward(self, query: Tensor, support: Tensor, foreground: Foreground, *, shots: int) -> tuple[Tensor, Tensor]:
-        """Mix queries and supports.
-
-        Args:
-            query: (B, C, h, w) float.
-            support: (B·K, C, h_s, w_s) float, those of query 0 first.
-            foreground: Of the supports, at (h_s, w_s).
-            shots: K.
-
-        Returns:
-            Both again, same shapes, layer-normed.
-        """
+        """Mix queries (B, C, h, w) and supports (B·K, C, h_s, w_s) with their foreground; both again, layer-normed."""
         size, support_size = (query.shape[2], query.shape[3]), (support.shape[2], support.shape[3])
         tokens = self.embed_norm(to_tokens(self.embed(query)))  # (B, N, C)
         support_tokens = self.embed_norm(to_tokens(self.embed(support)))  # (B·K, N_s, C)

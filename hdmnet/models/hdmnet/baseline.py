@@ -19,12 +19,11 @@ from torch import Tensor
 
 from hdmnet.models.attention import to_map, to_tokens
 from hdmnet.models.base_learner import BaseLearner
-from hdmnet.models.checks import check_integer, check_switch
+from hdmnet.models.checks import check_integer
 from hdmnet.models.hdmnet.alternating import AlternatingTransformer
-from hdmnet.models.hdmnet.ensemble import Ensemble
 from hdmnet.models.hdmnet.matching import CorrelationMatching
 from hdmnet.models.hdmnet.meta_learner import MetaLearner
-from hdmnet.models.hdmnet.model import HDMNet
+from hdmnet.models.hdmnet.model import HDMNet, build_ensemble, mid_channels
 from hdmnet.models.packed import PackedRows, find_foreground
 
 
@@ -32,12 +31,11 @@ class AlternatingMetaLearner(MetaLearner):
     """HDMNet's meta learner with the interleaved transformer where the pyramid was.
 
     Args:
-        mid_channels: Channels of layer 2 and layer 3 together.
         num_rounds: Self-attention, then cross-attention, this many times.
         channels: Width of the transformer and decoder.
         dropout: In the transformer.
-        mid_dropout: Of whole channels of the reduced mid-level features.
         matching: Of the keyword arguments of `CorrelationMatching`, `num_heads` and `merge_kernel`.
+        **options: As of `MetaLearner`: `mid_channels`, `mid_dropout`.
 
     Raises:
         ValueError: The number of rounds is below 1.
@@ -46,25 +44,17 @@ class AlternatingMetaLearner(MetaLearner):
     def __init__(
         self,
         *,
-        mid_channels: int,
         num_rounds: int = 3,
         channels: int = 64,
         dropout: float = 0.1,
-        mid_dropout: float = 0.5,
         matching: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
         check_integer("model.num_rounds", num_rounds, 1, 100)
-        options = {"num_heads": 2, **(matching or {}), "score": "dot", "normalise": "support"}
-        super().__init__(
-            mid_channels=mid_channels,
-            num_stages=1,
-            channels=channels,
-            dropout=dropout,
-            mid_dropout=mid_dropout,
-            matching=options,
-        )
+        plain = {"num_heads": 2, **(matching or {}), "score": "dot", "normalise": "support"}
+        super().__init__(num_stages=1, channels=channels, dropout=dropout, matching=plain, **options)
         transformer = AlternatingTransformer(
-            channels, num_rounds=num_rounds, num_heads=options["num_heads"], dropout=dropout
+            channels, num_rounds=num_rounds, num_heads=plain["num_heads"], dropout=dropout
         )
         # Under the pyramid's name: the same group of the optimiser.
         self.pyramid = transformer.to(memory_format=torch.channels_last)  # type: ignore[assignment]
@@ -108,12 +98,12 @@ def build_baseline(
     mid_dropout: float = 0.5,
     matching: Mapping[str, Any] | None = None,
 ) -> HDMNet:
-    """Put the baseline together on a base learner (the `model=baseline` config).
+    """Put the baseline together on a base learner (the `model=baseline` config); raises ValueError for a wrong value.
 
     Args:
         encoder: The base learner, trained on the fold's base classes.
         num_shots: K of the training episodes.
-        num_rounds: See `AlternatingMetaLearner`, as for the last three.
+        num_rounds: See `AlternatingMetaLearner`.
         ensemble: Fuse with the base learner (second row of Table 4).
         norm: See `HDMNet`.
         prior_norm: See `HDMNet`.
@@ -121,25 +111,13 @@ def build_baseline(
         dropout: In the transformer.
         mid_dropout: Of the reduced mid-level features.
         matching: Heads of the cross-attention, kernel of the merge.
-
-    Returns:
-        The network.
-
-    Raises:
-        ValueError: A switch has an unknown value.
     """
-    check_switch("model.ensemble", ensemble)
     meta_learner = AlternatingMetaLearner(
-        mid_channels=sum(level.channels for level in encoder.backbone.feature_info[-3:-1]),
+        mid_channels=mid_channels(encoder),
         num_rounds=num_rounds,
         dropout=dropout,
         mid_dropout=mid_dropout,
         matching=matching,
     )
-    return HDMNet(
-        base_learner=encoder,
-        meta_learner=meta_learner,
-        ensemble=Ensemble(num_shots=num_shots, shot_weighting=shot_weighting) if ensemble else None,
-        norm=norm,
-        prior_norm=prior_norm,
-    )
+    fusion = build_ensemble(ensemble, num_shots, shot_weighting)
+    return HDMNet(base_learner=encoder, meta_learner=meta_learner, ensemble=fusion, norm=norm, prior_norm=prior_norm)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from hdmnet.models.backbones.base import LAYER3, encode
 from hdmnet.models.base_learner import BaseLearner, PyramidPooling
-from hdmnet.models.folding import fold_batch_norm
+from hdmnet.models.folding import bin_means, fold_batch_norm
 from hdmnet.models.hdmnet.baseline import AlternatingMetaLearner
 from hdmnet.models.hdmnet.ensemble import gram_matrix
 from hdmnet.models.hdmnet.features import SupportFeatures
@@ -31,7 +31,7 @@ from hdmnet.models.hdmnet.model import HDMNet
 from hdmnet.models.hdmnet.pyramid import REDUCTIONS
 from hdmnet.models.method import Segmentation, foreground_probability
 from hdmnet.models.packed import PackedRows
-from hdmnet.models.prior import EPS
+from hdmnet.models.prior import EPS, stretch
 from hdmnet.models.trunk import FrozenTrunk, TrunkFeatures
 
 FAR = 1e9  # taken off what must not count in a maximum or a softmax
@@ -92,7 +92,7 @@ class ExportableHDMNet(HDMNet):
         return (cells - 1) * self.trunk.feature_info[0].stride + 1
 
     def encode_support(self, images: Tensor, masks: Tensor) -> SupportFeatures:
-        """As `HDMNet.encode_support`, with `MaskedRows` where that has `PackedRows`."""
+        """As `HDMNet.encode_support`, of (S, 3, H, W), with `MaskedRows` where that has `PackedRows`."""
         mask = (masks == 1).to(images.dtype)
         features = next(iter(self.trunk.encode(images * mask[:, None])))
         reduced = self.meta_learner.reduce_support(features.layer3, features.layer2)
@@ -106,7 +106,7 @@ class ExportableHDMNet(HDMNet):
         )
 
     def prior(self, query: Tensor, keys: PackedRows, *, shots: int) -> Tensor:
-        """As `prior_mask`, of `MaskedRows`."""
+        """As `prior_mask`, (B, 1, h, w), of `MaskedRows`."""
         masked = cast("MaskedRows", keys)
         rows, mask = (x.unflatten(0, (-1, shots)) for x in (masked.values, masked.mask))  # (B, K, M[, C])
         flat = query.flatten(2)[:, None]  # (B, 1, C, N)
@@ -116,18 +116,13 @@ class ExportableHDMNet(HDMNet):
         # Where there is background, its similarity is 0.
         best = torch.where(mask.sum(2, keepdim=True) < best.shape[2], best.clamp(min=0), best)
         if self.prior_norm:
-            low, high = best.amin(2, keepdim=True), best.amax(2, keepdim=True)
-            best = (best - low) / (high - low + EPS)
+            best = stretch(best)
         result: Tensor = best.mean(1).unflatten(1, query.shape[2:])[:, None]
         return result
 
 
 class DenseTrunk(FrozenTrunk):
-    """The trunk with batch normalisation folded once, all pictures at once.
-
-    Args:
-        base_learner: Is changed: its normalisations are folded.
-    """
+    """The trunk with batch normalisation folded once, in the base learner itself, and all pictures at once."""
 
     def __init__(self, base_learner: BaseLearner) -> None:
         folded = fold_batch_norm(base_learner.double().eval())  # folded weights are rounded only once
@@ -169,16 +164,7 @@ def answers(outputs: Sequence[Segmentation]) -> tuple[Tensor, Tensor]:
 
 
 class _Export(nn.Module):
-    """What both exported forms share: pictures in as colours, answers out.
-
-    Args:
-        model: The trained network.
-        mean: RGB mean of the normalisation, in [0, 1].
-        std: RGB standard deviation.
-
-    Raises:
-        ValueError: As of `ExportableHDMNet`.
-    """
+    """What both exported forms share: an `ExportableHDMNet`, and RGB mean and std, of colours in [0, 1]."""
 
     def __init__(self, model: HDMNet, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -213,11 +199,7 @@ class SupportAsInput(_Export):
 class SupportFitted(_Export):
     """What is exported with the supports fitted in: of them, only the foreground's features are kept, as constants.
 
-    Args:
-        model: As of `_Export`, like the next two.
-        mean: See there.
-        std: See there.
-        supports: Of each of C classes, from the model's `encode_support`: its K supports.
+    `supports` are of C classes, from the model's `encode_support`, K of each; otherwise as `_Export`.
     """
 
     def __init__(
@@ -227,25 +209,14 @@ class SupportFitted(_Export):
         self.supports = nn.ModuleList(_Constants(support) for support in supports)
 
     def forward(self, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Segment B queries.
-
-        Args:
-            query: (B, 3, H, W) float, RGB from 0 to 255.
-
-        Returns:
-            Logits (B, C, 2, H, W) and foreground probabilities (B, C, H, W).
-        """
+        """Queries (B, 3, H, W) float, RGB from 0 to 255 → logits (B, C, 2, H, W) and probabilities (B, C, H, W)."""
         encoded = self.model.encode_query(self.normalise(query))
         constants = [cast("_Constants", support) for support in self.supports]
         return answers([self.model.match(encoded, one.features(), shots=one.shots) for one in constants])
 
 
 class _Constants(nn.Module):
-    """The supports of one class as buffers.
-
-    Args:
-        support: K supports.
-    """
+    """The K supports of one class as buffers."""
 
     def __init__(self, support: SupportFeatures) -> None:
         super().__init__()
@@ -283,18 +254,10 @@ def _nearest(source: int, target: int) -> Tensor:
 
 
 def _pool_pyramid(pooling: PyramidPooling, x: Tensor) -> Tensor:
-    """`PyramidPooling.forward`, folded, without adaptive pooling: exporters would fix its size."""
+    """`PyramidPooling.forward` of (B, C, h, w), folded, without adaptive pooling: exporters would fix its size."""
     parts = [x]
     for bins, branch in zip(pooling.bins, pooling.branches, strict=True):
-        rows, columns = (_means(size, bins, x) for size in x.shape[2:])
+        rows, columns = (bin_means(size, bins, x.device).to(x) for size in x.shape[2:])
         pooled = cast("nn.Sequential", branch)[1:](rows @ x @ columns.transpose(0, 1))
         parts.append(F.interpolate(pooled, x.shape[2:], mode="bilinear", align_corners=True))
     return torch.cat(parts, dim=1)
-
-
-def _means(size: int, bins: int, like: Tensor) -> Tensor:
-    """(bins, size): row i averages what adaptive average pooling puts into bin i."""
-    number = torch.arange(bins, device=like.device)[:, None]
-    position = torch.arange(size, device=like.device)
-    start, end = number * size // bins, ((number + 1) * size + bins - 1) // bins
-    return ((position >= start) & (position < end)).to(like.dtype) / (end - start)

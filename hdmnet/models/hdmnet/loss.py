@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hdmnet.models.checks import check_choice, check_number
-from hdmnet.models.losses import check_weight, probability_loss, segmentation_loss
+from hdmnet.models.checks import check_choice, check_positive, check_weight
+from hdmnet.models.losses import probability_loss, segmentation_loss
 from hdmnet.models.method import Segmentation
 
 LOG_EPS = 1e-12
@@ -60,7 +60,8 @@ class HDMNetLoss(nn.Module):
         for name, weight in (("final", final), ("meta", meta), ("distillation", distillation)):
             check_weight(f"loss.{name}", weight)
         check_choice("loss.final_on", final_on, ("probabilities", "log"))
-        _check_distillation(temperature, distillation_kind)
+        check_positive("loss.temperature", temperature)
+        check_choice("loss.distillation_kind", distillation_kind, DISTILLATION_KINDS)
         self.final, self.meta, self.distillation = final, meta, distillation
         self.distillation_kind, self.temperature, self.final_on = distillation_kind, temperature, final_on
 
@@ -90,16 +91,6 @@ class HDMNetLoss(nn.Module):
             if self.distillation:
                 total = total + self.distillation * terms["distillation"]
         return {"loss": total, **terms}
-
-
-def _check_distillation(temperature: float, kind: str) -> None:
-    """Refuse a temperature that is not above 0, or an unknown kind.
-
-    Raises:
-        ValueError: In one line.
-    """
-    check_number("loss.temperature", temperature, above=0)
-    check_choice("loss.distillation_kind", kind, DISTILLATION_KINDS)
 
 
 def ground_truth_teacher(query_mask: Tensor, size: tuple[int, int]) -> Tensor:
@@ -146,7 +137,8 @@ def distillation_per_stage(
     Raises:
         ValueError: The temperature is not above 0, there is no map, or `kind` is unknown.
     """
-    _check_distillation(temperature, kind)
+    check_positive("loss.temperature", temperature)
+    check_choice("loss.distillation_kind", kind, DISTILLATION_KINDS)
     if not correlation_maps:
         raise ValueError("no correlation maps to distil; expected one a matching stage")
     losses: list[Tensor] = []
@@ -192,18 +184,5 @@ def _map_cross_entropy(student: Tensor, teacher: Tensor | None, query_mask: Tens
 def correlation_distillation(
     correlation_maps: Sequence[Tensor], query_mask: Tensor, temperature: float = 1.0, kind: str = "kl_teacher"
 ) -> Tensor:
-    """Correlation distillation: mean over the stages (Sec. 3.4).
-
-    Args:
-        correlation_maps: Finest first, each (B, h_l, w_l) float, before any softmax.
-        query_mask: (B, H, W) integer, 0/1/255, at any size.
-        temperature: T of Eq. 8, above 0.
-        kind: One of `DISTILLATION_KINDS`.
-
-    Returns:
-        Scalar, at least 0.
-
-    Raises:
-        ValueError: The temperature is not above 0, there is no map, or `kind` is unknown.
-    """
+    """The mean of `distillation_per_stage` over the stages (Sec. 3.4), of maps (B, h_l, w_l): a scalar, at least 0."""
     return torch.stack(distillation_per_stage(correlation_maps, query_mask, temperature, kind)).mean()

@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hdmnet.models.attention import LAYER_NORM_EPS, FeedForward, merge_heads, split_heads, to_map, to_tokens
-from hdmnet.models.checks import check_number
+from hdmnet.models.attention import CrossAttention, merge_heads, to_map, to_tokens
+from hdmnet.models.checks import check_positive
 from hdmnet.models.hdmnet.matching_variants import attend as attend_variant
 from hdmnet.models.hdmnet.matching_variants import check_variant
 from hdmnet.models.packed import PackedRows, find_foreground
@@ -42,17 +42,9 @@ class InverseSoftmaxAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, temperature: float) -> Tensor:
-        """Attend.
+        """Of q (B, N, d), rows of length 1, k (B, M, d), of length 1 or 0, and v (B, M, e), all float: (B, N, e).
 
-        Args:
-            ctx: Torch's.
-            q: (B, N, d) float, rows of length 1.
-            k: (B, M, d) float, rows of length 1 or 0.
-            v: (B, M, e) float.
-            temperature: t.
-
-        Returns:
-            (B, N, e): row i is the sum over j of A_ij v_j, with A_ij = exp(q_i·k_j / t) / sum_i exp(q_i·k_j / t).
+        Row i is the sum over j of A_ij v_j, with A_ij = exp(q_i·k_j / t) / sum_i exp(q_i·k_j / t).
         """
         message = torch.zeros(*q.shape[:2], v.shape[2], dtype=v.dtype, device=v.device)
         totals = []
@@ -82,7 +74,7 @@ class InverseSoftmaxAttention(torch.autograd.Function):
 
 
 def _blocks(q: Tensor, k: Tensor) -> list[slice]:
-    """Cut the support positions so that a block's scores stay within the budget."""
+    """Cut the positions of k (B, M, d) so that a block's scores with q (B, N, d) stay within the budget."""
     budget = BLOCK_SCORES_CPU if q.is_cpu else BLOCK_SCORES_GPU
     step = max(budget // (q.shape[0] * q.shape[1]), 16)
     return [slice(start, start + step) for start in range(0, k.shape[1], step)]
@@ -96,7 +88,7 @@ def _exponentials(q: Tensor, k: Tensor, temperature: float) -> Tensor:
     return scores.sub_(largest).exp_()
 
 
-class CorrelationMatching(nn.Module):
+class CorrelationMatching(CrossAttention):
     """Match a query against the foreground of K supports by dense cosine correlation.
 
     A pre-norm layer whose attention is the correlation, then the prior masks are merged in by a 3×3 convolution. (The
@@ -131,27 +123,18 @@ class CorrelationMatching(nn.Module):
         score: str = "cosine",
         normalise: str = "query",
     ) -> None:
-        super().__init__()
         check_variant(score, normalise)
-        check_number("model.matching.temperature", temperature, above=0)
+        check_positive("model.matching.temperature", temperature)
         if isinstance(num_heads, bool) or not isinstance(num_heads, int) or num_heads < 1 or channels % num_heads:
             raise ValueError(f"model.matching.num_heads={num_heads}: expected a divisor of {channels}")
         if type(merge_kernel) is not int or merge_kernel not in (1, 3):
             raise ValueError(f"model.matching.merge_kernel={merge_kernel}: expected 1 or 3")
+        super().__init__(channels, num_heads=num_heads, dropout=dropout)
         self.score = score
         self.normalise = normalise
-        self.num_heads = num_heads
         self.temperature = temperature
         # A softmax or a mean over the support does not grow with the number of its positions.
         self.num_shots = num_shots if normalise == "query" else None
-        self.norm1 = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
-        self.query = nn.Linear(channels, channels, bias=False)
-        self.key = nn.Linear(channels, channels, bias=False)
-        self.value = nn.Linear(channels, channels, bias=False)
-        self.output = nn.Linear(channels, channels, bias=False)
-        self.dropout = nn.Dropout(dropout)
-        self.norm2 = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
-        self.feed_forward = FeedForward(channels, dropout=dropout)
         merge = nn.Conv2d(channels + num_priors, channels, merge_kernel, padding=merge_kernel // 2, bias=False)
         nn.init.kaiming_normal_(merge.weight, mode="fan_out", nonlinearity="relu")
         self.merge = nn.Sequential(merge, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
@@ -186,21 +169,13 @@ class CorrelationMatching(nn.Module):
         return merged, correlation.unflatten(1, size)
 
     def attend(self, query: Tensor, support: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Correlate normed tokens (Eqs. 4, 5, 7).
-
-        Args:
-            query: (B, N, C) float.
-            support: (B, M, C) float, foreground positions only.
-            valid: (B, M) bool, False on padding.
+        """Correlate normed tokens (B, N, C) and (B, M, C), where valid (B, M) bool (Eqs. 4, 5, 7).
 
         Returns:
             Projected, dropped-out message (B, N, C) and correlation map (B, N).
         """
         # 16 bits (mixed precision) would blur scores that reach 10; in 32 this costs next to nothing beside the trunk.
-        q, k, v = (  # (B, heads, N or M, d)
-            _full(split_heads(layer(tokens), self.num_heads))
-            for layer, tokens in ((self.query, query), (self.key, support), (self.value, support))
-        )
+        q, k, v = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in self.heads(query, support))
         with torch.autocast(query.device.type, enabled=False):
             message, correlation = self.correlate(q, k, v, valid)
         return self.dropout(self.output(merge_heads(message))), correlation.mean(1)
@@ -217,26 +192,10 @@ class CorrelationMatching(nn.Module):
 
 
 def correlate(q: Tensor, k: Tensor, v: Tensor, valid: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Eqs. 4, 5 and 7 on heads.
-
-    Args:
-        q: (B, heads, N, d) float.
-        k: (B, heads, M, d) float.
-        v: (B, heads, M, d) float.
-        valid: (B, M) bool, False on padding.
-        temperature: t.
-
-    Returns:
-        Message (B, heads, N, d) and correlation map of each head (B, heads, N).
-    """
+    """Eqs. 4, 5 and 7: as `CorrelationMatching.correlate`, on heads (B, heads, N or M, d)."""
     q, k = F.normalize(q, dim=3), F.normalize(k, dim=3)
     weight = valid[:, None, :, None].to(q.dtype)
     flat = (x.flatten(0, 1) for x in (q, k, v * weight))
     message: Tensor = InverseSoftmaxAttention.apply(*flat, temperature).unflatten(0, q.shape[:2])
     mean_key = (k * weight).sum(2) / (weight.sum(2) + COUNT_EPS) / temperature  # (B, heads, d)
     return message, (q @ mean_key[..., None])[..., 0]
-
-
-def _full(x: Tensor) -> Tensor:
-    """At least 32 bits."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

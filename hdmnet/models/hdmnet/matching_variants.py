@@ -16,8 +16,7 @@ Written with q, k, v of one head, after the projections; C_ij is the score of qu
 "CA" of Table 5 is dot with support, "Cos" cosine with none, "Cos+SM" cosine with support, "Cos+Inv-SM" cosine with
 query: the method itself, which `hdmnet.models.hdmnet.matching` computes faster. Only the supports' foreground takes
 part, in every softmax and sum. The correlation map that is distilled is the same function of C in all of them, Eq. 7
-before any
-softmax: the paper distils "the dot product between the query and key sequences" of CA too (Sec. 4.3).
+before any softmax: the paper distils "the dot product between the query and key sequences" of CA too (Sec. 4.3).
 
 Dimension letters: B batch, N query positions, M foreground support positions over all shots, d head channels.
 """
@@ -38,11 +37,7 @@ BLOCK = 512  # support positions whose scores with all the query are held at onc
 
 
 def check_variant(score: str, normalise: str) -> None:
-    """Refuse what is not in the tables above.
-
-    Raises:
-        ValueError: Unknown `score` or `normalise`.
-    """
+    """Refuse what is not in the tables above, with a ValueError."""
     check_choice("model.matching.score", score, SCORES)
     check_choice("model.matching.normalise", normalise, NORMALISATIONS)
 
@@ -84,7 +79,7 @@ def attend(
 
 
 def _softmax(q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> Tensor:
-    """Softmax over the support (Eq. 2); q holds the scale, v is 0 on padding."""
+    """Softmax over the support (Eq. 2), (B, heads, N, d); q holds the scale, v is 0 on padding."""
     # A row of padding only would be 0/0: such an item attends to one padded position, whose value is 0.
     nothing = ~valid.any(1)
     mask = torch.cat([valid[:, :1] | nothing[:, None], valid[:, 1:]], dim=1)
@@ -92,7 +87,7 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> Tensor:
 
 
 def _inverse_softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax over the query (Eq. 5) for scores without a bound; blocks of the support, recomputed backwards."""
+    """Softmax over the query (Eq. 5), (B, heads, N, d), scores without a bound; blocks of M, recomputed backwards."""
     message = torch.zeros_like(q)
     for k_block, v_block in zip(k.split(BLOCK, 2), v.split(BLOCK, 2), strict=True):
         part = checkpoint(_inverse_softmax_block, q, k_block, v_block, use_reentrant=False, preserve_rng_state=False)

@@ -8,6 +8,8 @@ stage l.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
+from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import torch
@@ -36,7 +38,7 @@ class Reduction(nn.Sequential):
     of convolutions, and neither the concatenation is needed nor the expansion of what is the same everywhere.
 
     Args:
-        in_channels: C_in, of all parts together.
+        in_channels: Of all parts together.
         out_channels: C_out.
         dropout: Of whole channels.
     """
@@ -51,22 +53,14 @@ class Reduction(nn.Sequential):
         return self[2]
 
     def convolve(self, *parts: Tensor, first: int = 0) -> Tensor:
-        """What the convolution makes of its input channels from `first` on, before the ReLU.
+        """What the convolution makes of its input channels from `first` on, before the ReLU: (B, C_out, h, w).
 
-        Args:
-            parts: (B, C_i, h, w) float each, or (B, C_i, 1, 1) of what is the same everywhere.
-            first: Channel at which the first part begins.
-
-        Returns:
-            (B, C_out, h, w) float.
+        The parts are (B, C_i, h, w) float each, or (B, C_i, 1, 1) of what is the same everywhere.
         """
-        total: Tensor | None = None
-        for part in parts:
-            made = F.conv2d(part, cast("nn.Conv2d", self[0]).weight[:, first : first + part.shape[1]])
-            total = made if total is None else total + made
-            first += part.shape[1]
-        assert total is not None
-        return total
+        bounds = accumulate((part.shape[1] for part in parts), initial=first)
+        weight = cast("nn.Conv2d", self[0]).weight
+        made = [F.conv2d(part, weight[:, low:high]) for part, (low, high) in zip(parts, pairwise(bounds), strict=True)]
+        return reduce(torch.add, made)
 
 
 class MetaLearner(nn.Module):

@@ -78,17 +78,9 @@ class HDMNet(FewShotMethod):
     def forward(
         self, query_image: Tensor, support_images: Tensor, support_masks: Tensor, class_index: Tensor | None = None
     ) -> Segmentation:
-        """Segment the query pictures.
+        """Segment the query pictures, as `FewShotMethod.forward` says; (B, 3, H, W) and so on.
 
-        Args:
-            query_image: (B, 3, H, W) float, normalised.
-            support_images: (B, K, 3, H, W) float, normalised.
-            support_masks: (B, K, H, W) any dtype: 1 foreground, 0 background, 255 ignore (counts as background).
-            class_index: (B,) int64 in [0, N), only in training on base classes: the class the base learner must not
-                suppress.
-
-        Returns:
-            Scores, correlation maps and prior masks.
+        The class that `class_index` names must not be suppressed by the base learner.
         """
         supports = self.encode_support(support_images.flatten(0, 1), support_masks.flatten(0, 1))
         query = self.encode_query(query_image)
@@ -159,7 +151,7 @@ class HDMNet(FewShotMethod):
             query: B queries.
             support: B·K supports, those of query 0 first.
             shots: K.
-            class_index: As in `forward`.
+            class_index: (B,) int64, as in `forward`.
 
         Returns:
             Scores; "meta" (of an ensemble) and "base" as auxiliary predictions; "correlation" and "prior" maps.
@@ -194,15 +186,7 @@ class HDMNet(FewShotMethod):
         return prior_mask(query, keys, shots=shots, normalise=self.prior_norm)
 
     def parameter_groups(self, lr: float, *, head_lr_factor: float = 10.0) -> list[dict[str, Any]]:
-        """Optimiser groups of the release: the transformer at `lr`, reductions, merges and ensemble at ten times it.
-
-        Args:
-            lr: Base learning rate.
-            head_lr_factor: Factor of all but the transformer.
-
-        Returns:
-            One group for the transformer, then one a head module, as dicts with ``params``, ``lr`` and ``name``.
-        """
+        """The release's: the transformer at `lr`; reductions, merges and ensemble, a group each, at ten times it."""
         meta = self.meta_learner
         transformer = [*meta.pyramid.parameters(), *meta.matching.parameters(), *meta.decoder.parameters()]
         heads: dict[str, nn.Module] = {
@@ -234,38 +218,37 @@ def build_hdmnet(
     mid_dropout: float = 0.5,
     matching: Mapping[str, Any] | None = None,
 ) -> HDMNet:
-    """Put an HDMNet together on a base learner (the `model=hdmnet` config).
+    """Put an HDMNet together on a base learner (the `model=hdmnet` config); raises ValueError for a wrong value.
 
     Args:
         encoder: The base learner, trained on the fold's base classes.
         num_shots: K of the training episodes.
-        num_stages: L, matching stages (1 to 4).
+        num_stages: See `MetaLearner`, as for the last three.
         ensemble: Fuse with the base learner.
         norm: See `HDMNet`.
         prior_norm: See `HDMNet`.
         shot_weighting: See `Ensemble`.
         dropout: In pyramid and matching.
         mid_dropout: Of the reduced mid-level features.
-        matching: See `CorrelationMatching`.
-
-    Returns:
-        The network.
-
-    Raises:
-        ValueError: A switch has an unknown value.
+        matching: Of `CorrelationMatching`.
     """
-    check_switch("model.ensemble", ensemble)
     meta_learner = MetaLearner(
-        mid_channels=sum(level.channels for level in encoder.backbone.feature_info[-3:-1]),
+        mid_channels=mid_channels(encoder),
         num_stages=num_stages,
         dropout=dropout,
         mid_dropout=mid_dropout,
         matching={"num_shots": num_shots, **(matching or {})},
     )
-    return HDMNet(
-        base_learner=encoder,
-        meta_learner=meta_learner,
-        ensemble=Ensemble(num_shots=num_shots, shot_weighting=shot_weighting) if ensemble else None,
-        norm=norm,
-        prior_norm=prior_norm,
-    )
+    fusion = build_ensemble(ensemble, num_shots, shot_weighting)
+    return HDMNet(base_learner=encoder, meta_learner=meta_learner, ensemble=fusion, norm=norm, prior_norm=prior_norm)
+
+
+def mid_channels(encoder: BaseLearner) -> int:
+    """Channels of layers 2 and 3 together."""
+    return sum(level.channels for level in encoder.backbone.feature_info[-3:-1])
+
+
+def build_ensemble(wanted: bool, num_shots: int, shot_weighting: str) -> Ensemble | None:
+    """The ensemble, or None where it is not wanted (`model.ensemble`)."""
+    check_switch("model.ensemble", wanted)
+    return Ensemble(num_shots=num_shots, shot_weighting=shot_weighting) if wanted else None

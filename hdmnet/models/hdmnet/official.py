@@ -1,4 +1,4 @@
-"""Checkpoints of HDMNet's official release and of its base learner, in and out.
+"""Checkpoints of HDMNet's official release and of its base learner.
 
 Every key has exactly one place in our model: `official_key` gives it.
 """
@@ -6,16 +6,15 @@ Every key has exactly one place in our model: `official_key` gives it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from hdmnet.models.backbones.build import build_backbone
 from hdmnet.models.base_learner import BaseLearner
 from hdmnet.models.hdmnet.model import HDMNet, build_hdmnet
-from hdmnet.models.official import NUM_BASE, OFFICIAL_BACKBONES, check_variant, fill_model, read_state_dict, translate
+from hdmnet.models.official import NUM_BASE, check_variant, load_state, read_state_dict, translate
 
 IMAGE_SIZES = {"pascal": 473, "coco": 633}  # side of the square, in pixels
 
@@ -28,9 +27,8 @@ _TRUNK = (
 _MIX = "transformer.mix_transformer"
 _ATTENTION = {"query": "linear_q", "key": "linear_k", "value": "linear_v", "output": "linear_o"}
 _META = (
-    (r"down_query\.(.*)", r"down_query.\1"),
+    (r"(down_query|query_merge)\.(.*)", r"\1.\2"),
     (r"down_support\.(.*)", r"down_supp.\1"),
-    (r"query_merge\.(.*)", r"query_merge.\1"),
     (r"support_merge\.(.*)", r"supp_merge.\1"),
     (r"pyramid\.stages\.(\d+)\.embed\.(.*)", rf"{_MIX}.down_sample_layers.\1.0.projection.\2"),
     (r"pyramid\.stages\.(\d+)\.embed_norm\.(.*)", rf"{_MIX}.down_sample_layers.\1.0.norm.\2"),
@@ -58,17 +56,7 @@ _ENSEMBLE = (
 
 
 def official_key(key: str) -> str:
-    """The official name of a parameter or buffer of `HDMNet`.
-
-    Args:
-        key: A key of ``HDMNet.state_dict()``.
-
-    Returns:
-        The key of the release.
-
-    Raises:
-        KeyError: The release has no such part (a fourth stage, for one).
-    """
+    """The release's key of one of ``HDMNet.state_dict()``; KeyError if it has no such part (a fourth stage)."""
     head, _, rest = key.partition(".")
     if head == "trunk":
         rest = rest.removeprefix("base_learner.")
@@ -85,32 +73,20 @@ def official_key(key: str) -> str:
 
 
 def official_base_learner_key(key: str) -> str:
-    """The official (PSPNet) name of a parameter or buffer of `BaseLearner`; raises KeyError as `official_key`."""
+    """The release's (PSPNet's) key of one of ``BaseLearner.state_dict()``; KeyError as of `official_key`."""
     if key.startswith("classifier."):
         return f"cls.{int(key.split('.')[1]) + 2}.{key.split('.', 2)[2]}"
     return translate(key, _TRUNK)
 
 
 def build_official_base_learner(dataset: str, backbone: str) -> BaseLearner:
-    """An untrained base learner of the release; arguments and refusals as in `build_official`."""
+    """An untrained base learner of the release; as `load_official_checkpoint`."""
     check_variant(dataset, backbone)
     return BaseLearner(backbone=build_backbone(backbone), num_base=NUM_BASE[dataset])
 
 
 def build_official(dataset: str, backbone: str, shot: int) -> HDMNet:
-    """An untrained HDMNet with exactly the release's switches.
-
-    Args:
-        dataset: "pascal" or "coco".
-        backbone: "resnet50_v2" (deep stem) or "vgg16" (BN).
-        shot: K, at least 1.
-
-    Returns:
-        The network, in eval mode.
-
-    Raises:
-        ValueError: A value the release does not have.
-    """
+    """An untrained HDMNet with exactly the release's switches, in eval mode; as `load_official_checkpoint`."""
     check_variant(dataset, backbone, shot)
     learner = build_official_base_learner(dataset, backbone)
     # The release never rescales its matching for another number of supports.
@@ -134,105 +110,23 @@ def load_official_checkpoint(path: str | Path, dataset: str, backbone: str, shot
         ValueError: The file is damaged or hostile, or does not fit data set, backbone or shot.
     """
     state = read_state_dict(path)
-    with torch.device("meta"):  # no memory and no initialisation before the file is known to fit
-        model = build_official(dataset, backbone, shot)
-    asked = {"kind": "HDMNet", "dataset": dataset, "backbone": backbone, "shot": str(shot)}
-    fill_model(model, state, {key: official_key(key) for key in model.state_dict()}, path, asked)
-    return model
+    build = partial(build_official, dataset, backbone, shot)
+    asked = {"kind": "HDMNet", "dataset": dataset, "backbone": backbone, "shot": shot}
+    return load_state(build, official_key, path, state, **asked)
 
 
 def load_official_base_learner(path: str | Path, dataset: str, backbone: str) -> BaseLearner:
     """Read an official base-learner (PSPNet) checkpoint, as shared with BAM.
 
-    Args:
-        path: The ``.pth`` file; its ``encoder.*`` aliases of the layers are understood.
-        dataset: "pascal" or "coco".
-        backbone: "resnet50_v2" or "vgg16".
-
-    Returns:
-        The base learner in eval mode, float32 on the CPU.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged or hostile, or does not fit data set or backbone.
+    Its ``encoder.*`` aliases of the layers are understood; otherwise as `load_official_checkpoint`.
     """
     state = read_state_dict(path)
-    with torch.device("meta"):
-        learner = build_official_base_learner(dataset, backbone).eval()
     for key in [k for k in state if k.startswith("encoder.")]:
         value = state.pop(key)
         alias = f"layer{key.removeprefix('encoder.')}"
         if alias in state and not torch.equal(state[alias], value):
             raise ValueError(f"checkpoint {str(path)!r}: {key} and {alias} differ; expected aliases of the same tensor")
         state.setdefault(alias, value)
-    names = {key: official_base_learner_key(key) for key in learner.state_dict()}
+    build = partial(build_official_base_learner, dataset, backbone)
     asked = {"kind": "base learner", "dataset": dataset, "backbone": backbone}
-    fill_model(learner, state, names, path, asked)
-    return learner
-
-
-def to_official_state_dict(model: HDMNet) -> dict[str, Tensor]:
-    """An HDMNet's state dict under the release's keys.
-
-    Args:
-        model: With the release's parts (three stages, ensemble, 3×3 merge, ResNet-50 deep stem or VGG-16) and switches.
-
-    Returns:
-        Tensors by official key.
-
-    Raises:
-        ValueError: The release has no such part or switch: it would compute something else from these weights.
-    """
-    learner, ensemble = model.trunk.base_learner, model.ensemble
-    if ensemble is None:
-        raise ValueError("model.ensemble=false has no counterpart in the official release; expected a model with it")
-    switches: list[tuple[str, object, object]] = [("model.prior_norm", model.prior_norm, False)]
-    for match in model.meta_learner.matching:
-        switches.append(("model.matching.num_heads", match.num_heads, 2))
-        switches.append(("model.matching.temperature", match.temperature, 0.1))
-    if ensemble.num_shots > 1:
-        switches.append(("model.shot_weighting", ensemble.shot_weighting, "official"))
-    for name, found, expected in switches:
-        if found != expected:
-            raise ValueError(
-                f"{name}={found}: the official release has only {expected}, and would predict something else"
-            )
-    _check_twin(model, learner, lambda backbone, dataset: build_official(dataset, backbone, ensemble.num_shots))
-    return {official_key(key): value for key, value in model.state_dict().items()}
-
-
-def _check_twin(model: nn.Module, learner: BaseLearner, build: Callable[[str, str], nn.Module]) -> None:
-    """Refuse a model whose keys and shapes are not those of one of the release's own."""
-    dataset = next((name for name, num_base in NUM_BASE.items() if num_base == learner.num_base), None)
-    if dataset is None:
-        raise ValueError(f"{learner.num_base} base classes: the official release has only {tuple(NUM_BASE.values())}")
-    shapes = {key: value.shape for key, value in model.state_dict().items()}
-    for backbone in OFFICIAL_BACKBONES:
-        with torch.device("meta"):  # shapes only, no memory
-            twin = {key: value.shape for key, value in build(backbone, dataset).state_dict().items()}
-        odd = sorted(key for key in shapes.keys() | twin.keys() if shapes.get(key) != twin.get(key))
-        if not odd:
-            return
-        if all(not key.startswith(("trunk.", "backbone.")) for key in odd):
-            raise ValueError(
-                f"the official release has no counterpart of {odd[0]}; expected three stages and a 3×3 merge"
-            )
-    raise ValueError(f"the official release has no such backbone; expected {' or '.join(OFFICIAL_BACKBONES)}")
-
-
-def to_official_base_learner_state_dict(model: BaseLearner) -> dict[str, Tensor]:
-    """A base learner's state dict under the release's (PSPNet's) keys, its ``encoder.*`` aliases included.
-
-    Args:
-        model: On ResNet-50 with deep stem or VGG-16.
-
-    Returns:
-        Tensors by official key; an alias shares its tensor.
-
-    Raises:
-        ValueError: The release has no such backbone or number of base classes.
-    """
-    _check_twin(model, model, lambda backbone, dataset: build_official_base_learner(dataset, backbone))
-    state = {official_base_learner_key(key): value for key, value in model.state_dict().items()}
-    aliases = {f"encoder.{key.removeprefix('layer')}": value for key, value in state.items() if key.startswith("layer")}
-    return state | aliases
+    return load_state(build, official_base_learner_key, path, state, **asked)

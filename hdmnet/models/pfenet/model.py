@@ -88,7 +88,7 @@ class PFENet(FewShotMethod):
     def forward(
         self, query_image: Tensor, support_images: Tensor, support_masks: Tensor, class_index: Tensor | None = None
     ) -> Segmentation:
-        """Segment the query pictures; `class_index` is not used, otherwise as in `FewShotMethod`."""
+        """Segment query pictures (B, 3, H, W), as `FewShotMethod.forward` says; `class_index` is not used."""
         shots = support_images.shape[1]
         # The query first, then one pass a shot: batch normalisation that learns its statistics sees the same batches in
         # the same order as in the release.
@@ -106,15 +106,7 @@ class PFENet(FewShotMethod):
         return QueryFeatures(self.down_query(mid), layer4, (images.shape[2], images.shape[3]))
 
     def encode_support(self, images: Tensor, masks: Tensor) -> SupportFeatures:
-        """Encode support pictures; the pictures themselves are not masked.
-
-        Args:
-            images: (S, 3, H, W) float, normalised.
-            masks: (S, H, W) any dtype: 1 foreground, 0 background, 255 ignore (counts as background).
-
-        Returns:
-            All that `match` needs of them.
-        """
+        """Encode supports (S, 3, H, W) with masks (S, H, W), 0/1/255; the pictures themselves are not masked."""
         mask = (masks == 1).to(images.dtype)[:, None]
         mid, layer4, mask4 = self.trunk(images, mask)
         reduced = self.down_support(mid)
@@ -123,12 +115,7 @@ class PFENet(FewShotMethod):
         return SupportFeatures(prototype, pack_masked(layer4, mask4))
 
     def match(self, query: QueryFeatures, support: SupportFeatures, *, shots: int) -> Segmentation:
-        """Segment B encoded queries by B·K encoded supports.
-
-        Args:
-            query: B queries.
-            support: B·K supports, those of query 0 first.
-            shots: K.
+        """Segment B encoded queries by B·K encoded supports, those of query 0 first.
 
         Returns:
             Scores, one auxiliary prediction a scale ("scale1" is the finest), and the prior mask.
@@ -146,15 +133,7 @@ class PFENet(FewShotMethod):
         )
 
     def parameter_groups(self, lr: float, *, lr_factor: float = 1.0) -> list[dict[str, Any]]:
-        """Optimiser groups of the release, under its names.
-
-        Args:
-            lr: `optim.lr`.
-            lr_factor: Every group learns at so many times it (the release: 10).
-
-        Returns:
-            Dicts with ``params``, ``lr`` and ``name``.
-        """
+        """Optimiser groups of the release, under its names; all learn at `lr_factor` times `lr` (the release: 10)."""
         enrichment = self.enrichment
         scales = [cast("Scale", scale) for scale in enrichment.scales]
         parts: dict[str, list[Any]] = {

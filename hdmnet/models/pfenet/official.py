@@ -5,12 +5,11 @@ Every key has exactly one place in our model: `official_key` gives it.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-import torch
-
 from hdmnet.models.backbones.build import build_backbone
-from hdmnet.models.official import check_variant, fill_model, read_state_dict, translate
+from hdmnet.models.official import check_variant, load_state, read_state_dict, translate
 from hdmnet.models.pfenet.model import PFENet
 
 IMAGE_SIZES = {"pascal": 473, "coco": 641}  # side of the square, in pixels
@@ -37,19 +36,7 @@ def official_key(key: str) -> str:
 
 
 def build_official(dataset: str, backbone: str, shot: int = 1) -> PFENet:
-    """An untrained PFENet with exactly the release's switches.
-
-    Args:
-        dataset: "pascal" or "coco".
-        backbone: "resnet50_v2" (deep stem) or "vgg16" (BN).
-        shot: K, at least 1; the weights are the same for each.
-
-    Returns:
-        The network, in eval mode.
-
-    Raises:
-        ValueError: A value the release does not have.
-    """
+    """An untrained PFENet with exactly the release's switches, in eval mode; as `load_official_checkpoint`."""
     check_variant(dataset, backbone, shot)
     return PFENet(encoder=build_backbone(backbone), num_shots=shot, ppm_scales=PPM_SCALES[dataset]).eval()
 
@@ -71,8 +58,5 @@ def load_official_checkpoint(path: str | Path, dataset: str, backbone: str, shot
         ValueError: The file is damaged or hostile, or does not fit data set, backbone or shot.
     """
     state = read_state_dict(path)
-    with torch.device("meta"):  # no memory and no initialisation before the file is known to fit
-        model = build_official(dataset, backbone, shot)
-    asked = {"kind": "PFENet", "dataset": dataset, "backbone": backbone, "shot": str(shot)}
-    fill_model(model, state, {key: official_key(key) for key in model.state_dict()}, path, asked)
-    return model
+    build = partial(build_official, dataset, backbone, shot)
+    return load_state(build, official_key, path, state, kind="PFENet", dataset=dataset, backbone=backbone, shot=shot)

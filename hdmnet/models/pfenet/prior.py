@@ -8,13 +8,10 @@ Dimension letters: B queries, K shots, S supports (B·K), C channels of layer 4,
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hdmnet.models.packed import Foreground, PackedRows
-
-EPS = 1e-7
-BLOCK = 1024  # support positions compared at once: memory does not grow with the object
+from hdmnet.models.prior import BLOCK, EPS, inner_products, stretch
 
 
 @torch.no_grad()
@@ -38,13 +35,7 @@ def pack_masked(features: Tensor, masks: Tensor) -> PackedRows:
 def prior_masks(query: Tensor, supports: PackedRows, *, shots: int) -> Tensor:
     """Largest cosine similarity of each query position to a support's, stretched to [0, 1]; all 0 for an empty mask.
 
-    Args:
-        query: (B, C, h, w) float, layer 4.
-        supports: B·K items (M, C), those of query 0 first; see `pack_masked`.
-        shots: K.
-
-    Returns:
-        (B, K, h, w) float.
+    Layer 4 of queries (B, C, h, w) float and of B·K supports, from `pack_masked`, gives (B, K, h, w) float.
     """
     dtype = torch.promote_types(query.dtype, torch.float32)  # 1e-7 is nothing to 16 bits
     lengths: Tensor = query.to(dtype).norm(dim=1)  # (B, h, w)
@@ -52,9 +43,7 @@ def prior_masks(query: Tensor, supports: PackedRows, *, shots: int) -> Tensor:
         _largest_cosine(query[i // shots : i // shots + 1], rows.values, lengths[i // shots])
         for i, rows in enumerate(supports.unbind())
     ])  # fmt: skip
-    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    stretched: Tensor = ((maps - low) / (high - low + EPS)).unflatten(0, (-1, shots))
-    return stretched
+    return stretch(maps.flatten(1)).view(-1, shots, *maps.shape[1:])
 
 
 def _largest_cosine(query: Tensor, keys: Tensor, lengths: Tensor) -> Tensor:
@@ -62,10 +51,7 @@ def _largest_cosine(query: Tensor, keys: Tensor, lengths: Tensor) -> Tensor:
     best = torch.full_like(lengths, -torch.inf)
     for block in keys.split(BLOCK):
         block = block.to(query.dtype)
-        if query.is_cpu:  # the same numbers, twice as fast: convolutions go to oneDNN, products to MKL
-            products = F.conv2d(query, block[:, :, None, None])[0]  # (M, h, w)
-        else:
-            products = (block @ query[0].flatten(1)).unflatten(1, query.shape[2:])
+        products = inner_products(query, block)  # (M, h, w)
         norms = block.to(lengths.dtype).norm(dim=1)[:, None, None]
         best = torch.maximum(best, (products.to(lengths.dtype) / (norms * lengths + EPS)).amax(0))
     return best

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORMS = ("batch", "frozen")
+from hdmnet.models.checks import check_choice
 
 
 class PFENetTrunk(nn.Module):
@@ -29,8 +29,7 @@ class PFENetTrunk(nn.Module):
 
     def __init__(self, encoder: nn.Module, *, norm: str = "batch") -> None:
         super().__init__()
-        if norm not in NORMS:
-            raise ValueError(f"model.trunk_bn={norm!r}: expected one of {', '.join(NORMS)}")
+        check_choice("model.trunk_bn", norm, ("batch", "frozen"))
         encoder = cast("nn.Module", getattr(encoder, "backbone", encoder))
         parts = getattr(encoder, "parts", None)
         if not isinstance(parts, nn.ModuleList) or len(parts) < 3:

@@ -16,9 +16,9 @@ from hdmnet.models.hdmnet.official import (
     load_official_base_learner,
     official_base_learner_key,
     official_key,
-    to_official_state_dict,
 )
 from hdmnet.tasks.schedule import poly_schedule
+from scripts.checkpoints.convert_checkpoint import to_official_state_dict
 from tests.helpers import official_recipe as recipe
 
 OUTPUTS, LOSSES, NORMS = 2e-5, 1e-5, 1e-4  # what float32 noise allows

@@ -13,10 +13,9 @@ from hdmnet.models.hdmnet.official import (
     load_official_checkpoint,
     official_base_learner_key,
     official_key,
-    to_official_base_learner_state_dict,
-    to_official_state_dict,
 )
 from hdmnet.models.official import read_state_dict
+from scripts.checkpoints.convert_checkpoint import to_official_base_learner_state_dict, to_official_state_dict
 
 
 def make_state(shapes, *, tiny=False):

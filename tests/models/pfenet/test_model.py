@@ -94,7 +94,7 @@ def test_backbone_may_come_out_of_a_base_learner():
 
 
 def test_what_is_refused():
-    with pytest.raises(ValueError, match=r"model\.trunk_bn='sync': expected one of batch, frozen"):
+    with pytest.raises(ValueError, match=r"model\.trunk_bn=sync: expected batch or frozen"):
         make_model(trunk_bn="sync")
     with pytest.raises(
         ValueError, match=r"PFENet runs the backbone's last layer on masked features: Conv2d cannot be cut"

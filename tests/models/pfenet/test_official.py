@@ -135,7 +135,7 @@ def test_evaluation(case, arrays):
 
 @pytest.mark.parametrize(("case", "trunk_bn"), [("a", "batch"), ("a", "frozen"), ("b", "batch")], indirect=["case"])
 def test_training(case, trunk_bn, arrays, facts):
-    """Losses, gradients, running statistics and steps of the release's optimiser, without dropout."""
+    """Losses, gradients, running statistics and (of one case) steps of the release's optimiser, without dropout."""
     recorded = facts[case.letter][trunk_bn]
     encoder = fill(case.model).trunk.encoder
     model = PFENet(encoder=encoder, ppm_scales=PPM_SCALES["pascal"], trunk_bn=trunk_bn)
@@ -168,7 +168,9 @@ def test_training(case, trunk_bn, arrays, facts):
             ours = ours[::16, ::16] if key.endswith("_s16") else ours[:, -1:] if key.endswith("_priorcol") else ours
             assert (ours.reshape(value.shape) - value).norm() < 10 * norms * value.norm()
 
-    # The release's optimiser: iterations 990 and 991 of 1,000.
+    # The release's optimiser: iterations 990 and 991 of 1,000. It does not know of K or of the trunk.
+    if (case.letter, trunk_bn) != ("a", "batch"):
+        return
     optimizer = torch.optim.SGD(model.parameter_groups(2.5e-3, lr_factor=10), momentum=0.9, weight_decay=1e-4)
     rate = optimizer.param_groups[0]["lr"]
     for step in recorded["steps"]:
