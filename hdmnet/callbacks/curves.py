@@ -71,7 +71,8 @@ def _choose(series: Series) -> tuple[Series, Series]:
             label = name.removeprefix("train/").removesuffix("_step").removesuffix("_epoch")
             if label not in losses or len(losses[label][0]) < 2:
                 losses[label] = series[name]
-    scores = {name: series[name] for name in sorted(series) if name.startswith("val/") and "iou" in name.lower()}
+    ious = [name for name in series if name.startswith("val/") and "iou" in name.lower()]
+    scores = {name: series[name] for name in sorted(ious, key=lambda name: ("miou" not in name, name))}
     return losses, scores
 
 
@@ -87,12 +88,15 @@ def running_mean(values: list[float], window: int) -> list[float]:
 def _draw(axes: Axes, series: Series, title: str, marker: str) -> None:
     """Draw one panel: a line for each series, named in a legend below it."""
     for number, (name, (steps, values)) in enumerate(series.items()):
-        colour, style = _COLOURS[number % len(_COLOURS)], _STYLES[number // len(_COLOURS) % len(_STYLES)]
+        # Scores may be equal: dashes show the line below.
+        colour, kind = _COLOURS[number % len(_COLOURS)], number if marker else number // len(_COLOURS)
+        style = _STYLES[kind % len(_STYLES)]
         if len(values) >= _SMOOTH_FROM:
             axes.plot(steps, values, color=colour, alpha=0.18, linewidth=0.6)
             values = running_mean(values, len(values) // 50)
         axes.plot(steps, values, style, color=colour, label=name, linewidth=1.6, marker=marker, markersize=3.5)
     axes.set(title=title, xlabel="optimiser step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     if series:  # not on the lines
         axes.legend(fontsize=8, frameon=False, ncols=_COLUMNS, loc="upper center", bbox_to_anchor=(0.5, -0.14))
@@ -117,7 +121,8 @@ def plot_curves(metrics_csv: str | Path, output: str | Path) -> Path:
     _draw(right, scores, "validation IoU", marker="o")
     if scores:
         top = max(max(values) for _, values in scores.values())
-        right.set_ylim(0, min(1.0, 1.15 * top) if top > 0 else 1.0)
+        highest = min(1.0, 1.15 * top) if top > 0 else 1.0
+        right.set_ylim(-0.02 * highest, 1.02 * highest)  # points on 0 and 1 are seen whole
     return save_figure(figure, output)
 
 

@@ -33,7 +33,7 @@ _INK, _FAINT, _PAPER = (20, 20, 20), (90, 90, 90), (255, 255, 255)
 _GAP, _LABEL_HEIGHT, _TITLE_HEIGHT, _PANEL_HEIGHT = 8, 34, 30, 200
 _MAX_SUPPORTS = 5
 _TINT = 0.35  # opacity of a mask
-_LABELS = {"meta": "meta only"}  # of predictions
+_LABELS = {"meta": "meta only"}  # of predictions, where there are several
 
 
 @lru_cache(maxsize=8)
@@ -166,7 +166,8 @@ def draw_episode(
         for k in range(num_shown)
     ]
     panels.append(("query", "truth", _with_mask(query_image, query_mask, TRUTH)))
-    panels += [predicted(_LABELS.get(name, name), mask) for name, mask in predictions.items()]
+    alone = "prediction" if len(predictions) == 1 else ""
+    panels += [predicted(alone or _LABELS.get(name, name), mask) for name, mask in predictions.items()]
     for name, several in (maps or {}).items():
         numbers = [f" {number}" for number in range(1, len(several) + 1)] if len(several) > 1 else [""]
         panels += [heat(f"{name}{number}", values) for number, values in zip(numbers, several, strict=True)]
