@@ -88,15 +88,15 @@ def running_mean(values: list[float], window: int) -> list[float]:
 def _draw(axes: Axes, series: Series, title: str, marker: str) -> None:
     """Draw one panel: a line for each series, named in a legend below it."""
     for number, (name, (steps, values)) in enumerate(series.items()):
-        # Scores may be equal: dashes show the line below.
-        colour, kind = _COLOURS[number % len(_COLOURS)], number if marker else number // len(_COLOURS)
+        # A score may equal the next one, of another prediction: dashes show the line below.
+        colour, kind = _COLOURS[number % len(_COLOURS)], number % 2 if marker else number // len(_COLOURS)
         style = _STYLES[kind % len(_STYLES)]
         if len(values) >= _SMOOTH_FROM:
             axes.plot(steps, values, color=colour, alpha=0.18, linewidth=0.6)
             values = running_mean(values, len(values) // 50)
         axes.plot(steps, values, style, color=colour, label=name, linewidth=1.6, marker=marker, markersize=3.5)
     axes.set(title=title, xlabel="optimiser step")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.3)
     if series:  # not on the lines
         axes.legend(fontsize=8, frameon=False, ncols=_COLUMNS, loc="upper center", bbox_to_anchor=(0.5, -0.14))

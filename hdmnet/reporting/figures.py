@@ -240,7 +240,7 @@ def draw_episode_numbers(runs: Sequence[Run], folder: Path) -> list[Figure]:
                 label = f"{number:,}: range {max(values) - min(values):.1f}"
                 panel.plot(range(1, len(values) + 1), values, label=label, markersize=4, **look)
             panel.set(title=f"fold {fold}", xlabel="test seed")
-            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.locator_params(axis="x", integer=True)
             panel.grid(alpha=0.3)
             panel.legend(fontsize=8, title="episodes", title_fontsize=8)
         axes[0].set_ylabel("mIoU (%)")
