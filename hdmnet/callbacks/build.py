@@ -21,14 +21,11 @@ EVERYWHERE = ("train", "base_learner", "test", "control")
 
 
 def build_callbacks(cfg: DictConfig, where: str) -> list[Callback]:
-    """Build the callbacks of a config that run in one of these places.
+    """Build the callbacks of a config that run in a place; null entries are left out.
 
     Args:
         cfg: An entry point's config, its paths absolute.
         where: "train", "base_learner", "test" or "control".
-
-    Returns:
-        The callbacks; null entries are left out.
     """
     found = [one for one in instantiate_all(cfg.callbacks) if where in _runs_in(one)]
     for callback in found:

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _ROWS = "hdmnet_log_rows"  # in a checkpoint
+_NOT_WRITTEN = (
+    "CHECKPOINT NOT WRITTEN at step %d: %s. The run goes on; if it were ended now it would have to repeat what it has "
+    "done since the one before. Make room, or mend the folder."
+)
 _NOTHING, _SAVE, _STOP = range(3)
 
 
@@ -38,14 +42,6 @@ class RunCheckpoint(Checkpoint):
     signal asks the run to end (see `hdmnet.runtime.signals`); `best.ckpt` after a validation that was better than all
     before. A file appears whole or not at all. A failure to write one costs that file, never the run: it is logged and
     counted.
-
-    Attributes:
-        best_model_path: Empty while there is none.
-        best_model_score: Its validation score; None while there is none.
-        current_score: Of the latest validation.
-        last_model_path: Empty while there is none.
-        failures: How often a checkpoint could not be written, also before a resume.
-        seconds_before: Spent in this training before a resume.
 
     Args:
         dirpath: Folder of the files.
@@ -69,22 +65,19 @@ class RunCheckpoint(Checkpoint):
             raise InputError(f"callbacks.checkpoint.every_n_minutes={every_n_minutes}; expected a number of at least 0")
         self.dirpath, self.monitor, self.mode = Path(dirpath), monitor, mode
         self.every_n_minutes = every_n_minutes
-        self.best_model_path = self.last_model_path = ""
+        self.best_model_path = self.last_model_path = ""  # while there is none
         self.best_model_score: float | None = None
-        self.current_score: float | None = None
-        self.failures = 0
-        self.seconds_before = 0.0
+        self.current_score: float | None = None  # of the latest validation
+        self.failures = 0  # to write a checkpoint, also before a resume
+        self.seconds_before = 0.0  # spent in this training before a resume
         self._files = _Files()
         self._validating = False  # what is to be written in a checkpoint's position
         self._return: resume_state.Resume | None = None
-        self._saved_at = time.monotonic()
-        self._begin = time.monotonic()
+        self._saved_at = self._begin = time.monotonic()
 
     def result_facts(self) -> dict[str, Any]:
         """What the run's result says: the best mIoU on the validation episodes, by which settings are searched."""
         return {"val_miou": self.best_model_score, "checkpoint_failures": self.failures}
-
-    # ------------------------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values; no path, so that a run's folder may be moved."""
@@ -123,8 +116,6 @@ class RunCheckpoint(Checkpoint):
         for file in _metrics_files(trainer):
             file.keep(checkpoint[_ROWS])
 
-    # ------------------------------------------------------------------------------------------------------- hooks
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the writing of files over from Lightning."""
         trainer.strategy.checkpoint_io = self._files
@@ -143,15 +134,11 @@ class RunCheckpoint(Checkpoint):
         self._saved_at = self._begin = time.monotonic()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Between two steps: write a checkpoint where the clock says so, and end the run where a signal does.
-
-        Raises:
-            Stopped: A signal asks for it, on any process.
-        """
+        """Between two steps: write a checkpoint where the clock says so, and end the run where a signal does."""
         if _is_trial(trainer) or batch_idx % trainer.accumulate_grad_batches:  # gradients are not kept
             return
-        wish = _STOP if signals.stop_requested() else _SAVE if trainer.is_global_zero and self._is_due() else _NOTHING
-        wish = _largest(trainer, wish)
+        is_due = trainer.is_global_zero and time.monotonic() - self._saved_at >= 60 * self.every_n_minutes
+        wish = _largest(trainer, _STOP if signals.stop_requested() else _SAVE if is_due else _NOTHING)
         if wish == _NOTHING or (wish == _SAVE and not trainer.global_step):
             return
         saved = trainer.global_step > 0 and self._save_last(trainer)
@@ -167,11 +154,7 @@ class RunCheckpoint(Checkpoint):
             self._save_last(trainer, validating=True)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """End the run where a signal asks for it: what is needed is on the disk.
-
-        Raises:
-            Stopped: A signal asks for it, on this process.
-        """
+        """End the run where a signal asks this process for it: what is needed is on the disk."""
         # The processes may have different numbers of batches: they cannot ask one another. Those that Lightning has
         # started end with the first one.
         decides = trainer.is_global_zero or ranks.started_together()
@@ -195,11 +178,6 @@ class RunCheckpoint(Checkpoint):
         """Write a checkpoint."""
         if self._writes(trainer):
             self._save_last(trainer)
-
-    # ------------------------------------------------------------------------------------------------------ writing
-
-    def _is_due(self) -> bool:
-        return time.monotonic() - self._saved_at >= 60 * self.every_n_minutes
 
     def _writes(self, trainer: Trainer) -> bool:
         """Whether a hook is one of a training that keeps checkpoints; validations also run before and without one."""
@@ -225,12 +203,7 @@ class RunCheckpoint(Checkpoint):
         error = trainer.strategy.broadcast(self._files.error)
         if error is not None:
             self.failures += 1
-            log.warning(
-                "CHECKPOINT NOT WRITTEN at step %d: %s. The run goes on; if it were ended now it would have to repeat "
-                "what it has done since the one before. Make room, or mend the folder.",
-                trainer.global_step,
-                error,
-            )
+            log.warning(_NOT_WRITTEN, trainer.global_step, error)
             return False
         for logger in trainer.loggers if trainer.is_global_zero else ():
             logger.after_save_checkpoint(self)  # type: ignore[arg-type]
@@ -238,14 +211,10 @@ class RunCheckpoint(Checkpoint):
 
 
 class _Files(TorchCheckpointIO):
-    """Writes and reads files for Lightning: whole or not at all, and tensors and plain containers only.
-
-    Attributes:
-        error: Why the file could not be written that was to be written in `catching`.
-    """
+    """Writes and reads files for Lightning: whole or not at all, and tensors and plain containers only."""
 
     def __init__(self) -> None:
-        self.error: str | None = None
+        self.error: str | None = None  # why the file could not be written that was to be written in `catching`
         self._before: Path | None = None
         self._catches = False
 

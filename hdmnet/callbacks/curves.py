@@ -33,9 +33,6 @@ Series = dict[str, tuple[list[float], list[float]]]
 def read_metrics(path: str | Path) -> Series:
     """Read Lightning's CSV log, in which each row fills only some columns.
 
-    Args:
-        path: The `metrics.csv`.
-
     Returns:
         Per column the steps and the values, in the order of the file; cells empty or not finite are left out.
 
@@ -45,9 +42,7 @@ def read_metrics(path: str | Path) -> Series:
     """
     path = Path(path)
     if not path.is_file():
-        raise MissingFileError(
-            f"no metrics at {path}; the CSV logger writes them: give the folder of a run that trained"
-        )
+        raise MissingFileError(f"no metrics at {path}; the CSV logger writes them: give a run's folder that trained")
     series: Series = {}
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
@@ -65,11 +60,6 @@ def read_metrics(path: str | Path) -> Series:
     return series
 
 
-def _label(name: str) -> str:
-    """Shorten a column's name: `train/loss_final_step` to `loss_final`."""
-    return name.replace("train/", "", 1).removesuffix("_step").removesuffix("_epoch")
-
-
 def _choose(series: Series) -> tuple[Series, Series]:
     """Split the columns into training losses and validation IoUs.
 
@@ -78,10 +68,11 @@ def _choose(series: Series) -> tuple[Series, Series]:
     losses: Series = {}
     for name in sorted(series, key=lambda name: (name.endswith("_epoch"), name)):
         if name.startswith("train/") and not any(word in name for word in _NO_LOSS):
-            label = _label(name)
+            label = name.removeprefix("train/").removesuffix("_step").removesuffix("_epoch")
             if label not in losses or len(losses[label][0]) < 2:
                 losses[label] = series[name]
-    scores = {name: series[name] for name in sorted(series) if name.startswith("val/") and "iou" in name.lower()}
+    ious = [name for name in series if name.startswith("val/") and "iou" in name.lower()]
+    scores = {name: series[name] for name in sorted(ious, key=lambda name: ("miou" not in name, name))}
     return losses, scores
 
 
@@ -97,12 +88,15 @@ def running_mean(values: list[float], window: int) -> list[float]:
 def _draw(axes: Axes, series: Series, title: str, marker: str) -> None:
     """Draw one panel: a line for each series, named in a legend below it."""
     for number, (name, (steps, values)) in enumerate(series.items()):
-        colour, style = _COLOURS[number % len(_COLOURS)], _STYLES[number // len(_COLOURS) % len(_STYLES)]
+        # A score may equal the next one, of another prediction: dashes show the line below.
+        colour, kind = _COLOURS[number % len(_COLOURS)], number % 2 if marker else number // len(_COLOURS)
+        style = _STYLES[kind % len(_STYLES)]
         if len(values) >= _SMOOTH_FROM:
             axes.plot(steps, values, color=colour, alpha=0.18, linewidth=0.6)
             values = running_mean(values, len(values) // 50)
         axes.plot(steps, values, style, color=colour, label=name, linewidth=1.6, marker=marker, markersize=3.5)
     axes.set(title=title, xlabel="optimiser step")
+    axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.3)
     if series:  # not on the lines
         axes.legend(fontsize=8, frameon=False, ncols=_COLUMNS, loc="upper center", bbox_to_anchor=(0.5, -0.14))
@@ -111,14 +105,7 @@ def _draw(axes: Axes, series: Series, title: str, marker: str) -> None:
 
 
 def plot_curves(metrics_csv: str | Path, output: str | Path) -> Path:
-    """Draw the curves of one run.
-
-    Args:
-        metrics_csv: Lightning's CSV log; the losses under `train/` and the `val/*iou*` columns are drawn.
-        output: The PNG to write; its folder is made if needed.
-
-    Returns:
-        The path written.
+    """Draw the losses under `train/` and the `val/*iou*` columns of Lightning's CSV log as PNG; returns its path.
 
     Raises:
         FileNotFoundError: If there is no log.
@@ -134,20 +121,13 @@ def plot_curves(metrics_csv: str | Path, output: str | Path) -> Path:
     _draw(right, scores, "validation IoU", marker="o")
     if scores:
         top = max(max(values) for _, values in scores.values())
-        right.set_ylim(0, min(1.0, 1.15 * top) if top > 0 else 1.0)
+        highest = min(1.0, 1.15 * top) if top > 0 else 1.0
+        right.set_ylim(-0.02 * highest, 1.02 * highest)  # points on 0 and 1 are seen whole
     return save_figure(figure, output)
 
 
 class TrainingCurves(Callback):
-    """Draw `curves.png` beside the CSV log when fitting ends.
-
-    Args:
-        filename: Name of the picture in the folder of `metrics.csv`.
-    """
-
-    def __init__(self, filename: str = "curves.png") -> None:
-        """Store the name."""
-        self.filename = filename
+    """Draw `curves.png` beside the CSV log when fitting ends."""
 
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -158,6 +138,6 @@ class TrainingCurves(Callback):
                 metrics = Path(logger.log_dir) / "metrics.csv"
                 try:
                     if metrics.is_file():
-                        plot_curves(metrics, metrics.with_name(self.filename))
+                        plot_curves(metrics, metrics.with_name("curves.png"))
                 except OSError as error:  # a full disk costs the picture, not the run
-                    log.warning("%s cannot be drawn: %s", metrics.with_name(self.filename), error)
+                    log.warning("%s cannot be drawn: %s", metrics.with_name("curves.png"), error)

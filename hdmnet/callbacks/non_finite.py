@@ -15,6 +15,7 @@ import dataclasses
 import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -26,15 +27,15 @@ from torch.optim import Optimizer
 
 from hdmnet.data.types import Episode, SegmentationSample
 from hdmnet.runtime.checkpoint_file import write_atomically
-from hdmnet.runtime.errors import InputError
+from hdmnet.runtime.errors import InputError, one_line
 from hdmnet.runtime.provenance import git_state, library_versions
 from hdmnet.tasks.base_learner import BaseLearnerTask
 
 DUMP_KEY = "hdmnet_nonfinite"
 RECORD = "nonfinite.jsonl"
-POLICIES = ("stop", "skip")
 MAX_SKIPPED_IN_A_ROW = 20  # weights that no step changes any more are not worth another day
 _MAX_NAMED = 8  # episodes in the one line of the error; the record has all
+_ADVICE = "lower optim.lr or set trainer.gradient_clip_val, or optim.on_nonfinite=skip to leave such steps out"
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +64,9 @@ class NonFiniteGuard(Callback):
     runs_in = ("train", "base_learner")
 
     def __init__(self, *, policy: str, directory: str | Path) -> None:
-        if policy not in POLICIES:
-            raise InputError(f"optim.on_nonfinite={policy!r}: expected {' or '.join(POLICIES)}")
-        self.policy = policy
-        self.directory = Path(directory)
+        if policy not in ("stop", "skip"):
+            raise InputError(f"optim.on_nonfinite={policy!r}: expected stop or skip")
+        self.policy, self.directory = policy, Path(directory)
         self.config: dict[str, Any] = {}
         self.skipped_in_a_row = self.num_skipped = 0
         self._parts: list[_Part] = []
@@ -127,10 +127,7 @@ class NonFiniteGuard(Callback):
             if trainer.global_rank > 0:
                 raise SystemExit(1)  # the first process says it for all
             last = f" after {self.skipped_in_a_row} skipped steps in a row" if self.policy == "skip" else ""
-            advice = (
-                "lower optim.lr or set trainer.gradient_clip_val, or optim.on_nonfinite=skip to leave such steps out"
-            )
-            raise InputError(f"training stopped{last}: {line}; {advice}")
+            raise InputError(f"training stopped{last}: {line}; {_ADVICE}")
         optimizer.zero_grad(set_to_none=True)  # without gradients the optimiser changes nothing, decay and moments too
         self.num_skipped += 1
         self.skipped_in_a_row += 1
@@ -141,21 +138,16 @@ class NonFiniteGuard(Callback):
     ) -> list[dict[str, Any]]:
         """Write this process's dump, share the events with the others, and let the first process record them."""
         names = getattr(cast(Any, trainer).datamodule, "base_names", None)
-        events: list[dict[str, Any]] = []
-        for part in guilty:
-            events.append(
-                {
-                    "stage": _stage(pl_module),
-                    "step": trainer.global_step,
-                    "epoch": trainer.current_epoch,
-                    "batch": part.batch_idx,
-                    "rank": trainer.global_rank,
-                    "what": what,
-                    "action": action,
-                    "loss": str(float(cast(Tensor, part.loss)) * trainer.accumulate_grad_batches),
-                    "episodes": episodes_of(part.batch, names),
-                }
-            )
+        where = {"stage": _stage(pl_module), "step": trainer.global_step, "epoch": trainer.current_epoch}
+        events: list[dict[str, Any]] = [
+            {
+                **where,
+                **{"batch": part.batch_idx, "rank": trainer.global_rank, "what": what, "action": action},
+                "loss": str(float(cast(Tensor, part.loss)) * trainer.accumulate_grad_batches),
+                "episodes": episodes_of(part.batch, names),
+            }
+            for part in guilty
+        ]
         if events and (action == "stopped" or self.num_skipped == 0):  # of many skipped ones the first is enough
             events[0]["dump"] = self._dump(pl_module, guilty[0], events[0])
         if trainer.world_size > 1:
@@ -163,9 +155,7 @@ class NonFiniteGuard(Callback):
             torch.distributed.all_gather_object(shared, events)  # all dumps are written by then
             events = [event for several in shared for event in several]
         if trainer.is_global_zero:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            with (self.directory / RECORD).open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(event) + "\n" for event in events)
+            _append(self.directory, events)
         return events
 
     def _dump(self, pl_module: LightningModule, part: _Part, event: dict[str, Any]) -> str:
@@ -182,28 +172,21 @@ class NonFiniteGuard(Callback):
         try:
             write_atomically(content, path)
         except (OSError, RuntimeError) as error:  # torch raises the second for a full disk
-            return f"none, it could not be written ({' '.join(str(error).split())})"
+            return f"none, it could not be written ({one_line(error)})"
         return str(path)
 
 
 def count_skipped(directory: str | Path) -> dict[str, int]:
-    """Steps that a run has skipped, by stage.
-
-    Args:
-        directory: The run's folder.
-
-    Returns:
-        Distinct steps of the record: one that was skipped, lost in a crash and skipped again after it counts once.
-    """
+    """Steps that a run has skipped, by stage; one that was skipped again after a crash counts once."""
     steps = {(event["stage"], event["step"]) for event in _events(Path(directory)) if event["action"] == "skipped"}
-    return {stage: sum(one == stage for one, _ in steps) for stage in sorted({stage for stage, _ in steps})}
+    return dict(Counter(stage for stage, _ in sorted(steps)))
 
 
 def episodes_of(batch: Episode | SegmentationSample, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """What a batch holds, by ids.
+    """What a collated batch holds.
 
     Args:
-        batch: A collated batch of either stage.
+        batch: Of either stage.
         names: Of the classes that `class_index` counts; None: the index stands for the name.
 
     Returns:
@@ -212,16 +195,9 @@ def episodes_of(batch: Episode | SegmentationSample, names: Sequence[str] | None
     """
     if isinstance(batch, SegmentationSample):
         return [{"image_id": image_id} for image_id in batch.id]
-    indices, classes = batch.index.tolist(), batch.class_index.tolist()
-    return [
-        {
-            "class": value if names is None else names[value],
-            "query_id": query,
-            "support_ids": list(supports),
-            "index": index,
-        }
-        for value, query, supports, index in zip(classes, batch.query_id, batch.support_ids, indices, strict=True)
-    ]
+    classes = [value if names is None else names[value] for value in batch.class_index.tolist()]
+    facts = zip(classes, batch.query_id, map(list, batch.support_ids), batch.index.tolist(), strict=True)
+    return [dict(zip(("class", "query_id", "support_ids", "index"), one, strict=True)) for one in facts]
 
 
 def _stage(pl_module: LightningModule) -> str:
@@ -229,10 +205,8 @@ def _stage(pl_module: LightningModule) -> str:
 
 
 def _generators(device: torch.device) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)  # kept by the host: no wait
-    return states
+    on_gpu = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}  # kept by the host: no wait
+    return {"cpu": torch.get_rng_state(), **on_gpu}
 
 
 def _in_words(events: Sequence[dict[str, Any]]) -> str:
@@ -268,7 +242,12 @@ def _events(directory: Path) -> list[dict[str, Any]]:
 
 def _forget(directory: Path, stage: str, step: int) -> None:
     kept = [event for event in _events(directory) if event["stage"] != stage or event["step"] < step]
+    (directory / RECORD).unlink(missing_ok=True)
     if kept:
-        (directory / RECORD).write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
-    else:
-        (directory / RECORD).unlink(missing_ok=True)
+        _append(directory, kept)
+
+
+def _append(directory: Path, events: Sequence[dict[str, Any]]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / RECORD).open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(event) + "\n" for event in events)

@@ -35,7 +35,6 @@ class EpisodePictures(Callback):
     runs_in = ("train", "test")
 
     def __init__(self, num_episodes: int = 8, every_n_epochs: int = 1, directory: str | Path | None = None) -> None:
-        """Start with no row drawn."""
         if num_episodes < 0:
             raise InputError(f"num_episodes is {num_episodes}; expected 0 (no pictures) or more")
         if every_n_epochs < 1:
@@ -76,12 +75,12 @@ class EpisodePictures(Callback):
             rows = {index: row for part in gathered for index, row in part.items()}
         if not trainer.is_global_zero or not rows:
             return
-        directory = Path(self.directory or Path(trainer.default_root_dir) / "pictures")
+        path = Path(self.directory or Path(trainer.default_root_dir) / "pictures") / f"{name}.png"
         drawn = [rows[index] for index in sorted(rows)]
         try:
-            save_sheet(drawn, directory / f"{name}.png", heading)
+            save_sheet(drawn, path, heading)
         except OSError as error:  # a full disk costs the picture, not the run
-            log.warning("%s cannot be written: %s", directory / f"{name}.png", error)
+            log.warning("%s cannot be written: %s", path, error)
         key = "episodes/" + ("val" if name.startswith("val_") else name)
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):

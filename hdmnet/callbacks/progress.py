@@ -17,7 +17,7 @@ class StageProgressBar(TQDMProgressBar):
 
     Args:
         refresh_rate: Batches between two updates; 0 shows no bar.
-        stage: Heading, e.g. "stage 1"; the doors set it for each trainer that they build.
+        stage: Heading, e.g. "stage 1"; set for each trainer that is built.
     """
 
     runs_in = ("train", "base_learner", "test", "control")

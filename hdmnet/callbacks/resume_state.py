@@ -27,19 +27,12 @@ _RANDOM = "hdmnet_random"
 
 @dataclass(frozen=True)
 class ResumeState:
-    """A point between two steps of a training.
+    """A point between two steps of a training."""
 
-    Attributes:
-        epoch: The one that runs, from 0.
-        samples: Of this epoch trained on so far, over all processes.
-        samples_per_epoch: Over all processes.
-        validating: Whether the validation comes next; else a training batch does.
-    """
-
-    epoch: int
-    samples: int
-    samples_per_epoch: int
-    validating: bool = False
+    epoch: int  # the one that runs, from 0
+    samples: int  # of this epoch trained on so far, over all processes
+    samples_per_epoch: int  # over all processes
+    validating: bool = False  # whether the validation comes next; else a training batch does
 
     @classmethod
     def of(cls, trainer: Trainer, *, validating: bool) -> ResumeState:

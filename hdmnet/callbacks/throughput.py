@@ -28,7 +28,6 @@ class Throughput(Callback):
     """
 
     def __init__(self) -> None:
-        """Start with no step seen."""
         self._mark: float | None = None  # when the last batch ended; None: what came since is not training
         self._counts = False  # whether the running batch counts
         self._last_step = -1
@@ -38,17 +37,14 @@ class Throughput(Callback):
         self._waited = self._elapsed = 0.0
         self._episodes = 0
 
-    def _pause(self) -> None:
-        self._mark = None
-
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the start of the workers out."""
-        self._pause()
+        self._mark = None
         self._last_step = trainer.global_step
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the validation, and the checkpoint after it, out."""
-        self._pause()
+        self._mark = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Add up what was waited for the batch."""

@@ -29,12 +29,11 @@ _NAMED = frozenset({"dataset", "shot", "backbone", "ablation", "trainer"})
 def build_loggers(cfg: DictConfig, job_type: str) -> list[Any]:
     """Build the loggers of a config; one with a method `describe_run` is told what runs.
 
+    Null entries, and loggers whose attribute `runs_in` lacks the job type, are left out.
+
     Args:
         cfg: An entry point's config, its paths absolute.
         job_type: "train" or "evaluate".
-
-    Returns:
-        The loggers; null entries, and those whose attribute `runs_in` lacks the job type, are left out.
     """
     loggers = [one for one in instantiate_all(cfg.logger) if job_type in getattr(one, "runs_in", (job_type,))]
     for logger in loggers:

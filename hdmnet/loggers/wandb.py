@@ -18,11 +18,10 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from hdmnet.runtime.atomic import replacing
+from hdmnet.runtime.errors import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-
-    from lightning.pytorch.callbacks import ModelCheckpoint
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +98,6 @@ class DashboardLogger(WandbLogger):
         log_model: bool | str = False,
         **arguments: Any,
     ) -> None:
-        """Store the arguments; nothing is started."""
         # Only a checkpoint that will be written over has to be copied.
         policy = "mutable" if log_model == "all" else "immutable"
         super().__init__(save_dir=save_dir, log_model=log_model, add_file_policy=policy, **arguments)  # type: ignore[arg-type]
@@ -121,8 +119,8 @@ class DashboardLogger(WandbLogger):
         """The W&B run; started by the first call."""
         if self._experiment is None:
             self._experiment = self._start()
-            for name in (_STEP, "*"):
-                self._experiment.define_metric(name, step_metric=None if name == _STEP else _STEP)
+            self._experiment.define_metric(_STEP)
+            self._experiment.define_metric("*", step_metric=_STEP)
             for name in _BEST:
                 self._experiment.define_metric(name, step_metric=_STEP, summary="max")
         return self._experiment
@@ -154,15 +152,8 @@ class DashboardLogger(WandbLogger):
     log_hyperparams = _unless_it_fails(WandbLogger.log_hyperparams)
     finalize = _unless_it_fails(WandbLogger.finalize)
 
-    @_unless_it_fails
-    def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
-        """Log pictures under a key; `kwargs` are lists of `wandb.Image`'s arguments, one a picture."""
-        super().log_image(key, images, step, **kwargs)
-
-    @_unless_it_fails
-    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
-        """Note or send a checkpoint, see `log_model`."""
-        super().after_save_checkpoint(checkpoint_callback)
+    log_image = _unless_it_fails(WandbLogger.log_image)
+    after_save_checkpoint = _unless_it_fails(WandbLogger.after_save_checkpoint)
 
     @_unless_it_fails
     def log_class_scores(self, split: str, scores: Mapping[str, Mapping[str, Any]], step: int) -> None:
@@ -178,10 +169,8 @@ class DashboardLogger(WandbLogger):
         final = scores["final"]
         titles = {"final": "IoU", "meta": "IoU, meta only"}
         columns: list[str | int] = ["class", *(titles.get(name, f"IoU, {name}") for name in scores), "episodes"]
-        data = [
-            [cls, *(one["iou_per_class"][cls] for one in scores.values()), final["counts_per_class"][cls]]
-            for cls in final["iou_per_class"]
-        ]
+        ious = [one["iou_per_class"] for one in scores.values()]
+        data = [[cls, *(iou[cls] for iou in ious), count] for cls, count in final["counts_per_class"].items()]
         table = wandb.Table(columns=columns, data=data)
         values: dict[str, Any] = {f"{split}/iou/{name}": iou for name, iou in final["iou_per_class"].items()}
         if split == "test":  # the validation's are logged by the task
@@ -190,9 +179,8 @@ class DashboardLogger(WandbLogger):
                 values |= {f"test/{figure}{suffix}": one[figure] for figure in ("miou", "fb_iou")}
         known = {name: value for name, value in values.items() if value == value}  # a class may have had no episode
         bars = wandb.plot.bar(table, "class", "IoU", title=f"{split}: IoU per class")
-        self.experiment.log(
-            {**known, f"{split}/iou_per_class": table, f"{split}/iou_per_class_bars": bars, _STEP: step}
-        )
+        shown = {f"{split}/iou_per_class": table, f"{split}/iou_per_class_bars": bars}
+        self.experiment.log({**known, **shown, _STEP: step})
 
 
 def run_id(folder: Path) -> str:
@@ -226,5 +214,4 @@ def _finish(exit_code: int) -> None:
 
 
 def _line(error: Exception) -> str:
-    """An exception as one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -1,1 +1,1 @@
-"""The paper's tables and figures from finished runs; `hdmnet/report.py` is the door."""
+"""The paper's tables and figures from finished runs; `hdmnet/report.py` is the entry point."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
@@ -14,14 +14,15 @@ MIOU, FB_IOU = "miou", "fb_iou"
 
 @dataclass(frozen=True)
 class Value:
-    """One number of ours.
+    """One number: ours, a mean over folds, or the paper's.
 
     Attributes:
-        mean: Fraction of 1; None where there is no run.
+        mean: None where there is none.
         spread: Sample standard deviation; None where there is one seed only.
         over: What the spread is over: "3 training seeds" or "2 test seeds"; empty without one.
         folds: Which folds it is the mean of.
         num_runs: How many runs it stands on.
+        signed: Whether it is shown with a plus.
     """
 
     mean: float | None = None
@@ -29,16 +30,14 @@ class Value:
     over: str = ""
     folds: tuple[int, ...] = ()
     num_runs: int = 0
+    signed: bool = False
 
 
 def choose(runs: Iterable[Run]) -> tuple[list[Run], list[Run]]:
     """One run a fold and training seed: the one tested on most episodes, then a training run, then the newest.
 
-    Args:
-        runs: Of one setting.
-
     Returns:
-        The chosen, by fold and seed, and those left out.
+        The chosen of a setting's runs, by fold and seed, and those left out.
     """
 
     def rank(run: Run) -> tuple[int, bool, float]:
@@ -76,23 +75,18 @@ def pool_runs(runs: Sequence[Run], key: str = MIOU) -> Value:
     Returns:
         The number; runs whose own is undefined are left out.
     """
-    runs = [run for run in runs if run.result["test"][key] is not None]
-    folds = by_fold(runs)
-    if not folds:
-        return Value()
-    mean = fmean(fmean(run.result["test"][key] for run in group) for group in folds.values())
-    spread, over = _spread(folds, key)
-    return Value(mean, spread, over, tuple(folds), len(runs))
+    folds = by_fold([run for run in runs if run.result["test"][key] is not None])
+    value = pool_numbers({fold: [run.result["test"][key] for run in group] for fold, group in folds.items()})
+    spread, over = _spread(list(folds.values()), key) if folds else (None, "")
+    return replace(value, spread=spread, over=over)
 
 
-def _spread(folds: dict[int, list[Run]], key: str) -> tuple[float | None, str]:
-    groups = list(folds.values())
+def _spread(groups: Sequence[Sequence[Run]], key: str) -> tuple[float | None, str]:
+    """The spread of the runs of several folds, and what it is over."""
     seeds = set.intersection(*({int(run.result["seed"]) for run in group} for group in groups))
     if len(seeds) > 1:
-        means = [
-            fmean(run.result["test"][key] for group in groups for run in group if run.result["seed"] == seed)
-            for seed in sorted(seeds)
-        ]
+        runs = [run for group in groups for run in group]
+        means = [fmean(run.result["test"][key] for run in runs if run.result["seed"] == seed) for seed in seeds]
         return stdev(means), f"{len(means)} training seeds"
     rows: list[list[Any]] = [run.result["test"].get(f"{key}_per_seed") or [] for group in groups for run in group]
     if len({len(row) for row in rows}) != 1 or len(rows[0]) < 2 or any(None in row for row in rows):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hdmnet.run.result import read_result, test_entries
-from hdmnet.runtime.errors import InputError, MissingFileError
+from hdmnet.runtime.errors import InputError, MissingFileError, one_line
 
 RESULT = "result.json"
 
@@ -22,8 +22,7 @@ class Run:
     Attributes:
         path: The file.
         result: Its content; undefined figures are None.
-        parent: Result of the training run whose checkpoint was evaluated, where this is an evaluation and that run's
-            folder is still there.
+        parent: Result of the training whose checkpoint was evaluated, if this is an evaluation and it is still there.
     """
 
     path: Path
@@ -48,7 +47,7 @@ class Run:
 
     @property
     def is_evaluation(self) -> bool:
-        """Whether the evaluate door wrote it: only that one knows `episodes` and `seeds`."""
+        """Whether `hdmnet.evaluate` wrote it: only that one knows `episodes` and `seeds`."""
         return "episodes" in self.config
 
     @property
@@ -92,15 +91,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Collection:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        runs: By path; each file once.
-        warnings: One line each: damaged results, folders without one, unfinished runs.
-    """
-
-    runs: list[Run]
-    warnings: list[str]
+    runs: list[Run]  # by path; each file once
+    warnings: list[str]  # one line each: damaged results, folders without one, unfinished runs
 
 
 def _find(named: Path, unfinished: list[str]) -> list[Path]:
@@ -139,17 +133,12 @@ def _usable(result: Mapping[str, Any]) -> str | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A checked result.
-
-    Raises:
-        ValueError: It is damaged; one line with the path.
-    """
+    """A checked result; one that is damaged raises ValueError, with the path."""
     try:
         result = read_result(path)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not readable JSON ({error})") from error
-    reason = _usable(result)
-    if reason is not None:
+    if (reason := _usable(result)) is not None:
         raise InputError(f"{path}: {reason}")
     return result
 
@@ -159,9 +148,8 @@ def _parent(result: Mapping[str, Any]) -> dict[str, Any] | None:
     checkpoint = result.get("checkpoint")
     if "episodes" not in result["config"] or not isinstance(checkpoint, str):
         return None
-    path = Path(checkpoint).parent.parent / RESULT
     try:
-        return _read(path)
+        return _read(Path(checkpoint).parent.parent / RESULT)
     except (ValueError, OSError):
         return None
 
@@ -188,17 +176,15 @@ def collect(named: Iterable[str | Path]) -> Collection:
             warnings.append(f"no {RESULT} in or below {path}")
         files |= dict.fromkeys(file.absolute() for file in found)
     if not files:
-        raise MissingFileError(
-            f"no {RESULT} in or below {', '.join(map(str, paths))}; a run leaves one when it has finished"
-        )
+        told = ", ".join(map(str, paths))
+        raise MissingFileError(f"no {RESULT} in or below {told}; a run leaves one when it has finished")
     runs = []
     for file in files:
         try:
             result = _read(file)
+            runs.append(Run(file, result, _parent(result)))
         except (ValueError, OSError) as error:
-            warnings.append("damaged result, left out: " + " ".join(str(error).split()))
-            continue
-        runs.append(Run(file, result, _parent(result)))
+            warnings.append(f"damaged result, left out: {one_line(error)}")
     if not runs:
         raise InputError(f"{len(files)} {RESULT} found, none readable: {warnings[-1]}")
     dirty = [str(run.folder) for run in runs if run.result.get("git_dirty")]

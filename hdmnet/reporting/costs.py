@@ -11,25 +11,14 @@ _TRANSFORMER = ("meta_learner.pyramid.", "meta_learner.matching.", "meta_learner
 
 @dataclass(frozen=True)
 class Costs:
-    """Millions of parameters.
+    """Millions of parameters."""
 
-    Attributes:
-        learnable: All that are trained in stage 2 (the paper's Table 3).
-        transformer: Of these the feature pyramid, the matching and the decoder (Table 7).
-    """
-
-    learnable: float
-    transformer: float
+    learnable: float  # all that are trained in stage 2 (the paper's Table 3)
+    transformer: float  # of these the feature pyramid, the matching and the decoder (Table 7)
 
 
 def count_parameters(run: Run) -> Costs:
-    """Build a run's model and count.
-
-    Args:
-        run: Its config and number of novel classes are used; no checkpoint is read.
-
-    Returns:
-        The counts.
+    """Count the model of a run's config and classes; no checkpoint is read.
 
     Raises:
         ValueError: This version of the code cannot build the model.

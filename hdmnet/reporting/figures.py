@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,23 +24,22 @@ if TYPE_CHECKING:
 WITH, WITHOUT = "table6_kl_teacher", "table6_none"  # the rows with and without correlation distillation
 STYLES = {WITH: ("with distillation", BLUE, "-"), WITHOUT: ("without distillation", VERMILION, "--")}
 _MOST_CLASSES = 6  # and more, in Fig. 8
+_EPISODE_LOOKS: tuple[dict[str, Any], ...] = (  # of Fig. 9
+    {"color": VERMILION, "marker": "o", "linestyle": "--"},
+    {"color": BLUE, "marker": "s", "linestyle": "-"},
+    {"color": GREEN, "marker": "^", "linestyle": ":"},
+    {"color": PURPLE, "marker": "D", "linestyle": "-."},
+    {"color": ORANGE, "marker": "v", "linestyle": (0, (1, 3))},
+)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture of the report.
+    """A picture of the report."""
 
-    Attributes:
-        number: Of the paper's figure.
-        name: File name without its ending.
-        caption: What it shows, of which runs.
-        path: The PNG.
-    """
-
-    number: int
-    name: str
-    caption: str
-    path: Path
+    number: int  # of the paper's figure
+    caption: str  # what it shows, of which runs
+    path: Path  # the PNG
 
 
 def by_dataset(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -51,11 +51,7 @@ def by_dataset(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def distillation_pairs(runs: Iterable[Run], usable: Callable[[Run], bool]) -> list[Study]:
-    """Studies with runs with and without correlation distillation, that differ in nothing else.
-
-    Args:
-        runs: All there are.
-        usable: Whether a run has what is to be drawn.
+    """Studies of usable runs with and without correlation distillation, that differ in nothing else.
 
     Returns:
         The studies with rows `WITH` and `WITHOUT`, those with most pairs of fold and seed first.
@@ -96,8 +92,7 @@ def draw_curves(runs: Sequence[Run], folder: Path) -> list[Figure]:
         studies = distillation_pairs(group, lambda run: (run.folder / "metrics.csv").is_file())
         if not studies:
             continue
-        study = studies[0]
-        pairs = pairs_of(study)
+        pairs = pairs_of(studies[0])
         folds = sorted({one.result["fold"] for one, _ in pairs})
         figure = new_figure(max(3.6 * len(folds), 6.0), 5.6)
         axes = figure.subplots(2, len(folds), squeeze=False, sharex="col", sharey="row")
@@ -112,14 +107,14 @@ def draw_curves(runs: Sequence[Run], folder: Path) -> list[Figure]:
         if axes[0, 0].get_legend_handles_labels()[0]:  # none where runs were too short to log a loss
             axes[0, 0].legend(fontsize=8)
         seeds = sorted({one.result["seed"] for one, _ in pairs})
-        name = f"figure6_{dataset}"
+        told = f"training seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
         caption = (
             f"Training loss (running mean) and validation mIoU on the novel classes, with and without correlation "
-            f"distillation; {study.label}, training seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+            f"distillation; {studies[0].label}, {told}"
             + (" (thin), their mean thick" if len(seeds) > 1 else "")
             + ". The paper's figure shows training mIoU, which is not logged."
         )
-        figures.append(Figure(6, name, caption, save_figure(figure, folder / f"{name}.png")))
+        figures.append(Figure(6, caption, save_figure(figure, folder / f"figure6_{dataset}.png")))
     return figures
 
 
@@ -128,16 +123,14 @@ def _curves_of_fold(axes: Sequence[Axes], pairs: Sequence[tuple[Run, Run]]) -> N
     for side, row in enumerate((WITH, WITHOUT)):
         label, colour, style = STYLES[row]
         series = [read_metrics(pair[side].folder / "metrics.csv") for pair in pairs]
-        for panel, (column, factor, smooth) in zip(
-            axes, (("train/final", 1.0, True), ("val/miou", 100.0, False)), strict=True
-        ):
+        columns = ("train/final", 1.0, True), ("val/miou", 100.0, False)
+        for panel, (column, factor, smooth) in zip(axes, columns, strict=True):
             lines = [_line(metrics[column], factor, smooth) for metrics in series if column in metrics]
             thin = len(lines) > 1
+            thick: dict[str, Any] = {"linewidth": 1.8, "label": label, "marker": "" if smooth else "o"}
             for steps, values in lines:
-                panel.plot(
-                    steps, values, style, color=colour, linewidth=0.7 if thin else 1.8, alpha=0.5 if thin else 1.0,
-                    label=None if thin else label, marker="" if smooth or thin else "o", markersize=3.5,
-                )  # fmt: skip
+                look = {"linewidth": 0.7, "alpha": 0.5} if thin else thick
+                panel.plot(steps, values, style, color=colour, markersize=3.5, **look)
             if thin and all(np.array_equal(lines[0][0], steps) for steps, _ in lines):
                 mean = np.mean([values for _, values in lines], axis=0)
                 panel.plot(lines[0][0], mean, style, color=colour, linewidth=2.0, label=label)
@@ -174,38 +167,28 @@ def draw_class_counts(runs: Sequence[Run], folder: Path) -> tuple[list[Figure], 
         figure = new_figure(7.0, 3.8)
         axes = figure.subplots()
         positions, width = np.arange(1, _MOST_CLASSES + 1), 0.8 / len(counts)
-        colours = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
-        hatches = ("", "//", "..", "\\\\")
-        for index, (fold, numbers) in enumerate(counts.items()):
+        looks = zip(cycle((BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)), cycle(("", "//", "..", "\\\\")), strict=True)
+        for index, ((fold, numbers), (colour, hatch)) in enumerate(zip(counts.items(), looks, strict=False)):
             left = positions + (index - (len(counts) - 1) / 2) * width
             total = sum(numbers)
             shares = [100 * number / total if total else 0.0 for number in numbers]
-            axes.bar(
-                left, shares, width, color=colours[index % len(colours)], hatch=hatches[index % len(hatches)],
-                edgecolor="white", label=f"fold {fold} ({total} pictures)",
-            )  # fmt: skip
+            label = f"fold {fold} ({total} pictures)"
+            axes.bar(left, shares, width, color=colour, hatch=hatch, edgecolor="white", label=label)
         axes.set_xticks(positions, [*map(str, positions[:-1]), f"{_MOST_CLASSES} or more"])
         axes.set(xlabel="classes in a picture", ylabel="share of the fold's pictures (%)", title=dataset)
         axes.grid(axis="y", alpha=0.3)
         axes.set_axisbelow(True)
         axes.legend(fontsize=8)
-        name = f"figure8_{dataset}"
         caption = (
             f"How many classes a test picture of {dataset} holds, by fold: validation pictures that can be a query "
             "(a novel class of the fold with enough area); every class in it counts, base or novel."
         )
-        figures.append(Figure(8, name, caption, save_figure(figure, folder / f"{name}.png")))
+        figures.append(Figure(8, caption, save_figure(figure, folder / f"figure8_{dataset}.png")))
     return figures, warnings
 
 
 def class_counts(run: Run) -> dict[int, list[int]]:
-    """Number of query pictures with 1, 2, … classes, by fold.
-
-    Args:
-        run: Says which data set, and where it is.
-
-    Returns:
-        By fold the numbers of pictures with 1, 2, … `_MOST_CLASSES` or more classes.
+    """Numbers of query pictures with 1, 2, … `_MOST_CLASSES` or more classes, by fold, of a run's data set.
 
     Raises:
         ValueError: The config does not fit this version, or a mask is damaged.
@@ -250,29 +233,23 @@ def draw_episode_numbers(runs: Sequence[Run], folder: Path) -> list[Figure]:
         figure = new_figure(max(3.4 * len(panels), 6.0), 3.6)
         axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         numbers = sorted({number for panel in panels.values() for number in panel})
-        markers = "os^Dv"
         for panel, (fold, own) in zip(axes, panels.items(), strict=True):
             for number, run in sorted(own.items()):
                 values = [100 * value for value in run.result["test"]["miou_per_seed"] if value is not None]
-                place = numbers.index(number)
-                spread = max(values) - min(values)
-                colour = (VERMILION, BLUE, GREEN, PURPLE, ORANGE)[place % 5]
-                panel.plot(
-                    range(1, len(values) + 1), values, color=colour, marker=markers[place % 5], markersize=4,
-                    linestyle=("--", "-", ":", "-.")[place % 4], label=f"{number:,}: range {spread:.1f}",
-                )  # fmt: skip
+                look = _EPISODE_LOOKS[numbers.index(number) % len(_EPISODE_LOOKS)]
+                label = f"{number:,}: range {max(values) - min(values):.1f}"
+                panel.plot(range(1, len(values) + 1), values, label=label, markersize=4, **look)
             panel.set(title=f"fold {fold}", xlabel="test seed")
-            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.locator_params(axis="x", integer=True)
             panel.grid(alpha=0.3)
             panel.legend(fontsize=8, title="episodes", title_fontsize=8)
         axes[0].set_ylabel("mIoU (%)")
         one = next(iter(next(iter(panels.values())).values()))
-        name = f"figure9_{dataset}"
         caption = (
             f"mIoU over test seeds with {' and '.join(f'{number:,}' for number in numbers)} episodes a seed; "
             f"{base_label(one, told_method(one.method))}. Range: largest less smallest, in points."
         )
-        figures.append(Figure(9, name, caption, save_figure(figure, folder / f"{name}.png")))
+        figures.append(Figure(9, caption, save_figure(figure, folder / f"figure9_{dataset}.png")))
     return figures
 
 

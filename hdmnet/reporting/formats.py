@@ -8,32 +8,16 @@ import io
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
+from hdmnet.reporting.aggregate import Value
 from hdmnet.reporting.paper import source
-from hdmnet.reporting.tables import Cell, Table
+from hdmnet.reporting.tables import Table, heads
 
 MISSING = "–"
 CSV_COLUMNS = ("table", "row", "column", "source", "value", "spread", "spread_over", "folds", "num_runs")
 
-_TEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "✓": r"\checkmark{}",
-    "‡": r"$\ddagger$",
-    "†": r"$\dagger$",
-    "Δ": r"$\Delta$",
-    "±": r"$\pm$",
-    "ⁱ": r"$^i$",
-    "ˢ": r"$^s$",
-    "–": "--",
-}
+_TEX = {letter: f"\\{letter}" for letter in "&%$#_{}"}
+_TEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "✓": r"\checkmark{}"}
+_TEX |= {"‡": r"$\ddagger$", "†": r"$\dagger$", "Δ": r"$\Delta$", "±": r"$\pm$", "ⁱ": r"$^i$", "ˢ": r"$^s$", "–": "--"}
 
 
 def heading(table: Table) -> str:
@@ -41,13 +25,13 @@ def heading(table: Table) -> str:
     return f"Table {table.number}. {table.title}"
 
 
-def show(cell: str | Cell) -> str:
+def show(cell: str | Value) -> str:
     """A cell as plain text: one decimal, ± where there is a spread, `MISSING` where there is no number."""
     if isinstance(cell, str):
         return cell
-    if cell.value is None:
+    if cell.mean is None:
         return MISSING
-    value = round(cell.value, 1) + 0.0  # no minus before a zero
+    value = round(cell.mean, 1) + 0.0  # no minus before a zero
     number = f"{value:+.1f}" if cell.signed and value else f"{value:.1f}"
     return number if cell.spread is None else f"{number} ± {cell.spread:.1f}"
 
@@ -58,9 +42,8 @@ def to_markdown(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
-    names = [f"{group} {name}" if group else name for group, name in table.columns]
     rule = ["---:" if number else "---" for number in _numeric(table)]
-    lines = [f"**{heading(table)}**", "", line(names), f"|{'|'.join(rule)}|"]
+    lines = [f"**{heading(table)}**", "", line(heads(table.columns)), f"|{'|'.join(rule)}|"]
     lines += [line([show(cell) for cell in row]) for row in table.rows]
     lines += ["", *(f"* {note}" for note in table.notes), f"* Paper's numbers: {source()}"]
     return "\n".join(lines) + "\n"
@@ -99,14 +82,10 @@ def to_csv(table: Table) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    for entry in table.entries:
-        cell = entry.cell
-        writer.writerow(
-            [
-                *(table.number, entry.row, entry.column, entry.source, _number(cell.value), _number(cell.spread)),
-                *(entry.over, " ".join(map(str, entry.folds)), entry.num_runs or ""),
-            ]
-        )
+    for row, column, whose, value in table.entries:
+        numbers = ["" if number is None else f"{number:.6g}" for number in (value.mean, value.spread)]
+        basis = [value.over, " ".join(map(str, value.folds)), value.num_runs or ""]
+        writer.writerow([table.number, row, column, whose, *numbers, *basis])
     return file.getvalue()
 
 
@@ -144,10 +123,6 @@ def _groups(table: Table) -> Iterator[tuple[str, int, int]]:
 def _numeric(table: Table) -> list[bool]:
     """Of each column whether it holds numbers."""
     return [not isinstance(cell, str) for cell in table.rows[0]]
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"
 
 
 def _tex(text: str) -> str:

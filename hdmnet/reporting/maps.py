@@ -21,19 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Episodes:
-    """Some test episodes and what a run's model makes of them.
+    """Some test episodes and what a run's model makes of them."""
 
-    Attributes:
-        batches: One episode each, collated, normalised.
-        outputs: The model's answer to each.
-        class_names: Of the novel classes.
-        backbone: Config of the backbone, whose mean and deviation undo the normalisation.
-    """
-
-    batches: list[Episode]
-    outputs: list[Any]
-    class_names: tuple[str, ...]
-    backbone: Any
+    batches: list[Episode]  # one episode each, collated, normalised
+    outputs: list[Any]  # the model's answer to each
+    class_names: tuple[str, ...]  # of the novel classes
+    backbone: Any  # its config, whose mean and deviation undo the normalisation
 
 
 def draw_maps(runs: Sequence[Run], folder: Path, num_episodes: int) -> tuple[list[Figure], list[str]]:
@@ -88,14 +81,9 @@ def _run_episodes(run: Run, num_episodes: int) -> _Episodes:
         raise InputError(f"{path} is not of an hdmnet run; expected checkpoints/best.ckpt of a run's folder")
     cfg = stored_config(run.config, str(run.path))
     cache = Path(str(cfg.paths.cache_dir)) / "catalogs"
-    data = build.build_few_shot_data(
-        cfg,
-        build.build_dataset(cfg),
-        num_test_seeds=1,
-        num_test_episodes=num_episodes,
-        num_workers=0,
-        cache_dir=cache if cache.is_dir() else None,
-    )
+    size = {"num_test_seeds": 1, "num_test_episodes": num_episodes, "num_workers": 0}
+    found = cache if cache.is_dir() else None
+    data = build.build_few_shot_data(cfg, build.build_dataset(cfg), cache_dir=found, **size)
     data.setup("test")
     model = build.build_trained(cfg, run_state_dict(content), path, entry["facts"]).eval()
     dataset: Any = data.test_dataloader().dataset
@@ -114,11 +102,10 @@ def _row(seen: _Episodes, number: int, suffix: str, num_maps: int | None) -> Pic
     from hdmnet.visual.episode_grid import draw_batch_item
 
     output = seen.outputs[number]
+    maps = {"correlation": output.maps.get("correlation", [])[:num_maps]}
     shown = {
         "episode": seen.batches[number],
-        "output": Segmentation(
-            output.scores, output.size, maps={"correlation": output.maps.get("correlation", [])[:num_maps]}
-        ),
+        "output": Segmentation(output.scores, output.size, maps=maps),
         "class_names": [f"{name}{suffix}" for name in seen.class_names],
     }
     return draw_batch_item(shown, 0, mean=list(seen.backbone.mean), std=list(seen.backbone.std))
@@ -132,23 +119,20 @@ def _draw(dataset: str, study: Study, pair: tuple[Run, Run], seen: Sequence[_Epi
     where = f"{study.label}, fold {one['fold']}, training seed {one['seed']}"
     names = [STYLES[row][0] for row in (WITH, WITHOUT)]
     numbers = range(len(seen[0].batches))
-    both = [
-        (number, side)
-        for number in numbers
-        for side in (1, 0)  # without first, as the paper has it
-    ]
+
+    def row(number: int, side: int, num_maps: int | None) -> Picture:
+        return _row(seen[side], number, f", {names[side]}", num_maps)
+
+    sides = (1, 0)  # without first, as the paper has it
     chosen = "the first test episodes, not chosen"
     legend = "Each map is stretched from its own least to its own largest value (above it); white: the truth's outline."
     sheets = {
         7: (
-            [_row(seen[side], number, f", {names[side]}", None) for number, side in both[: 2 * min(2, len(numbers))]],
+            [row(number, side, None) for number in numbers[:2] for side in sides],
             f"Correlation maps of all stages (1 is the finest) without and with distillation; {where}; {chosen}.",
         ),
         12: (
-            [
-                np.concatenate([_row(seen[side], number, f", {names[side]}", 1) for side in (1, 0)], axis=1)
-                for number in numbers
-            ],
+            [np.concatenate([row(number, side, 1) for side in sides], axis=1) for number in numbers],
             f"Correlation map of the first stage and prediction, without and with distillation; {where}; {chosen}.",
         ),
         13: (
@@ -158,8 +142,7 @@ def _draw(dataset: str, study: Study, pair: tuple[Run, Run], seen: Sequence[_Epi
     }
     figures = []
     for number, (rows, caption) in sheets.items():
-        name = f"figure{number}_{dataset}"
-        path = folder / f"{name}.png"
+        path = folder / f"figure{number}_{dataset}.png"
         save_sheet(rows, path)
-        figures.append(Figure(number, name, f"{caption} {legend}", path))
+        figures.append(Figure(number, f"{caption} {legend}", path))
     return figures

@@ -34,7 +34,7 @@ code { font-size: 12px; overflow-wrap: anywhere; }
 def make_page(
     tables: Sequence[Table], figures: Sequence[Figure], runs: Sequence[Run], warnings: Sequence[str], missing: str
 ) -> str:
-    """Lay out the page.
+    """Lay out the page as HTML.
 
     Args:
         tables: In order.
@@ -42,9 +42,6 @@ def make_page(
         runs: All that were read.
         warnings: One line each.
         missing: Which figures of the paper have no runs; may be empty.
-
-    Returns:
-        HTML, UTF-8.
     """
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     empty = [str(table.number) for table in tables if not table.runs]
@@ -62,21 +59,17 @@ def make_page(
         parts.append(f"<p>No runs for Table{'s' if len(empty) > 1 else ''} {', '.join(empty)}.</p>")
     if missing:
         parts.append(f"<p>{html.escape(missing)}</p>")
-    parts.append(f"<h2>Warnings</h2>{_list(warnings, 'warnings') if warnings else '<p>None.</p>'}")
+    told = "".join(f"<li>{html.escape(line)}</li>" for line in warnings)
+    parts += ["<h2>Warnings</h2>", f'<ul class="warnings">{told}</ul>' if told else "<p>None.</p>"]
     parts += ["<h2>Tables</h2>", *map(to_html, tables), "<h2>Figures</h2>", *map(_figure, figures)]
     parts += ["<h2>Runs</h2>", _runs(runs), "</body></html>"]
     return "\n".join(parts) + "\n"
 
 
-def _list(lines: Sequence[str], kind: str) -> str:
-    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-    return f'<ul class="{kind}">{items}</ul>'
-
-
 def _figure(figure: Figure) -> str:
     data = base64.b64encode(figure.path.read_bytes()).decode("ascii")
     caption = html.escape(f"Figure {figure.number}. {figure.caption}")
-    name = html.escape(figure.name)
+    name = html.escape(figure.path.stem)
     return (
         f'<figure id="{name}"><img alt="{name}" src="data:image/png;base64,{data}">'
         f"<figcaption>{caption}</figcaption></figure>"
@@ -85,20 +78,7 @@ def _figure(figure: Figure) -> str:
 
 def _runs(runs: Sequence[Run]) -> str:
     """A table of what was read: where it lies, what ran, on which episodes."""
-    heads = [
-        "folder",
-        "method",
-        "data set",
-        "backbone",
-        "fold",
-        "shot",
-        "ablation",
-        "seed",
-        "test",
-        "mIoU (%)",
-        "commit",
-    ]
-    heads += ["episodes' hash", "date"]
+    heads = "folder|method|data set|backbone|fold|shot|ablation|seed|test|mIoU (%)|commit|episodes' hash|date"
     lines = []
     for run in sorted(runs, key=lambda run: str(run.path)):
         result = run.result
@@ -116,6 +96,6 @@ def _runs(runs: Sequence[Run]) -> str:
             datetime.fromtimestamp(run.modified, UTC).strftime("%Y-%m-%d %H:%M"),
         )
         lines.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads.split("|"))
     note = "<p class='notes'>+ after the commit: uncommitted changes. Dates are those of result.json.</p>"
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>{note}'

@@ -6,44 +6,29 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
 
 @dataclass(frozen=True)
 class PaperRow:
-    """One row.
+    """One row."""
 
-    Attributes:
-        labels: Its names, one a label column.
-        values: Its numbers in the paper's unit, None where the paper has none.
-        ablation: Which of conf/ablation it is; None for other methods and the full one in Tables 1 to 3.
-    """
-
-    labels: tuple[str, ...]
-    values: tuple[float | None, ...]
-    ablation: str | None = None
+    labels: tuple[str, ...]  # its names, one a label column
+    values: tuple[float | None, ...]  # in the paper's unit, None where the paper has none
+    ablation: str | None = None  # of conf/ablation; None for other methods and the full one in Tables 1 to 3
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One table.
+    """One table, its rows in the paper's order."""
 
-    Attributes:
-        number: 1 to 9.
-        title: What it shows.
-        dataset: Which data set it is measured on; empty where the rows say so.
-        labels: Headings of the label columns.
-        columns: (group, name) of the columns of numbers; the group may be empty.
-        rows: In the paper's order.
-        note: Explanation of signs; may be empty.
-    """
-
-    number: int
+    number: int  # 1 to 9
     title: str
-    dataset: str
-    labels: tuple[str, ...]
-    columns: tuple[tuple[str, str], ...]
+    dataset: str  # which it is measured on; empty where the rows say so
+    labels: tuple[str, ...]  # headings of the label columns
+    columns: tuple[tuple[str, str], ...]  # (group, name) of the columns of numbers; the group may be empty
     rows: tuple[PaperRow, ...]
-    note: str = ""
+    note: str = ""  # explanation of signs
 
     @property
     def ablations(self) -> tuple[str, ...]:
@@ -52,9 +37,8 @@ class PaperTable:
 
 
 @cache
-def _content() -> dict[str, object]:
-    text = resources.files(__package__).joinpath("paper_tables.json").read_text(encoding="utf-8")
-    content: dict[str, object] = json.loads(text)
+def _content() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(resources.files(__package__).joinpath("paper_tables.json").read_bytes())
     return content
 
 
@@ -67,11 +51,9 @@ def source() -> str:
 def paper_tables() -> dict[int, PaperTable]:
     """The tables by number."""
     tables = {}
-    for entry in _content()["tables"]:  # type: ignore[attr-defined]  # the file is ours; the tests read all of it
-        rows = tuple(PaperRow(tuple(row["labels"]), tuple(row["values"]), row.get("ablation")) for row in entry["rows"])
+    for entry in _content()["tables"]:
+        rows = [PaperRow(tuple(row["labels"]), tuple(row["values"]), row.get("ablation")) for row in entry["rows"]]
         columns = tuple(tuple(column.split("|")) for column in entry["columns"])
-        about = {key: entry[key] for key in ("number", "title", "dataset")}
-        tables[entry["number"]] = PaperTable(
-            **about, labels=tuple(entry["labels"]), columns=columns, rows=rows, note=entry.get("note", "")
-        )
+        made = {"labels": tuple(entry["labels"]), "columns": columns, "rows": tuple(rows)}
+        tables[entry["number"]] = PaperTable(**entry | made)
     return tables

@@ -28,15 +28,8 @@ _TESTED = ("dataset", "backbone", "model", "shot", "protocol", "selection", "sup
 _TRAINED = ("loss", "optim", "augment", "batch_size")
 _TRAINER = ("max_steps", "max_epochs", "max_time", "limit_train_batches", "accumulate_grad_batches", "precision")
 _OF_THE_METHOD = ("model.", "loss.", "optim.")
-_IGNORED = (
-    "dataset.root",
-    "dataset.fold",
-    "dataset.num_test_episodes",
-    "dataset.num_test_seeds",
-    "dataset.controls",
-    "backbone.weights",
-    "backbone.weights_dir",
-)
+_IGNORED = [f"dataset.{key}" for key in ("root", "fold", "num_test_episodes", "num_test_seeds", "controls")]
+_IGNORED += ["backbone.weights", "backbone.weights_dir"]
 
 
 def flatten(node: Any, prefix: str = "") -> Settings:
@@ -108,23 +101,19 @@ def settings_of(run: Run) -> Settings:
     return own
 
 
-def row_values(run: Run, names: Iterable[str]) -> dict[str, Settings]:
-    """What the rows of an ablation table set, for the run's data set.
+@cache
+def row_values(dataset: str, backbone: str, names: tuple[str, ...]) -> dict[str, Settings]:
+    """What the rows of an ablation table set, on a data set with a backbone.
 
     Args:
-        run: Says the data set and the backbone.
+        dataset: Its name.
+        backbone: Its name.
         names: The rows' ablations.
 
     Returns:
         By row, only of those that conf/ablation holds: every key that any of the rows changes, with the row's value
         (`ABSENT` where the row has no such key).
     """
-    dataset, backbone = str(run.result["dataset"]), str(run.result["backbone"])
-    return _row_values(dataset, backbone, tuple(names))
-
-
-@cache
-def _row_values(dataset: str, backbone: str, names: tuple[str, ...]) -> dict[str, Settings]:
     plain = _composed(dataset, backbone, None)
     assert plain is not None
     rows = {name: row for name in names if (row := _composed(dataset, backbone, name)) is not None}
@@ -162,7 +151,12 @@ def deviations(run: Run, left_out: Iterable[str] = ()) -> list[str]:
     skip = {*left_out, *SHOTS, *repeated(own)}
     if "model._target_" not in defaults:  # a method that conf/ does not know has nothing to differ from
         skip |= {key for key in own if key.startswith(_OF_THE_METHOD)}
-    return [f"{key}={own.get(key, ABSENT).strip(chr(34))}" for key in differing([own, defaults]) if key not in skip]
+    return [told(own, key) for key in differing([own, defaults]) if key not in skip]
+
+
+def told(settings: Settings, key: str) -> str:
+    """A setting as it is written on a command line."""
+    return f"{key}={settings.get(key, ABSENT).strip(chr(34))}"
 
 
 def is_papers_dataset(run: Run, dataset: str) -> bool:

@@ -13,15 +13,18 @@ from hdmnet.reporting.collect import Run
 from hdmnet.reporting.settings import (
     ABSENT,
     SHOTS,
+    Settings,
     deviations,
     differing,
     is_papers_dataset,
     repeated,
     row_values,
     settings_of,
+    told,
     without,
 )
 
+_Place = tuple[Hashable, str, tuple[str, ...]]  # of a run: key of its study, row, axes
 OTHER_DATASET = "‡"
 _SHOWN_DIFFERENCES = 3
 
@@ -59,11 +62,7 @@ class Study:
         return HDMNET if HDMNET in methods else self.first.method
 
     def note(self, dataset: str) -> str:
-        """One line on what it is: folds, seeds, and what it sets otherwise than conf/.
-
-        Args:
-            dataset: Of the paper's table.
-        """
+        """One line on what it is: folds, seeds, and what it sets otherwise than conf/; `dataset` is the paper's."""
         parts = [describe_runs(self.runs)]
         if dataset and not is_papers_dataset(self.first, dataset):
             parts.append("another data set than the paper's")
@@ -82,34 +81,31 @@ def row_of(run: Run, names: Sequence[str]) -> tuple[str | None, tuple[str, ...],
     Returns:
         The row (None: none), the settings that the rows change, and a warning where the run's name says otherwise.
     """
-    values, own = row_values(run, names), settings_of(run)
+    values, own = _row_values(run, names), settings_of(run)
     axes = tuple(sorted({key for row in values.values() for key in row}))
     row = next((name for name, row in values.items() if all(own.get(key, ABSENT) == row[key] for key in row)), None)
     if run.ablation not in names or run.ablation == row:
         return row, axes, None
     wanted = values.get(str(run.ablation), {})
-    wrong = [f"{key}={_plain(own.get(key, ABSENT))}" for key in wanted if own.get(key, ABSENT) != wanted[key]]
+    wrong = ", ".join(told(own, key) for key in wanted if own.get(key, ABSENT) != wanted[key])
     place = f"counted as {row}" if row else "counted by its name"
-    return (
-        row or run.ablation,
-        axes,
-        f"{run.folder} is named {run.ablation} but its config is not conf/ablation's ({', '.join(wrong)}): {place}",
-    )
+    warning = f"{run.folder} is named {run.ablation} but its config is not conf/ablation's ({wrong}): {place}"
+    return row or run.ablation, axes, warning
+
+
+def _row_values(run: Run, names: Iterable[str]) -> dict[str, Settings]:
+    return row_values(str(run.result["dataset"]), str(run.result["backbone"]), tuple(names))
 
 
 def ablation_studies(runs: Iterable[Run], names: Sequence[str]) -> tuple[list[Study], list[str]]:
-    """Studies that an ablation table shows: those with a run named for it, or with two of its rows.
-
-    Args:
-        runs: All there are.
-        names: The rows' ablations.
+    """Studies that a table with rows of these names shows: with a run named for it, or with two of its rows.
 
     Returns:
         The studies, labelled, and warnings.
     """
     warnings: list[str] = []
 
-    def place(run: Run) -> tuple[Hashable, str, tuple[str, ...]] | None:
+    def place(run: Run) -> _Place | None:
         row, axes, warning = row_of(run, names)
         if warning is not None:
             warnings.append(warning)
@@ -131,14 +127,14 @@ def full_studies(runs: Iterable[Run], names: Sequence[str]) -> tuple[list[Study]
         The studies, labelled, and warnings.
     """
 
-    def place(run: Run) -> tuple[Hashable, str, tuple[str, ...]] | None:
+    def place(run: Run) -> _Place | None:
         own = settings_of(run)
         if own["support_mask"] != json.dumps("given"):
             return None  # a control
         return (without(own, SHOTS), _training(run)), str(run.result["shot"]), SHOTS
 
     def is_full(run: Run) -> bool:
-        axes = {key for row in row_values(run, names).values() for key in row}
+        axes = {key for row in _row_values(run, names).values() for key in row}
         changed = {change.partition("=")[0] for change in deviations(run)}
         return run.ablation is None or axes.isdisjoint(changed)
 
@@ -146,12 +142,11 @@ def full_studies(runs: Iterable[Run], names: Sequence[str]) -> tuple[list[Study]
     return _finish(shown, [], with_shot=False)
 
 
-def _gather(runs: Iterable[Run], place: Callable[[Run], tuple[Hashable, str, tuple[str, ...]] | None]) -> list[Study]:
-    """Group runs by what `place` gives: key of the study, row, axes."""
+def _gather(runs: Iterable[Run], place: Callable[[Run], _Place | None]) -> list[Study]:
+    """Group runs by their places."""
     studies: dict[Hashable, Study] = {}
     for run in runs:
-        found = place(run)
-        if found is not None:
+        if (found := place(run)) is not None:
             key, row, axes = found
             studies.setdefault(key, Study(axes=axes)).rows.setdefault(row, []).append(run)
     for study in studies.values():
@@ -168,8 +163,8 @@ def _gather(runs: Iterable[Run], place: Callable[[Run], tuple[Hashable, str, tup
 def _finish(studies: list[Study], warnings: list[str], *, with_shot: bool) -> tuple[list[Study], list[str]]:
     label_apart(studies, with_shot=with_shot)
     for study in studies:
-        told = "not used, another run of the same setting, fold and seed is"
-        warnings += [f"{told}: {run.folder}" for run in study.left_out]
+        unused = "not used, another run of the same setting, fold and seed is"
+        warnings += [f"{unused}: {run.folder}" for run in study.left_out]
         warnings += mixed_episodes(study.runs)
         warnings += _unequal_seeds(study)
     return studies, warnings
@@ -183,15 +178,10 @@ def _unequal_seeds(study: Study) -> list[str]:
         for run in runs:
             seeds.setdefault(run.result["fold"], set()).add(run.result["seed"])
         if len(set(map(frozenset, seeds.values()))) > 1:
-            told = "; ".join(f"fold {fold}: {', '.join(map(str, sorted(own)))}" for fold, own in sorted(seeds.items()))
+            each = "; ".join(f"fold {fold}: {', '.join(map(str, sorted(own)))}" for fold, own in sorted(seeds.items()))
             name = f"{row}-shot" if row.isdigit() else row
-            found.append(f"{study.label}, {name}: folds with unequal training seeds are averaged ({told})")
+            found.append(f"{study.label}, {name}: folds with unequal training seeds are averaged ({each})")
     return found
-
-
-def _plain(value: str) -> str:
-    """A setting's JSON as it is written on a command line."""
-    return value.strip('"')
 
 
 def _training(run: Run) -> str:
@@ -203,13 +193,7 @@ def _training(run: Run) -> str:
 
 
 def base_label(run: Run, method: str, *, with_shot: bool = True) -> str:
-    """Data set, backbone, method and how it was trained.
-
-    Args:
-        run: The run.
-        method: Name of the method; empty: not told.
-        with_shot: Whether the number of shots is told.
-    """
+    """Data set, backbone, method (unless empty), shots (if told) and how it was trained."""
     shot = f"{run.result['shot']}-shot" if with_shot else ""
     parts = [run.result["dataset"], run.result["backbone"], method, shot, _training(run)]
     return ", ".join(str(part) for part in parts if part)
@@ -230,15 +214,11 @@ def label_apart(studies: Sequence[Study], *, with_shot: bool) -> None:
         groups.setdefault(label, []).append(study)
     for label, group in groups.items():
         settings: list[dict[str, Any]] = [settings_of(study.first) for study in group]
-        untold = {
-            *SHOTS,
-            *(axis for study in group for axis in study.axes),
-            *set.intersection(*map(repeated, settings)),
-        }
+        axes = {axis for study in group for axis in study.axes}
+        untold = {*SHOTS, *axes, *set.intersection(*map(repeated, settings))}
         keys = [key for key in differing(settings) if key not in untold]
         for study, own in zip(group, settings, strict=True):
-            told = [f"{key}={_plain(own.get(key, ABSENT))}" for key in keys[:_SHOWN_DIFFERENCES]]
-            study.label = "; ".join([label, *told])
+            study.label = "; ".join([label, *(told(own, key) for key in keys[:_SHOWN_DIFFERENCES])])
         taken: dict[str, int] = {}
         for study in group:  # those that differ only in what is not shown
             number = taken[study.label] = taken.get(study.label, 0) + 1

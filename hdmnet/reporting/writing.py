@@ -12,7 +12,7 @@ from hdmnet.reporting.figures import Figure, draw_class_counts, draw_curves, dra
 from hdmnet.reporting.formats import to_csv, to_latex, to_markdown
 from hdmnet.reporting.maps import draw_maps
 from hdmnet.reporting.page import make_page
-from hdmnet.reporting.tables import Table, make_tables
+from hdmnet.reporting.tables import make_tables
 from hdmnet.runtime.atomic import replacing
 from hdmnet.runtime.errors import InputError
 
@@ -49,13 +49,14 @@ def write_report(named: Iterable[str | Path], out: str | Path, *, num_episodes: 
         for ending, write in _FORMATS.items():
             _write(out / "tables" / f"table{table.number}.{ending}", write(table))
     warnings = _merged(warnings)
-    drawn = {figure.number for figure in figures}
-    without = [str(number) for number in _FIGURES if number not in drawn]
-    missing = (
-        f"No runs (or no data) for Figure{'s' if len(without) > 1 else ''} {', '.join(without)}." if without else ""
-    )
-    _write(out / "report.html", make_page(tables, figures, found.runs, warnings, missing))
-    return _summary(tables, figures, found.runs, warnings, missing, out)
+    without = [str(number) for number in _FIGURES if number not in {figure.number for figure in figures}]
+    missing = f"No runs (or no data) for Figure{'s' if len(without) > 1 else ''} {', '.join(without)}."
+    _write(out / "report.html", make_page(tables, figures, found.runs, warnings, missing if without else ""))
+    lines = [f"{len(found.runs)} runs read"]
+    lines += [f"Table {table.number}: {f'{len(table.runs)} runs' if table.runs else 'no runs'}" for table in tables]
+    lines += [f"Figure {figure.number}: {figure.path.name}" for figure in figures]
+    lines += [missing] if without else []
+    return [*lines, *(f"warning: {warning}" for warning in warnings), f"report: {out / 'report.html'}"]
 
 
 class _Counter:
@@ -83,7 +84,7 @@ def _draw(runs: Sequence[Run], folder: Path, num_episodes: int) -> tuple[list[Fi
     maps, no_maps = draw_maps(runs, folder, num_episodes)
     counts, no_counts = draw_class_counts(runs, folder)
     figures = [*draw_curves(runs, folder), *maps, *counts, *draw_episode_numbers(runs, folder)]
-    figures.sort(key=lambda figure: (figure.number, figure.name))
+    figures.sort(key=lambda figure: (figure.number, figure.path.stem))
     kept = {figure.path for figure in figures}
     for number in _FIGURES:
         for path in folder.glob(f"figure{number}_*.png"):
@@ -110,15 +111,3 @@ def _merged(warnings: Sequence[str]) -> list[str]:
 def _write(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _summary(
-    tables: Sequence[Table], figures: Sequence[Figure], runs: Sequence[Run], warnings: Sequence[str], missing: str,
-    out: Path,
-) -> list[str]:  # fmt: skip
-    lines = [f"{len(runs)} runs read"]
-    lines += [f"Table {table.number}: {f'{len(table.runs)} runs' if table.runs else 'no runs'}" for table in tables]
-    lines += [f"Figure {figure.number}: {figure.path.name}" for figure in figures]
-    lines += [missing] if missing else []
-    lines += [f"warning: {warning}" for warning in warnings]
-    return [*lines, f"report: {out / 'report.html'}"]

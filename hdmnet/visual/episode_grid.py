@@ -33,7 +33,8 @@ Picture = NDArray[np.uint8]  # (H, W, 3) RGB
 _INK, _FAINT, _PAPER = (20, 20, 20), (90, 90, 90), (255, 255, 255)
 _GAP, _LABEL_HEIGHT, _TITLE_HEIGHT, _PANEL_HEIGHT = 8, 34, 30, 200
 _MAX_SUPPORTS = 5
-_LABELS = {"meta": "meta only"}  # of predictions
+_TINT = 0.35  # opacity of a mask
+_LABELS = {"meta": "meta only"}  # of predictions, where there are several
 
 
 @lru_cache(maxsize=8)
@@ -50,48 +51,29 @@ def _panel_size(height: int, width: int) -> tuple[int, int]:
     return max(1, round(_PANEL_HEIGHT * width / height)), _PANEL_HEIGHT
 
 
-def _enlarge(image: Picture, size: tuple[int, int]) -> Picture:
-    """Resize an RGB image to (width, height)."""
-    shrinks = size[1] < image.shape[0]
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC), np.uint8)
-
-
-def _paint(panel: Picture, mask: NDArray[Any], colour: tuple[int, int, int], fill: float) -> None:
-    """Lay a mask over a panel, in place: a tint, and an outline with a dark edge that shows on any ground.
-
-    Args:
-        panel: (h, w, 3) RGB at panel size.
-        mask: (H, W) bool at any size.
-        colour: RGB.
-        fill: Opacity of the tint, 0 for the outline alone.
-    """
-    region = _at_panel_size(panel, mask)
-    tint = np.asarray(colour, dtype=np.float32)
-    inside = region.astype(bool)
-    panel[inside] = ((1 - fill) * panel[inside] + fill * tint).astype(np.uint8)
-    outlines, _ = cv2.findContours(region, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(panel, outlines, -1, (0, 0, 0), 4)
-    cv2.drawContours(panel, outlines, -1, colour, 2)
-
-
 def _at_panel_size(panel: Picture, mask: NDArray[Any]) -> NDArray[Any]:
     """A mask (H, W) bool as (h, w) uint8, 0/1, of a panel (h, w, 3)."""
-    size = (panel.shape[1], panel.shape[0])
-    return cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    return cv2.resize(mask.astype(np.uint8), panel.shape[1::-1], interpolation=cv2.INTER_NEAREST)
 
 
-def _hatch_ignored(panel: Picture, mask: NDArray[Any]) -> None:
-    """Hatch the ignored pixels of a (H, W) mask grey, in place."""
-    region = _at_panel_size(panel, mask == IGNORE)
-    rows, columns = np.indices(region.shape)
-    panel[(region > 0) & ((rows + columns) % 6 < 3)] = 190
+def _outline(panel: Picture, region: NDArray[Any], *lines: tuple[tuple[int, int, int], int]) -> None:
+    """Draw the outline of a region (h, w) uint8 in lines of (colour, thickness), in place."""
+    outlines, _ = cv2.findContours(region, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    for colour, thickness in lines:
+        cv2.drawContours(panel, outlines, -1, colour, thickness)
 
 
-def _with_mask(image: Picture, mask: NDArray[Any], colour: tuple[int, int, int], fill: float = 0.35) -> Picture:
-    """An image at panel size with its 0/1/255 mask laid over."""
-    panel = _enlarge(image, _panel_size(*image.shape[:2])).copy()
-    _hatch_ignored(panel, mask)
-    _paint(panel, mask == 1, colour, fill)
+def _with_mask(image: Picture, mask: NDArray[Any], colour: tuple[int, int, int]) -> Picture:
+    """An image at panel size with its 0/1/255 mask laid over: a tint, an outline, ignored pixels hatched grey."""
+    size = _panel_size(*image.shape[:2])
+    smooth = cv2.INTER_AREA if size[1] < image.shape[0] else cv2.INTER_CUBIC
+    panel = np.array(cv2.resize(image, size, interpolation=smooth), np.uint8)
+    rows, columns = np.indices(panel.shape[:2])
+    panel[(_at_panel_size(panel, mask == IGNORE) > 0) & ((rows + columns) % 6 < 3)] = 190
+    region = _at_panel_size(panel, mask == 1)
+    inside = region.astype(bool)
+    panel[inside] = ((1 - _TINT) * panel[inside] + _TINT * np.asarray(colour, np.float32)).astype(np.uint8)
+    _outline(panel, region, ((0, 0, 0), 4), (colour, 2))  # the dark edge shows on any ground
     return panel
 
 
@@ -104,8 +86,7 @@ def _heat(values: NDArray[np.float32], size: tuple[int, int], truth: NDArray[Any
     scaled = (finite - low) / (high - low) if high > low else np.zeros_like(finite)
     cells = np.asarray(colormaps["viridis"](scaled)[..., :3] * 255, dtype=np.uint8)
     panel = np.asarray(cv2.resize(cells, size, interpolation=cv2.INTER_NEAREST), np.uint8)
-    outlines, _ = cv2.findContours(_at_panel_size(panel, truth == 1), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(panel, outlines, -1, (255, 255, 255), 1)
+    _outline(panel, _at_panel_size(panel, truth == 1), ((255, 255, 255), 1))
     return panel
 
 
@@ -186,7 +167,8 @@ def draw_episode(
         for k in range(num_shown)
     ]
     panels.append(("query", "truth", _with_mask(query_image, query_mask, TRUTH)))
-    panels += [predicted(_LABELS.get(name, name), mask) for name, mask in predictions.items()]
+    alone = "prediction" if len(predictions) == 1 else ""
+    panels += [predicted(alone or _LABELS.get(name, name), mask) for name, mask in predictions.items()]
     for name, several in (maps or {}).items():
         numbers = [f" {number}" for number in range(1, len(several) + 1)] if len(several) > 1 else [""]
         panels += [heat(f"{name}{number}", values) for number, values in zip(numbers, several, strict=True)]

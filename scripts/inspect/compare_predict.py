@@ -3,9 +3,9 @@
     python scripts/inspect/compare_predict.py RUN/checkpoints/best.ckpt seeds=1 episodes=100 [--out DIR] [--json FILE]
 
 Takes the overrides of `python -m hdmnet.evaluate`. Each episode's supports and query are written as files, segmented by
-the predict door and by `Segmenter`, and the mask PNGs are pooled as the test protocol pools its predictions: per class,
+`hdmnet.predict` and by `Segmenter`, and the mask PNGs are pooled as the test protocol pools its predictions: per class,
 at the query's original size. `--out` keeps the files, among them the overlays to look at. Expect equal masks from the
-two doors to one's own pictures; and beside the evaluator's a few pixels in a million whose two logits are equal up to
+two ways to one's own pictures; and beside the evaluator's a few pixels in a million whose two logits are equal up to
 rounding, as it encodes other numbers of pictures together (`reuse=false batch_size=1`: none).
 """
 
@@ -118,7 +118,7 @@ def compare(cfg: DictConfig, ckpt: Path, folder: Path, checkpoint: dict[str, Any
     """Run all three ways over the same episodes.
 
     Args:
-        cfg: The evaluate door's config.
+        cfg: The config of `hdmnet.evaluate`.
         ckpt: A run's checkpoint.
         folder: For the files.
         checkpoint: Its content.

@@ -22,9 +22,10 @@ from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
+sys.path[:0] = [path for path in (str(ROOT), str(Path(__file__).parent)) if path not in sys.path]
 
-from hdmnet.callbacks.resources import FILE  # noqa: E402
+from resources import FILE  # noqa: E402
+
 from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
 from hdmnet.runtime.atomic import replacing  # noqa: E402
 
@@ -48,7 +49,7 @@ _SMALL = (
         "optim.base.warmup_steps=0",
     ),
     *("callbacks.pictures.num_episodes=2", "callbacks.progress_bar.refresh_rate=0", f"optim.batch_size={_BATCH}"),
-    "+callbacks.resources._target_=hdmnet.callbacks.resources.ResourceLog",
+    "+callbacks.resources._target_=scripts.robustness.resources.ResourceLog",
     "+callbacks.resources.directory=${paths.run_dir}",
     f"+callbacks.resources.every_n_steps={_EVERY}",
 )

@@ -21,7 +21,7 @@ from tests.helpers.tiny_training import Killed, fit
 
 
 @pytest.fixture(autouse=True)
-def quiet():
+def silent():
     with warnings.catch_warnings():
         silence_known_warnings()
         yield
@@ -59,7 +59,7 @@ def dead():
 
 
 def test_what_is_written_when_the_clock_says_nothing(tmp_path, written):
-    _, keeper = fit(tmp_path, minutes=60)
+    _, callback = fit(tmp_path, minutes=60)
     ends = [("last", step) for step in (6, 6, 12, 12)]  # before and after each validation
     assert [one for one in written if one[0] == "last"] == [*ends, ("last", 15)]
     best = [step for name, step in written if name == "best"]
@@ -69,7 +69,7 @@ def test_what_is_written_when_the_clock_says_nothing(tmp_path, written):
         "best.ckpt", "last-previous.ckpt", "last.ckpt"
     ]  # fmt: skip
     assert read_checkpoint(tmp_path / "checkpoints" / "last-previous.ckpt")["global_step"] == 12
-    assert keeper.failures == 0
+    assert callback.failures == 0
 
 
 def test_the_clock_adds_checkpoints(tmp_path, written, monkeypatch):
@@ -85,8 +85,8 @@ def test_the_clock_adds_checkpoints(tmp_path, written, monkeypatch):
 
 
 def test_less_may_be_better(tmp_path):
-    keeper = RunCheckpoint(dirpath=tmp_path, monitor="loss", mode="min")
-    assert keeper.best_model_path == ""
+    callback = RunCheckpoint(dirpath=tmp_path, monitor="loss", mode="min")
+    assert callback.best_model_path == ""
     with pytest.raises(ValueError, match="mode='best'; expected max or min"):
         RunCheckpoint(dirpath=tmp_path, monitor="loss", mode="best")
     with pytest.raises(ValueError, match="every_n_minutes=-1; expected"):
@@ -154,12 +154,12 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(tmp_path, caplog):
         at(10, limit(limits[0]))(place, number)
 
     try:
-        task, keeper = fit(tmp_path / "full", kill=reach)
+        task, callback = fit(tmp_path / "full", kill=reach)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), task.parameters(), strict=True))
     assert (tmp_path / "full" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
-    assert keeper.failures == 9  # of steps 4 to 9, before, in and after the validation of step 6
+    assert callback.failures == 9  # of steps 4 to 9, before, in and after the validation of step 6
     said = [record.message for record in caplog.records if "CHECKPOINT NOT WRITTEN" in record.message]
     assert len(said) == 9
     assert "at step 4: " in said[0]
@@ -168,7 +168,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(tmp_path, caplog):
         "best.ckpt", "last-previous.ckpt", "last.ckpt"
     ]  # fmt: skip
     # The best of what could be written: step 6 could not.
-    assert read_checkpoint(keeper.best_model_path)["global_step"] > 6
+    assert read_checkpoint(callback.best_model_path)["global_step"] > 6
 
 
 def test_the_best_is_what_the_disk_holds(tmp_path, monkeypatch):
@@ -177,14 +177,14 @@ def test_the_best_is_what_the_disk_holds(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "write_durably", refuse)
-    _, keeper = fit(tmp_path)
-    assert (keeper.best_model_path, keeper.best_model_score) == ("", None)
-    assert keeper.failures >= 1
+    _, callback = fit(tmp_path)
+    assert (callback.best_model_path, callback.best_model_score) == ("", None)
+    assert callback.failures >= 1
 
 
 def test_a_folder_that_vanishes_is_made_again(tmp_path):
-    _, keeper = fit(tmp_path, kill=at(9, lambda: shutil.rmtree(tmp_path / "checkpoints")))
-    assert keeper.failures == 0
+    _, callback = fit(tmp_path, kill=at(9, lambda: shutil.rmtree(tmp_path / "checkpoints")))
+    assert callback.failures == 0
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 15
 
 
@@ -222,9 +222,9 @@ def test_a_lost_best_checkpoint_is_said_and_sought_anew(tmp_path, caplog):
         fit(tmp_path, kill=at(9, dead))
     (tmp_path / "checkpoints" / "best.ckpt").unlink()
     with caplog.at_level(logging.WARNING):
-        _, keeper = fit(tmp_path, resume=tmp_path / "checkpoints" / "last.ckpt")
+        _, callback = fit(tmp_path, resume=tmp_path / "checkpoints" / "last.ckpt")
     assert "the best is chosen among what comes now" in caplog.text
-    assert read_checkpoint(keeper.best_model_path)["global_step"] >= 12
+    assert read_checkpoint(callback.best_model_path)["global_step"] >= 12
 
 
 def test_the_best_of_a_later_step_counts_when_an_earlier_one_is_resumed(tmp_path):
@@ -235,6 +235,6 @@ def test_the_best_of_a_later_step_counts_when_an_earlier_one_is_resumed(tmp_path
     with pytest.raises(Killed):
         fit(tmp_path / "again", kill=at(3, dead))
     (tmp_path / "again" / "checkpoints" / "best.ckpt").write_bytes(before)
-    _, keeper = fit(tmp_path / "again", resume=tmp_path / "again" / "checkpoints" / "last.ckpt")
-    assert keeper.best_model_score == whole.best_model_score
+    _, callback = fit(tmp_path / "again", resume=tmp_path / "again" / "checkpoints" / "last.ckpt")
+    assert callback.best_model_score == whole.best_model_score
     assert (tmp_path / "again" / "checkpoints" / "best.ckpt").read_bytes() == before

@@ -37,7 +37,7 @@ def test_sparse_rows_become_series_without_gaps_and_nan(tmp_path: Path) -> None:
     assert set(scores) == {"val/miou", "val/fb_iou"}
 
 
-def testrunning_mean_by_hand() -> None:
+def test_running_mean_by_hand() -> None:
     assert running_mean([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
 
 

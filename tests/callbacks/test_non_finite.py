@@ -223,10 +223,10 @@ def test_one_ranks_loss_decides_for_both(tmp_path):
     assert done.stderr.count("ValueError: training stopped: the loss is nan in stage 2, step 1 ") == 1
 
 
-# ------------------------------------------------------------------------------------------------ through the doors
+# --------------------------------------------------------------------------------------- through the entry points
 
 
-def test_the_door_says_it_in_one_line_and_the_dump_shows_it_again(tmp_path, capsys):
+def test_the_command_says_it_in_one_line_and_the_dump_shows_it_again(tmp_path, capsys):
     from scripts.inspect import replay
 
     answer = call("train", tmp_path, *SHAPES, "optim.base.lr=1e30")

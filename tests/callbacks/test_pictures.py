@@ -81,8 +81,8 @@ class _Task(LightningModule):
 
 
 def _trainer(folder: Path, pictures: EpisodePictures, **arguments: Any) -> Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    return Trainer(default_root_dir=folder, callbacks=[pictures], enable_checkpointing=False, **(quiet | arguments))
+    bare = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    return Trainer(default_root_dir=folder, callbacks=[pictures], enable_checkpointing=False, **(bare | arguments))
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")  # nothing is read from disk

@@ -24,21 +24,21 @@ SETTINGS = {
 
 
 @pytest.fixture(autouse=True)
-def quiet():
+def silent():
     with warnings.catch_warnings():
         silence_known_warnings()
         yield
 
 
 def trace(folder, settings, **arguments):
-    task, keeper = fit(folder, **settings, **arguments)
+    task, callback = fit(folder, **settings, **arguments)
     last = read_checkpoint(folder / "checkpoints" / "last.ckpt")
     return {
         "weights": torch.cat([one.detach().flatten() for one in task.parameters()]),
         "optimiser": torch.cat([one.flatten() for one in _tensors(last["optimizer_states"])]),
         "random": last["hdmnet_random"][0]["torch"],
         "rest": [last[key] for key in ("lr_schedulers", "global_step", "epoch", "hdmnet_position", "hdmnet_log_rows")],
-        "best": keeper.best_model_score,
+        "best": callback.best_model_score,
         "log": (folder / "metrics.csv").read_text() if (folder / "metrics.csv").is_file() else None,
     }, task.seen
 

@@ -97,7 +97,7 @@ class _Task(LightningModule):
 def test_the_csv_log_gets_the_columns_and_the_curves_stay_losses(tmp_path):
     data = [torch.tensor([3.0, 4.0])] * 12
     loader: Any = DataLoader(data, batch_size=2, collate_fn=lambda rows: SimpleNamespace(query_image=torch.stack(rows)))
-    quiet: Any = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    bare: Any = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -105,7 +105,7 @@ def test_the_csv_log_gets_the_columns_and_the_curves_stay_losses(tmp_path):
         gradient_clip_val=1.0,
         logger=CSVLogger(tmp_path, name="", version=""),
         callbacks=[throughput.Throughput()],
-        **quiet,
+        **bare,
     )
     trainer.fit(_Task(), loader)
     series = read_metrics(tmp_path / "metrics.csv")

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from hdmnet.callbacks.resources import FILE, family
 from hdmnet.sweeps.processes import group_is_alive
+from scripts.robustness.resources import FILE, family
 from tests.helpers.commands import ROOT, SHAPES, load
 
 SECONDS_TO_END = 5.0
 _ENDLESS = (
     *("optim.max_steps=100000", "dataset.episodes_per_epoch=4000", "trainer.enable_progress_bar=false"),
-    "+callbacks.resources._target_=hdmnet.callbacks.resources.ResourceLog",
+    "+callbacks.resources._target_=scripts.robustness.resources.ResourceLog",
     "+callbacks.resources.directory=${paths.run_dir}",
     "+callbacks.resources.every_n_steps=1",
 )

@@ -1,4 +1,4 @@
-"""Results of runs that never ran: configs as the doors compose them, figures by hand."""
+"""Results of runs that never ran: configs as the entry points compose them, figures by hand."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ TINY = ("dataset.image_size=65", "dataset.num_train=20", "dataset.num_val=20")
 
 
 @functools.cache
-def composed(door, overrides):
+def composed(entry_point, overrides):
     register_schemas()
     with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
-        return json.dumps(to_plain(compose(door, list(overrides))))
+        return json.dumps(to_plain(compose(entry_point, list(overrides))))
 
 
 def make_result(
@@ -34,13 +34,13 @@ def make_result(
     miou=(0.5, 0.6),
     fb_iou=(0.7, 0.8),
     overrides=(),
-    door="train",
+    entry_point="train",
     episodes=100,
     **changes,
 ):
     words = [f"dataset={dataset}", f"fold={fold}", f"seed={seed}", f"shot={shot}", *overrides]
     words += [] if ablation is None else [f"ablation={ablation}"]
-    config = json.loads(composed(door, tuple(words)))
+    config = json.loads(composed(entry_point, tuple(words)))
     test = {
         "miou": sum(miou) / len(miou),
         "miou_per_seed": list(miou),

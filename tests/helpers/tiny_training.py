@@ -100,15 +100,15 @@ def fit(
     **trainer: Any,
 ) -> tuple[Task, RunCheckpoint]:
     """Train; `trainer` are arguments of Lightning's."""
-    keeper = RunCheckpoint(dirpath=folder / "checkpoints", monitor="val/miou", every_n_minutes=minutes)
+    callback = RunCheckpoint(dirpath=folder / "checkpoints", monitor="val/miou", every_n_minutes=minutes)
     learning_rate = L.pytorch.callbacks.LearningRateMonitor("step")
     arguments: dict[str, Any] = {"max_epochs": -1, "max_steps": 15, "num_sanity_val_steps": 0} | trainer
     task = Task([], kill)
     one = L.Trainer(
-        accelerator="cpu", logger=CsvLogger(folder), callbacks=[learning_rate, keeper], log_every_n_steps=1,
+        accelerator="cpu", logger=CsvLogger(folder), callbacks=[learning_rate, callback], log_every_n_steps=1,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, **arguments,
     )  # fmt: skip
     if signals.are_handled():
         leave_sigterm_alone(one)
     one.fit(task, datamodule=data or Data(), ckpt_path=resume)
-    return task, keeper
+    return task, callback

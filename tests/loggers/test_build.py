@@ -11,10 +11,10 @@ from hdmnet.loggers.build import build_loggers, describe_run
 
 @pytest.fixture
 def job(compose_config, tmp_path):
-    """`job("fold=1", ...)` is the config that the door gives a job, its overrides kept as Hydra keeps them."""
+    """`job("fold=1", ...)` is the config that an entry point gives a job, its overrides kept as Hydra keeps them."""
 
-    def make(*overrides, door="train", written=True, folder="run"):
-        cfg = compose_config(door, *overrides)
+    def make(*overrides, entry_point="train", written=True, folder="run"):
+        cfg = compose_config(entry_point, *overrides)
         make_paths_absolute(cfg, tmp_path / folder)
         if written:
             (tmp_path / folder / ".hydra").mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def test_long_names_are_cut_and_stay_apart(job):
 def test_an_evaluation_is_in_the_group_of_its_training(job, tmp_path):
     trained = _group(job("loss.temperature=2", "fold=1"))
     ckpt = tmp_path / "run" / "checkpoints" / "best.ckpt"
-    again = job(f"ckpt={ckpt}", "loss.temperature=2", "fold=1", door="evaluate", folder="evaluation")
+    again = job(f"ckpt={ckpt}", "loss.temperature=2", "fold=1", entry_point="evaluate", folder="evaluation")
     assert describe_run(again, "evaluate")["group"] == trained
     OmegaConf.save(OmegaConf.create([f"ckpt={ckpt}"]), tmp_path / "evaluation" / ".hydra" / "overrides.yaml")
     assert describe_run(again, "evaluate")["group"] == trained  # the training's own command line says the rest

@@ -134,7 +134,7 @@ def test_what_goes_on_in_a_folder_is_the_same_run_and_another_folder_another(tmp
 
 def test_checkpoints_become_artifacts_when_asked(tmp_path):
     (tmp_path / "best.ckpt").write_bytes(b"weights")
-    keeper = SimpleNamespace(
+    callback = SimpleNamespace(
         save_top_k=1,
         monitor="val/miou",
         best_model_path=str(tmp_path / "best.ckpt"),
@@ -145,7 +145,7 @@ def test_checkpoints_become_artifacts_when_asked(tmp_path):
 
     def log_something(logger):
         logger.log_metrics({"a": 1.0}, 0)
-        logger.after_save_checkpoint(keeper)
+        logger.after_save_checkpoint(callback)
         logger.finalize("success")
 
     (run,) = _finished(tmp_path / "not", log_something)

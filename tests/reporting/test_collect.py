@@ -57,8 +57,8 @@ def test_refuses_what_holds_no_result(tmp_path):
 def test_an_evaluation_knows_the_training_of_its_checkpoint(tmp_path):
     trained = write_run(tmp_path, "trained", shot=1)
     checkpoint = trained / "checkpoints" / "best.ckpt"
-    write_run(tmp_path, "evaluated", shot=5, door="evaluate", checkpoint=str(checkpoint))
-    write_run(tmp_path, "orphan", shot=5, door="evaluate", checkpoint="/gone/checkpoints/best.ckpt")
+    write_run(tmp_path, "evaluated", shot=5, entry_point="evaluate", checkpoint=str(checkpoint))
+    write_run(tmp_path, "orphan", shot=5, entry_point="evaluate", checkpoint="/gone/checkpoints/best.ckpt")
     runs = {run.folder.name: run for run in collect([tmp_path]).runs}
     assert [runs[name].is_evaluation for name in ("trained", "evaluated", "orphan")] == [False, True, True]
     assert runs["evaluated"].trained["shot"] == 1

@@ -48,7 +48,7 @@ def test_curves_with_and_without_distillation_by_fold(runs_of, tmp_path):
     (study,) = distillation_pairs(runs, lambda run: True)
     assert [(one.folder.name, two.folder.name) for one, two in pairs_of(study)] == [("run0", "run1"), ("run2", "run3")]
     (figure,) = draw_curves(runs, tmp_path / "figures")
-    assert figure.name == "figure6_shapes"
+    assert figure.path.stem == "figure6_shapes"
     assert "shapes, resnet_narrow, 1-shot, training seed 0." in figure.caption
     assert is_drawn(figure) == (936, 728)  # 7.2 x 5.6 inches at 130 dots
 
@@ -113,7 +113,7 @@ def test_correlation_maps_of_a_pair_of_checkpoints(finished_run, tmp_path):
     runs = collect([tmp_path]).runs
     figures, warnings = draw_maps(runs, tmp_path / "figures", 3)
     assert warnings == []
-    assert [figure.name for figure in figures] == ["figure7_shapes", "figure12_shapes", "figure13_shapes"]
+    assert [figure.path.stem for figure in figures] == ["figure7_shapes", "figure12_shapes", "figure13_shapes"]
     heights = [is_drawn(figure)[1] for figure in figures]
     row = 272  # one episode
     assert heights == [30 + 4 * row, 30 + 3 * row, 30 + 3 * row]

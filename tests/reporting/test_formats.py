@@ -5,29 +5,30 @@ import io
 
 import pytest
 
+from hdmnet.reporting.aggregate import Value
 from hdmnet.reporting.formats import CSV_COLUMNS, show, to_csv, to_html, to_latex, to_markdown
 from hdmnet.reporting.paper import source
-from hdmnet.reporting.tables import Cell, Entry, Table
+from hdmnet.reporting.tables import Table
 
 
 @pytest.fixture
 def table():
     made = Table(4, "Parts of a_b, mIoU (%)", [("", "Ens."), ("paper", "mIoU"), ("ours ‡", "Δ"), ("ours ‡", "on")])
-    made.add(["✓", Cell(44.7), Cell(1.06, 0.25, signed=True), "fold 0; ± 2 test seeds"], ours=False)
-    made.add(["<b>", Cell(), Cell(-0.01, signed=True), "a|b"], ours=True)
+    made.add(["✓", Value(44.7), Value(1.06, 0.25, signed=True), "fold 0; ± 2 test seeds"], ours=False)
+    made.add(["<b>", Value(), Value(-0.01, signed=True), "a|b"], ours=True)
     made.notes.append("50 % & more")
     made.entries += [
-        Entry("✓", "mIoU", "paper", Cell(44.7)),
-        Entry("✓", "Δ", "ours: x", Cell(1.0625, 0.25), "2 test seeds", (0, 2), 3),
-        Entry("✓", "gap", "ours: x", Cell()),
+        ("✓", "mIoU", "paper", Value(44.7)),
+        ("✓", "Δ", "ours: x", Value(1.0625, 0.25, "2 test seeds", (0, 2), 3)),
+        ("✓", "gap", "ours: x", Value()),
     ]
     return made
 
 
 def test_cells():
-    assert [show(Cell(value)) for value in (None, 0.0, 49.96, -1.26)] == ["–", "0.0", "50.0", "-1.3"]
-    assert show(Cell(50.0, 0.0)) == "50.0 ± 0.0"
-    assert [show(Cell(value, signed=True)) for value in (1.1, -1.1, 0.0, -0.04)] == ["+1.1", "-1.1", "0.0", "0.0"]
+    assert [show(Value(value)) for value in (None, 0.0, 49.96, -1.26)] == ["–", "0.0", "50.0", "-1.3"]
+    assert show(Value(50.0, 0.0)) == "50.0 ± 0.0"
+    assert [show(Value(value, signed=True)) for value in (1.1, -1.1, 0.0, -0.04)] == ["+1.1", "-1.1", "0.0", "0.0"]
     assert show("text") == "text"
 
 

@@ -114,7 +114,7 @@ def test_the_full_method_by_shots_and_by_how_it_was_trained(runs_of, tmp_path):
     runs = runs_of(
         {"shot": 1},
         {"shot": 5},
-        {"shot": 5, "door": "evaluate", "checkpoint": best},
+        {"shot": 5, "entry_point": "evaluate", "checkpoint": best},
         {"ablation": "table9_t1"},  # the full method by another name
         {"ablation": "table9_t2"},
         {"overrides": ("support_mask=ones",)},

@@ -26,7 +26,7 @@ class ResourceLog(Callback):
     shared pages counted once for each process; open files; threads; processes. The last four of this process and all
     that it has started, so workers too. In a DDP run the first process writes, of its own tree. Needs Linux.
 
-        +callbacks.resources._target_=hdmnet.callbacks.resources.ResourceLog
+        +callbacks.resources._target_=scripts.robustness.resources.ResourceLog
         '+callbacks.resources.directory=${paths.run_dir}'
 
     Args:

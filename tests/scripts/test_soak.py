@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hdmnet.callbacks import resources
-from hdmnet.callbacks.resources import FILE, ResourceLog, family, measure
+from scripts.robustness import resources
+from scripts.robustness.resources import FILE, ResourceLog, family, measure
 from scripts.robustness.soak import fit, grows, read, slope, table
 
 
