@@ -140,7 +140,7 @@ def _with_size(png, width, height):
     return png[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + png[33:]
 
 
-# ------------------------------------------------------------------------------------------------------- page and command
+# ---------------------------------------------------------------------------------------------------- page and command
 
 
 @pytest.fixture

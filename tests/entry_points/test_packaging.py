@@ -78,7 +78,7 @@ def test_the_wheel_holds_the_configs_and_nothing_private(wheel):
 
 
 @pytest.mark.slow
-def test_doors_of_an_installed_wheel_work_in_another_folder(installed_python, tmp_path):
+def test_commands_of_an_installed_wheel_work_in_another_folder(installed_python, tmp_path):
     where = run(installed_python, "-c", "import hdmnet.config.values as c; print(c.conf_dir())", cwd=tmp_path).strip()
     assert where.endswith("site-packages/hdmnet/conf")
     assert str(ROOT) not in where

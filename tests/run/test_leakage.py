@@ -54,7 +54,7 @@ def trees(data_dir, tmp_path_factory):
 
 
 def modules(compose_config, trees, tmp_path, dataset, *words, erase=False):
-    """The DataModules of both stages as the train door builds them, set up; erase: novel labels become background."""
+    """The DataModules of both stages as `train` builds them, set up; erase: novel labels become background."""
     layout = dataset.partition("/")[2] or "index"
     dataset = dataset.partition("/")[0]
     if dataset == "folder":

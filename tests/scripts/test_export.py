@@ -1,4 +1,4 @@
-"""The export script, from a checkpoint of a door to a file that onnxruntime runs."""
+"""The export script, from a checkpoint of a run to a file that onnxruntime runs."""
 
 from __future__ import annotations
 
