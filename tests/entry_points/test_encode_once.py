@@ -20,10 +20,8 @@ def test_reuse_changes_no_figure(finished_run, tmp_path, words):
 def test_too_little_memory_is_refused_in_one_line(finished_run, tmp_path):
     best = finished_run.folder / "checkpoints" / "best.ckpt"
     words = (f"ckpt={best}", "trainer=cpu", "num_workers=0", "reuse_memory_gb=1e-6")
-    assert (
-        "reuse_memory_gb=1e-06: the features of one episode take"
-        in commands.call("evaluate", tmp_path, *words).refusal()
-    )
+    refusal = commands.call("evaluate", tmp_path, *words).refusal()
+    assert "reuse_memory_gb=1e-06: the features of one episode take" in refusal
     words = (f"ckpt={best}", "reuse_memory_gb=0")
     assert "reuse_memory_gb=0.0: expected a number above 0" in commands.call("evaluate", tmp_path, *words).refusal()
 
