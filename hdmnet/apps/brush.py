@@ -1,4 +1,4 @@
-"""Behind the demo's page: a mask painted over a picture, and what is found with it, through the predict door's code.
+"""Behind the demo's page: a mask painted over a picture, and what is found with it, through `predict`'s code.
 
 The page shows a picture made smaller and keeps the file: what the network gets is read from the file, as by `predict`,
 and the mask is of the shown size, which is the picture's but for the scale. Knows nothing of Gradio.
@@ -48,13 +48,7 @@ class Example:
 
 
 def read_limited(path: Path) -> UInt8Array:
-    """Read a picture of any kind, of a size that is no attack.
-
-    Args:
-        path: The file.
-
-    Returns:
-        (H0, W0, 3) uint8 RGB as a viewer shows it.
+    """A picture of any kind, of a size that is no attack: (H0, W0, 3) uint8 RGB as a viewer shows it.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -71,9 +65,6 @@ def read_limited(path: Path) -> UInt8Array:
 
 def shown_for_brush(path: Path) -> UInt8Array:
     """A picture at the size at which it is painted on: (h, w, 3) uint8 RGB, the longest side `PAINT_SIDE`.
-
-    Args:
-        path: The file.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -118,7 +109,7 @@ def segment(
         examples: One or more.
         queries: Pictures.
         folder: Where to; made if needed.
-        maps: Prior masks and correlation maps too.
+        maps: The method's maps too.
 
     Yields:
         Of each query, in order, what was written or why nothing was.
@@ -149,14 +140,7 @@ def draw_example(picture: UInt8Array, mask: UInt8Array) -> UInt8Array:
 
 
 def pack(folder: Path) -> Path:
-    """Pack a folder's files, without the folder's name: `results.zip` in it.
-
-    Args:
-        folder: What `segment` wrote.
-
-    Returns:
-        The archive.
-    """
+    """Pack the files that `segment` wrote to a folder, without the folder's name: `results.zip` in it."""
     archive = folder / "results.zip"
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     with zipfile.ZipFile(archive, "w") as packed:  # stored: PNG and JPEG do not shrink

@@ -1,8 +1,9 @@
 """What `python -m hdmnet.predict` does: words of its command line to files, and predictions to pictures.
 
 Of a query NAME it writes `NAME_mask.png` (0/255; of several classes a palette PNG of their indices),
-`NAME_probability.png` (16-bit grey, one a class), `NAME_overlay.jpg`, and with `maps=true` the prior masks and
-correlation maps, each stretched from its least to its largest value, at the picture's size.
+`NAME_probability.png` (16-bit grey, one a class), `NAME_overlay.jpg`, and with `maps=true` what the method shows of
+itself, by its names and numbered (`NAME_correlation_1.png` …): each map stretched from its least to its largest value,
+at the picture's size.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from tqdm import tqdm
 
-from hdmnet.apps.segmenter import DEFAULT_CLASS, Maps, Prediction, Segmenter
+from hdmnet.apps.segmenter import DEFAULT_CLASS, Prediction, Segmenter
 from hdmnet.config.values import to_plain
 from hdmnet.data.io.masks import voc_palette, write_mask
 from hdmnet.data.io.upright import IMAGE_SUFFIXES
@@ -41,6 +42,7 @@ Box = tuple[float, float, float, float]
 Supports = dict[str, list[tuple[Path, Path | Box]]]
 
 _TINT = 0.45  # opacity of the overlay
+_NOT_IN_NAMES = r"[^\w.-]+"  # of files: a class's or a map's name may hold more
 
 
 # --------------------------------------------------------------------------------------------------- the command line
@@ -139,12 +141,7 @@ def _pictures_in(folder: Path) -> list[Path]:
 
 
 def predict(cfg: DictConfig, supports: Supports | None, queries: Sequence[Path]) -> None:
-    """Segment the queries and write what was found.
-
-    Args:
-        cfg: The config of the predict door.
-        supports: From `parse_supports`; None: the checkpoint is of a fitted segmenter.
-        queries: From `find_queries`.
+    """Segment the queries and write what was found; without supports, the checkpoint is to be a fitted segmenter's.
 
     Raises:
         FileNotFoundError: The checkpoint or a support is missing.
@@ -152,9 +149,8 @@ def predict(cfg: DictConfig, supports: Supports | None, queries: Sequence[Path])
     """
     keep_freed_memory()
     plain, output = to_plain(cfg), Path(cfg.paths.run_dir)
-    _refuse_to_replace(
-        output, _names(queries), [*queries, *(file for pairs in (supports or {}).values() for file in _files(pairs))]
-    )
+    read = [part for pairs in (supports or {}).values() for pair in pairs for part in pair if isinstance(part, Path)]
+    _refuse_to_replace(output, _names(queries), [*queries, *read], maps=cfg.maps)
     segmenter = Segmenter.from_checkpoint(
         cfg.ckpt, device=cfg.device, image_size=plain["image_size"], **plain["official"]
     )
@@ -182,12 +178,14 @@ class Answer:
 
     Attributes:
         name: How the names of its files begin.
-        files: The files, by kind: "mask", "probability", "overlay", "prior_base", "correlation_1" …
+        files: The files, by kind: "mask", "probability", "overlay".
+        maps: Those of the method's maps, if asked for: "prior_1", "correlation_1" …
         error: One line that says why there are none.
     """
 
     name: str
     files: dict[str, Path] = field(default_factory=dict)
+    maps: dict[str, Path] = field(default_factory=dict)
     error: str | None = None
 
 
@@ -205,7 +203,7 @@ def write_predictions(
         segmenter: With its supports.
         queries: The pictures.
         output: Where to.
-        maps: Prior masks and correlation maps too.
+        maps: The method's maps too.
         read: Reads a picture as (H0, W0, 3) uint8 RGB.
 
     Yields:
@@ -214,18 +212,17 @@ def write_predictions(
     for path, name in zip(queries, _names(queries), strict=True):
         try:
             picture = read(path)
-            files = write_prediction(output, name, picture, segmenter.predict(picture, maps=maps))
+            answer = write_prediction(output, name, picture, segmenter.predict(picture, maps=maps))
         except (ValueError, OSError) as error:
             message = user_message(error)
             if message is None:
                 raise
-            yield Answer(name, error=message)
-        else:
-            yield Answer(name, files)
+            answer = Answer(name, error=message)
+        yield answer
 
 
 def _names(queries: Sequence[Path]) -> list[str]:
-    """What to call the outputs: file names without suffix, numbered where they meet again."""
+    """What to call the outputs: file names without suffix, numbered where one comes again."""
     return _distinct([path.stem for path in queries])
 
 
@@ -243,21 +240,12 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return distinct
 
 
-def _files(pairs: Sequence[tuple[Path, Path | Box]]) -> list[Path]:
-    """Pictures and masks of a class's supports."""
-    return [part for pair in pairs for part in pair if isinstance(part, Path)]
-
-
-def _refuse_to_replace(output: Path, names: Sequence[str], inputs: Sequence[Path]) -> None:
-    """Refuse an output folder in which an input bears the name of an output.
-
-    Raises:
-        ValueError: One line that names it.
-    """
-    kinds = ("_mask.png", "_overlay.jpg", "_probability", "_prior_", "_correlation_")
-    starts = {name + kind for name in names for kind in kinds}
+def _refuse_to_replace(output: Path, names: Sequence[str], inputs: Sequence[Path], *, maps: bool) -> None:
+    """Refuse an output folder in which an input bears the name of an output; a map's name may be any."""
+    kinds = ("_",) if maps else ("_mask.png", "_overlay.jpg", "_probability")
+    starts = tuple(name + kind for name in names for kind in kinds)
     for path in inputs:
-        if path.parent.resolve() == output.resolve() and any(path.name.startswith(start) for start in starts):
+        if path.parent.resolve() == output.resolve() and path.name.startswith(starts):
             raise InputError(
                 f"output={output} holds {path.name}, which is read and might be replaced: choose another folder"
             )
@@ -266,46 +254,34 @@ def _refuse_to_replace(output: Path, names: Sequence[str], inputs: Sequence[Path
 # ------------------------------------------------------------------------------------------------------------ pictures
 
 
-def write_prediction(folder: Path, name: str, picture: UInt8Array, prediction: Prediction) -> dict[str, Path]:
-    """Write the pictures of one query.
-
-    Args:
-        folder: Where to; made if needed.
-        name: How their names begin.
-        picture: (H0, W0, 3) uint8 RGB, the query.
-        prediction: What was found in it.
-
-    Returns:
-        The files, by kind.
-    """
+def write_prediction(folder: Path, name: str, picture: UInt8Array, prediction: Prediction) -> Answer:
+    """Write what was found in a query (H0, W0, 3) uint8 RGB to files whose names begin with `name`."""
     several = len(prediction.classes) > 1
-    # A class's name may hold what a file's may not.
-    labels = _distinct([re.sub(r"[^\w.-]+", "_", label) for label in prediction.classes])
+    labels = _distinct([re.sub(_NOT_IN_NAMES, "_", label) for label in prediction.classes])
     suffixes = {label: f"_{part}" if several else "" for label, part in zip(prediction.classes, labels, strict=True)}
-    files = {kind: folder / f"{name}_{kind}{end}" for kind, end in (("mask", ".png"), ("overlay", ".jpg"))}
 
-    def write(kind: str, array: NDArray[Any]) -> None:
-        files[kind] = folder / f"{name}_{kind}.png"
-        _write(files[kind], array)
+    def write(kept: dict[str, Path], kind: str, array: NDArray[Any], suffix: str = ".png") -> None:
+        kept[kind] = folder / f"{name}_{kind}{suffix}"
+        _write(kept[kind], array)
 
+    answer = Answer(name)
     if several:
-        write_mask(files["mask"], prediction.mask)
+        answer.files["mask"] = folder / f"{name}_mask.png"
+        write_mask(answer.files["mask"], prediction.mask)
     else:
-        _write(files["mask"], prediction.mask * np.uint8(255))
+        write(answer.files, "mask", prediction.mask * np.uint8(255))
     for label, probability in prediction.probabilities.items():
-        write(f"probability{suffixes[label]}", np.rint(probability * 65535).astype(np.uint16))
+        write(answer.files, f"probability{suffixes[label]}", np.rint(probability * 65535).astype(np.uint16))
     colours = np.array(voc_palette(), dtype=np.uint8).reshape(-1, 3)
     if not several:
         colours[1] = PREDICTION
-    _write(files["overlay"], draw_overlay(picture, prediction.mask, colours))
+    write(answer.files, "overlay", draw_overlay(picture, prediction.mask, colours), ".jpg")
     for label, maps in prediction.maps.items():
-        for kind, values in _named_maps(maps):
-            write(f"{kind}{suffixes[label]}", draw_map(values, picture.shape[:2]))
-    return files
-
-
-def _named_maps(maps: Maps) -> list[tuple[str, NDArray[np.float32]]]:
-    return [(f"{kind}_{i}", values) for kind, several in maps.items() for i, values in enumerate(several, start=1)]
+        for kind, levels in maps.items():
+            for number, values in enumerate(levels, start=1):
+                shown = f"{re.sub(_NOT_IN_NAMES, '_', kind)}_{number}{suffixes[label]}"
+                write(answer.maps, shown, draw_map(values, picture.shape[:2]))
+    return answer
 
 
 def _write(path: Path, array: NDArray[Any]) -> None:
@@ -315,16 +291,7 @@ def _write(path: Path, array: NDArray[Any]) -> None:
 
 
 def draw_overlay(picture: UInt8Array, mask: UInt8Array, colours: UInt8Array) -> UInt8Array:
-    """Tint what was found, and outline it.
-
-    Args:
-        picture: (H0, W0, 3) uint8 RGB.
-        mask: (H0, W0) uint8 class indices.
-        colours: (256, 3) uint8 RGB of the indices.
-
-    Returns:
-        (H0, W0, 3) uint8 RGB.
-    """
+    """A picture (H0, W0, 3), tinted and outlined where its mask (H0, W0) has an index, in that one's colour (C, 3)."""
     inside = mask > 0
     drawn = picture.copy()
     drawn[inside] = ((1 - _TINT) * picture[inside] + _TINT * colours[mask[inside]]).astype(np.uint8)

@@ -36,11 +36,9 @@ from hdmnet.runtime.errors import InputError
 from hdmnet.tasks.feature_store import resize
 
 Float32 = NDArray[np.float32]
+Maps = dict[str, list[Float32]]  # by name ("prior", "correlation" …): (h_l, w_l) float32 each, finest first
 DEFAULT_CLASS = "object"
 MAX_CLASSES = 254  # an index mask has 8 bits, 255 is ignore
-
-
-Maps = dict[str, list[Float32]]  # by name ("prior", "correlation" …): (h_l, w_l) float32 each, finest first
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,9 @@ class Segmenter:
         self._classes: dict[str, Fitted] = {}
         # Now, and not in two threads at once, the trunk folds its weights and fills its constants.
         with torch.no_grad():
-            self._apart.encode_query(torch.zeros(1, 3, *self.image_size, device=self.device))
+            blank = torch.zeros(1, 3, *self.image_size, device=self.device)
+            self._apart.encode_query(blank)
+            self._support_type: type[Features] = type(self._apart.encode_support(blank, blank[:, 0]))
 
     @classmethod
     def from_checkpoint(
@@ -134,15 +134,9 @@ class Segmenter:
         segmenter = cls(model, recipe, device=device)
         segmenter._classes = {
             name: Fitted(features, shots)
-            for name, (features, shots) in read_supports(content, path, segmenter._blank_support(), segmenter.device)
+            for name, (features, shots) in read_supports(content, path, segmenter._support_type, segmenter.device)
         }
         return segmenter
-
-    @torch.no_grad()
-    def _blank_support(self) -> Features:
-        """The features of one empty support: what kind they are of."""
-        blank = torch.zeros(1, 3, *self.image_size, device=self.device)
-        return self._apart.encode_support(blank, blank[:, 0])
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -235,7 +229,7 @@ class Segmenter:
             images: One picture or several, of any sizes, as in `fit`; (B, H, W, C) arrays and (B, C, H, W) tensors are
                 several.
             batch_size: Pictures that go through the network together: on a GPU more are faster.
-            maps: Return what the method shows too: prior masks, correlation maps.
+            maps: Return what the method shows of itself too: prior masks, correlation.
 
         Returns:
             A `Prediction` for one picture, a list of them for several.

@@ -60,14 +60,9 @@ def read_segmenter(
     method: str,
     image_size: int | Sequence[int] | None,
 ) -> tuple[FewShotMethod, SegmenterSpec, dict[str, Any]]:
-    """Read a checkpoint; see `Segmenter.from_checkpoint` for the arguments.
+    """The model with its weights, on the CPU; its recipe; the file's content.
 
-    Returns:
-        The model with its weights, on the CPU; its recipe; the file's content.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is damaged, a base learner, or fits no model.
+    Arguments and refusals as of `Segmenter.from_checkpoint`.
     """
     content = read_checkpoint(path)
     if BASE_LEARNER_KEY in content:
@@ -94,11 +89,7 @@ def read_segmenter(
 
 
 def _size(value: Any) -> tuple[int, int]:
-    """`image_size` as (H, W).
-
-    Raises:
-        ValueError: It is none.
-    """
+    """`image_size` as (H, W)."""
     try:
         size = as_size(value)
     except (TypeError, ValueError):
@@ -142,14 +133,7 @@ def _from_saved(
 def write_segmenter(
     path: str | Path, model: nn.Module, recipe: SegmenterSpec, fitted: Mapping[str, tuple[Any, int]]
 ) -> None:
-    """Write a network with encoded supports, atomically.
-
-    Args:
-        path: The file.
-        model: The network.
-        recipe: How to build it again.
-        fitted: Support features and their number K, by class.
-    """
+    """Write a network with encoded supports, features and their number K by class, atomically."""
     supports = [
         {"name": name, "shots": shots, "features": {f.name: _pack(getattr(features, f.name)) for f in fields(features)}}
         for name, (features, shots) in fitted.items()
@@ -160,18 +144,15 @@ def write_segmenter(
 
 
 def read_supports(
-    content: dict[str, Any], path: str | Path, like: Features, device: torch.device
+    content: dict[str, Any], path: str | Path, kind: type[Features], device: torch.device
 ) -> Iterator[tuple[str, tuple[Features, int]]]:
-    """The supports in a checkpoint's content; none unless `write_segmenter` wrote it.
+    """The supports in a checkpoint's content, none unless `write_segmenter` wrote it: class name, features, number K.
 
     Args:
         content: From `read_segmenter`.
         path: For messages.
-        like: Features of a support of the same model.
+        kind: What the model encodes supports to.
         device: Where the features go.
-
-    Yields:
-        Class name, and features with their number K.
 
     Raises:
         ValueError: Parts are missing.
@@ -181,7 +162,7 @@ def read_supports(
     try:
         for one in content[SEGMENTER_KEY]["supports"]:
             parts = {name: _unpack(value, device) for name, value in one["features"].items()}
-            yield str(one["name"]), (type(like)(**parts), int(one["shots"]))
+            yield str(one["name"]), (kind(**parts), int(one["shots"]))
     except (KeyError, TypeError, AttributeError, ValueError):
         raise CheckpointError(
             f"checkpoint {str(path)!r} lacks parts of its supports; expected what save wrote"

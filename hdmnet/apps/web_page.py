@@ -73,14 +73,7 @@ class Callbacks:
         self._lock = threading.Lock()
 
     def show(self, picture: str | None) -> Any:
-        """Put a picture under the brush, or take it away.
-
-        Args:
-            picture: The uploaded file; None: it was removed.
-
-        Returns:
-            The editor.
-        """
+        """The editor with an uploaded picture under the brush; None: the file was removed."""
         if picture is None:
             return gr.ImageEditor(value=None, visible=False)
         with self._one_line():
@@ -89,11 +82,6 @@ class Callbacks:
 
     def keep(self, picture: str | None, editor: dict[str, Any] | None, kept: list[Example]) -> tuple[Any, ...]:
         """Add the painted picture to the examples and make room for another.
-
-        Args:
-            picture: The uploaded file.
-            editor: The editor's value.
-            kept: The examples so far.
 
         Returns:
             No file, the examples, the gallery that shows them, and the button that forgets them.
@@ -120,15 +108,7 @@ class Callbacks:
         maps: bool,
         progress: gr.Progress = _PROGRESS,
     ) -> tuple[Any, ...]:
-        """Look for the painted object in the other pictures.
-
-        Args:
-            picture: The uploaded file that is painted on; None where the kept examples are all.
-            editor: The editor's value.
-            kept: The examples kept.
-            queries: Uploaded files.
-            maps: Prior masks and correlation maps too.
-            progress: The bar.
+        """Look for the painted object in the uploaded `queries`; `picture` is None where the kept examples are all.
 
         Returns:
             What was done, in words; galleries of overlays, masks and maps; the archive of all files.
@@ -192,36 +172,19 @@ def _gallery(answers: Sequence[Answer], kind: str, columns: int) -> Any:
 
 
 def _map_gallery(answers: Sequence[Answer]) -> Any:
-    """Prior masks and correlation maps, a row for each query."""
+    """The method's maps, a row for each query."""
     rows = [
-        [(str(path), f"{one.name}, {_words(kind)}") for kind, path in one.files.items() if _words(kind)]
-        for one in answers
+        [(str(path), f"{one.name}, {kind.replace('_', ' ')}") for kind, path in one.maps.items()] for one in answers
     ]
     pictures: Pictures = [picture for row in rows for picture in row]
     return gr.Gallery(value=pictures, columns=max(map(len, rows), default=1) or 1, visible=bool(pictures))
-
-
-def _words(kind: str) -> str:
-    """What a kind of map is called on the page; nothing for what is no map."""
-    if kind.startswith("correlation_"):
-        stage = kind.removeprefix("correlation_")
-        return f"correlation {stage}"
-    return {"prior_base": "prior: base learner", "prior_layer4": "prior: layer 4"}.get(kind, "")
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
 
 
 def build_page(segmenter: Segmenter, folder: Path) -> gr.Blocks:
-    """Lay out the page.
-
-    Args:
-        segmenter: The network.
-        folder: For uploads and results, there already; Gradio's `GRADIO_TEMP_DIR`.
-
-    Returns:
-        The page, not served yet.
-    """
+    """Lay out the page, without serving it; uploads and results go to the folder, Gradio's `GRADIO_TEMP_DIR`."""
     callbacks = Callbacks(segmenter, folder)
     suffixes = sorted(IMAGE_SUFFIXES)
     # Uploads of a session that is open for longer than a day go.
@@ -240,13 +203,13 @@ def build_page(segmenter: Segmenter, folder: Path) -> gr.Blocks:
                     height=200,
                     elem_id="queries",
                 )
-                maps = gr.Checkbox(label="Show prior masks and correlation maps too", elem_id="maps")
+                maps = gr.Checkbox(label="Show maps too: prior masks, correlation", elem_id="maps")
                 start = gr.Button("Segment", variant="primary", elem_id="segment")
                 status = gr.Textbox(label="Done", lines=1, max_lines=8, visible=False, elem_id="status")
                 overlays = _results("Found", "overlays")
                 archive = gr.DownloadButton("Download masks, probabilities and overlays", visible=False, elem_id="all")
         masks = _results("Masks", "masks")
-        seen = _results("What the network saw: prior masks, and correlation maps by stage, 1 the finest", "seen")
+        seen = _results("The method's maps: prior masks, correlation by stage, 1 the finest", "seen")
 
         # `change`, not `upload`: removing the file and keeping the example empty the editor too.
         picture.change(callbacks.show, picture, editor)
@@ -262,7 +225,7 @@ def build_page(segmenter: Segmenter, folder: Path) -> gr.Blocks:
 
 
 def _painting(suffixes: list[str]) -> tuple[gr.File, gr.ImageEditor, gr.Button, gr.Gallery, gr.Button]:
-    """Where a picture is chosen and brush, and painted ones are kept."""
+    """Where a picture is chosen and painted over, and painted ones are kept."""
     colour = f"rgb{PREDICTION}"
     picture = gr.File(label="1. Picture that shows the object", file_types=suffixes, height=130, elem_id="picture")
     editor = gr.ImageEditor(
@@ -288,16 +251,7 @@ def _results(label: str, name: str) -> gr.Gallery:
 
 
 def launch(page: gr.Blocks, port: int, *, inbrowser: bool = False) -> str:
-    """Serve a page to this machine, in threads of their own.
-
-    Args:
-        page: From `build_page`.
-        port: Where.
-        inbrowser: Open it in the browser.
-
-    Returns:
-        Its address.
-    """
+    """Serve a page to this machine only, in threads of their own; returns its address."""
     # The browser's own fonts: those of Gradio's themes it may have to fetch from elsewhere.
     theme = gr.themes.Default(font=[fonts.Font("sans-serif")], font_mono=[fonts.Font("monospace")])
     _, url, _ = page.launch(
@@ -318,13 +272,7 @@ def launch(page: gr.Blocks, port: int, *, inbrowser: bool = False) -> str:
 
 
 def free_port(port: int) -> int:
-    """See that a port is free.
-
-    Args:
-        port: Which; 0: any.
-
-    Returns:
-        The port.
+    """The port, or for 0 any free one.
 
     Raises:
         OSError: It is taken, or not ours to take.
@@ -341,11 +289,7 @@ def free_port(port: int) -> int:
 
 
 def serve(cfg: DictConfig, folder: Path) -> None:
-    """Serve the page until Ctrl-C.
-
-    Args:
-        cfg: The config of the demo door.
-        folder: As in `build_page`.
+    """Serve the page of the demo's config until Ctrl-C; `folder` as in `build_page`.
 
     Raises:
         FileNotFoundError: The checkpoint is missing.

@@ -82,7 +82,7 @@ def build_few_shot_data(cfg: DictConfig, dataset: SegmentationDataset, **changes
     """The episodes of the config's fold; `changes` replace arguments of `FewShotDataModule`."""
     size, settings = image_size(cfg.dataset.image_size), cfg.dataset
     mean, std = list(cfg.backbone.mean), list(cfg.backbone.std)
-    episodes, seeds = cfg.get("episodes"), cfg.get("seeds")  # only the evaluate door has them
+    episodes, seeds = cfg.get("episodes"), cfg.get("seeds")  # only of an evaluation
     arguments: dict[str, Any] = {
         "fold": cfg.fold,
         "shot": cfg.shot,
@@ -185,8 +185,7 @@ def build_trained(
         cfg: The run's config, or the evaluation's that is merged with it.
         state: The network's state dict.
         path: Where it comes from, for messages.
-        facts: Of the checkpoint: K of the training and number of base classes, as whatever is tested, the weights have
-            their shapes.
+        facts: Of the checkpoint: K of the training and number of base classes, which shape the weights.
 
     Raises:
         ValueError: The weights do not fit.
@@ -197,13 +196,9 @@ def build_trained(
 
 
 def build_task(cfg: DictConfig, model: FewShotMethod, data: FewShotDataModule, **facts: Any) -> FewShotTask:
-    """Loss, optimiser and metrics of stage 2; tells `data` how large the model's features are.
+    """Loss, optimiser and metrics of stage 2; tells `data`, set up, how large the model's features are.
 
-    Args:
-        cfg: The config.
-        model: The method.
-        data: Set up.
-        facts: What checkpoints are to tell of the training; by default of this one.
+    `facts` are what checkpoints are to tell of the training, by default of this one.
     """
     optim = cfg.optim
     data.measure_features = partial(measure_features, model, data.image_size)
@@ -259,7 +254,7 @@ def epoch_length(cfg: DictConfig, samples: int | None, batch_size: int, max_step
     end without any validation, and a longer one would train its last steps for nothing: no checkpoint of them is kept.
 
     Args:
-        cfg: The config of the train door.
+        cfg: The config.
         samples: What is asked for.
         batch_size: Of one process.
         max_steps: Optimiser steps in all; -1: no limit.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +14,12 @@ from hdmnet.config.renamed import upgrade
 from hdmnet.config.values import look_up
 from hdmnet.models.hdmnet.official import load_official_base_learner
 from hdmnet.models.official import OFFICIAL_BACKBONES
+from hdmnet.runtime.checkpoint_file import BASE_LEARNER_KEY, RUN_KEY, read_checkpoint, write_atomically
 from hdmnet.runtime.errors import CheckpointError, refusals_as
 
 if TYPE_CHECKING:
     from hdmnet.models.base_learner import BaseLearner
     from hdmnet.models.method import FewShotMethod
-from hdmnet.runtime.checkpoint_file import BASE_LEARNER_KEY, RUN_KEY, read_checkpoint, write_atomically
-
-log = logging.getLogger(__name__)
 
 
 def run_entry(content: dict[str, Any], path: str | Path) -> dict[str, Any] | None:
@@ -83,12 +80,10 @@ def official_reader(method: str) -> Any:
     Raises:
         ValueError: There is none.
     """
-    name = f"hdmnet.models.{method}.official"
-    if not method.isidentifier() or importlib.util.find_spec(f"hdmnet.models.{method}") is None:
+    names = (f"hdmnet.models.{method}", f"hdmnet.models.{method}.official")
+    if not method.isidentifier() or not all(map(importlib.util.find_spec, names)):
         raise CheckpointError(f"model={method}: no official checkpoints of it are read; expected a checkpoint of a run")
-    if importlib.util.find_spec(name) is None:
-        raise CheckpointError(f"model={method}: no official checkpoints of it are read; expected a checkpoint of a run")
-    return importlib.import_module(name)
+    return importlib.import_module(names[1])
 
 
 def run_state_dict(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
@@ -139,12 +134,7 @@ def _like(value: object, own: Tensor) -> bool:
 
 
 def load_strictly(model: torch.nn.Module, state: dict[str, Tensor], what: str) -> None:
-    """Load a state dict whole.
-
-    Args:
-        model: Gets the values.
-        state: Tensors by key.
-        what: Where they come from, for the message.
+    """Load a state dict whole; `what` it comes from, for the message.
 
     Raises:
         ValueError: Keys are missing or surplus, or shapes differ; one line that names some.

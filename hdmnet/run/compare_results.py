@@ -48,10 +48,6 @@ def training_facts(checkpoint: str | Path, entry: Mapping[str, Any] | None) -> d
 def compare_results(result: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
     """Compare an evaluation with what its checkpoint's run has written.
 
-    Args:
-        result: From `make_result`.
-        trained: From `training_facts`.
-
     Returns:
         `origin`; `differences`: a line each, of versions, code, machine and data; `same_episodes` and `same_figures`:
         True, False, or None where the two were not asked for the same.

@@ -27,10 +27,6 @@ _KEPT = 4  # best, last, the last before it, and one that is being written
 def check_free_disk(cfg: DictConfig, num_base: int) -> int:
     """Estimate what a run writes and compare it with the free disk; logs one line.
 
-    Args:
-        cfg: The config of the train door.
-        num_base: Number of the fold's base classes.
-
     Returns:
         The estimate in bytes: the checkpoints, one that is being written among them, the base learner's where it is
         not given, and a margin.

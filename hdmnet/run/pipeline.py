@@ -1,4 +1,4 @@
-"""From a composed config to a finished run: stage 1, stage 2, test, result. The doors call `train` and `evaluate`."""
+"""From a composed config to a finished run: stage 1, stage 2, test, result; see `train` and `evaluate`."""
 
 from __future__ import annotations
 
@@ -72,18 +72,12 @@ class Timer:
         self.seconds[phase] = round(self.seconds.get(phase, 0.0) + time.perf_counter() - start, 2)
 
 
-# ------------------------------------------------------------------------------------------------------------ doors
-
-
 @one_wandb_run()
 def train(cfg: DictConfig) -> dict[str, Any]:
-    """Run the main job: base learner if there is none yet, HDMNet, test; leaves the run's folder complete.
+    """Run the main job: base learner if one is needed and there is none yet, method, test; gives the result.
 
     Args:
-        cfg: The config of the train door, validated, its paths absolute.
-
-    Returns:
-        The result, as written to ``result.json``.
+        cfg: The config of `python -m hdmnet.train`, validated, its paths absolute.
 
     Raises:
         ValueError: Data, checkpoint or config do not fit.
@@ -128,14 +122,11 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 @one_wandb_run()
 def evaluate(cfg: DictConfig, checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Run the test protocol on a checkpoint.
+    """Run the test protocol on a checkpoint; gives the result.
 
     Args:
-        cfg: The config of the evaluate entry point, merged with the checkpoint's.
+        cfg: The config of `python -m hdmnet.evaluate`, merged with the checkpoint's.
         checkpoint: The content of ``cfg.ckpt``, of a run of ours or of a method's official release.
-
-    Returns:
-        The result, as written to ``result.json``.
 
     Raises:
         ValueError: Data or checkpoint do not fit the config.
@@ -181,7 +172,7 @@ def test(
     checkpoint: Path | None,
     trained: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Test, measure the controls, write ``result.json`` and print the table.
+    """Test, measure the controls, write ``result.json`` and print the table; gives the result.
 
     Args:
         cfg: The config.
@@ -189,11 +180,8 @@ def test(
         data: Set up for the test.
         trainer: Runs it.
         timer: Gets the phases "test" and "controls".
-        checkpoint: Which weights they are, for the result; None = not kept.
-        trained: What is known of the run that made them, to compare_results with.
-
-    Returns:
-        The result.
+        checkpoint: Which weights they are, for the result; None: they are in no file.
+        trained: What is known of the run that made them, to compare with.
     """
     head_bars(trainer, "test")
     with timer("test"):
@@ -231,14 +219,7 @@ def test(
 
 
 def every_object_foreground(data: FewShotDataModule) -> float:
-    """The control that calls every labelled object foreground: what a model scores that ignores the support.
-
-    Args:
-        data: Set up for the test; the episodes of its first seed are taken.
-
-    Returns:
-        mIoU as a fraction.
-    """
+    """The mIoU, of the first seed, of a model that ignores the support and calls every labelled object foreground."""
     metric = FewShotIoU(len(data.novel_names))
     index = {value: place for place, value in enumerate(data.class_split.test)}
     for episode in data.test_manifests[0]:
@@ -267,10 +248,7 @@ def _test_with_ones(cfg: DictConfig, task: FewShotTask, data: FewShotDataModule)
 
 
 def resume_point(cfg: DictConfig) -> Path | None:
-    """The checkpoint that the run goes on from; None where it begins.
-
-    Args:
-        cfg: The config of the train door; its `resume` is null, a run's folder or a checkpoint.
+    """The checkpoint that the run goes on from by `resume`, a run's folder or a checkpoint; None where it begins.
 
     Raises:
         ValueError: There are checkpoints, and all are damaged; or the one named is not of a training.
@@ -347,16 +325,12 @@ def _chosen_checkpoint(cfg: DictConfig, trainer: L.Trainer) -> Path | None:
     return Path(chosen)
 
 
-def _keepers(trainer: L.Trainer) -> list[RunCheckpoint]:
-    """What keeps the run's checkpoints; empty in an evaluation."""
-    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, RunCheckpoint)]
-
-
 def _keeper(trainer: L.Trainer) -> RunCheckpoint:
-    keepers = _keepers(trainer)
-    if not keepers:
-        raise InputError("callbacks.checkpoint is another callback; expected hdmnet.callbacks.checkpoint.RunCheckpoint")
-    return keepers[0]
+    """What keeps the run's checkpoints."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, RunCheckpoint):
+            return callback
+    raise InputError("callbacks.checkpoint is another callback; expected hdmnet.callbacks.checkpoint.RunCheckpoint")
 
 
 def _run_checkpoint(path: str | Path) -> dict[str, Any]:

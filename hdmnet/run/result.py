@@ -118,14 +118,7 @@ def test_entries(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_result(path: str | Path, result: Mapping[str, Any]) -> Path:
-    """Write `result.json` in one step: a reader, or a crash, never meets half a file.
-
-    Args:
-        path: Where to; the folder is made if needed.
-        result: From `make_result`.
-
-    Returns:
-        The path written.
+    """Write `result.json` in one step, its folder too: a reader, or a crash, never meets half a file.
 
     Raises:
         ValueError: If a fixed key is missing or a value cannot be held by JSON.
@@ -139,13 +132,7 @@ def write_result(path: str | Path, result: Mapping[str, Any]) -> Path:
 
 
 def read_result(path: str | Path) -> dict[str, Any]:
-    """Read a `result.json` (or the one in a run's folder) and check its keys.
-
-    Args:
-        path: The file, or the folder that holds `result.json`.
-
-    Returns:
-        The result; undefined figures are `None`.
+    """Read a `result.json` (or the one in a run's folder) and check its keys; undefined figures are `None`.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -181,15 +168,10 @@ def _mean_and_std(entry: Mapping[str, Any]) -> str:
 
 
 def format_fold_table(result: Mapping[str, Any]) -> str:
-    """Lay a result out as the table that a run prints at its end.
+    """Lay a result out as the table that a run prints at its end, plain text.
 
-    Args:
-        result: From `make_result` or `read_result`.
-
-    Returns:
-        Plain text of several lines without a trailing newline: IoU in % per novel class, mIoU ± standard deviation over
-        the seeds, FB-IoU, each of all predictions that differ, then the controls, then warnings of classes that are
-        left out and steps that were skipped.
+    IoU in % per novel class, mIoU ± standard deviation over the seeds, FB-IoU, each of all predictions that differ;
+    controls; warnings of classes that are left out and of steps that were skipped.
     """
     final = result["test"]
     counts = final.get("counts_per_class") or {}
@@ -228,14 +210,7 @@ def format_fold_table(result: Mapping[str, Any]) -> str:
 
 
 def left_out_notes(entry: Mapping[str, Any]) -> list[str]:
-    """What has to be said beside an mIoU that leaves classes out.
-
-    Args:
-        entry: From `summarise_seeds`, also read back from an older result, which tells of no class.
-
-    Returns:
-        One line a class; none where every class has an IoU in every seed.
-    """
+    """What has to be said beside an mIoU that leaves classes out, a line each; older results tell of no class."""
     seeds, num_classes = len(entry["miou_per_seed"]), len(entry["iou_per_class"])
     lines = []
     for name, about in (entry.get("classes_left_out") or {}).items():
@@ -256,11 +231,7 @@ def _skipped_notes(result: Mapping[str, Any]) -> list[str]:
 
 
 def print_fold_table(result: Mapping[str, Any]) -> None:
-    """Print `format_fold_table`, also to a terminal that cannot show `±`.
-
-    Args:
-        result: From `make_result` or `read_result`.
-    """
+    """Print `format_fold_table`, also to a terminal that cannot show `±`."""
     encoding = sys.stdout.encoding or "utf-8"
     text = format_fold_table(result)
     print(text.encode(encoding, errors="replace").decode(encoding), flush=True)

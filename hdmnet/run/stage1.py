@@ -49,9 +49,7 @@ _TRAINING_ARGUMENTS = (
 def base_learner_path(cfg: DictConfig, data: BaseLearnerDataModule) -> Path:
     """Where the base learner of this config is kept: the name holds a hash of all that it depends on.
 
-    Args:
-        cfg: The config of the train door.
-        data: Set up; its training images and their areas stand for the data, wherever the folder lies.
+    Training images and their areas stand for the data, wherever the folder lies; `data` is to be set up.
     """
     plain = to_plain(cfg)
     unused = ("num_val_", "num_test_", "check_files", "controls", "root", "backbone")
@@ -73,14 +71,7 @@ def base_learner_path(cfg: DictConfig, data: BaseLearnerDataModule) -> Path:
 
 
 def obtain_base_learner(cfg: DictConfig, dataset: SegmentationDataset) -> BaseLearner:
-    """The base learner: from ``base_ckpt``, else trained before with the same settings, else trained now.
-
-    Args:
-        cfg: The config of the train door.
-        dataset: The data set.
-
-    Returns:
-        The trained base learner, on the CPU.
+    """The trained base learner, on the CPU: from ``base_ckpt``, else trained before with the same settings, else now.
 
     Raises:
         ValueError: ``base_ckpt`` does not fit.
@@ -104,12 +95,9 @@ def obtain_base_learner(cfg: DictConfig, dataset: SegmentationDataset) -> BaseLe
 def _turn_to_train(path: Path, who: str) -> Iterator[bool]:
     """Whether this job is to train the base learner that is kept at `path`.
 
-    Of several jobs that need it one trains it, under a lock; the others wait, and take over should it fail. The system
-    frees the lock of a process that is gone, however it ended. The first rank decides for the job.
-
-    Args:
-        path: Of the base learner.
-        who: Told to those who wait.
+    Of several jobs that need it one trains it, under a lock; the others wait (and are told for `who`), and take over
+    should it fail. The system frees the lock of a process that is gone, however it ended. The first rank decides for
+    the job.
     """
     if ranks.rank() > 0:
         # Lightning starts the other ranks when the first has decided and before it can have written the file.

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
+sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "scripts" / "inspect")) if path not in sys.path]
 
+from compose_evaluation import compose_config  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 from hdmnet.callbacks.build import build_callbacks  # noqa: E402
 from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
-from hdmnet.evaluate import compose_config  # noqa: E402
 from hdmnet.run.build import build_trainer  # noqa: E402
 from hdmnet.run.pipeline import prepare_evaluation  # noqa: E402
 from hdmnet.runtime.atomic import replacing  # noqa: E402

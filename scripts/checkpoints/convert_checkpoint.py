@@ -40,7 +40,7 @@ from hdmnet.models.hdmnet.official import (
 )
 from hdmnet.models.official import NUM_BASE, OFFICIAL_BACKBONES, guess_kind, read_state_dict
 from hdmnet.run.build import build_trained
-from hdmnet.run.checkpoints import load_strictly, run_state_dict, save_base_learner
+from hdmnet.run.checkpoints import load_strictly, run_entry, run_state_dict, save_base_learner
 from hdmnet.runtime.checkpoint_file import BASE_LEARNER_KEY, RUN_KEY, read_checkpoint, write_atomically
 
 NAME = "convert_checkpoint"
@@ -69,8 +69,9 @@ def convert(source: Path, target: Path, *, dataset: str | None, backbone: str | 
     if target.exists():
         raise FileExistsError(f"{target} exists; remove it or choose another name")
     content = read_checkpoint(source)
-    if RUN_KEY in content:
-        return _run_to_official(content, source, target)
+    run = run_entry(content, source)
+    if run is not None:
+        return _run_to_official(content, run, source, target)
     if BASE_LEARNER_KEY in content:
         return _base_learner_to_official(content, source, target)
     if dataset is None or backbone is None:
@@ -99,10 +100,9 @@ def _config(dataset: str, backbone: str, *, shot: int, fold: int) -> DictConfig:
         return compose("train", overrides=overrides)
 
 
-def _run_to_official(content: dict[str, Any], source: Path, target: Path) -> str:
-    state = run_state_dict(content)
-    cfg = stored_config(content[RUN_KEY]["config"], str(source))
-    model = build_trained(cfg, state, source, content[RUN_KEY]["facts"])
+def _run_to_official(content: dict[str, Any], run: dict[str, Any], source: Path, target: Path) -> str:
+    cfg = stored_config(run["config"], str(source))
+    model = build_trained(cfg, run_state_dict(content), source, run["facts"])
     if not isinstance(model, HDMNet):
         raise ValueError(f"{source} holds a {type(model).__name__}; expected an HDMNet, the only one that is written")
     write_atomically({"state_dict": _contiguous(to_official_state_dict(model))}, target)

@@ -35,9 +35,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
+sys.path[:0] = [path for path in (str(ROOT), str(Path(__file__).parent)) if path not in sys.path]
 
-from hdmnet.apps.export import SUFFIXES, TOLERANCE, export  # noqa: E402
+from network_file import SUFFIXES, TOLERANCE, export  # noqa: E402
+
 from hdmnet.apps.predict import parse_supports  # noqa: E402
 from hdmnet.apps.segmenter import Segmenter  # noqa: E402
 from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402

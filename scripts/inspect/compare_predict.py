@@ -27,6 +27,7 @@ sys.path[:0] = [path for path in (str(ROOT), str(Path(__file__).parent)) if path
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from compose_evaluation import compose_config  # noqa: E402
 from episode_scores import EpisodeScore, EpisodeScores  # noqa: E402
 from hydra import compose, initialize_config_dir  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
@@ -40,7 +41,6 @@ from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
 from hdmnet.config.paths import HYDRA_VERSION_BASE, conf_dir, make_paths_absolute  # noqa: E402
 from hdmnet.data.datamodules.few_shot import FewShotDataModule  # noqa: E402
 from hdmnet.data.episodes.manifest import EpisodeSpec  # noqa: E402
-from hdmnet.evaluate import compose_config  # noqa: E402
 from hdmnet.metrics import FewShotIoU  # noqa: E402
 from hdmnet.run.build import build_trainer  # noqa: E402
 from hdmnet.run.pipeline import prepare_evaluation  # noqa: E402

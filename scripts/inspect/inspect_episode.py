@@ -26,6 +26,7 @@ sys.path[:0] = [path for path in (str(ROOT), str(Path(__file__).parent)) if path
 import confusion  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from compose_evaluation import compose_config  # noqa: E402
 from episode_scores import EpisodeScore, EpisodeScores  # noqa: E402
 
 from hdmnet.callbacks.build import build_callbacks  # noqa: E402
@@ -33,7 +34,6 @@ from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
 from hdmnet.data.datamodules.few_shot import FewShotDataModule  # noqa: E402
 from hdmnet.data.episodes.samples import EvalEpisodes  # noqa: E402
 from hdmnet.data.types import collate_episodes  # noqa: E402
-from hdmnet.evaluate import compose_config  # noqa: E402
 from hdmnet.run.build import build_trainer  # noqa: E402
 from hdmnet.run.pipeline import prepare_evaluation  # noqa: E402
 from hdmnet.runtime.atomic import replacing  # noqa: E402

@@ -1,4 +1,4 @@
-"""The predict door: pictures of all kinds in, masks of their own size out, one line for each that is none."""
+"""The predict command: pictures of all kinds in, masks of their own size out, one line for each that is none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from hdmnet import Segmenter
 from hdmnet.apps.predict import find_queries, parse_supports
 from tests.entry_points.test_official import write_official
-from tests.helpers import commands as doors
+from tests.helpers import commands
 
 GENERATOR = np.random.default_rng(0)
 
@@ -55,7 +55,7 @@ SIZES = {"turned": (60, 40), "wide": (200, 900), "grey": (97, 97), "rgba": (50, 
 
 
 def predict(tmp_path, start, *words):
-    return doors.call("predict", tmp_path, f"ckpt={start}", "device=cpu", f"output={tmp_path / 'out'}", *words)
+    return commands.call("predict", tmp_path, f"ckpt={start}", "device=cpu", f"output={tmp_path / 'out'}", *words)
 
 
 def test_queries_of_all_kinds_and_one_line_for_those_that_are_none(folder, start, tmp_path):
@@ -96,7 +96,7 @@ def test_several_classes_boxes_and_maps(folder, start, tmp_path):
         assert mask.mode == "P"
         assert (np.asarray(mask) == expected.mask).all()
     for name in ("cat", "big_dog"):
-        for kind in ("prior_base", "prior_layer4", "correlation_1", "correlation_2", "correlation_3"):
+        for kind in ("prior_1", "prior_2", "correlation_1", "correlation_2", "correlation_3"):
             assert pixels(tmp_path / "out" / f"grey_{kind}_{name}.png").shape == (97, 97, 3)
         assert pixels(tmp_path / "out" / f"grey_probability_{name}.png").shape == (97, 97)
 
@@ -126,7 +126,7 @@ def test_supports_are_kept_and_used_again(folder, start, tmp_path):
 )
 def test_refusals(folder, start, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(folder)
-    answer = doors.call(
+    answer = commands.call(
         "predict", tmp_path, f"ckpt={start}", "device=cpu", "query=a.png", f"output={tmp_path / 'out'}", *words
     )
     assert message in answer.refusal()

@@ -17,7 +17,7 @@ from hdmnet.data.types import collate_episodes
 from hdmnet.metrics import FewShotIoU
 from hdmnet.run import build
 from hdmnet.tasks.feature_store import resize
-from tests.helpers import commands as doors
+from tests.helpers import commands
 
 # Pictures of another size than the network's square, so that predictions are resized back.
 EVALUATION = ("dataset.picture_size=81", "trainer=cpu", "num_workers=0", "reuse=false", "batch_size=1")
@@ -26,7 +26,7 @@ EVALUATION = ("dataset.picture_size=81", "trainer=cpu", "num_workers=0", "reuse=
 @pytest.fixture(scope="module")
 def episodes(start):
     """The test data of the tiny run, on pictures of 81x81, as the evaluator sets it up."""
-    cfg = OmegaConf.create(doors.load(start)["hdmnet"]["config"])
+    cfg = OmegaConf.create(commands.load(start)["hdmnet"]["config"])
     cfg.dataset.picture_size = 81
     data = build.build_few_shot_data(cfg, build.build_dataset(cfg))
     data.setup("test")
@@ -79,7 +79,7 @@ def test_the_masks_are_the_evaluators_and_so_is_the_miou(start, episodes, tmp_pa
         target, class_index = torch.from_numpy(truth)[None], batch.class_index
         metrics[seed].update(torch.from_numpy(prediction.mask)[None], target, class_index)
     assert 0.1 < np.mean(shares) < 0.9  # mixed
-    evaluated = doors.run("evaluate", tmp_path, f"ckpt={start}", *EVALUATION).result
+    evaluated = commands.run("evaluate", tmp_path, f"ckpt={start}", *EVALUATION).result
     assert evaluated["test"]["miou_per_seed"] == pytest.approx([float(m.compute()["miou"]) for m in metrics], abs=1e-4)
 
 
@@ -122,8 +122,10 @@ def test_the_documented_arrays(fitted, pairs):
     assert 0 <= prediction.probability.min() < 0.5 < prediction.probability.max() <= 1
     assert ((prediction.probability > 0.5) == (prediction.mask == 1)).mean() > 0.999
     maps = prediction.maps["object"]
-    assert maps.prior_masks.shape == (2, 9, 9)
-    assert [values.shape for values in maps.maps["correlation"]] == [(9, 9), (5, 5), (3, 3)]
+    assert {name: [values.shape for values in several] for name, several in maps.items()} == {
+        "prior": [(9, 9), (9, 9)],
+        "correlation": [(9, 9), (5, 5), (3, 3)],
+    }
     assert fitted.predict(pairs[1][0]).maps == {}
 
 
@@ -199,7 +201,7 @@ def test_another_input_size_is_used(start, pairs):
     segmenter = Segmenter.from_checkpoint(start, device="cpu", image_size=[97, 81]).fit(*pairs[0])
     assert segmenter.image_size == (97, 81)
     maps = segmenter.predict(pairs[1][0], maps=True).maps["object"]
-    assert maps.maps["correlation"][0].shape == (13, 11)
+    assert maps["correlation"][0].shape == (13, 11)
 
 
 def test_refusals_are_one_line_and_keep_the_supports(start, first_run, pairs, tmp_path):

@@ -1,4 +1,4 @@
-"""The demo's page: the predict door's masks, one line for what a user did wrong, and nobody else's machine."""
+"""The demo's page: the command's masks, one line for what a user did wrong, and nobody else's machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from PIL import Image
 from hdmnet import Segmenter
 from hdmnet.apps import brush
 from hdmnet.apps.brush import Example
-from tests.helpers import commands as doors
+from tests.helpers import commands
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 # Gradio and what it stands on use parts of each other that are on their way out; none of it is called by us.
@@ -71,7 +71,7 @@ def segmenter(start):
 # ------------------------------------------------------------------------------------------------------ without a page
 
 
-def test_the_masks_are_those_of_the_segmenter_and_of_the_predict_door(folder, segmenter, start, tmp_path):
+def test_the_masks_are_those_of_the_segmenter_and_of_predict(folder, segmenter, start, tmp_path):
     shown = brush.shown_for_brush(folder / "turned.jpg")
     assert shown.shape == (800, 533, 3)  # 90 x 60 as a viewer shows it
     examples = [
@@ -90,7 +90,8 @@ def test_the_masks_are_those_of_the_segmenter_and_of_the_predict_door(folder, se
         mask = pixels(answer.files["mask"])
         assert 0 < mask.mean() < 255
         assert (mask == 255 * fitted.predict(query).mask).all()
-        assert {"overlay", "probability", "prior_base", "prior_layer4", "correlation_1"} <= answer.files.keys()
+        assert answer.files.keys() == {"mask", "overlay", "probability"}
+        assert {"prior_1", "prior_2", "correlation_1"} <= answer.maps.keys()
 
     # What the archive holds is enough to have `predict` give the same.
     with zipfile.ZipFile(brush.pack(tmp_path / "out")) as archive:
@@ -102,7 +103,7 @@ def test_the_masks_are_those_of_the_segmenter_and_of_the_predict_door(folder, se
         for number, one in enumerate(examples, start=1)
     )
     output = ("device=cpu", f"output={tmp_path / 'predicted'}")
-    doors.run("predict", tmp_path, f"ckpt={start}", f"support=[{words}]", f"query={folder}/wide.png", *output)
+    commands.run("predict", tmp_path, f"ckpt={start}", f"support=[{words}]", f"query={folder}/wide.png", *output)
     assert (pixels(tmp_path / "predicted" / "wide_mask.png") == pixels(answers[0].files["mask"])).all()
 
 
@@ -139,7 +140,7 @@ def _with_size(png, width, height):
     return png[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + png[33:]
 
 
-# ------------------------------------------------------------------------------------------------------- page and door
+# ---------------------------------------------------------------------------------------------------- page and command
 
 
 @pytest.fixture
@@ -207,7 +208,7 @@ def test_examples_are_kept_for_several_shots(page, folder, segmenter, start, tmp
 
 @pytest.fixture(scope="module")
 def served(start, tmp_path_factory):
-    """The door in a process of its own, all settings of Gradio that would open it to others set: address and folder.
+    """The command in a process of its own, all settings of Gradio that would open it to others set: address and folder.
 
     Every address that the process connects to or looks up goes to `asked.txt`.
     """
@@ -222,7 +223,11 @@ def served(start, tmp_path_factory):
         "sys.addaudithook(note)\n"
     )
     setting = {"GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SHARE": "True", "GRADIO_ANALYTICS_ENABLED": "True"}
-    setting |= {"PYTHONPATH": f"{root}:{doors.ROOT}", "TMPDIR": str(root / "tmp"), "http_proxy": "http://127.0.0.1:9"}
+    setting |= {
+        "PYTHONPATH": f"{root}:{commands.ROOT}",
+        "TMPDIR": str(root / "tmp"),
+        "http_proxy": "http://127.0.0.1:9",
+    }
     words = (f"ckpt={start}", "device=cpu", "port=0", f"paths.output_dir={root / 'runs'}")
     with (root / "out.txt").open("w") as out:
         process = subprocess.Popen(
@@ -292,11 +297,11 @@ def test_a_port_that_is_taken_is_one_line(page):
         (("ckpt=none.ckpt",), 1, "gradio is not installed; the demo needs it: pip install 'hdmnet[demo]'"),
     ],
 )
-def test_refusals_of_the_door(tmp_path, monkeypatch, words, code, message):
+def test_refusals_of_the_command(tmp_path, monkeypatch, words, code, message):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     handler = signal.getsignal(signal.SIGTERM)
-    answer = doors.call("demo", tmp_path / "runs", *words)
+    answer = commands.call("demo", tmp_path / "runs", *words)
     assert answer.refusal().startswith(message)
     assert answer.code == code
     assert not list(tmp_path.glob("hdmnet-demo-*"))

@@ -1,4 +1,4 @@
-"""Reuse through the doors: the same integers, whatever the memory, and nothing of it comes from the checkpoint."""
+"""Reuse in the commands: the same integers, whatever the memory, and nothing of it comes from the checkpoint."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ import pytest
 
 from hdmnet.config.merge import merge_with_checkpoint
 from hdmnet.config.values import to_stored
-from tests.helpers import commands as doors
+from tests.helpers import commands
 
 
 @pytest.mark.parametrize("words", [("reuse=false",), ("reuse_memory_gb=0.0005", "batch_size=1")])
 def test_reuse_changes_no_figure(finished_run, tmp_path, words):
     assert finished_run.result["config"]["reuse"]
     best = finished_run.folder / "checkpoints" / "best.ckpt"
-    answer = doors.run("evaluate", tmp_path, f"ckpt={best}", "trainer=cpu", "num_workers=0", *words)
-    assert doors.figures(answer.result) == doors.figures(finished_run.result)
+    answer = commands.run("evaluate", tmp_path, f"ckpt={best}", "trainer=cpu", "num_workers=0", *words)
+    assert commands.figures(answer.result) == commands.figures(finished_run.result)
 
 
 def test_too_little_memory_is_refused_in_one_line(finished_run, tmp_path):
     best = finished_run.folder / "checkpoints" / "best.ckpt"
     words = (f"ckpt={best}", "trainer=cpu", "num_workers=0", "reuse_memory_gb=1e-6")
-    assert (
-        "reuse_memory_gb=1e-06: the features of one episode take" in doors.call("evaluate", tmp_path, *words).refusal()
-    )
+    refusal = commands.call("evaluate", tmp_path, *words).refusal()
+    assert "reuse_memory_gb=1e-06: the features of one episode take" in refusal
     words = (f"ckpt={best}", "reuse_memory_gb=0")
-    assert "reuse_memory_gb=0.0: expected a number above 0" in doors.call("evaluate", tmp_path, *words).refusal()
+    assert "reuse_memory_gb=0.0: expected a number above 0" in commands.call("evaluate", tmp_path, *words).refusal()
 
 
 def test_reuse_belongs_to_the_command_not_to_the_checkpoint(compose_config):

@@ -1,4 +1,4 @@
-"""Files of the official release through the doors, on a tiny generated COCO tree."""
+"""Files of the official release in the commands, on a tiny generated COCO tree."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scripts.checkpoints import convert_checkpoint
-from tests.helpers import commands as doors
+from tests.helpers import commands
 from tests.helpers import official_recipe as recipe
 from tests.models.conftest import read_golden
 
@@ -39,12 +39,12 @@ def official(tmp_path_factory):
 
 def test_evaluate_official_and_its_conversion_alike(official, data_dir, tmp_path):
     sizes = ("episodes=4", "seeds=2", f"paths.data_dir={data_dir}")
-    direct = doors.run("evaluate", tmp_path / "a", f"ckpt={official}", *COCO, *sizes)
+    direct = commands.run("evaluate", tmp_path / "a", f"ckpt={official}", *COCO, *sizes)
     converted = tmp_path / "ours.ckpt"
     arguments = ["--dataset", "coco", "--backbone", "resnet50_v2", "--shot", "1", "--fold", "0"]
     assert convert_checkpoint.main([str(official), str(converted), *arguments]) == 0
     # What it is, is in the file: only sizes are given.
-    ours = doors.run("evaluate", tmp_path / "b", f"ckpt={converted}", *TINY, *sizes)
+    ours = commands.run("evaluate", tmp_path / "b", f"ckpt={converted}", *TINY, *sizes)
     converted.unlink()
     for key in FIGURES:
         assert ours.result[key] == direct.result[key]
@@ -55,7 +55,7 @@ def test_evaluate_official_and_its_conversion_alike(official, data_dir, tmp_path
 
 def test_evaluate_refuses_the_wrong_variant(official, data_dir, tmp_path):
     words = [word for word in COCO if word != "shot=1"]
-    answer = doors.call("evaluate", tmp_path, f"ckpt={official}", *words, "shot=5", f"paths.data_dir={data_dir}")
+    answer = commands.call("evaluate", tmp_path, f"ckpt={official}", *words, "shot=5", f"paths.data_dir={data_dir}")
     assert answer.code == 1
     *_, last = answer.err.strip().splitlines()  # the catalog's bar comes before
     assert last.startswith("error: checkpoint ")
@@ -67,9 +67,9 @@ def test_official_base_learner_for_stage_2(data_dir, tmp_path):
     base = write_official(tmp_path / "base.pth", "psp_coco_r50")
     words = ("trainer.max_steps=2", "optim.batch_size=2", "dataset.episodes_per_epoch=4", "dataset.num_val_episodes=2")
     words += ("dataset.num_test_episodes=2", "dataset.num_test_seeds=1", f"paths.data_dir={data_dir}")
-    answer = doors.run("train", tmp_path / "run", f"base_ckpt={base}", *COCO, *words)
+    answer = commands.run("train", tmp_path / "run", f"base_ckpt={base}", *COCO, *words)
     assert "training it (stage 1)" not in answer.out
-    trained = doors.load(answer.folder / "checkpoints" / "last.ckpt")["state_dict"]
+    trained = commands.load(answer.folder / "checkpoints" / "last.ckpt")["state_dict"]
     state = torch.load(base, weights_only=True)["state_dict"]
     for ours, theirs in (
         ("backbone.parts.0.0.weight", "layer0.0.weight"),

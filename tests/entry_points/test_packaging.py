@@ -66,7 +66,7 @@ def test_the_wheel_holds_the_configs_and_nothing_private(wheel):
     configs = {f"hdmnet/conf/{file.relative_to(ROOT / 'conf')}" for file in (ROOT / "conf").rglob("*.yaml")}
     assert {name for name in configs if "/local/" not in name} <= names
     assert "hdmnet/py.typed" in names
-    lists = {str(file.relative_to(ROOT)) for file in (ROOT / "hdmnet" / "data" / "lists").glob("*.txt")}
+    lists = {str(file.relative_to(ROOT)) for file in (ROOT / "hdmnet" / "data" / "datasets" / "lists").glob("*.txt")}
     assert lists
     assert lists <= names
     sources = {
@@ -78,8 +78,8 @@ def test_the_wheel_holds_the_configs_and_nothing_private(wheel):
 
 
 @pytest.mark.slow
-def test_doors_of_an_installed_wheel_work_in_another_folder(installed_python, tmp_path):
-    where = run(installed_python, "-c", "import hdmnet.config.values as c; print(c.conf_dir())", cwd=tmp_path).strip()
+def test_commands_of_an_installed_wheel_work_in_another_folder(installed_python, tmp_path):
+    where = run(installed_python, "-c", "import hdmnet.config.paths as c; print(c.conf_dir())", cwd=tmp_path).strip()
     assert where.endswith("site-packages/hdmnet/conf")
     assert str(ROOT) not in where
     shown = run(installed_python, "-m", "hdmnet.train", "--help", cwd=tmp_path)

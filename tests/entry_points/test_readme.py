@@ -54,7 +54,7 @@ def test_the_commands_and_the_example_of_onnx_run(folder, capsys):
     Segmenter.from_checkpoint("RUN/checkpoints/best.ckpt").fit(
         {"cat": (["cat.jpg"], ["cat.png"]), "dog": (["dog.jpg"], ["dog.png"])}
     ).save("cats-and-dogs.pt")
-    commands = re.findall(r"^python scripts/export\.py ([^#\n]+)", ONNX, re.MULTILINE)
+    commands = re.findall(r"^python scripts/checkpoints/export\.py ([^#\n]+)", ONNX, re.MULTILINE)
     assert len(commands) == 3
     for command in commands:
         assert export.main(command.split()) == 0, capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A run that is ended and resumed through its door is, to the bit, the run that was never ended."""
+"""A run that is ended and resumed through its command is, to the bit, the run that was never ended."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_finished_run_is_not_gone_on_with(first_run):
 def test_weights_that_a_new_run_begins_from_are_no_run_to_resume(start, tmp_path):
     line = call("train", tmp_path, *SHAPES, f"resume={start}").refusal()
     assert "run.json is missing or damaged" in line
-    assert f"ckpt={start}"[:5] in line
+    assert "ckpt=" in line
 
 
 def test_what_a_run_was_begun_with_is_kept_beside_its_config(first_run):

@@ -1,4 +1,4 @@
-"""The train and evaluate doors on the embedded data: the run's folder, the same numbers again, checkpoints."""
+"""`train` and `evaluate` on the embedded data: the run's folder, the same numbers again, checkpoints."""
 
 from __future__ import annotations
 

@@ -115,7 +115,8 @@ def _as_a_command(door: str, words: list[str]) -> Iterator[None]:
     root_logger, generator = logging.getLogger(), torch.get_rng_state()
     handlers, level = root_logger.handlers[:], root_logger.level
     sys.argv = [door, *words]
-    os.environ["PYTHONPATH"] = str(ROOT)  # for the jobs of a multirun
+    # For the jobs of a multirun.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     try:
         yield
     finally:

@@ -56,7 +56,7 @@ def test_round_trip_is_bit_equal(variant, key, tmp_path, capsys):
         (["official.pth", "official.pth"], "exists; remove it or choose another name"),
         (["official.pth", "out.ckpt", "--dataset", "coco", "--backbone", "vgg16"], "the file looks like"),
         (["official.pth", "out.ckpt", "--dataset", "shapes"], "invalid choice"),
-        (["run.ckpt", "out.pth"], "holds no HDMNet"),
+        (["run.ckpt", "out.pth"], "has no dataset.name in its config"),
         (["base.pt", "out.pth"], "the release has only pascal, coco"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The export script, from a checkpoint of a door to a file that onnxruntime runs."""
+"""The export script, from a checkpoint of a run to a file that onnxruntime runs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from hdmnet.apps.export import fitted_answers, open_pt2
 from hdmnet.apps.segmenter import Segmenter
 from hdmnet.data.io.user_pictures import read_user_picture
 from hdmnet.data.transforms import resize_image
 from hdmnet.tasks.feature_store import resize
 from scripts.checkpoints import export
+from scripts.checkpoints.network_file import fitted_answers, open_pt2
 
 
 @pytest.fixture(scope="module")

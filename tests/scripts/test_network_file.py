@@ -14,7 +14,11 @@ import torch
 
 import hdmnet
 from hdmnet import Segmenter
-from hdmnet.apps.export import (
+from hdmnet.apps.segmenter_file import SegmenterSpec
+from hdmnet.models.backbones.build import build_backbone
+from hdmnet.models.base_learner import BaseLearner
+from hdmnet.models.hdmnet.model import build_hdmnet
+from scripts.checkpoints.network_file import (
     ABOUT,
     export,
     fitted_answers,
@@ -24,10 +28,6 @@ from hdmnet.apps.export import (
     random_masks,
     random_pictures,
 )
-from hdmnet.apps.segmenter_file import SegmenterSpec
-from hdmnet.models.backbones.build import build_backbone
-from hdmnet.models.base_learner import BaseLearner
-from hdmnet.models.hdmnet.model import build_hdmnet
 from tests.helpers.commands import ROOT
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

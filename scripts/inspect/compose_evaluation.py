@@ -1,0 +1,41 @@
+"""What `python -m hdmnet.evaluate` would run, for scripts that do something else with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from hdmnet.config.checks import validate
+from hdmnet.config.paths import HYDRA_VERSION_BASE, conf_dir, make_paths_absolute
+from hdmnet.config.schemas import register_schemas
+from hdmnet.config.stored import evaluation_config
+from hdmnet.run.checkpoints import run_entry
+from hdmnet.runtime.checkpoint_file import read_checkpoint
+
+
+def compose_config(checkpoint: Path, overrides: Sequence[str], run_dir: str) -> tuple[DictConfig, dict[str, Any]]:
+    """Compose what the entry point would run.
+
+    Args:
+        checkpoint: Of a run or of the official release.
+        overrides: The entry point's command line without ``ckpt``.
+        run_dir: The run's folder.
+
+    Returns:
+        The config, and the checkpoint's content.
+    """
+    register_schemas()
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base=HYDRA_VERSION_BASE):
+        cfg = compose("evaluate", overrides=list(overrides))
+    cfg.ckpt = str(checkpoint)
+    make_paths_absolute(cfg, run_dir)
+    content = read_checkpoint(checkpoint)
+    about = run_entry(content, checkpoint)
+    if about is not None:
+        return evaluation_config(cfg, about["config"], overrides, f"ckpt={checkpoint}"), content
+    validate(cfg)
+    return cfg, content
