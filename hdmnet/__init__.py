@@ -1,6 +1,6 @@
-"""Few-shot semantic segmentation with the Hierarchically Decoupled Matching Network (HDMNet)."""
+"""Few-shot semantic segmentation: methods, trunks and data sets on the same episodes."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Segmenter", "__version__"]
 
 TYPE_CHECKING = False  # as in `typing`, which `import hdmnet` need not load

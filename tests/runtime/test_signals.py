@@ -99,9 +99,9 @@ def test_another_thread_cannot_hear_and_does_not_fail():
     assert seen == [False]
 
 
-def worker(says, *, signals=2):
+def worker(says, *, times=2):
     signals.outlive_one_signal()
-    for _ in range(signals):
+    for _ in range(times):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
         says.put("alive")
@@ -127,7 +127,7 @@ def test_a_worker_that_is_left_does_not_keep_the_run_from_ending():
     other = context.Process(target=time.sleep, args=(60,), daemon=True)
     other.start()
     with signals.handling_signals():
-        process = context.Process(target=worker, args=(says,), kwargs={"signals": 1}, daemon=True)
+        process = context.Process(target=worker, args=(says,), kwargs={"times": 1}, daemon=True)
         process.start()
         assert says.get() == "alive"
         assert process.is_alive()
