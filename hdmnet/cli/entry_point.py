@@ -26,6 +26,7 @@ from hdmnet.cli.quoting import quote_paths
 from hdmnet.config.checks import validate
 from hdmnet.config.paths import HYDRA_VERSION_BASE, conf_dir, make_paths_absolute
 from hdmnet.config.schemas import register_schemas
+from hdmnet.config.values import num_devices
 from hdmnet.runtime import ranks, resume, signals
 from hdmnet.runtime.errors import ConfigError, UserError, exit_code, one_line, user_message, wants_traceback
 from hdmnet.runtime.private_api import hydra_parser
@@ -45,12 +46,8 @@ def entry_point(config_name: str) -> Callable[[Job], Callable[..., None]]:
     and runs the job. What a user did wrong becomes one line `error: ...` on stderr and exit code 2 (command line) or 1
     (files, data); a bug keeps its traceback. `HDMNET_TRACEBACK=1` keeps every traceback.
 
-    Args:
-        config_name: Name of the entry point's file in conf/, without `.yaml`.
-
-    Returns:
-        A decorator. The decorated function, called without arguments, reads `sys.argv` and exits; called with a config,
-        it runs the job on it and raises what the job raises.
+    The decorated function, called without arguments, reads `sys.argv` and exits; called with a config, it runs the job
+    on it and raises what the job raises.
     """
 
     def decorate(job: Job) -> Callable[..., None]:
@@ -70,15 +67,7 @@ def entry_point(config_name: str) -> Callable[[Job], Callable[..., None]]:
 
 
 def run_command(config_name: str, job: Job) -> int:
-    """Run an entry point's job on the command line in `sys.argv`.
-
-    Args:
-        config_name: As in `entry_point`.
-        job: The job.
-
-    Returns:
-        The exit code.
-    """
+    """Run an entry point's job on the command line in `sys.argv`; returns the exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing and exiting
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its newest version
     # `+sweep=table9` is how Hydra's users write what is `sweep=table9` here.
@@ -113,12 +102,7 @@ def run_command(config_name: str, job: Job) -> int:
 
 
 def _compose_and_run(config_name: str, job: Job) -> int:
-    """Run the job, or the multirun, that the command line describes; returns the exit code.
-
-    Raises:
-        ConfigError: Hydra cannot make a config of the command line.
-        Exception: What the job raises.
-    """
+    """Run the job, or the multirun, that the command line describes; returns the exit code."""
     _check_words()
     begun = False
     refusals: list[Exception] = []
@@ -146,8 +130,7 @@ def _compose_and_run(config_name: str, job: Job) -> int:
         if not isinstance(error, TypeError | AttributeError | KeyError | ValueError):
             raise
         # Hydra's and OmegaConf's parsers trip over words of the wrong kind; no code of a job has run yet.
-        line = f"the command line cannot be understood ({one_line(error)}): check its words"
-        raise ConfigError(line) from error
+        raise ConfigError(f"the command line cannot be understood ({one_line(error)}): check its words") from error
     finally:
         if not begun and ranks.started_together():
             ranks.send_to_ranks(_JOB_FILE, "")  # a multirun, which starts its ranks itself, or --help, or a refusal
@@ -166,11 +149,7 @@ def _run_folder(cfg: DictConfig) -> Path:
 
 
 def _check_words() -> None:
-    """Refuse what Hydra would answer with its usage or a traceback: flags that are none, e.g. `--fold 1`; null groups.
-
-    Raises:
-        ConfigError: There is one.
-    """
+    """Refuse what Hydra would answer with its usage or a traceback: flags that are none (`--fold 1`), null groups."""
 
     def refuse(message: str) -> NoReturn:
         raise ConfigError(f"{message}; expected group=option and key=value, e.g. fold=1 (--help lists the flags)")
@@ -197,11 +176,7 @@ def _run_given(job: Job, job_file: Path) -> None:
 
 
 def job_overrides(cfg: DictConfig) -> list[str]:
-    """The command line of the job that this process takes part in, e.g. `["fold=1", "dataset=coco"]`.
-
-    Args:
-        cfg: What the job runs on.
-    """
+    """The command line of the job that this process takes part in, e.g. `["fold=1", "dataset=coco"]`."""
     if HydraConfig.initialized():
         return list(HydraConfig.get().overrides.task)
     return list(OmegaConf.load(Path(cfg.paths.run_dir) / ".hydra" / "overrides.yaml"))
@@ -232,9 +207,6 @@ def _report_stop(stop: signals.Stopped, config_name: str) -> int:
     return stop.exit_code
 
 
-# -------------------------------------------------------------------------------------------- processes and threads
-
-
 @contextlib.contextmanager
 def _job_environment(cfg: DictConfig) -> Iterator[None]:
     """Set what a job's processes read from the environment, and leave nothing of it behind.
@@ -243,7 +215,7 @@ def _job_environment(cfg: DictConfig) -> Iterator[None]:
     in a multirun run all of it (Lightning 2.6.6 with Hydra 1.3.8): the first rank leaves them its config.
     """
     before = dict(os.environ)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cpus() // _num_processes(cfg))))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cpus() // num_devices(cfg))))
     os.environ[ranks.PARENT_VARIABLE] = str(os.getpid())
     if ranks.rank() == 0 and JOB_VARIABLE not in before:
         job_file = Path(cfg.paths.run_dir) / JOB_FILE
@@ -262,24 +234,11 @@ def _job_environment(cfg: DictConfig) -> Iterator[None]:
 
 
 def _check_processes(cfg: DictConfig) -> None:
-    """Refuse ranks that the trainer does not want: each of them would run the whole job.
-
-    Raises:
-        ConfigError: torchrun or srun started another number of ranks than the trainer is set for.
-    """
+    """Refuse another number of ranks than the trainer is set for: each of them would run the whole job."""
     started, devices = ranks.world_size(), OmegaConf.select(cfg, "trainer.devices", default=1)
-    if started is None or not isinstance(devices, int):
-        return
-    wanted = devices * int(cfg.trainer.num_nodes)
-    if started != wanted:
+    if started is not None and isinstance(devices, int) and started != (wanted := devices * cfg.trainer.num_nodes):
         raise ConfigError(
             f"{ranks.launched_by()} started {started} processes, but trainer.devices={devices} and "
             f"trainer.num_nodes={cfg.trainer.num_nodes} make {wanted}; expected as many, e.g. trainer=ddp "
             f"trainer.devices={started}"
         )
-
-
-def _num_processes(cfg: DictConfig) -> int:
-    """Processes that the trainer starts on this machine; 1 where only Lightning can tell."""
-    devices = OmegaConf.select(cfg, "trainer.devices", default=1)
-    return max(1, devices) if isinstance(devices, int) else 1

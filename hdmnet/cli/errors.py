@@ -18,12 +18,7 @@ from hdmnet.runtime.errors import one_line
 
 
 def composition_message(error: HydraException | OmegaConfBaseException, config_name: str) -> str:
-    """One line for a command line that Hydra refuses, with the key or option that was probably meant.
-
-    Args:
-        error: What Hydra raised before the job began.
-        config_name: The entry point's config.
-    """
+    """One line for a command line that Hydra refuses, with the key or option that was probably meant."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         options = [name for name in error.options if not name.startswith("_")]

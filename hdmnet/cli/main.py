@@ -18,11 +18,7 @@ COMMANDS = {
 
 
 def main() -> int:
-    """Run the command that the first word names, on the words after it.
-
-    Returns:
-        The exit code, where the command does not exit by itself.
-    """
+    """Run the command that the first word names; returns the exit code, where the command does not exit by itself."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         lines = [f"  {command:<10}{text}" for command, text in COMMANDS.items()]

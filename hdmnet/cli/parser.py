@@ -14,14 +14,7 @@ class OneLineParser(argparse.ArgumentParser):
     """A parser that raises a ConfigError of one line where argparse prints its usage and exits."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise argparse's complaint.
-
-        Args:
-            message: What argparse found.
-
-        Raises:
-            ConfigError: Always.
-        """
+        """Raise argparse's complaint as a ConfigError."""
         raise ConfigError(f"{message}; see --help")
 
 

@@ -18,11 +18,7 @@ _NUMBER = re.compile(r"[\s\d.+-]+")
 def quote_paths(word: str) -> str:
     """Quote what Hydra's grammar has no letters for: `query=[größe (1).jpg]` becomes `query=['größe (1).jpg']`.
 
-    Args:
-        word: Of the command line, e.g. key=value.
-
-    Returns:
-        The word; as it is where it is plain, quoted already, or refers to other keys.
+    A word that is plain, quoted already, or refers to other keys stays as it is.
     """
     key, equals, value = word.partition("=")
     call = re.fullmatch(r"\w+\(.*\)", value)  # choice(a,b), glob(*)
@@ -38,14 +34,10 @@ def quote_paths(word: str) -> str:
 
 
 def quote_files(words: Sequence[str], keys: Iterable[str]) -> list[str]:
-    """Quote the file names among a command line's words.
+    """Quote the file names among a command line's words, e.g. `["ckpt=a=b.ckpt", "query=[käfer.png]"]`.
 
-    Args:
-        words: e.g. `["ckpt=a=b.ckpt", "query=[käfer.png]"]`.
-        keys: Those whose values are file names, lists of them in brackets, split by commas, or such lists by class.
-
-    Returns:
-        The words; those of the keys that Hydra would refuse are quoted where that helps.
+    Values of the `keys` are file names, lists of them in brackets, split by commas, or such lists by class. Words that
+    Hydra would take, or that quotes do not mend, stay as they are.
     """
     known = frozenset(keys)
     return [_quote_word(word) if word.partition("=")[0] in known and not _parses(word) else word for word in words]

@@ -30,10 +30,6 @@ def _above_0(value: Any) -> bool:
     return _is_number(value) and value > 0
 
 
-def _not_negative(value: Any) -> bool:
-    return _is_number(value) and value >= 0
-
-
 def _integer(least: int, most: float = math.inf) -> Check:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
@@ -46,6 +42,14 @@ def _numbers(count: int, check: Check) -> Check:
     return lambda value: isinstance(value, list) and len(value) == count and all(map(check, value))
 
 
+def _is_range(value: Any) -> bool:
+    return _numbers(2, _above_0)(value) and value[0] <= value[1]
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 def _is_size(value: Any) -> bool:
     return all(map(_integer(1, LARGEST_SIDE), value if isinstance(value, list) and len(value) == 2 else [value]))
 
@@ -55,66 +59,31 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"(?!\.)[^/\\\x00-\x1f]{1,100}", value) is not None
 
 
+_SIZE = (_is_size, f"an integer of 1 to {LARGEST_SIDE}, or two of them: [H,W]")
+_COUNT = (_integer(1), "an integer of at least 1")
+_OPTIONAL_COUNT = (_optional(_integer(1)), "null or an integer of at least 1")
+_LIMIT = (lambda value: value == -1 or _integer(1)(value), "-1 (no limit) or an integer of at least 1")
+_FACTOR = (lambda value: _is_number(value) and value >= 0, "a number of at least 0")
 # Keys (of the same check, in one string), what a value must be, and how to say that.
-_CHECKS: tuple[tuple[str, Check, str], ...] = (
-    (
-        "dataset.name backbone.name",
-        _is_name,
-        "a name of 1 to 100 characters, without / or \\ and with no dot in front",
-    ),
-    ("backbone.mean", _numbers(3, _is_number), "three numbers: red, green, blue, in 0..1"),
-    ("backbone.std", _numbers(3, _above_0), "three numbers above 0: red, green, blue"),
-    ("backbone.feature_channels", _optional(_integer(1, 4096)), "an integer of 1 to 4096, or null"),
-    (
-        "dataset.image_size dataset.base_image_size",
-        _is_size,
-        f"an integer of 1 to {LARGEST_SIDE}, or two of them: [H,W]",
-    ),
-    (
-        "dataset.augment_scale",
-        lambda value: _numbers(2, _above_0)(value) and value[0] <= value[1],
-        "two numbers above 0, the smaller first",
-    ),
-    (
-        "dataset.filter_novel dataset.allow_repeats dataset.controls",
-        lambda value: isinstance(value, bool),
-        "true or false",
-    ),
-    ("dataset.min_area num_workers", _optional(_integer(0)), "null or an integer of at least 0"),
-    ("fold", lambda value: isinstance(value, int), "an integer of at least 0"),
-    ("port", _integer(0, 65535), "an integer from 0 (any free port) to 65535"),
-    (
-        "dataset.check_files seed optim.warmup_steps optim.base.warmup_steps",
-        _integer(0),
-        "an integer of at least 0",
-    ),
-    (
-        "dataset.num_val_episodes dataset.num_test_episodes dataset.num_test_seeds shot batch_size "
-        "optim.val_every_epochs optim.base.val_every_epochs optim.base.batch_size",
-        _integer(1),
-        "an integer of at least 1",
-    ),
-    (
-        "dataset.num_folds dataset.episodes_per_epoch episodes seeds optim.base.num_val_samples",
-        _optional(_integer(1)),
-        "null or an integer of at least 1",
-    ),
-    (
-        "optim.max_steps optim.max_epochs optim.base.max_steps optim.base.max_epochs",
-        lambda value: value == -1 or _integer(1)(value),
-        "-1 (no limit) or an integer of at least 1",
-    ),
-    (
-        "reuse_memory_gb optim.lr optim.head_lr_factor optim.base.lr optim.base.head_lr_factor",
-        _above_0,
-        "a number above 0",
-    ),
-    (
-        "optim.weight_decay optim.power optim.base.weight_decay optim.base.power",
-        _not_negative,
-        "a number of at least 0",
-    ),
-)
+_CHECKS: dict[str, tuple[Check, str]] = {
+    "dataset.name backbone.name": (_is_name, "a name of 1 to 100 characters, without / or \\ and with no dot in front"),
+    "backbone.mean": (_numbers(3, _is_number), "three numbers: red, green, blue, in 0..1"),
+    "backbone.std": (_numbers(3, _above_0), "three numbers above 0: red, green, blue"),
+    "backbone.feature_channels": (_optional(_integer(1, 4096)), "an integer of 1 to 4096, or null"),
+    "dataset.image_size dataset.base_image_size": _SIZE,
+    "dataset.augment_scale": (_is_range, "two numbers above 0, the smaller first"),
+    "dataset.filter_novel dataset.allow_repeats dataset.controls": (_is_bool, "true or false"),
+    "dataset.min_area num_workers": (_optional(_integer(0)), "null or an integer of at least 0"),
+    "fold": (lambda value: isinstance(value, int), "an integer of at least 0"),
+    "port": (_integer(0, 65535), "an integer from 0 (any free port) to 65535"),
+    "dataset.check_files seed optim.warmup_steps optim.base.warmup_steps": (_integer(0), "an integer of at least 0"),
+    "dataset.num_val_episodes dataset.num_test_episodes dataset.num_test_seeds shot batch_size": _COUNT,
+    "optim.val_every_epochs optim.base.val_every_epochs optim.base.batch_size": _COUNT,
+    "dataset.num_folds dataset.episodes_per_epoch episodes seeds optim.base.num_val_samples": _OPTIONAL_COUNT,
+    "optim.max_steps optim.max_epochs optim.base.max_steps optim.base.max_epochs": _LIMIT,
+    "reuse_memory_gb optim.lr optim.base.lr optim.base.head_lr_factor": (_above_0, "a number above 0"),
+    "optim.weight_decay optim.power optim.base.weight_decay optim.base.power": _FACTOR,
+}
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "selection": ("best", "last"),
@@ -131,10 +100,7 @@ _GROUPS = ("dataset", "backbone", "model", "loss", "optim", "optim.base", "augme
 
 
 def validate(cfg: DictConfig) -> None:
-    """Refuse wrong values before anything is loaded.
-
-    Args:
-        cfg: An entry point's composed config. Keys that it does not have are not checked.
+    """Refuse wrong values of an entry point's composed config before anything is loaded; absent keys are not checked.
 
     Raises:
         ConfigError: A value is wrong or refers to nothing; one line with the key, what was found and what is expected.
@@ -147,7 +113,7 @@ def validate(cfg: DictConfig) -> None:
         value = look_up(plain, group)
         if value is not ABSENT and not isinstance(value, Mapping):
             raise _wrong(group, value, "a group of settings (--cfg job shows them)")
-    for keys, check, expected in _CHECKS:
+    for keys, (check, expected) in _CHECKS.items():
         for key in keys.split():
             value = look_up(plain, key)
             if value is not ABSENT and not check(value):
@@ -156,8 +122,7 @@ def validate(cfg: DictConfig) -> None:
         value = look_up(plain, key)
         if value is not ABSENT and value not in choices:
             raise _wrong(key, value, f"{' or '.join(choices)}{did_you_mean(str(value), choices)}")
-    num_folds = look_up(plain, "dataset.num_folds")
-    fold = look_up(plain, "fold")
+    num_folds, fold = look_up(plain, "dataset.num_folds"), look_up(plain, "fold")
     if ABSENT not in (num_folds, fold) and num_folds not in (None, 1) and not 0 <= fold < num_folds:
         name = look_up(plain, "dataset.name")
         raise _wrong("fold", fold, f"0 to {num_folds - 1}, {name} has {num_folds} folds")

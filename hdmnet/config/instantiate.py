@@ -28,12 +28,9 @@ def instantiate(cfg: Any, leave_out: Collection[str] = (), /, **kwargs: Any) -> 
 
     Args:
         cfg: A node with `_target_` (and `_partial_: true` for a `functools.partial`). Nodes with `_target_` below it
-            are built first; other containers become plain dicts and lists.
+            are built first; other containers become plain dicts and lists. None gives None.
         leave_out: Keys of the node that are no arguments of its target.
         **kwargs: More arguments by name, passed as they are; they win over the node's.
-
-    Returns:
-        What the target returns; None for None.
 
     Raises:
         ConfigError: No target, one that cannot be imported, or arguments that do not fit or are refused.

@@ -17,8 +17,6 @@ NEVER_FROM_CHECKPOINT = frozenset(
     {"paths", "trainer", "logger", "callbacks", "ckpt", "base_ckpt", "resume", "num_workers", "episodes", "seeds"}
     | {"sweep", "rerun", "reuse", "reuse_memory_gb"}
 )
-
-
 # Folders that are taken from the checkpoint's run while they exist and nothing else names them: key -> variable.
 _FOLDER_VARIABLES = {"data_dir": "HDMNET_DATA", "weights_dir": "HDMNET_WEIGHTS"}
 
@@ -32,12 +30,9 @@ def merge_with_checkpoint(cfg: DictConfig, stored: Mapping[str, Any], overrides:
     names one and it still exists.
 
     Args:
-        cfg: The entry point's composed config, command line included.
+        cfg: The entry point's composed config, command line included; left as it is.
         stored: The training run's config as `to_stored` gives it.
         overrides: The command line's overrides, e.g. `["dataset.image_size=257", "shot=5"]`.
-
-    Returns:
-        A new config; `cfg` is left as it is.
     """
     mentioned = {override.lstrip("+~").split("=", 1)[0].split("@", 1)[0] for override in overrides}
     asked = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))

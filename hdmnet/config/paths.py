@@ -14,11 +14,7 @@ HYDRA_VERSION_BASE = "1.3"
 
 
 def conf_dir() -> Path:
-    """Folder of the configs: `hdmnet/conf` in an installed wheel, `conf` at the root of a checkout.
-
-    Raises:
-        FileNotFoundError: Neither is there; the installation is incomplete.
-    """
+    """Folder of the configs: `hdmnet/conf` in an installed wheel, `conf` at the root of a checkout."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "conf", package.parent / "conf"):
         if (folder / "train.yaml").is_file():
@@ -27,11 +23,7 @@ def conf_dir() -> Path:
 
 
 def user_conf_dirs() -> tuple[Path, ...]:
-    """The user's own folders of configs, `HDMNET_CONF=DIR[:DIR]`, absolute: with groups as in conf/.
-
-    Raises:
-        FileNotFoundError: One of them is not there.
-    """
+    """The user's own folders of configs, `HDMNET_CONF=DIR[:DIR]`, absolute: with groups as in conf/."""
     names = [name for name in os.environ.get(CONF_VARIABLE, "").split(os.pathsep) if name.strip()]
     folders = tuple(Path(name).expanduser().absolute() for name in names)
     for folder in folders:
@@ -52,12 +44,7 @@ def find_option(group: str, option: str) -> Path | None:
 
 
 def make_paths_absolute(cfg: DictConfig, run_dir: str | Path) -> None:
-    """Fix the folders of `paths` in place: absolute from the current folder, `~` expanded, `run_dir` filled in.
-
-    Args:
-        cfg: An entry point's composed config.
-        run_dir: The run's own folder.
-    """
+    """Fix the folders of `paths` in place: absolute from the current folder, `~` expanded, `run_dir` filled in."""
     with open_dict(cfg):
         for key in list(cfg.paths):
             if cfg.paths[key] is not None:

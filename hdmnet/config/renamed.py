@@ -33,34 +33,18 @@ _WEIGHTS = {
 
 
 def upgrade(config: Any) -> Any:
-    """A config as today's code takes it.
-
-    Args:
-        config: Plain containers, as they lie in a file of this or an earlier version; whatever else it is, is left.
-
-    Returns:
-        A copy; what has not changed since is the same.
-    """
+    """A copy of a config, or whatever lies in its place, as today's code takes it; what has not changed is the same."""
     new = _with_new_names(config, 0)
     if isinstance(new, dict):
         _move_keys(new)
-        _add_callbacks(new)
     return new
-
-
-def _add_callbacks(config: dict[str, Any]) -> None:
-    """Name the callback that every run had before it was one of the config's."""
-    callbacks, optim = config.get("callbacks"), config.get("optim")
-    if isinstance(callbacks, dict) and callbacks and isinstance(optim, dict):
-        guard = {"policy": "${optim.on_nonfinite}", "directory": "${paths.run_dir}"}
-        callbacks.setdefault("non_finite", {"_target_": "hdmnet.callbacks.non_finite.NonFiniteGuard", **guard})
 
 
 def _move_keys(config: dict[str, Any]) -> None:
     """Bring the keys of version 0.1 into today's places; keys that are there already are left."""
-    dataset, backbone, model, loss, optim, augment = (
-        node if isinstance(node := config.get(group), dict) else {}
-        for group in ("dataset", "backbone", "model", "loss", "optim", "augment")
+    groups = ("dataset", "backbone", "model", "loss", "optim", "augment", "callbacks")
+    dataset, backbone, model, loss, optim, augment, callbacks = (
+        node if isinstance(node := config.get(group), dict) else {} for group in groups
     )
     if isinstance(dataset.get("source"), dict):
         config["dataset"] = dataset = _without_source(dataset)
@@ -84,6 +68,9 @@ def _move_keys(config: dict[str, Any]) -> None:
         optim["groups"] = {"head_lr_factor": optim.pop("head_lr_factor", 10)}
     if optim:
         optim.setdefault("on_nonfinite", "stop")
+    if callbacks and isinstance(config.get("optim"), dict):  # every run had this one before it stood in the config
+        guard = {"policy": "${optim.on_nonfinite}", "directory": "${paths.run_dir}"}
+        callbacks.setdefault("non_finite", {"_target_": "hdmnet.callbacks.non_finite.NonFiniteGuard", **guard})
 
 
 def _without_source(dataset: dict[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from hdmnet.config.paths import find_option
+from hdmnet.config.values import did_you_mean
+from hdmnet.runtime.errors import ConfigError, one_line
 from hdmnet.runtime.private_api import BASIC_SWEEPER
 
 
@@ -87,30 +91,47 @@ class DemoSchema:
     official: Any = MISSING
 
 
-SCHEMAS: dict[str, Any] = {
-    "train": TrainSchema,
-    "evaluate": EvaluateSchema,
-    "predict": PredictSchema,
-    "demo": DemoSchema,
-}
-_LOCAL_SETTINGS = ("predict", "demo")  # take of conf/local/default.yaml what they know; train and evaluate take all
+SCHEMAS = {"train": TrainSchema, "evaluate": EvaluateSchema, "predict": PredictSchema, "demo": DemoSchema}
+_NO_SETTINGS = {"hydra", "defaults"}  # of a file of local settings: Hydra's own
 
 
 def register_schemas() -> None:
     """Make known to Hydra what the entry points' configs name and no file under conf/ can hold.
 
     That is the schemas; a launcher and a sweeper without types: Hydra's own would refuse the keys of conf/launcher and
-    conf/sweep, and only an entry point's config may choose others; and for predict and demo the local settings without
-    the keys that only train and evaluate have.
+    conf/sweep, and only an entry point's config may choose others; and of the local settings what each entry point has.
     """
     store = ConfigStore.instance()
     store.store(group="hydra/launcher", name="hdmnet", node={"_target_": MISSING})
     sweeper = {"_target_": BASIC_SWEEPER, "max_batch_size": None, "params": None}
     store.store(group="hydra/sweeper", name="hdmnet", node=sweeper)
+    settings = _local_settings()
     for name, schema in SCHEMAS.items():
+        known = {field.name for field in fields(schema)}
+        own = {key: value for key, value in settings.items() if key in known | {"hydra"}}
+        if "trainer" in known and "defaults" in settings:  # predict and demo have no group to choose an option of
+            own["defaults"] = settings["defaults"]
         store.store(name=f"{name}_schema", node=schema)
+        store.store(name=f"{name}_local", node=own)
+
+
+def _local_settings() -> dict[str, Any]:
+    """The content of conf/local/default.yaml, of whichever entry point its keys are.
+
+    Raises:
+        ConfigError: It is no YAML of keys and values, or no entry point has one of its keys.
+    """
     file = find_option("local", "default")
-    settings: Any = {} if file is None else OmegaConf.to_container(OmegaConf.load(file))
-    for name in _LOCAL_SETTINGS:
-        known = {key: settings[key] for key in settings if key in {field.name for field in fields(SCHEMAS[name])}}
-        store.store(name=f"{name}_local", node=known)
+    if file is None:
+        return {}
+    try:
+        settings: Any = OmegaConf.to_container(OmegaConf.load(file))
+    except (YAMLError, OmegaConfBaseException, OSError) as error:
+        raise ConfigError(f"{file} cannot be read: {one_line(error)}") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{file}: a {type(settings).__name__}; expected keys and values")
+    known = {field.name for schema in SCHEMAS.values() for field in fields(schema)}
+    for key in settings:
+        if key not in known | _NO_SETTINGS:
+            raise ConfigError(f"{file}: {key}: no such key{did_you_mean(str(key), sorted(known))}")
+    return cast(dict[str, Any], settings)

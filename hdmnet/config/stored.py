@@ -30,10 +30,7 @@ EXTENSIONS_VARIABLE, EXTENSIONS_GROUP = "HDMNET_EXTENSIONS", "hdmnet.extensions"
 _DEEPEST = 20  # ours have five levels
 _OF_A_MACHINE = frozenset({"trainer", "logger", "callbacks", "paths"})
 # What the network cannot be built without; the rest is missing in configs of older versions.
-_NEEDED = (
-    *("dataset.image_size", "backbone._target_", "backbone.mean", "backbone.std"),
-    *("model._target_", "shot"),
-)
+_NEEDED = ("dataset.image_size", "backbone._target_", "backbone.mean", "backbone.std", "model._target_", "shot")
 
 
 def conf_targets() -> frozenset[str]:
@@ -63,19 +60,12 @@ def is_extension(target: str) -> bool:
 
 
 def evaluation_config(cfg: DictConfig, stored: Any, overrides: Sequence[str], origin: str) -> DictConfig:
-    """The config to evaluate a checkpoint with (see `config.merge_with_checkpoint`), checked.
+    """The config to evaluate a checkpoint with (see `merge_with_checkpoint`), checked.
 
-    Args:
-        cfg: The entry point's composed config, command line included; what it names may be built.
-        stored: The config as it lies in the checkpoint.
-        overrides: The command line's overrides.
-        origin: What to call the file in an error.
-
-    Returns:
-        A new config.
+    What the command's own config `cfg` names may be built; `origin` is what to call the file in an error.
 
     Raises:
-        ValueError: The stored config could do harm or is damaged, or a value is wrong.
+        CheckpointError: The stored config could do harm or is damaged, or a value is wrong.
     """
     own = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
     check_stored(stored, origin, also={str(value) for key, value in _walk(own, "") if _is_target(key)})
@@ -86,15 +76,11 @@ def evaluation_config(cfg: DictConfig, stored: Any, overrides: Sequence[str], or
 def stored_config(stored: Any, origin: str) -> DictConfig:
     """The config out of a checkpoint or result, to build its network or data again.
 
-    Args:
-        stored: The config as it lies in the file.
-        origin: What to call the file in an error.
-
     Returns:
         What of it belongs to the network and the data, and the folders as plain text or null.
 
     Raises:
-        ValueError: It could do harm or is damaged, or a value is wrong.
+        CheckpointError: It could do harm or is damaged, or a value is wrong.
     """
     check_stored(stored, origin, left_out=_OF_A_MACHINE)
     kept = {key: value for key, value in stored.items() if key not in _OF_A_MACHINE}
@@ -127,7 +113,8 @@ def check_stored(
         left_out: Top-level keys that are not taken from it, and so not looked at.
 
     Raises:
-        ValueError: It is no mapping of plain values, names another target, or would resolve more than its own keys.
+        CheckpointError: It is no mapping of plain values, names another target, or would resolve more than its own
+            keys.
     """
     if not isinstance(stored, Mapping):
         raise CheckpointError(f"{origin}: its config is a {type(stored).__name__}; expected a file that hdmnet wrote")

@@ -56,6 +56,12 @@ def image_size(value: int | Sequence[int]) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def num_devices(cfg: DictConfig) -> int:
+    """Processes that the trainer starts on a machine; 1 where only Lightning can tell, or without a trainer."""
+    devices = OmegaConf.select(cfg, "trainer.devices", default=1)
+    return max(1, devices) if isinstance(devices, int) else 1
+
+
 ABSENT = object()
 
 
@@ -70,11 +76,7 @@ def look_up(plain: Mapping[str, Any], key: str) -> Any:
 
 
 def method_of(config: Any) -> str:
-    """Name of the method that a config is of; one from before methods had names is told by its class.
-
-    Args:
-        config: Plain containers; whatever else it is, it is HDMNet's.
-    """
+    """Name of the method that a plain config is of; of one from before methods had names, told by its class."""
     model = config.get("model") if isinstance(config, Mapping) else None
     model = model if isinstance(model, Mapping) else {}
     return str(model.get("name") or ("baseline" if "baseline" in str(model.get("_target_")) else HDMNET))

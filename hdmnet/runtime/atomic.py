@@ -40,21 +40,13 @@ def replacing(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Remove the temporary files that writers have left in a folder which were killed.
-
-    Args:
-        folder: Nobody may be writing in it; it need not be there.
-    """
+    """Remove the temporary files that killed writers have left in a folder; nobody may be writing in it."""
     for file in Path(folder).glob(".*.tmp"):
         file.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's or folder's content is on the disk.
-
-    Args:
-        path: It must be readable.
-    """
+    """Wait until the content of a file or folder that can be read is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

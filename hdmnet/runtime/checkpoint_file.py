@@ -9,41 +9,25 @@ import warnings
 import zipfile
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from hdmnet.runtime.atomic import replacing, sync
 from hdmnet.runtime.errors import CheckpointError, MissingFileError
 
-if TYPE_CHECKING:
-    pass
-
-
 log = logging.getLogger(__name__)
 
-
-BASE_LEARNER_KEY = "hdmnet_base_learner"
-
-
-RUN_KEY = "hdmnet"
-
-
+BASE_LEARNER_KEY, RUN_KEY = "hdmnet_base_learner", "hdmnet"  # of what hdmnet adds to a checkpoint
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "last-previous.ckpt"  # in a run's folder checkpoints/
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of any kind.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its top-level mapping.
+    """Read a checkpoint of any kind; returns its top-level mapping.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, holds code, or is no mapping.
+        MissingFileError: There is no such file.
+        CheckpointError: The file is damaged, holds code, or is no mapping.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -52,7 +36,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on odd files before it refuses them
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds here; a user sees one line
+    except Exception as error:  # torch raises many kinds here
         raise CheckpointError(
             f"checkpoint {str(path)!r} cannot be read: damaged, or more than tensors and plain containers (nothing in "
             "it was run); expected a file written by hdmnet or by the official release"
@@ -71,10 +55,7 @@ def write_atomically(content: dict[str, Any], path: str | Path) -> None:
 def write_durably(content: dict[str, Any], path: str | Path, *, before: Path | None = None) -> None:
     """As `write_atomically`, and whole after a loss of power too.
 
-    Args:
-        content: Tensors and plain containers.
-        path: The file.
-        before: Where the present file goes, once the new one is whole; None: it is replaced.
+    The present file goes to `before`, once the new one is whole; with None it is replaced.
 
     Raises:
         OSError: The disk is full, or the folder cannot be written; the files that were there are whole.
@@ -93,14 +74,11 @@ def write_durably(content: dict[str, Any], path: str | Path, *, before: Path | N
 def newest_whole(folder: str | Path) -> Path | None:
     """The checkpoint that a run in a folder goes on from.
 
-    Args:
-        folder: Holds `last.ckpt` and the one before it.
-
-    Returns:
-        `last.ckpt`, or the one before it where the last is damaged or was about to be replaced; None where neither is.
+    That is `last.ckpt`, or the one before it where the last is damaged or was about to be replaced; None where neither
+    is.
 
     Raises:
-        ValueError: There are some, and all are damaged.
+        CheckpointError: There are some, and all are damaged.
     """
     damaged = []
     for file in (Path(folder) / LAST, Path(folder) / PREVIOUS):
@@ -123,11 +101,7 @@ def newest_whole(folder: str | Path) -> Path | None:
 
 
 def _check_sums(path: Path) -> None:
-    """Compare a file's parts with their checksums, which torch does not.
-
-    Raises:
-        ValueError: One differs.
-    """
+    """Refuse a file one of whose parts differs from its checksum; torch does not compare them."""
     try:
         with zipfile.ZipFile(path) as file:
             wrong = file.testzip()

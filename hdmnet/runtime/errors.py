@@ -82,13 +82,8 @@ def one_line(error: BaseException) -> str:
 def user_message(error: Exception) -> str | None:
     """One line for an error that the user can mend; None for a bug.
 
-    Args:
-        error: What the job raised.
-
-    Returns:
-        The message of a `UserError`, also out of worker processes; of the operating system's refusals that name a file,
-        and of a full disk; of Lightning's refusals of a setting; of processes of the job that are gone. None for
-        everything else.
+    The line is that of a `UserError`, also out of worker processes; of the operating system's refusals that name a
+    file, and of a full disk; of Lightning's refusals of a setting; of processes of the job that are gone.
     """
     if isinstance(error, UserError):
         return _without_workers_traceback(error)
@@ -108,8 +103,7 @@ def exit_code(error: Exception) -> int:
 def refusals_as(kind: type[UserError]) -> Iterator[None]:
     """Turn the refusals of code that knows no `UserError` (hdmnet/models, other packages) into one.
 
-    Args:
-        kind: What a ValueError becomes. An OSError that names no file becomes a `FileError`.
+    A ValueError becomes one of the `kind`, an OSError that names no file a `FileError`.
     """
     try:
         yield

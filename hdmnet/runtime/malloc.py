@@ -12,11 +12,9 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 def keep_freed_memory() -> bool:
     """Let the C library keep large freed blocks for the next tensor, in place of handing them back to the system.
 
-    By default every tensor above 32 MB is fresh memory that the system clears page by page: on a CPU a tenth or more
-    of the time of encoding pictures. The peak is as before; it is held until the end.
-
-    Returns:
-        Whether this C library could be told (glibc on Linux).
+    By default every tensor above 32 MB is fresh memory that the system clears page by page: on a CPU a tenth or more of
+    the time of encoding pictures. The peak is as before; it is held until the end. Returns whether this C library could
+    be told (glibc on Linux).
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -11,38 +11,29 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_DISTRIBUTIONS = {
-    "torch": "torch",
-    "torchvision": "torchvision",
-    "lightning": "lightning",
-    "torchmetrics": "torchmetrics",
-    "numpy": "numpy",
-    "albumentations": "albumentations",
-    "cv2": "opencv-python-headless",  # decodes and resizes pictures, as the next does
-    "PIL": "pillow",
-    "pycocotools": "pycocotools",
-    "hydra": "hydra-core",
-    "omegaconf": "omegaconf",
-    "hdmnet": "hdmnet",
-}
+_LIBRARIES = (
+    *("torch", "torchvision", "lightning", "torchmetrics", "numpy", "albumentations", "cv2", "PIL", "pycocotools"),
+    *("hydra", "omegaconf", "hdmnet"),
+)
+_DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow", "hydra": "hydra-core"}  # of another name
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 def library_versions() -> dict[str, str | None]:
     """Return the versions of Python and of the libraries that results depend on; `None` for one not installed."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name, distribution in _DISTRIBUTIONS.items():
+    for name in _LIBRARIES:
         # What is loaded knows more than what was installed: torch's own version names its build (+cpu, +cu126).
         loaded = getattr(sys.modules.get(name), "__version__", None)
         try:
-            versions[name] = str(loaded) if loaded is not None else metadata.version(distribution)
+            versions[name] = str(loaded) if loaded is not None else metadata.version(_DISTRIBUTIONS.get(name, name))
         except metadata.PackageNotFoundError:
             versions[name] = None
     return versions
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """Run git quietly; `None` when there is no git, no repository, or it says no."""
+    """Output of git; None when there is no git, no repository, or it says no."""
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True
@@ -54,16 +45,11 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 @functools.cache
 def git_state(root: Path = _PACKAGE_ROOT) -> dict[str, str | bool | None]:
-    """Return `git_commit` and `git_dirty` of the code that runs, as they were at the first call.
+    """`git_commit` and `git_dirty` (`hdmnet`, `conf` or `scripts` differ) of the code that runs, as at the first call.
 
-    A run asks when it begins: the result must name the commit that ran, not one that was made meanwhile.
-
-    Args:
-        root: Folder that holds the `hdmnet` package.
-
-    Returns:
-        Both `None` where the package is not tracked by git (an installed wheel inside somebody else's repository
-        must not report that repository's commit). Dirty: `hdmnet`, `conf` or `scripts` differ from the commit.
+    A run asks when it begins: the result must name the commit that ran, not one that was made meanwhile. Both are None
+    where the package is not tracked by git (an installed wheel inside somebody else's repository must not report that
+    repository's commit).
     """
     if _git(root, "ls-files", "--error-unmatch", "hdmnet/run/result.py") is None:
         return {"git_commit": None, "git_dirty": None}
@@ -83,12 +69,10 @@ def available_cpus() -> int:
 
 def _processor() -> str:
     """Name the CPU; Linux hides the name from `platform.processor`."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text(encoding="utf-8").splitlines() if info.is_file() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 

@@ -59,22 +59,13 @@ def started_together() -> bool:
 
 
 def send_to_ranks(what: str, text: str) -> None:
-    """Tell the ranks that were started together with this one; does nothing where there are none.
-
-    Args:
-        what: What it is about; received once in a process.
-        text: What `receive_from_first` gives in the others.
-    """
+    """Tell the ranks that were started together with this one what they ask for by `receive_from_first`."""
     if started_together():
         _store().set(_key(what), text)
 
 
 def receive_from_first(what: str) -> str:
-    """What the first rank tells, waiting for it.
-
-    Args:
-        what: As in `send_to_ranks`.
-    """
+    """What the first rank tells about something, waiting for it; once in a process."""
     return bytes(_store().get(_key(what))).decode()
 
 

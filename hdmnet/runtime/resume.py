@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,42 +43,36 @@ _NOT_OF_THE_TRAINER = (
 )
 
 
+def facts_of(cfg: DictConfig, left_out: Collection[str], left_out_of_trainer: Collection[str]) -> dict[str, Any]:
+    """A config as plain containers without the keys that do not count; its interpolations are kept."""
+    found = {key: value for key, value in to_stored(cfg).items() if key not in left_out}
+    found["trainer"] = {key: value for key, value in found["trainer"].items() if key not in left_out_of_trainer}
+    return found
+
+
 @dataclass(frozen=True)
 class RunRecord:
-    """What `run.json` says of a run.
-
-    Attributes:
-        folder: Its folder.
-        facts: What it computes: its config without folders, loggers, devices and batch size.
-        ckpt: The weights that it began from.
-        batch_size: Episodes a device.
-        devices: Processes, as far as the config tells; None: the machine decides.
-        begun: When it began, ISO 8601.
-    """
+    """What `run.json` says of a run."""
 
     folder: Path
-    facts: Mapping[str, Any]
-    ckpt: str | None
-    batch_size: Any
-    devices: int | None
-    begun: str
+    facts: Mapping[str, Any]  # what it computes: its config without folders, loggers, devices and batch size
+    ckpt: str | None  # the weights that it began from
+    batch_size: Any  # episodes a device
+    devices: int | None  # processes, as far as the config tells; None: the machine decides
+    begun: str  # ISO 8601
 
     @classmethod
     def of(cls, cfg: DictConfig, folder: Path) -> RunRecord:
         """The run that a config describes."""
-        plain = to_stored(cfg)
-        facts = {key: value for key, value in plain.items() if key not in _NOT_OF_THE_RUN}
-        facts["trainer"] = {key: value for key, value in plain["trainer"].items() if key not in _NOT_OF_THE_TRAINER}
-        facts["optim"] = {key: value for key, value in plain["optim"].items() if key != "batch_size"}
-        facts["callbacks"] = {
-            name: {key: value for key, value in node.items() if key != "every_n_minutes"}
-            for name, node in plain["callbacks"].items()
-            if isinstance(node, Mapping)
-        }
+        found = facts_of(cfg, _NOT_OF_THE_RUN, _NOT_OF_THE_TRAINER)
+        found["optim"].pop("batch_size", None)
+        found["callbacks"] = {name: node for name, node in found["callbacks"].items() if isinstance(node, dict)}
+        for node in found["callbacks"].values():
+            node.pop("every_n_minutes", None)
         devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
         processes = devices * nodes if isinstance(devices, int) and devices > 0 else None
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
-        return cls(folder, json.loads(json.dumps(facts, default=str)), cfg.ckpt, cfg.batch_size, processes, now)
+        return cls(folder, json.loads(json.dumps(found, default=str)), cfg.ckpt, cfg.batch_size, processes, now)
 
     @classmethod
     def read(cls, folder: Path) -> RunRecord | None:
@@ -145,9 +139,6 @@ def wish(cfg: DictConfig) -> str | None:
     """What the command wants to go on with: None (nothing), "auto", "last" or a path.
 
     A job that SLURM has put into the queue again wants "auto".
-
-    Args:
-        cfg: A config of the entry point train.
     """
     if cfg.ckpt == LAST:
         return LAST
@@ -165,8 +156,8 @@ def find_folder(cfg: DictConfig, fresh: Path) -> Path:
         fresh: The folder that Hydra has made for this command.
 
     Raises:
-        ValueError: The run that is named has finished, is running, or computes something else.
-        FileNotFoundError: There is no such run.
+        InputError: The run that is named has finished, is running, or computes something else.
+        MissingFileError: There is no such run.
     """
     wanted = wish(cfg)
     if wanted is None:
@@ -192,7 +183,11 @@ def find_folder(cfg: DictConfig, fresh: Path) -> Path:
     _remove_unused(fresh, found.folder)
     log.info("resume: going on with the run in %s", found.folder)
     if found.batch_size != asked.batch_size or found.devices != asked.devices:
-        _say_if_steps_change(found, asked)
+        log.warning(
+            "resume: it was begun with batch_size=%s on %s device(s), now it is %s on %s; the episodes go on in their "
+            "order, but where the product of the two differs a step is another one",
+            *(found.batch_size, found.devices or "all", asked.batch_size, asked.devices or "all"),
+        )
     return found.folder
 
 
@@ -239,14 +234,6 @@ def _named(wanted: str, asked: RunRecord) -> tuple[RunRecord, Path | None]:
     return run, checkpoint
 
 
-def _say_if_steps_change(found: RunRecord, asked: RunRecord) -> None:
-    log.warning(
-        "resume: it was begun with batch_size=%s on %s device(s), now it is %s on %s; the episodes go on in their "
-        "order, but where the product of the two differs a step is another one",
-        *(found.batch_size, found.devices or "all", asked.batch_size, asked.devices or "all"),
-    )
-
-
 def _remove_unused(fresh: Path, used: Path) -> None:
     """Remove the folder that Hydra has made for this command, and nothing that anybody else has put there."""
     if fresh != used and fresh.is_dir() and [entry.name for entry in fresh.iterdir()] == [".hydra"]:
@@ -256,12 +243,7 @@ def _remove_unused(fresh: Path, used: Path) -> None:
 
 
 def can_go_on(cfg: DictConfig, folder: Path) -> bool:
-    """Whether a job with a folder of its own is to go on with what it finds there.
-
-    Args:
-        cfg: The config of the entry point train.
-        folder: Of the job.
-    """
+    """Whether a training with a folder of its own is to go on with what it finds there."""
     run = RunRecord.read(folder)
     return (
         wish(cfg) is not None
@@ -278,11 +260,8 @@ def can_go_on(cfg: DictConfig, folder: Path) -> bool:
 def claimed(cfg: DictConfig) -> Iterator[None]:
     """Keep other processes out of the run's folder, and let a later command find a training there.
 
-    Args:
-        cfg: The config of the job, `paths.run_dir` filled in.
-
     Raises:
-        ValueError: Another process is at work there, or the folder holds the result of a finished run.
+        InputError: Another process is at work there, or the folder holds the result of a finished run.
         OSError: It cannot be written to.
     """
     folder = Path(cfg.paths.run_dir)

@@ -18,17 +18,10 @@ _HOLDER = _LOCK.with_suffix(".txt")
 
 @contextmanager
 def own_folder(folder: Path, *, replace: bool) -> Iterator[None]:
-    """Hold a run's folder; the system frees it when the process is gone, however it ended.
-
-    Args:
-        folder: The run's folder; made if needed.
-        replace: Whether a result that is there already may be replaced.
-
-    Yields:
-        Nothing, while the folder is held.
+    """Hold a run's folder, made if needed; the system frees it when the process is gone, however it ended.
 
     Raises:
-        ValueError: Another process holds it, or it has a result.
+        InputError: Another process holds it, or it has a result and `replace` does not allow to replace that.
         OSError: It cannot be written to.
     """
     file = folder / _LOCK

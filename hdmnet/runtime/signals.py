@@ -23,17 +23,12 @@ _UNDER_SLURM = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Stopped(BaseException):
-    """A signal has ended the run; not an error.
-
-    Attributes:
-        number: The signal.
-        saved: What can be gone on from, in words; None: nothing was written because of the signal.
-    """
+    """A signal has ended the run; not an error."""
 
     def __init__(self, number: int, saved: str | None = None) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
-        self.saved = saved
+        self.saved = saved  # what can be gone on from, in words; None: nothing was written because of the signal
 
     @property
     def exit_code(self) -> int:

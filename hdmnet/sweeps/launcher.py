@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hdmnet.config.checks import validate
 from hdmnet.config.paths import make_paths_absolute
-from hdmnet.config.values import to_stored
+from hdmnet.config.values import num_devices
 from hdmnet.runtime import resume
 from hdmnet.runtime.errors import InputError, one_line
 from hdmnet.runtime.provenance import available_cpus
@@ -49,29 +49,17 @@ _LONGEST_NAME = 120  # file systems allow 255 bytes
 
 @dataclass
 class SweepJob:
-    """One job of a multirun.
+    """One job of a multirun."""
 
-    Attributes:
-        name: What varies, for people.
-        cfg: Its composed config, folders absolute.
-        hydra_cfg: Hydra's own part.
-        overrides: Its command line.
-        folder: Where it leaves everything.
-        state: "waiting", "done", "skipped" (finished before) or "failed".
-        note: Why it failed.
-        miou: Of the test; None where there is none.
-        seconds: Duration.
-    """
-
-    name: str
-    cfg: DictConfig
-    hydra_cfg: DictConfig
-    overrides: list[str]
-    folder: Path
-    state: str = "waiting"
-    note: str = ""
-    miou: float | None = None
-    seconds: float | None = None
+    name: str  # what varies, for people
+    cfg: DictConfig  # composed, folders absolute
+    hydra_cfg: DictConfig  # Hydra's own part
+    overrides: list[str]  # its command line
+    folder: Path  # where it leaves everything
+    state: str = "waiting"  # or "done", "skipped" (finished before), "failed"
+    note: str = ""  # why it failed
+    miou: float | None = None  # of the test
+    seconds: float | None = None  # duration
 
     def finish(self, state: str, note: str = "") -> None:
         """Record how the job ended."""
@@ -97,10 +85,8 @@ class Sweep:
         for job in self.jobs:
             miou = "" if job.miou is None else f"{100 * job.miou:.1f}"
             minutes = "" if job.seconds is None else f"{job.seconds / 60:.1f}"
-            line = (
-                f"{job.name:<{width}}  {'not run' if job.state == 'waiting' else job.state:<7}  {miou:>4}  {minutes:>8}"
-            )
-            print(f"{line}  {job.note}".rstrip())
+            state = "not run" if job.state == "waiting" else job.state
+            print(f"{job.name:<{width}}  {state:<7}  {miou:>4}  {minutes:>8}  {job.note}".rstrip())
         print(f"folder: {self.jobs[0].folder.parent}", flush=True)
         if unhappy:
             names = "; ".join(job.name for job in unhappy)
@@ -112,11 +98,7 @@ current = Sweep()  # of this process; emptied by the entry point
 
 
 def read_job_result(folder: Path) -> dict[str, Any] | None:
-    """The `result.json` of a finished job; None where there is none.
-
-    Raises:
-        ValueError: The file is damaged.
-    """
+    """The `result.json` of a finished job; None where there is none."""
     file = folder / "result.json"
     if not file.is_file():
         return None
@@ -128,23 +110,13 @@ def read_job_result(folder: Path) -> dict[str, Any] | None:
 
 
 def job_digest(cfg: DictConfig) -> str:
-    """What tells a job from others: a hash of its config without folders, loggers and the number of workers.
-
-    Args:
-        cfg: The composed config, interpolations unresolved.
-    """
-    facts = {key: value for key, value in to_stored(cfg).items() if key not in _NOT_OF_THE_JOB}
-    facts["trainer"] = {key: value for key, value in facts["trainer"].items() if key not in _NOT_OF_THE_TRAINER}
+    """What tells a job from others: a hash of its unresolved config without folders, loggers and number of workers."""
+    facts = resume.facts_of(cfg, _NOT_OF_THE_JOB, _NOT_OF_THE_TRAINER)
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def job_name(overrides: Sequence[str], varied: Collection[str]) -> str:
-    """What is special about a job, e.g. `fold=1,loss.temperature=0.5`.
-
-    Args:
-        overrides: The job's command line.
-        varied: Keys that the multirun varies.
-    """
+    """What a multirun's keys that vary are in a job's command line, e.g. `fold=1,loss.temperature=0.5`."""
     special = [word.lstrip("+") for word in overrides if word.lstrip("+").partition("=")[0] in varied]
     return re.sub(r"[^\w.,=+-]+", "-", ",".join(special))[:_LONGEST_NAME] or "job"
 
@@ -164,11 +136,7 @@ class SweepLauncher(Launcher):
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the jobs; a failed one does not raise.
-
-        Args:
-            job_overrides: Each job's command line.
-            initial_job_idx: Number of the first of them in the multirun.
+        """Run the jobs of the command lines; a failed one does not raise.
 
         Returns:
             For each job what Hydra's sweepers expect; its value is the job's `result.json`, None after a failure.
@@ -272,16 +240,6 @@ def _as_return(job: SweepJob) -> JobReturn:
     )
 
 
-def check_result(job: SweepJob, process: processes.Process) -> None:
-    """Record how a job's process ended."""
-    job.seconds = process.seconds
-    if process.code:
-        console = "" if process.console is None else f", see {process.console}"
-        job.finish("failed", process.ending + console)
-    else:
-        job.finish("done")
-
-
 class LocalSweepLauncher(SweepLauncher):
     """Runs the jobs on this machine, one after another or side by side.
 
@@ -295,7 +253,7 @@ class LocalSweepLauncher(SweepLauncher):
 
     def run(self, waiting: Sequence[SweepJob]) -> None:
         """Run the jobs, each in a process of its own."""
-        devices = max(_devices(job.cfg) for job in waiting)
+        devices = max(num_devices(job.cfg) for job in waiting)
         gpus = [] if self.side_by_side == 1 or waiting[0].cfg.trainer.accelerator == "cpu" else visible_gpus()
         places = slots(self.side_by_side, gpus, devices, available_cpus())
         started: dict[int, tuple[processes.Process, SweepJob]] = {}
@@ -312,21 +270,16 @@ class LocalSweepLauncher(SweepLauncher):
 
         def ended(process: processes.Process) -> None:
             job = started[id(process)][1]
-            check_result(job, process)
+            job.seconds = process.seconds
+            console = "" if process.console is None else f", see {process.console}"
+            job.finish(*(("failed", process.ending + console) if process.code else ("done",)))
             log.info("%s: %s %s", job.state, job.name, job.note)
 
         processes.run(begin(), places, ended)
 
 
 def slots(wanted: int | None, gpus: Sequence[str], devices: int, cpus: int) -> list[Mapping[str, str | None]]:
-    """The places for jobs side by side: what each changes in the environment.
-
-    Args:
-        wanted: How many; None: by the machine.
-        gpus: The visible GPUs, as `CUDA_VISIBLE_DEVICES` names them.
-        devices: GPUs, or processes, a job.
-        cpus: Cores.
-    """
+    """Places for jobs side by side, of so many devices each: what changes in the environment. None: by the machine."""
     if wanted == 1:
         return [{}]
     groups = [gpus[first : first + devices] for first in range(0, len(gpus) - devices + 1, devices)]
@@ -346,8 +299,3 @@ def visible_gpus() -> list[str]:
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip()][: torch.cuda.device_count()]
     return [str(number) for number in range(torch.cuda.device_count())]
-
-
-def _devices(cfg: DictConfig) -> int:
-    devices = cfg.trainer.devices
-    return max(1, devices) if isinstance(devices, int) else 1

@@ -60,13 +60,10 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the search; writes `optimization_results.yaml` into the sweep's folder.
-
-        Args:
-            arguments: The command line's overrides.
+        """Run the search on the command line's overrides; writes `optimization_results.yaml` into the sweep's folder.
 
         Raises:
-            ValueError: Optuna is not installed, nothing is searched for, or the objective is not in a result.
+            InputError: Optuna is not installed, nothing is searched for, or the objective is not in a result.
         """
         try:
             import optuna

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 from hdmnet.runtime import ranks
 
@@ -23,21 +22,15 @@ _TO_STOP = 5.0  # seconds from an interrupt to the kill
 
 @dataclass
 class Process:
-    """One job to run.
-
-    Attributes:
-        command: The job's command line.
-        environment: Changes to this process's environment; None removes a variable.
-        console: File that takes stdout and stderr; None = where this process writes.
-        seconds: Duration, once it has ended.
-        code: Exit code, once it has ended; negative = the signal that killed it.
-    """
+    """One job to run."""
 
     command: Sequence[str]
-    environment: dict[str, str | None] = field(default_factory=dict)
-    console: Path | None = None
-    seconds: float = 0.0
-    code: int | None = None
+    environment: dict[str, str | None] = field(
+        default_factory=dict
+    )  # changes to this process's; None removes a variable
+    console: Path | None = None  # takes stdout and stderr; None: they go where this process writes
+    seconds: float = 0.0  # duration, once it has ended
+    code: int | None = None  # exit code, once it has ended; negative: the signal that killed it
 
     @property
     def ending(self) -> str:
@@ -52,10 +45,8 @@ def run(
 ) -> None:
     """Run jobs side by side, one a slot; whatever ends this function ends the jobs that still run.
 
-    Args:
-        processes: In the order in which they begin; taken when a slot is free.
-        slots: Changes to the environment of the job in each slot, e.g. its GPU.
-        ended: Called after each job, when nothing of it is left.
+    A slot is what its jobs find changed in the environment, e.g. the GPU. `processes` is asked for the next job when a
+    slot is free; `ended` is called when nothing of a job is left.
     """
     waiting = iter(processes)
     free = list(range(len(slots)))[::-1]
@@ -82,14 +73,8 @@ def run(
 def _start(process: Process, slot: Mapping[str, str | None]) -> subprocess.Popen[bytes]:
     changes: dict[str, str | None] = {**dict.fromkeys(ranks.VARIABLES), **slot, **process.environment}
     changes[ranks.PARENT_VARIABLE] = str(os.getpid())
-    environment = {**os.environ, **{name: value for name, value in changes.items() if value is not None}}
-    for name in changes.keys() & environment.keys():
-        if changes[name] is None:
-            del environment[name]
-    console: IO[bytes] | None = None
-    if process.console is not None:
-        console = process.console.open("wb")
-    try:
+    environment = {name: value for name, value in {**os.environ, **changes}.items() if value is not None}
+    with contextlib.nullcontext() if process.console is None else process.console.open("wb") as console:
         # A session of its own: one signal reaches all that the job starts, and Ctrl-C reaches the sweep alone.
         return subprocess.Popen(
             process.command,
@@ -99,9 +84,6 @@ def _start(process: Process, slot: Mapping[str, str | None]) -> subprocess.Popen
             stderr=None if console is None else subprocess.STDOUT,
             start_new_session=True,
         )
-    finally:
-        if console is not None:
-            console.close()  # the child has its own
 
 
 def _stop(handles: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -125,18 +107,13 @@ def _end_group(group: int, patience: float) -> None:
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:
-    with contextlib.suppress(
-        ProcessLookupError, PermissionError
-    ):  # nobody left; macOS says so of zombies by the second
+    # Nobody is left; macOS says so of zombies by the second.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
 
 
 def group_is_alive(group: int) -> bool:
-    """Whether a process of the group still runs. Zombies do not: in a container often nobody collects them.
-
-    Args:
-        group: The process group's id.
-    """
+    """Whether a process of the group still runs. Zombies do not: in a container often nobody collects them."""
     if not Path("/proc/self/stat").is_file():
         try:
             os.killpg(group, 0)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -23,22 +23,13 @@ _SHARED = frozenset({"timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_pe
 
 
 class Task:
-    """What SLURM starts once for each rank: the entry point with the job's config.
-
-    Args:
-        command: The entry point's command.
-        job_file: The composed config.
-    """
+    """What SLURM starts once for each rank: the entry point with the job's config."""
 
     def __init__(self, command: Sequence[str], job_file: str) -> None:
         self.command, self.job_file = list(command), job_file
 
     def __call__(self) -> int:
-        """Run the entry point; returns its exit code.
-
-        Raises:
-            RuntimeError: It failed: SLURM then ends the job's other ranks.
-        """
+        """Run the entry point; returns its exit code, or raises RuntimeError: SLURM then ends the job's other ranks."""
         environment = {**os.environ, JOB_VARIABLE: self.job_file, ranks.PARENT_VARIABLE: str(os.getpid())}
         with subprocess.Popen(self.command, env=environment) as process:
             self._pid = process.pid
@@ -68,46 +59,36 @@ class Task:
 class SlurmSweepLauncher(SweepLauncher):
     """Submits every job of the multirun and waits for them.
 
-    Args:
-        **settings: Of submitit's `AutoExecutor.update_parameters`, without the prefix `slurm_`; null = SLURM's default.
+    The settings are those of submitit's `AutoExecutor.update_parameters` without the prefix `slurm_`; null = SLURM's
+    default.
     """
 
     def __init__(self, **settings: Any) -> None:
         self.settings = {name: value for name, value in settings.items() if value is not None}
 
     def run(self, waiting: Sequence[SweepJob]) -> None:
-        """Submit the jobs, wait for all of them; an interrupt cancels them.
-
-        Raises:
-            ValueError: submitit is not installed.
-        """
+        """Submit the jobs, wait for all of them; an interrupt cancels them."""
         try:
             import submitit
         except ModuleNotFoundError:
             raise InputError("launcher=slurm needs submitit: pip install 'hdmnet[slurm]'") from None
-        plain = {name: _plain(value) for name, value in self.settings.items()}
+        plain = OmegaConf.to_container(OmegaConf.create(self.settings), resolve=True)
         by_shape: dict[tuple[tuple[str, int], ...], list[SweepJob]] = {}
         for job in waiting:
             by_shape.setdefault(tuple(_shape(job.cfg).items()), []).append(job)
-        handles: dict[int, Any] = {}
+        submitted: list[tuple[SweepJob, Any]] = []
         for shape, alike in by_shape.items():
             executor = submitit.AutoExecutor(folder=alike[0].folder.parent / ".submitit" / "%j", cluster="slurm")
-            given = {**dict(shape), **plain}
-            executor.update_parameters(
-                **{name if name in _SHARED else f"slurm_{name}": value for name, value in given.items()}
-            )
+            given = {**dict(shape), **cast(dict[str, Any], plain)}.items()
+            executor.update_parameters(**{name if name in _SHARED else f"slurm_{name}": value for name, value in given})
             with executor.batch():  # one job array
-                submitted = [executor.submit(Task(self.command(), str(job.folder / JOB_FILE))) for job in alike]
-            handles.update((id(job), handle) for job, handle in zip(alike, submitted, strict=True))
-        _wait([(job, handles[id(job)]) for job in waiting])
+                handles = [executor.submit(Task(self.command(), str(job.folder / JOB_FILE))) for job in alike]
+            submitted += zip(alike, handles, strict=True)
+        _wait(submitted)
 
 
 def _shape(cfg: DictConfig) -> dict[str, int]:
-    """Nodes, tasks and GPUs for the ranks of a job, as Lightning wants them.
-
-    Raises:
-        ValueError: `trainer.devices` leaves them to the machine.
-    """
+    """Nodes, tasks and GPUs for the ranks of a job, as Lightning wants them."""
     devices = cfg.trainer.devices
     if not isinstance(devices, int) or devices < 1:
         raise InputError(f"trainer.devices={devices}: launcher=slurm has to ask for them; expected a number")
@@ -131,7 +112,3 @@ def _wait(submitted: Sequence[tuple[SweepJob, Any]]) -> None:
         for _, handle in submitted:
             handle.cancel(check=False)
         raise
-
-
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

@@ -45,12 +45,12 @@ FILES = (
 )
 
 
-def compose_door(door: str, *words: str) -> DictConfig:
-    """Compose a door's config without running it."""
+def compose_command(command: str, *words: str) -> DictConfig:
+    """Compose an entry point's config without running it."""
     register_schemas()
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(conf_dir()), version_base=HYDRA_VERSION_BASE):
-        return compose(door, overrides=list(words))
+        return compose(command, overrides=list(words))
 
 
 def write_run_files(folder: Path) -> dict[str, Path]:
@@ -65,7 +65,7 @@ def write_run_files(folder: Path) -> dict[str, Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    cfg = compose_door("train", *TINY)
+    cfg = compose_command("train", *TINY)
     make_paths_absolute(cfg, folder)
     data = build.build_few_shot_data(cfg, build.build_dataset(cfg), cache_dir=folder / "catalogs")
     with contextlib.redirect_stderr(io.StringIO()):  # the bar of the catalog

@@ -22,14 +22,14 @@ class Case:
 
     Attributes:
         given: What is given, for people.
-        door: `train`, `evaluate`, `predict`, `report`, or the name of a script.
+        command: `train`, `evaluate`, `predict`, `report`, or the name of a script.
         code: The exit code.
         names: What the line must hold: the culprit. `{place}` stands for the case's folder.
         words: Makes the files and returns the command's words; gets the whole files and an empty folder.
     """
 
     given: str
-    door: str
+    command: str
     code: int
     names: str
     words: Prepare
@@ -38,8 +38,8 @@ class Case:
 CASES: list[Case] = []
 
 
-def _add(given: str, door: str, code: int, names: str, words: Prepare) -> None:
-    CASES.append(Case(given, door, code, names, words))
+def _add(given: str, command: str, code: int, names: str, words: Prepare) -> None:
+    CASES.append(Case(given, command, code, names, words))
 
 
 # ------------------------------------------------------------------------------------------------------- command lines

@@ -196,7 +196,7 @@ def _half_tar(path: Path) -> None:
 
 
 _VOC = "VOCdevkit/VOC2012/JPEGImages/2007_000032.jpg"
-for _given, _door, _names, _prepare in (
+for _given, _command, _names, _prepare in (
     (
         "a tar whose member leads outside",
         "prepare_pascal",
@@ -237,4 +237,4 @@ for _given, _door, _names, _prepare in (
     ("a zip with an absolute name", "prepare_coco", "leads outside", _coco(lambda path: _zip(path, "/val2014/a.jpg"))),
     ("a text as zip", "prepare_coco", "val2014.zip", _coco(lambda path: path.write_text("no zip"))),
 ):
-    DATA_CASES.append(Case(_given, _door, FILES, _names, _prepare))
+    DATA_CASES.append(Case(_given, _command, FILES, _names, _prepare))

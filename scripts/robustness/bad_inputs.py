@@ -1,9 +1,9 @@
-"""Gives every known kind of bad input to the doors and scripts, each in a process of its own, and lists the answers.
+"""Gives every known bad input to the entry points and scripts, each in a process of its own, and lists the answers.
 
     python scripts/robustness/bad_inputs.py --out docs/bad_input.md [--only TEXT]
 
 Fails where an answer is not one line that names the culprit, with the right exit code, in time, and nothing half
-written left behind. The cases (scripts/bad_input_*.py) are those of the tests.
+written left behind. The cases (scripts/robustness/bad_input_*.py) are those of the tests.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from hdmnet.runtime.atomic import replacing  # noqa: E402
 __all__ = ["ALL_CASES", "Bench", "check_answer", "first"]
 
 NAME = "bad_inputs"
-DOORS = ("train", "evaluate", "predict", "report")
+COMMANDS = ("train", "evaluate", "predict", "report")
 ALL_CASES = (*CASES, *OWN_CASES, *DATA_CASES)
 _SECONDS = 300.0
 _HEAD = """# Bad input
@@ -51,8 +51,8 @@ case's own folder.
 
 
 def output_word(case: Case, folder: Path) -> list[str]:
-    """The word that tells a door where to write."""
-    return [f"paths.output_dir={folder}"] if case.door in DOORS[:3] else []
+    """The word that tells an entry point where to write."""
+    return [f"paths.output_dir={folder}"] if case.command in COMMANDS[:3] else []
 
 
 def check_answer(case: Case, place: Path, code: int, err: str) -> str:
@@ -72,7 +72,7 @@ def check_answer(case: Case, place: Path, code: int, err: str) -> str:
     """
     # A bar of progress that began before the refusal is no message.
     lines = [line for line in re.split(r"[\r\n]+", err) if line.strip() and not re.search(r"\d+%\||B/s\]", line)]
-    prefix = "error: " if case.door in DOORS else f"{case.door}: "
+    prefix = "error: " if case.command in COMMANDS else f"{case.command}: "
     names = case.names.replace("{place}", str(place))
     wrong = [
         (code != case.code, f"exit code {code}, expected {case.code}"),
@@ -84,7 +84,7 @@ def check_answer(case: Case, place: Path, code: int, err: str) -> str:
     ]
     found = [text for bad, text in wrong if bad]
     if found:
-        raise ValueError(f"{case.door}, {case.given}: {'; '.join(found)}; it printed {err.strip()[-1500:]!r}")
+        raise ValueError(f"{case.command}, {case.given}: {'; '.join(found)}; it printed {err.strip()[-1500:]!r}")
     return lines[0]
 
 
@@ -111,28 +111,28 @@ def run_case(case: Case, bench: Bench, place: Path) -> tuple[int, str]:
     place.mkdir(parents=True)
     words = [*case.words(bench, place), *output_word(case, place / "out")]
     # Forked, as importing the libraries takes longer than all else; a bad input must not end this process.
-    child = multiprocessing.get_context("fork").Process(target=_as_command, args=(case.door, words, place))
+    child = multiprocessing.get_context("fork").Process(target=_as_command, args=(case.command, words, place))
     child.start()
     child.join(_SECONDS)
     if child.exitcode is None:
         child.kill()
-        raise ValueError(f"{case.door}, {case.given}: no answer in {_SECONDS:g} s")
+        raise ValueError(f"{case.command}, {case.given}: no answer in {_SECONDS:g} s")
     out, err = ((place / name).read_text(encoding="utf-8", errors="replace") for name in ("stdout", "stderr"))
     if "training it (stage 1)" in out:
-        raise ValueError(f"{case.door}, {case.given}: training had begun")
+        raise ValueError(f"{case.command}, {case.given}: training had begun")
     return child.exitcode, check_answer(case, place, child.exitcode, err)
 
 
-def _as_command(door: str, words: list[str], place: Path) -> None:
-    """Be the command: `python -m hdmnet.<door> words` or `python scripts/<door>.py words`, in the case's folder."""
+def _as_command(command: str, words: list[str], place: Path) -> None:
+    """Be `python -m hdmnet.<command> words` or `python scripts/<command>.py words`, in the case's folder."""
     os.chdir(place)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(place / name, os.O_WRONLY | os.O_CREAT), number)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 (until the end)
-    sys.argv = [door, *words]
+    sys.argv = [command, *words]
     code: Any = 1
     try:
-        main = importlib.import_module(f"hdmnet.{door}" if door in DOORS else door).main
+        main = importlib.import_module(f"hdmnet.{command}" if command in COMMANDS else command).main
         code = main() or 0
     except SystemExit as stop:
         code = stop.code or 0
@@ -148,7 +148,7 @@ def write_table(answers: Sequence[tuple[Case, Path, int, str]], path: Path) -> N
     rows = ["| given | to | code | line |", "|---|---|---|---|"]
     for case, place, code, line in answers:
         shown = line.replace(str(place), "DIR").replace(str(place.parent), "DIR").replace(str(ROOT), ".")
-        rows.append(f"| {case.given} | {case.door} | {code} | {shown.replace('|', chr(92) + '|')} |")
+        rows.append(f"| {case.given} | {case.command} | {code} | {shown.replace('|', chr(92) + '|')} |")
     with replacing(path) as temporary:
         temporary.write_text(_HEAD + "\n".join(rows) + "\n", encoding="utf-8")
 
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 1 if an answer was not what it should be.
     """
-    parser = OneLineParser(prog=NAME, description="Give bad inputs to the doors and scripts and list the answers.")
+    parser = OneLineParser(prog=NAME, description="Give bad inputs to all commands and list the answers.")
     parser.add_argument("--out", type=Path, help="the table, e.g. docs/bad_input.md; nothing is written without it")
     parser.add_argument("--only", default="", help="only the cases whose description holds this text")
 

@@ -1,4 +1,4 @@
-"""Gives mutated files and command lines to the readers and doors, and counts how they take it.
+"""Gives mutated files and command lines to the readers and entry points, and counts how they take it.
 
     python scripts/robustness/fuzz.py --minutes 30 --output fuzz [--seed 0] [--kinds png jpeg ...]
     python scripts/robustness/fuzz.py --replay fuzz/png-123.png --kinds png
@@ -278,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 1 if an input did harm.
     """
-    parser = OneLineParser(prog=NAME, description="Give mutated inputs to the readers and doors.")
+    parser = OneLineParser(prog=NAME, description="Give mutated inputs to the readers and entry points.")
     parser.add_argument("--minutes", type=float, default=1.0, help="how long (default 1)")
     parser.add_argument("--output", type=Path, default=Path("fuzz"), help="folder for inputs that did harm")
     parser.add_argument("--seed", type=int, default=0)

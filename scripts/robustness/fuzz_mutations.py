@@ -37,7 +37,7 @@ _ODD_WORDS = (
 
 
 class RefusedError(Exception):
-    """A script or a door has refused an input with one line."""
+    """A script or an entry point has refused an input with one line."""
 
 
 class Payload:

@@ -1,4 +1,4 @@
-"""What fuzz.py gives its mutated inputs to: the readers of files, as the doors use them, and the doors."""
+"""What fuzz.py gives its mutated inputs to: the readers of files, as the entry points use them, and these."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 import prepare_coco
 import prepare_common
 import torch
-from bad_input_bench import TINY, compose_door, write_coco_folder, write_run_files
+from bad_input_bench import TINY, compose_command, write_coco_folder, write_run_files
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -253,7 +253,7 @@ class _Checkpoints:
         content = read_checkpoint(path)
         about = run_entry(content, path)
         if about is not None:
-            cfg = evaluation_config(compose_door("evaluate", *TINY[:2]), about["config"], [], f"ckpt={path}")
+            cfg = evaluation_config(compose_command("evaluate", *TINY[:2]), about["config"], [], f"ckpt={path}")
             build.build_dataset(cfg)
             pipeline._refuse_other_fold(cfg, content)
 
@@ -294,26 +294,26 @@ def mutate_checkpoint(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_command(_: bytes, rng: random.Random) -> bytes:
-    """A door with words."""
-    door = rng.choice(("train", "train", "evaluate", "predict"))
-    keys = [key for key in known_keys(door) if not key.startswith(_LEFT_OUT)]
-    return json.dumps([door, *mutate.mutate_words(keys, rng)]).encode()
+    """An entry point with words."""
+    command = rng.choice(("train", "train", "evaluate", "predict"))
+    keys = [key for key in known_keys(command) if not key.startswith(_LEFT_OUT)]
+    return json.dumps([command, *mutate.mutate_words(keys, rng)]).encode()
 
 
 def run_command(path: Path) -> None:
-    """Run a door up to its first step; raises ValueError with its one line where it refuses."""
-    door, *words = json.loads(path.read_bytes())
-    job = {"train": _prepare_training, "evaluate": _prepare_evaluation, "predict": _prepare_prediction}[door]
+    """Run an entry point up to its first step; raises ValueError with its one line where it refuses."""
+    command, *words = json.loads(path.read_bytes())
+    job = {"train": _prepare_training, "evaluate": _prepare_evaluation, "predict": _prepare_prediction}[command]
     run_dir = path.parent / "run"
-    tiny = {"train": TINY, "evaluate": ("trainer=cpu",), "predict": ()}[door]
-    where = [f"hydra.run.dir={run_dir}"] if door != "predict" else [f"output={run_dir}"]
+    tiny = {"train": TINY, "evaluate": ("trainer=cpu",), "predict": ()}[command]
+    where = [f"hydra.run.dir={run_dir}"] if command != "predict" else [f"output={run_dir}"]
     argv, out, err = sys.argv, io.StringIO(), io.StringIO()
     environment = dict(os.environ)
     GlobalHydra.instance().clear()
-    sys.argv = [door, *tiny, *words, *where, f"paths.output_dir={path.parent}"]
+    sys.argv = [command, *tiny, *words, *where, f"paths.output_dir={path.parent}"]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = entry_point.run_command(door, job)
+            code = entry_point.run_command(command, job)
     finally:
         sys.argv = argv
         os.environ.clear()

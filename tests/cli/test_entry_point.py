@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def run_door(monkeypatch, capfd, tmp_path):
-    """Run a entry_point in this process: `run_door(job, "fold=1")` gives (exit code, stdout, stderr)."""
+def run_command(monkeypatch, capfd, tmp_path):
+    """Run an entry point in this process: `run_command(job, "fold=1")` gives (exit code, stdout, stderr)."""
     handlers = logging.getLogger().handlers[:]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # restored afterwards
@@ -71,19 +71,19 @@ def never(cfg):
         ("dataset.root=${nowhere}", "dataset.root: Interpolation key 'nowhere' not found"),
     ],
 )
-def test_a_wrong_command_line_is_one_line_and_runs_nothing(run_door, word, line):
-    code, out, err = run_door(never, word)
+def test_a_wrong_command_line_is_one_line_and_runs_nothing(run_command, word, line):
+    code, out, err = run_command(never, word)
     assert (code, out, err) == (2, "", f"error: {line}\n")
 
 
-def test_the_suggestion_knows_the_chosen_groups(run_door):
-    _, _, err = run_door(never, "logger=wandb", "logger.wandb.projct=x")
+def test_the_suggestion_knows_the_chosen_groups(run_command):
+    _, _, err = run_command(never, "logger=wandb", "logger.wandb.projct=x")
     assert "did you mean 'logger.wandb.project'" in err
 
 
-def test_the_job_gets_a_checked_config_with_absolute_folders(run_door, tmp_path):
+def test_the_job_gets_a_checked_config_with_absolute_folders(run_command, tmp_path):
     seen = []
-    assert run_door(seen.append, "fold=2", "trainer=cpu")[0] == 0
+    assert run_command(seen.append, "fold=2", "trainer=cpu")[0] == 0
     cfg = seen[0]
     run_dir = Path(cfg.paths.run_dir)
     assert cfg.fold == 2
@@ -94,38 +94,38 @@ def test_the_job_gets_a_checked_config_with_absolute_folders(run_door, tmp_path)
     assert not list(run_dir.glob("*.log"))
 
 
-def test_what_the_job_refuses_is_one_line(run_door):
+def test_what_the_job_refuses_is_one_line(run_command):
     def job(cfg):
         instantiate(cfg.paths)
 
-    assert run_door(job)[::2] == (2, "error: paths cannot be built: it has no _target_\n")
+    assert run_command(job)[::2] == (2, "error: paths cannot be built: it has no _target_\n")
 
 
-def test_a_bug_keeps_its_traceback(run_door):
+def test_a_bug_keeps_its_traceback(run_command):
     def job(cfg):
         int("x")
 
     with pytest.raises(ValueError, match="invalid literal"):
-        run_door(job)
+        run_command(job)
 
 
-def test_tracebacks_can_be_asked_for(run_door, monkeypatch):
+def test_tracebacks_can_be_asked_for(run_command, monkeypatch):
     monkeypatch.setenv("HDMNET_TRACEBACK", "1")
     with pytest.raises(ValueError, match="fold=7"):
-        run_door(never, "fold=7")
+        run_command(never, "fold=7")
 
 
-def test_an_interrupt_is_no_traceback(run_door):
+def test_an_interrupt_is_no_traceback(run_command):
     def job(cfg):
         raise KeyboardInterrupt
 
-    assert run_door(job)[::2] == (130, "error: interrupted\n")
+    assert run_command(job)[::2] == (130, "error: interrupted\n")
 
 
-def test_threads_are_shared_out_and_the_environment_is_restored(run_door, monkeypatch):
+def test_threads_are_shared_out_and_the_environment_is_restored(run_command, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before, seen = dict(os.environ), {}
-    run_door(lambda cfg: (seen.update(os.environ), os.environ.update(LOCAL_RANK="0")), "trainer.devices=2")
+    run_command(lambda cfg: (seen.update(os.environ), os.environ.update(LOCAL_RANK="0")), "trainer.devices=2")
     assert int(seen["OMP_NUM_THREADS"]) == max(1, available_cpus() // 2)
     assert seen["HDMNET_JOB_CONFIG"].endswith("job.yaml")
     assert "LOCAL_RANK" not in os.environ
@@ -134,34 +134,34 @@ def test_threads_are_shared_out_and_the_environment_is_restored(run_door, monkey
     assert before.keys() - os.environ.keys() == set()
 
 
-def test_another_rank_takes_the_config_of_the_first(run_door, monkeypatch):
+def test_another_rank_takes_the_config_of_the_first(run_command, monkeypatch):
     first, other = [], []
-    run_door(first.append, "fold=1", "loss.temperature=2")
+    run_command(first.append, "fold=1", "loss.temperature=2")
     monkeypatch.setenv("HDMNET_JOB_CONFIG", f"{first[0].paths.run_dir}/.hydra/job.yaml")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    run_door(other.append, "-m", "fold=0,1,2,3")
+    run_command(other.append, "-m", "fold=0,1,2,3")
     assert other == first
 
 
-def test_an_overridden_command_line_is_known_to_the_job_and_to_its_other_ranks(run_door, monkeypatch):
+def test_an_overridden_command_line_is_known_to_the_job_and_to_its_other_ranks(run_command, monkeypatch):
     seen = []
-    run_door(lambda cfg: seen.append((job_overrides(cfg), cfg.paths.run_dir)), "fold=1", "shot=5")
+    run_command(lambda cfg: seen.append((job_overrides(cfg), cfg.paths.run_dir)), "fold=1", "shot=5")
     monkeypatch.setenv("HDMNET_JOB_CONFIG", f"{seen[0][1]}/.hydra/job.yaml")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    run_door(lambda cfg: seen.append((job_overrides(cfg), cfg.paths.run_dir)), "fold=3")
+    run_command(lambda cfg: seen.append((job_overrides(cfg), cfg.paths.run_dir)), "fold=3")
     assert seen[0][0] == ["fold=1", "shot=5"]
     assert seen[1] == seen[0]
 
 
-def test_ranks_that_the_trainer_does_not_want_are_refused(run_door, monkeypatch):
+def test_ranks_that_the_trainer_does_not_want_are_refused(run_command, monkeypatch):
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "1", "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    code, _, err = run_door(never, "trainer=ddp_cpu", "trainer.devices=2")
+    code, _, err = run_command(never, "trainer=ddp_cpu", "trainer.devices=2")
     assert code == 2
     assert err.startswith("error: torchrun started 1 processes, but trainer.devices=2 and trainer.num_nodes=1 make 2; ")
 
 
-def test_called_with_a_config_a_door_just_runs():
+def test_called_with_a_config_an_entry_point_just_runs():
     seen = []
     entry_point("train")(seen.append)(OmegaConf.create({"a": 1}))
     assert seen == [{"a": 1}]

@@ -44,7 +44,8 @@ def test_every_target_takes_the_keys_of_its_node(file):
     for node in targets_in(OmegaConf.to_container(OmegaConf.load(file))):
         module, _, name = node["_target_"].rpartition(".")
         function = getattr(importlib.import_module(module), name)
-        others = {"backbone": {"mean", "std", "feature_channels"}, "dataset": common_keys()}.get(file.parent.name, ())
+        of_the_run = {"backbone": {"mean", "std", "feature_channels"}, "model": {"name", "encoder"}}
+        others = (of_the_run | {"dataset": common_keys()}).get(file.parent.name, ())
         arguments = {key: value for key, value in node.items() if not key.startswith("_") and key not in others}
         inspect.signature(function).bind_partial(**arguments)
 
@@ -101,8 +102,10 @@ def test_the_sizes_and_episode_counts_of_the_paper(compose_config):
 
 
 def test_the_command_line_wins_over_what_a_dataset_brings(compose_config):
-    cfg = compose_config("train", "dataset=pascal", "backbone=vgg16", "optim=coco", "augment=none", "optim.lr=1")
-    assert (cfg.backbone.name, cfg.optim.batch_size, cfg.augment.name, cfg.optim.lr) == ("vgg16", 6, "none", 1)
+    words = ("backbone=vgg16", "optim=pfenet_coco", "augment=none", "optim.power=1")
+    cfg = compose_config("train", "dataset=pascal", *words)
+    assert (cfg.backbone.name, cfg.augment.name) == ("vgg16", "none")
+    assert (cfg.batch_size, cfg.optim.lr, cfg.optim.schedule.power) == (8, 5e-3, 1)
 
 
 def test_a_data_set_gets_its_own_keys_and_of_the_runs_those_that_it_names(compose_config, tmp_path):

@@ -39,20 +39,56 @@ def test_a_folder_that_is_not_there(monkeypatch, tmp_path):
     assert call("train", tmp_path).refusal() == f"HDMNET_CONF names '{tmp_path}/nowhere'; expected a folder of configs"
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "demo"])
-def test_local_settings_work_for_every_entry_point(monkeypatch, tmp_path, command):
-    (tmp_path / "local").mkdir()
-    settings = "num_workers: 3\ntrainer: {accelerator: cpu}\npaths: {output_dir: /mine}\n"
-    (tmp_path / "local" / "default.yaml").write_text(settings)
-    monkeypatch.setenv(paths.CONF_VARIABLE, str(tmp_path))
+@pytest.fixture
+def local_settings(monkeypatch, tmp_path):
+    """Writes the user's local/default.yaml."""
+
+    def write(text):
+        (tmp_path / "local").mkdir()
+        (tmp_path / "local" / "default.yaml").write_text(text)
+        monkeypatch.setenv(paths.CONF_VARIABLE, str(tmp_path))
+
+    yield write
+    monkeypatch.delenv(paths.CONF_VARIABLE)
     register_schemas()
-    try:
-        with initialize_config_dir(config_dir=str(conf_dir()), version_base=HYDRA_VERSION_BASE):
-            cfg = compose(command)
-            assert compose(command, ["paths.output_dir=/other"]).paths.output_dir == "/other"
-    finally:
-        monkeypatch.delenv(paths.CONF_VARIABLE)
-        register_schemas()
-    assert cfg.paths.output_dir == "/mine"
-    assert cfg.get("num_workers", 3) == 3
-    assert ("num_workers" in cfg) == (command in ("train", "evaluate"))
+
+
+@pytest.mark.parametrize(
+    ("command", "own"),
+    [
+        ("train", {"num_workers": 3, "resume": "auto", "fold": 2}),
+        ("evaluate", {"num_workers": 3, "episodes": 5, "fold": 2}),
+        ("predict", {"device": "cpu", "maps": True}),
+        ("demo", {"device": "cpu", "port": 80}),
+    ],
+)
+def test_local_settings_work_for_every_entry_point(local_settings, command, own):
+    local_settings(
+        "defaults: [override /augment: none]\nnum_workers: 3\ntrainer: {accelerator: cpu}\nfold: 2\nresume: auto\n"
+        "episodes: 5\ndevice: cpu\nport: 80\nmaps: true\npaths: {output_dir: /mine}\nhydra: {job: {name: mine}}\n"
+    )
+    register_schemas()
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base=HYDRA_VERSION_BASE):
+        cfg = compose(command, return_hydra_config=True)
+        assert compose(command, ["paths.output_dir=/other"]).paths.output_dir == "/other"
+    assert (cfg.paths.output_dir, cfg.hydra.job.name) == ("/mine", "mine")
+    keys = ("num_workers", "fold", "resume", "episodes", "device", "port", "maps")
+    assert {key: cfg[key] for key in keys if key in cfg} == own
+    if "trainer" in cfg:
+        assert (cfg.trainer.accelerator, cfg.augment.name) == ("cpu", "none")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("num_worker: 3\n", "num_worker: no such key; did you mean 'num_workers'?"),
+        ("a: [\n", "cannot be read: "),
+        ("- fold\n", "expected keys and values"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "predict"])
+def test_local_settings_that_are_wrong_are_one_line(local_settings, tmp_path, command, text, message):
+    local_settings(text)
+    line = call(command, tmp_path / "out").refusal()
+    assert line.startswith(f"{tmp_path}/local/default.yaml")
+    assert message in line

@@ -40,7 +40,7 @@ def test_neither_process_complains(trained):
 
 
 def test_two_processes_evaluate_to_the_numbers_of_one(finished_run, tmp_path):
-    """The checkpoint's own config differs from the door's defaults, so that it must reach the second process."""
+    """The checkpoint's own config differs from the entry point's defaults, so that it must reach the second process."""
     best = finished_run.folder / "checkpoints" / "best.ckpt"
     words = (f"ckpt={best}", "trainer=ddp_cpu", "trainer.devices=2", "num_workers=0", "batch_size=1")
     answer = run_process("evaluate", tmp_path / "out", *words)

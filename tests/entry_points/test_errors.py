@@ -26,8 +26,8 @@ def bench(tmp_path_factory):
 
 
 def marked(number, case):
-    seldom = "pascal" in case.names or (case.door in SLOW and number % 3)
-    return pytest.param(case, marks=[pytest.mark.slow] if seldom else [], id=f"{case.door}-{case.given}"[:60])
+    seldom = "pascal" in case.names or (case.command in SLOW and number % 3)
+    return pytest.param(case, marks=[pytest.mark.slow] if seldom else [], id=f"{case.command}-{case.given}"[:60])
 
 
 @pytest.mark.parametrize("case", [marked(*one) for one in enumerate(bad_inputs.ALL_CASES)])
@@ -36,12 +36,12 @@ def test_one_line_an_exit_code_and_nothing_left_behind(bench, tmp_path, monkeypa
     place.mkdir()
     monkeypatch.chdir(place)
     words = case.words(bench, place)
-    if case.door in bad_inputs.DOORS[:3]:
-        answer = call(case.door, place / "out", *words)
+    if case.command in bad_inputs.COMMANDS[:3]:
+        answer = call(case.command, place / "out", *words)
         assert "training it (stage 1)" not in answer.out
         code, err = answer.code, answer.err
     else:
-        module = importlib.import_module("hdmnet.report" if case.door == "report" else case.door)
+        module = importlib.import_module("hdmnet.report" if case.command == "report" else case.command)
         with contextlib.redirect_stderr(io.StringIO()) as stderr:
             code = module.main(words)
         err = stderr.getvalue()
@@ -49,14 +49,14 @@ def test_one_line_an_exit_code_and_nothing_left_behind(bench, tmp_path, monkeypa
 
 
 def test_there_are_many_and_each_once():
-    assert len({(case.door, case.given) for case in bad_inputs.ALL_CASES}) == len(bad_inputs.ALL_CASES) >= 40
+    assert len({(case.command, case.given) for case in bad_inputs.ALL_CASES}) == len(bad_inputs.ALL_CASES) >= 40
 
 
 def test_the_table_lists_every_case():
     table = (bad_inputs.ROOT / "docs" / "bad_input.md").read_text(encoding="utf-8")
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
     assert [(row[0].removeprefix("| "), row[1], int(row[2])) for row in rows] == [
-        (case.given, case.door, case.code) for case in bad_inputs.ALL_CASES
+        (case.given, case.command, case.code) for case in bad_inputs.ALL_CASES
     ]
 
 

@@ -19,12 +19,12 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from tests.helpers import commands as doors
+from tests.helpers import commands
 from tests.helpers.commands import ROOT
 
 HERE = Path(__file__).parent
 RECORDED = json.loads((HERE / "recorded.json").read_text())
-DOORS = ("train", "evaluate", "predict", "demo")
+COMMANDS = ("train", "evaluate", "predict", "demo")
 
 
 @pytest.fixture
@@ -61,21 +61,21 @@ def rows(folder):
 
 
 def test_a_training_from_nothing_has_the_recorded_losses(tmp_path):
-    answer = doors.run("train", tmp_path, *RECORDED["words"], "optim.max_steps=2", "optim.base.max_steps=2")
+    answer = commands.run("train", tmp_path, *RECORDED["words"], "optim.max_steps=2", "optim.base.max_steps=2")
     same(answer.result, RECORDED["fresh"]["result"])
     same(rows(answer.folder), RECORDED["fresh"]["metrics"], 1e-3)
 
 
 def test_the_old_checkpoint_is_evaluated(tmp_path, run_folder):
     ckpt = run_folder / "checkpoints" / "best.ckpt"
-    answer = doors.run("evaluate", tmp_path, f"ckpt={ckpt}", "trainer=cpu", "num_workers=0")
+    answer = commands.run("evaluate", tmp_path, f"ckpt={ckpt}", "trainer=cpu", "num_workers=0")
     same(answer.result, RECORDED["evaluated"], 1e-3)
 
 
 def test_the_old_checkpoint_is_predicted_with(tmp_path, run_folder):
     pictures = HERE / "pictures"
     queries = sorted(path for path in pictures.iterdir() if not path.name.startswith("support"))
-    doors.run(
+    commands.run(
         "predict",
         tmp_path,
         f"ckpt={run_folder / 'checkpoints' / 'best.ckpt'}",
@@ -92,10 +92,10 @@ def test_the_old_checkpoint_is_predicted_with(tmp_path, run_folder):
 
 def test_the_old_run_goes_on(tmp_path, run_folder):
     words = [*RECORDED["words"], f"ckpt={RECORDED['ckpt']}", f"resume={run_folder}"]
-    answer = doors.run("train", tmp_path, *words)
+    answer = commands.run("train", tmp_path, *words)
     same(answer.result, RECORDED["resumed"]["result"], 1e-3)
     same(rows(run_folder), RECORDED["resumed"]["metrics"], 1e-3)
-    state = doors.load(run_folder / "checkpoints" / "last.ckpt")["state_dict"]
+    state = commands.load(run_folder / "checkpoints" / "last.ckpt")["state_dict"]
     for name, recorded in RECORDED["resumed"]["weights"].items():
         value = state[name].double()
         assert [value.sum().item(), value.abs().sum().item()] == pytest.approx(recorded, rel=1e-3, abs=1e-2), name
@@ -146,25 +146,25 @@ def flat(node, prefix=""):
             yield f"{prefix}{key}: {json.dumps(value, ensure_ascii=False)}"
 
 
-def composed(compose_config, door, *words):
-    cfg = compose_config(door, *words)
+def composed(compose_config, command, *words):
+    cfg = compose_config(command, *words)
     return list(flat(OmegaConf.to_container(cfg, resolve=False)))
 
 
 def all_configs(compose_config):
-    """Each door's composed config whole, then of each option what it makes different from the door's."""
+    """Each entry point's composed config whole, then of each option what it makes different."""
     lines = []
-    for door in DOORS:
-        whole = composed(compose_config, door)
-        lines += [f"== {door}", *whole]
-        if door != "train":
+    for command in COMMANDS:
+        whole = composed(compose_config, command)
+        lines += [f"== {command}", *whole]
+        if command != "train":
             continue
         for path in sorted((ROOT / "conf").glob("*/*.yaml")):
             group, option = path.parent.name, path.stem
             if option.startswith("_") or group.endswith(("_defaults", "_on_dataset")) or group == "local":
                 continue
-            other = composed(compose_config, door, f"{group}={option}")
-            lines += [f"== {door} {group}={option}"]
+            other = composed(compose_config, command, f"{group}={option}")
+            lines += [f"== {command} {group}={option}"]
             lines += [f"- {line}" for line in whole if line not in other]
             lines += [f"+ {line}" for line in other if line not in whole]
     return "\n".join(lines) + "\n"

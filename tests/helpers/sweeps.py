@@ -1,4 +1,4 @@
-"""Doors without a network for the tests of multiruns: seconds in place of minutes."""
+"""Entry points without a network for the tests of multiruns: seconds in place of minutes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hdmnet.runtime.ranks import PARENT_VARIABLE, VARIABLES
 ROOT = Path(__file__).resolve().parents[2]
 
 # Leaves a result and a note of what it saw. FAIL_FOLD, KILL_FOLD: what is to go wrong, and where.
-DOOR = """
+ENTRY_POINT = """
 import json, os, pathlib, signal, time
-from hdmnet.launch import door
+from hdmnet.cli.entry_point import entry_point
 
-@door("train")
+@entry_point("train")
 def main(cfg):
     folder = pathlib.Path(cfg.paths.run_dir)
     if os.environ.get("FAIL_FOLD") == str(cfg.fold):
@@ -41,15 +41,15 @@ if __name__ == "__main__":
 """
 
 # Two trainers in turn, as in stage 1 and stage 2, and a rank that dies where KILL_FOLD says.
-DDP_DOOR = """
+DDP_ENTRY_POINT = """
 import json, os, pathlib, signal
-from hdmnet.launch import door
+from hdmnet.cli.entry_point import entry_point
 
-@door("train")
+@entry_point("train")
 def main(cfg):
     import torch
     from lightning.pytorch.demos.boring_classes import BoringModel
-    from hdmnet.config import instantiate
+    from hdmnet.config.instantiate import instantiate
 
     torch.set_num_threads(1)
     folder = pathlib.Path(cfg.paths.run_dir)
@@ -111,11 +111,11 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), **changes}
 
 
-def sweep(folder: Path, *words: str, door: str = DOOR, name: str = "free", **changes: str) -> Sweep:
-    """Run the door in `folder` with the words of a command line."""
-    (folder / "door.py").write_text(door)
+def sweep(folder: Path, *words: str, command: str = ENTRY_POINT, name: str = "free", **changes: str) -> Sweep:
+    """Run the entry point in `folder` with the words of a command line."""
+    (folder / "command.py").write_text(command)
     done = subprocess.run(
-        [sys.executable, "door.py", *words],
+        [sys.executable, "command.py", *words],
         cwd=folder,
         env=environment(**changes),
         capture_output=True,

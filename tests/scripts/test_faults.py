@@ -15,7 +15,7 @@ from tests.helpers.commands import ROOT
 
 @pytest.fixture(autouse=True)
 def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "robustness"))
     yield
     for name in ("faults", "faults_runs", "faults_servers"):
         sys.modules.pop(name, None)

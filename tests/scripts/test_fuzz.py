@@ -24,7 +24,7 @@ signal.signal(signal.SIGALRM, fuzz._ring)
 here = pathlib.Path(".").resolve()
 watch = fuzz._Watch(here)
 def refuse(path):
-    from hdmnet.data.masks import read_mask
+    from hdmnet.data.io.masks import read_mask
     read_mask(path / "nowhere.png")
 def loop(path):
     while True: pass
@@ -43,7 +43,7 @@ print("executed", fuzz._judge(lambda path: pathlib.Path("canary_was_here").touch
 
 def test_outcomes_are_told_apart(tmp_path):
     (tmp_path / "scratch").mkdir()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "scripts")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "scripts" / "robustness")])}
     done = subprocess.run(
         [sys.executable, "-c", JUDGE], cwd=tmp_path / "scratch", env=environment, capture_output=True, text=True
     )

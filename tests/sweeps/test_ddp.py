@@ -11,7 +11,7 @@ import pytest
 
 from hdmnet.sweeps.processes import group_is_alive
 from tests.helpers.commands import SHAPES, Answer, figures, run_process
-from tests.helpers.sweeps import DDP_DOOR, DDP_WORDS, environment, sweep, wait_until_gone
+from tests.helpers.sweeps import DDP_ENTRY_POINT, DDP_WORDS, environment, sweep, wait_until_gone
 
 
 def ranks(done, file="rank*.json"):
@@ -23,7 +23,7 @@ def ranks(done, file="rank*.json"):
 
 
 def test_a_crash_of_one_rank_ends_its_job_and_not_the_sweep(tmp_path):
-    done = sweep(tmp_path, "-m", "fold=0,1", *DDP_WORDS, door=DDP_DOOR, KILL_FOLD="0", KILL_RANK="1")
+    done = sweep(tmp_path, "-m", "fold=0,1", *DDP_WORDS, command=DDP_ENTRY_POINT, KILL_FOLD="0", KILL_RANK="1")
     assert done.code == 1, done.err
     assert done.states() == [["fold=0", "failed"], ["fold=1", "done"]]
     assert len(done.folders()) == 2
@@ -37,7 +37,7 @@ def test_a_crash_of_one_rank_ends_its_job_and_not_the_sweep(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_first_rank_takes_the_others_along(tmp_path):
-    done = sweep(tmp_path, "-m", "fold=0", *DDP_WORDS, door=DDP_DOOR, KILL_FOLD="0", KILL_RANK="0")
+    done = sweep(tmp_path, "-m", "fold=0", *DDP_WORDS, command=DDP_ENTRY_POINT, KILL_FOLD="0", KILL_RANK="0")
     assert done.code == 1
     assert "killed by SIGKILL" in done.out
     wait_until_gone(entry[4] for entry in ranks(done).values())
@@ -45,7 +45,7 @@ def test_a_killed_first_rank_takes_the_others_along(tmp_path):
 
 @pytest.mark.slow
 def test_without_a_sweep_too_a_killed_first_rank_takes_the_others_along(tmp_path):
-    done = sweep(tmp_path, "fold=0", *DDP_WORDS, door=DDP_DOOR, KILL_FOLD="0", KILL_RANK="0")
+    done = sweep(tmp_path, "fold=0", *DDP_WORDS, command=DDP_ENTRY_POINT, KILL_FOLD="0", KILL_RANK="0")
     assert done.code == -9
     files = list((tmp_path / "outputs").rglob("rank*.json"))
     assert len(files) == 2
@@ -55,7 +55,7 @@ def test_without_a_sweep_too_a_killed_first_rank_takes_the_others_along(tmp_path
 @pytest.mark.slow
 def test_a_search_gives_both_ranks_the_same_parameters(tmp_path):
     words = ("sweep=optuna", "hydra.sweeper.n_trials=2", *DDP_WORDS)
-    done = sweep(tmp_path, *words, door=DDP_DOOR, name="optuna")
+    done = sweep(tmp_path, *words, command=DDP_ENTRY_POINT, name="optuna")
     assert done.code == 0, done.err
     seen = list(ranks(done).values())
     assert len(seen) == 4
@@ -65,8 +65,9 @@ def test_a_search_gives_both_ranks_the_same_parameters(tmp_path):
 
 
 def torchrun(folder, *words):
-    (folder / "door.py").write_text(DDP_DOOR)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "door.py", *words]
+    (folder / "command.py").write_text(DDP_ENTRY_POINT)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launcher, "command.py", *words]
     done = subprocess.run(
         command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=280, check=False
     )
@@ -103,13 +104,13 @@ def test_torchrun_with_a_trainer_for_one_process_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_sruns_tasks_share_one_folder(tmp_path):
-    """As `srun --ntasks-per-node=2 python door.py` would start them."""
-    (tmp_path / "door.py").write_text(DDP_DOOR)
+    """As `srun --ntasks-per-node=2 python command.py` would start them."""
+    (tmp_path / "command.py").write_text(DDP_ENTRY_POINT)
     common = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
     common |= {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NAME": "hdmnet", "SLURM_NODELIST": "127.0.0.1"}
     tasks = [
         subprocess.Popen(
-            [sys.executable, "door.py", "fold=1", *DDP_WORDS],
+            [sys.executable, "command.py", "fold=1", *DDP_WORDS],
             cwd=tmp_path,
             env=environment(**common, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)),
         )

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from hdmnet.config.paths import conf_dir
 from hdmnet.sweeps.launcher import job_digest, job_name, slots
-from tests.helpers.sweeps import DOOR, alive, environment, sweep, wait_until_gone
+from tests.helpers.sweeps import ENTRY_POINT, alive, environment, sweep, wait_until_gone
 
 SWEEPS = sorted(file.stem for file in (conf_dir() / "sweep").glob("*.yaml"))
 
@@ -114,9 +114,9 @@ def test_side_by_side_jobs_share_the_machine_and_keep_their_lines_apart(tmp_path
 
 @pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_no_job_outlives_its_sweep(tmp_path, signal_number, code):
-    (tmp_path / "door.py").write_text(DOOR)
+    (tmp_path / "command.py").write_text(ENTRY_POINT)
     words = ("-m", "fold=0,1,2", "launcher=local_parallel", "hydra.launcher.jobs=2", "trainer=cpu")
-    command = [sys.executable, "door.py", *words]
+    command = [sys.executable, "command.py", *words]
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment(SLEEP="60"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -80,7 +80,7 @@ def test_each_job_is_submitted_with_a_task_for_each_rank(tmp_path, slurm):
 def test_the_ranks_of_a_job_share_its_folder(tmp_path, slurm):
     pytest.importorskip("submitit")
     words = ("launcher=slurm", "trainer=ddp_cpu", "trainer.devices=2")
-    done = sweep(tmp_path, "-m", "fold=3", *words, **slurm, door=RANKS_DOOR)
+    done = sweep(tmp_path, "-m", "fold=3", *words, **slurm, command=RANKS_ENTRY_POINT)
     assert done.states() == [["job", "done"]], done.err
     (folder,) = (done.folder / name for name in done.folders() if not name.startswith("."))
     assert json.loads((folder / "rank0.json").read_text()) == json.loads((folder / "rank1.json").read_text()) == 3
@@ -129,11 +129,11 @@ def test_submitit_is_given_the_task_again_when_its_checkpoint_is_written(tmp_pat
     assert errors == ["rank 0 ended with exit code 75"]
 
 
-WARNED_DOOR = """
+WARNED_ENTRY_POINT = """
 import os, signal
-from hdmnet.launch import door
+from hdmnet.cli.entry_point import entry_point
 
-@door("train")
+@entry_point("train")
 def main(cfg):
     os.kill(os.getpid(), signal.SIGUSR1)
 
@@ -149,7 +149,7 @@ def test_a_job_that_slurm_warns_is_put_into_the_queue_again(tmp_path, slurm, und
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.write_text(f'#!/bin/sh\necho "$@" > {note}\n')
     scontrol.chmod(0o755)
-    done = sweep(tmp_path, door=WARNED_DOOR, **slurm, **({"SLURM_JOB_ID": "7"} if under_slurm else {}))
+    done = sweep(tmp_path, command=WARNED_ENTRY_POINT, **slurm, **({"SLURM_JOB_ID": "7"} if under_slurm else {}))
     assert done.code == (75 if under_slurm else -signal.SIGUSR1)
     assert (note.read_text() if note.exists() else None) == ("requeue 7\n" if under_slurm else None)
     if under_slurm:
@@ -158,12 +158,12 @@ def test_a_job_that_slurm_warns_is_put_into_the_queue_again(tmp_path, slurm, und
         )
 
 
-RANKS_DOOR = """
+RANKS_ENTRY_POINT = """
 import json, os, pathlib
-from hdmnet import ranks
-from hdmnet.launch import door
+from hdmnet.runtime import ranks
+from hdmnet.cli.entry_point import entry_point
 
-@door("train")
+@entry_point("train")
 def main(cfg):
     folder = pathlib.Path(cfg.paths.run_dir)
     (folder / f"rank{ranks.rank()}.json").write_text(json.dumps(cfg.fold))
