@@ -78,7 +78,9 @@ def _differences(cfg: DictConfig) -> list[str]:
     files = [folder / ".hydra" / "overrides.yaml" for folder in folders]
     if not files[0].is_file():
         return [_digest(cfg)]
-    overrides = {str(item) for file in files if file.is_file() for item in OmegaConf.load(file)}
+    # Unresolved: what a `${…}` refers to is in the config, not in the list.
+    told: list[Any] = [OmegaConf.to_container(OmegaConf.load(file)) for file in files if file.is_file()]
+    overrides = {str(item) for one in told for item in one}
     return sorted(item.lstrip("+") for item in overrides if _is_of_the_setting(item))
 
 

@@ -101,7 +101,7 @@ def fit(rows: Sequence[Row]) -> dict[str, Growth]:
     """
     train = [row for row in rows if row["phase"] == "train"]
     steps = [float(row["step"]) for row in train]
-    late = [row for row, step in zip(train, steps, strict=True) if step >= WARM_UP * max(steps)]
+    late = [row for row, step in zip(train, steps, strict=True) if step > WARM_UP * max(steps)]
     if len(late) < 4:
         raise ValueError(f"only {len(late)} measurements after the warm-up; expected at least 4: raise --steps")
     tenth = max(1, len(late) // 10)

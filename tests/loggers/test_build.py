@@ -62,6 +62,10 @@ def test_names_say_what_runs(job):
     assert described["config"]["dataset"]["name"] == "coco"
 
 
+def test_a_reference_on_the_command_line_is_told_as_it_was_written(job):
+    assert _group(job("loss.temperature=${optim.lr}")).endswith(" loss.temperature=${optim.lr}")
+
+
 def test_long_names_are_cut_and_stay_apart(job):
     many = [f"optim.base.lr={n}{'0' * 120}" for n in (1, 2)]
     described = [describe_run(job(word), "train") for word in many]
