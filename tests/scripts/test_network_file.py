@@ -18,6 +18,7 @@ from hdmnet.apps.segmenter_file import SegmenterSpec
 from hdmnet.models.backbones.build import build_backbone
 from hdmnet.models.base_learner import BaseLearner
 from hdmnet.models.hdmnet.model import build_hdmnet
+from scripts.checkpoints import network_file
 from scripts.checkpoints.network_file import (
     ABOUT,
     export,
@@ -152,8 +153,8 @@ def test_a_file_that_disagrees_is_not_left(pets, tmp_path, monkeypatch):
     other = Segmenter(segmenter.model, SegmenterSpec((65, 81), (0.1, 0.2, 0.3), STD), device="cpu")
     path = tmp_path / "pets.onnx"
     path.write_bytes(b"earlier")
-    monkeypatch.setattr(export, "trace", lambda *_: None)
-    monkeypatch.setattr(export, "write_onnx", lambda program, about, temporary, *_: copyfile(good, temporary))
+    monkeypatch.setattr(network_file, "trace", lambda *_: None)
+    monkeypatch.setattr(network_file, "write_onnx", lambda program, about, temporary, *_: copyfile(good, temporary))
     with pytest.raises(
         ValueError, match=r"pets\.onnx: the file's answers differ from the model's by \d.*: not written"
     ):
