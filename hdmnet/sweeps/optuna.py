@@ -19,7 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from hdmnet.config.values import ABSENT, look_up
-from hdmnet.runtime.errors import InputError
+from hdmnet.runtime.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -71,7 +71,7 @@ class OptunaSweeper(Sweeper):
             raise InputError("sweep=optuna needs Optuna: pip install 'hdmnet[sweep]'") from None
         fixed, space = self._space([*(f"{key!s}={value}" for key, value in (self.params or {}).items()), *arguments])
         if not space:
-            raise InputError("nothing to search for; expected a key with interval(...), choice(...) or range(...)")
+            raise ConfigError("nothing to search for; expected a key with interval(...), choice(...) or range(...)")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=self.seed))
         for first in range(0, self.n_trials, self.at_once):

@@ -14,7 +14,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from hdmnet.runtime import ranks, signals
-from hdmnet.runtime.errors import InputError
+from hdmnet.runtime.errors import ConfigError, InputError
 from hdmnet.sweeps.launcher import JOB_FILE, JOB_VARIABLE, SweepJob, SweepLauncher
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def _shape(cfg: DictConfig) -> dict[str, int]:
     """Nodes, tasks and GPUs for the ranks of a job, as Lightning wants them."""
     devices = cfg.trainer.devices
     if not isinstance(devices, int) or devices < 1:
-        raise InputError(f"trainer.devices={devices}: launcher=slurm has to ask for them; expected a number")
+        raise ConfigError(f"trainer.devices={devices}: launcher=slurm has to ask for them; expected a number")
     shape = {"nodes": int(cfg.trainer.num_nodes), "tasks_per_node": devices}
     return shape if cfg.trainer.accelerator == "cpu" else {**shape, "gpus_per_node": devices}
 

@@ -43,7 +43,7 @@ from hdmnet.run.checkpoints import load_base_learner, run_entry
 from hdmnet.run.disk_check import check_free_disk
 from hdmnet.run.result import make_result, write_result
 from hdmnet.runtime.checkpoint_file import read_checkpoint
-from hdmnet.runtime.errors import user_message
+from hdmnet.runtime.errors import CheckpointError, refusals_as, user_message
 
 # Where a run writes, and what starts other processes, is the user's to say: a fuzzed value would be obeyed.
 _LEFT_OUT = ("paths", "hydra", "sweep", "launcher", "callbacks", "logger", "local", "trainer.default_root_dir")
@@ -245,7 +245,7 @@ class _Checkpoints:
     def read(self, path: Path) -> None:
         """As evaluate, predict, `base_ckpt` and the official release's reader take a checkpoint."""
         readers = (lambda: self._evaluate(path), lambda: self._segment(path), lambda: self._base_learner(path))
-        first = _first_refusal(*readers, lambda: read_state_dict(path))
+        first = _first_refusal(*readers, lambda: self._official(path))
         if first is not None:
             raise first
 
@@ -256,6 +256,10 @@ class _Checkpoints:
             cfg = evaluation_config(compose_command("evaluate", *TINY[:2]), about["config"], [], f"ckpt={path}")
             build.build_dataset(cfg)
             pipeline._refuse_other_fold(cfg, content)
+
+    def _official(self, path: Path) -> None:
+        with refusals_as(CheckpointError):
+            read_state_dict(path)
 
     def _segment(self, path: Path) -> None:
         Segmenter.from_checkpoint(path, device="cpu")

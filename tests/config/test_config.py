@@ -311,7 +311,7 @@ def test_instantiate_leaves_keys_out_and_prefers_ready_arguments():
         ({"_target_": "hdmnetx.a"}, r"'hdmnetx.a' does not exist \(No module named 'hdmnetx'\)"),
         ({"_target_": "torch.nn.Linear", "in_features": "x", "out_features": 1}, "^torch.nn.Linear: "),
         ({"_target_": "builtins.dict", "a": {"_target_": "torch.nn.Linear"}}, "^a: .*in_features"),
-        ({"_target_": "hdmnet.data.class_split.make_fold", "_partial_": False}, "does not take these keys"),
+        ({"_target_": "hdmnet.data.class_split.split_classes", "_partial_": False}, "does not take these keys"),
     ],
 )
 def test_instantiate_says_what_is_wrong(node, message):
