@@ -25,7 +25,8 @@ class CrossAttentionLayer(CrossAttention):
 
     def forward(self, x: Tensor, source: Tensor, valid: Tensor, size: tuple[int, int]) -> Tensor:
         """Tokens (B, N, C) of a map of `size` take messages from (B, M, C) where valid (B, M) bool; (B, N, C)."""
-        q, k, v = self.heads(self.norm1(x), self.norm1(source))
+        normed = self.norm1(source)
+        q, k, v = self.heads(self.norm1(x), normed)
         message, _ = attend(q, k, v, valid, score="dot", normalise="support")
         x = x + self.dropout(self.output(merge_heads(message)))
         result: Tensor = x + self.feed_forward(self.norm2(x), size)

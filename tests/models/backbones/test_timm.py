@@ -35,8 +35,8 @@ def test_hdmnet_runs_on_it_at_an_odd_size(name):
     model = build_hdmnet(learner).eval()
     with torch.no_grad():
         out = model(torch.randn(1, 3, 105, 89), torch.randn(1, 1, 3, 105, 89), torch.ones(1, 1, 105, 89))
-    assert out.final_logits.shape == (1, 2, 105, 89)
-    assert out.final_logits.isfinite().all()
+    assert out.logits.shape == (1, 2, 105, 89)
+    assert out.logits.isfinite().all()
 
 
 def test_a_files_weights_are_taken_and_wrong_ones_refused(tmp_path):
