@@ -110,10 +110,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if start is not None:
         load_strictly(task.model, run_state_dict(start), f"ckpt={cfg.ckpt}")
     trainer = build_trainer(cfg, "stage 2", callbacks=build_callbacks(cfg, "train"), logger=build_loggers(cfg, "train"))
-    _keeper(trainer)  # refused before anything is trained
+    _checkpoint_callback(trainer)  # refused before anything is trained
     with timer("train"), signals.polling():
         trainer.fit(task, datamodule=data, ckpt_path=point)
-    timer.seconds["train"] += round(_keeper(trainer).seconds_before, 2)
+    timer.seconds["train"] += round(_checkpoint_callback(trainer).seconds_before, 2)
     chosen = _chosen_checkpoint(cfg, trainer)
     if chosen is not None:
         load_strictly(task.model, run_state_dict(_run_checkpoint(chosen)), str(chosen))
@@ -306,17 +306,17 @@ def _chosen_checkpoint(cfg: DictConfig, trainer: L.Trainer) -> Path | None:
     """The checkpoint to test, by `selection`; None where there is none: the last weights, which are at hand."""
     if cfg.trainer.fast_dev_run:
         return None
-    keeper = _keeper(trainer)
-    best = keeper.best_model_path if cfg.selection == "best" else ""
-    chosen = best or keeper.last_model_path
-    if cfg.selection == "best" and chosen and not best and not keeper.failures:
+    kept = _checkpoint_callback(trainer)
+    best = kept.best_model_path if cfg.selection == "best" else ""
+    chosen = best or kept.last_model_path
+    if cfg.selection == "best" and chosen and not best and not kept.failures:
         log.warning(
             "selection=best, but there is no best checkpoint, as no validation ran: the LAST one is tested in its place"
         )
-    if keeper.failures and not best and cfg.selection == "best":
+    if kept.failures and not best and cfg.selection == "best":
         log.warning("no best checkpoint could be written: the LAST weights are tested in its place")
         return Path(chosen) if chosen else None
-    if keeper.failures and not chosen:
+    if kept.failures and not chosen:
         return None
     if not chosen:
         raise InputError(
@@ -325,7 +325,7 @@ def _chosen_checkpoint(cfg: DictConfig, trainer: L.Trainer) -> Path | None:
     return Path(chosen)
 
 
-def _keeper(trainer: L.Trainer) -> RunCheckpoint:
+def _checkpoint_callback(trainer: L.Trainer) -> RunCheckpoint:
     """What keeps the run's checkpoints."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, RunCheckpoint):

@@ -189,14 +189,14 @@ def train_base_learner(cfg: DictConfig, learner: BaseLearner, data: BaseLearnerD
     keys = ("optimizer", "lr", "momentum", "weight_decay", "power", "head_lr_factor", "warmup_steps", "freeze_backbone")
     task = BaseLearnerTask(model=learner, optimiser=BaseOptimiserSettings(**{key: base[key] for key in keys}))
     checkpoints = path.with_suffix(".checkpoints")
-    keeper: RunCheckpoint = instantiate(
+    checkpoint: RunCheckpoint = instantiate(
         cfg.callbacks.checkpoint, dirpath=str(checkpoints), monitor="base/miou", mode="max"
     )
     point = None if cfg.trainer.fast_dev_run else newest_whole(checkpoints)
     trainer = build_trainer(
         cfg,
         "stage 1 (base learner)",
-        callbacks=[keeper, *build_callbacks(cfg, "base_learner")],
+        callbacks=[checkpoint, *build_callbacks(cfg, "base_learner")],
         logger=False,
         check_val_every_n_epoch=base.val_every_epochs,
         **limits,
@@ -206,11 +206,11 @@ def train_base_learner(cfg: DictConfig, learner: BaseLearner, data: BaseLearnerD
         log.info("base learner: going on from %s", point)
     with signals.polling():
         trainer.fit(task, datamodule=data, ckpt_path=point)
-    best = keeper.best_model_path
+    best = checkpoint.best_model_path
     if best:
         load_strictly(task.model, run_state_dict(read_checkpoint(best)), best)
     if trainer.is_global_zero:
-        miou = None if keeper.best_model_score is None else float(keeper.best_model_score)
+        miou = None if checkpoint.best_model_score is None else float(checkpoint.best_model_score)
         about = {"fold": cfg.fold, "backbone": cfg.backbone.name, "dataset": cfg.dataset.name, "base_miou": miou}
         try:
             for file in (path, run_dir / "base_learner.pt"):

@@ -349,7 +349,7 @@ def draw_episodes(given: TrainEpisodes | bytes, sender: Any) -> None:
 
 
 def run_startup(context: Context) -> list[Row]:
-    """Start-up of the training door."""
+    """Start-up of `train`."""
     context.progress.step("startup")
     command = [sys.executable, "-m", "hdmnet.train", "--help"]
 

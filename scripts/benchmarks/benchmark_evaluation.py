@@ -46,7 +46,7 @@ def measure(
     """Run the test once.
 
     Args:
-        cfg: The door's config.
+        cfg: The config of `evaluate`.
         reuse: Whether features are reused.
         seeds: Number of test seeds; None: as the config says.
         checkpoint: The checkpoint's content.

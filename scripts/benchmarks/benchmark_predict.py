@@ -38,7 +38,7 @@ FOREGROUND = 0.2  # share of the supports that is marked
 
 @dataclass(frozen=True)
 class Case:
-    """A network: its name in the table, and the train door's words that choose it."""
+    """A network: its name in the table, and the words of `train` that choose it."""
 
     name: str
     words: tuple[str, ...]

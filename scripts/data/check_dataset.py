@@ -136,7 +136,7 @@ def check(cfg: DictConfig) -> bool:
     """Read the data set of a config through and print what was found.
 
     Args:
-        cfg: The train door's config.
+        cfg: The config of `train`.
 
     Returns:
         Whether nothing is wrong.
