@@ -70,7 +70,7 @@ for _words, _code, _names in (
     ("trainer.max_step=2", 2, "trainer.max_step: no such key; did you mean 'trainer.max_steps'?"),
     ("+trainer.max_stepps=2", 2, "trainer: "),
     ("trainer.precision=3", 2, "trainer: "),
-    ("dataset.image_size=16", 1, "shapes image_size is 16, expected sides of 48..512 px"),
+    ("dataset.image_size=16", 1, "is 16, expected sides of 48..512 px"),
     ("dataset.image_size=100000", 2, "dataset.image_size=100000: expected an integer of 1 to 4096"),
     ("dataset.num_train=1000000000", 1, "num_train=1000000000"),
     ("dataset.name=../../elsewhere", 2, "dataset.name=../../elsewhere: expected a name"),

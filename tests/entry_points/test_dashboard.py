@@ -47,7 +47,7 @@ def test_each_job_of_a_multirun_is_a_run_of_its_own_in_one_group(jobs):
 def test_a_run_holds_losses_rates_speed_scores_and_pictures(jobs):
     held = _read(jobs[0])
     stages = {f"train/distillation_stage{stage}" for stage in (1, 2, 3)}
-    assert {"train/loss", "train/final", "train/meta", "train/distillation"} | stages <= held.keys
+    assert {"train/loss", "train/final", "train/distillation"} | stages <= held.keys
     assert {"lr-AdamW/transformer", "lr-AdamW/query_merge"} <= held.keys
     assert {"optim/grad_norm", "throughput/episodes_per_second", "throughput/data_wait"} <= held.keys
     assert len(held.values("val/miou")) == 2
@@ -68,7 +68,7 @@ def test_the_summary_and_tables_are_those_of_the_result(jobs):
     assert held.summary["test/miou"] == pytest.approx(result["miou"])
     assert held.summary["test/fb_iou"] == pytest.approx(result["fb_iou"])
     columns, rows = held.table("test/iou_per_class")
-    assert columns == ["class", "IoU", "IoU, meta only", "episodes"]
+    assert columns == ["class", "IoU", "episodes"]  # nothing is fused: there is one prediction
     assert {name: count for name, *_, count in rows} == result["counts_per_class"]
     for name, iou, *_ in rows:
         expected = result["iou_per_class"][name]
