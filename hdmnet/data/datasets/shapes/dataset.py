@@ -126,11 +126,12 @@ class ShapesDataset(LabelMapDataset):
     ) -> None:
         sides = (picture_size, picture_size) if isinstance(picture_size, int) else tuple(picture_size)
         if len(sides) != 2 or not all(type(side) is int for side in sides):
-            raise DatasetError(f"shapes picture_size (dataset.image_size by default) is {picture_size}, expected a side or [height, width]")
+            raise DatasetError(f"shapes picture_size is {picture_size}, expected a side or [height, width]")
         height, width = sides
         if min(sides) < 48 or max(sides) > MAX_IMAGE_SIDE:
             raise DatasetError(
-                f"shapes picture_size (dataset.image_size by default) is {picture_size}, expected sides of 48..{MAX_IMAGE_SIDE} px: change it"
+                f"shapes picture_size is {picture_size}, expected sides of 48..{MAX_IMAGE_SIDE} px: change it (by default it is "
+                "dataset.image_size)"
             )
         if not 4 <= num_classes <= MAX_LABELS or num_classes % self.num_folds:
             raise DatasetError(f"shapes num_classes is {num_classes}, expected a multiple of 4 in 4..252: change it")
