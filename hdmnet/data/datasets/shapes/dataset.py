@@ -130,8 +130,8 @@ class ShapesDataset(LabelMapDataset):
         height, width = sides
         if min(sides) < 48 or max(sides) > MAX_IMAGE_SIDE:
             raise DatasetError(
-                f"shapes picture_size is {picture_size}, expected sides of 48..{MAX_IMAGE_SIDE} px: change it (by default it is "
-                "dataset.image_size)"
+                f"shapes picture_size is {picture_size}, expected sides of 48..{MAX_IMAGE_SIDE} px: change it "
+                "(by default it is dataset.image_size)"
             )
         if not 4 <= num_classes <= MAX_LABELS or num_classes % self.num_folds:
             raise DatasetError(f"shapes num_classes is {num_classes}, expected a multiple of 4 in 4..252: change it")
