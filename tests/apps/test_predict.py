@@ -11,8 +11,8 @@ from PIL import Image
 
 from hdmnet import Segmenter
 from hdmnet.apps.predict import find_queries, parse_supports
-from tests.entry_points.test_official import write_official
 from tests.helpers import commands
+from tests.helpers.official_files import write_official
 
 GENERATOR = np.random.default_rng(0)
 

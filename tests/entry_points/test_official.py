@@ -7,8 +7,7 @@ import torch
 
 from scripts.checkpoints import convert_checkpoint
 from tests.helpers import commands
-from tests.helpers import official_recipe as recipe
-from tests.models.conftest import read_golden
+from tests.helpers.official_files import write_official
 
 pytestmark = pytest.mark.slow  # ResNet-50 on COCO pictures, and files of 200 MB
 
@@ -21,13 +20,6 @@ TINY = (
 )
 COCO = ("dataset=coco", "backbone=resnet50_v2", "backbone.weights=null", "fold=0", "shot=1", *TINY)
 FIGURES = ("test", "test_no_ensemble", "manifest_sha256")
-
-
-def write_official(path, variant):
-    shapes = {key: tuple(shape) for key, shape in read_golden("keys.json.gz")[variant]["state_dict"].items()}
-    state = {key: torch.as_tensor(value) for key, value in recipe.fill_state_dict(shapes).items()}
-    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, path)
-    return path
 
 
 @pytest.fixture(scope="module")

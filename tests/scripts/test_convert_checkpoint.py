@@ -7,8 +7,7 @@ import torch
 
 from hdmnet.runtime.checkpoint_file import BASE_LEARNER_KEY, RUN_KEY, read_checkpoint
 from scripts.checkpoints import convert_checkpoint
-from tests.models.conftest import read_golden
-from tests.models.hdmnet.test_official_files import make_state
+from tests.helpers.official_files import make_state, read_golden
 
 
 def convert(*arguments):

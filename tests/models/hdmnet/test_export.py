@@ -10,7 +10,7 @@ from hdmnet.models.backbones.build import build_backbone
 from hdmnet.models.base_learner import BaseLearner, PyramidPooling
 from hdmnet.models.hdmnet.baseline import build_baseline
 from hdmnet.models.hdmnet.export import ExportableHDMNet, SupportAsInput, SupportFitted, _nearest, _pool_pyramid
-from tests.models.hdmnet.test_model import make_episode, make_model
+from tests.helpers.tiny_hdmnet import make_episode, make_model
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 CLOSE = {"rtol": 0, "atol": 1e-5}

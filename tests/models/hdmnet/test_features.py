@@ -4,7 +4,7 @@ import torch
 
 from hdmnet.models.hdmnet.features import QueryFeatures, SupportFeatures
 from hdmnet.models.packed import PackedRows
-from tests.models.hdmnet.test_model import make_episode, make_model
+from tests.helpers.tiny_hdmnet import make_episode, make_model
 
 
 def encode(shots=2, batch=3, **changes):

@@ -7,22 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from hdmnet.models.backbones.build import build_backbone
-from hdmnet.models.base_learner import BaseLearner
 from hdmnet.models.hdmnet.meta_learner import masked_average
-from hdmnet.models.hdmnet.model import build_hdmnet
-
-
-def make_model(backbone="resnet_narrow", **changes):
-    torch.manual_seed(0)
-    learner = BaseLearner(backbone=build_backbone(backbone), num_base=4, feature_channels=16)
-    return build_hdmnet(learner, **changes).eval()
-
-
-def make_episode(shots=1, size=(49, 65), batch=2):
-    torch.manual_seed(shots)
-    mask = (torch.rand(batch, shots, *size) > 0.6).to(torch.uint8)
-    return torch.randn(batch, 3, *size), torch.randn(batch, shots, 3, *size), mask
+from tests.helpers.tiny_hdmnet import make_episode, make_model
 
 
 @pytest.mark.parametrize("num_stages", [1, 2, 3, 4])

@@ -16,19 +16,7 @@ from hdmnet.models.hdmnet.official import (
 )
 from hdmnet.models.official import read_state_dict
 from scripts.checkpoints.convert_checkpoint import to_official_base_learner_state_dict, to_official_state_dict
-
-
-def make_state(shapes, *, tiny=False):
-    """Tensors of the given shapes whose file is small: views of one storage (or, tiny, of one number)."""
-    if tiny:
-        return {key: torch.zeros(()).expand(shape) for key, shape in shapes.items()}
-    sizes = {key: int(torch.tensor(shape).prod()) if shape else 1 for key, shape in shapes.items()}
-    storage = torch.randn(max(sizes.values()) + len(sizes))
-    state = {}
-    for offset, (key, shape) in enumerate(shapes.items()):
-        counter = key.endswith("num_batches_tracked")
-        state[key] = torch.tensor(offset) if counter else storage[offset : offset + sizes[key]].view(shape)
-    return state
+from tests.helpers.official_files import make_state
 
 
 @pytest.fixture
