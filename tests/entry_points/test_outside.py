@@ -89,6 +89,7 @@ def test_trains_is_tested_predicted_with_and_reported(outside, picture, tmp_path
     assert "prototype" in (tmp_path / "report" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_multirun_knows_the_folder_too(outside, tmp_path):
     words = (*WORDS, "dataset=squares", "optim.max_steps=1", "model.scale=3.0,7.0")
     commands.run("train", tmp_path / "runs", "-m", *words)

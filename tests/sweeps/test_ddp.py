@@ -22,6 +22,7 @@ def ranks(done, file="rank*.json"):
     }
 
 
+@pytest.mark.slow
 def test_a_crash_of_one_rank_ends_its_job_and_not_the_sweep(tmp_path):
     done = sweep(tmp_path, "-m", "fold=0,1", *DDP_WORDS, command=DDP_ENTRY_POINT, KILL_FOLD="0", KILL_RANK="1")
     assert done.code == 1, done.err
