@@ -99,7 +99,11 @@ def run_process(door: str, output: Path, *words: str, timeout: float = 240, thre
     done = subprocess.run(
         [sys.executable, "-m", f"hdmnet.{door}", *words, f"paths.output_dir={output}"],
         cwd=output.parent,
-        env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)},
+        env={
+            **environment,
+            "PYTHONPATH": str(ROOT),
+            **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)),
+        },
         capture_output=True,
         text=True,
         timeout=timeout,
