@@ -242,6 +242,17 @@ class DatasetContract:
             assert found == dataset.class_areas(str(catalog.ids[position]))
 
 
+def random_norms(module):
+    """Give every batch normalisation values that do something; returns the module."""
+    for norm in module.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(norm.bias, -0.5, 0.5)
+            norm.running_mean.uniform_(-0.5, 0.5)
+            norm.running_var.uniform_(0.5, 2)
+    return module
+
+
 class BackboneContract:
     """Give the fixture `backbone`: one with random weights, small enough for a CPU."""
 
@@ -261,13 +272,7 @@ class BackboneContract:
 
     def test_a_trunk_of_it_computes_what_the_plain_modules_compute(self, backbone):
         """Folding, channels-last and a copy change nothing; frozen and deterministic whatever `train()` says."""
-        learner = BaseLearner(backbone=backbone, num_base=3, feature_channels=8).eval()
-        for module in learner.modules():  # normalisations that do something
-            if isinstance(module, torch.nn.BatchNorm2d):
-                torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-                torch.nn.init.uniform_(module.bias, -0.5, 0.5)
-                module.running_mean.uniform_(-0.5, 0.5)
-                module.running_var.uniform_(0.5, 2)
+        learner = random_norms(BaseLearner(backbone=backbone, num_base=3, feature_channels=8)).eval()
         images = torch.randn(2, 3, 71, 89)
         with torch.no_grad():
             *expected, layer4 = encode(backbone, images, size_of=-2)[-3:]

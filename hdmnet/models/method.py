@@ -118,6 +118,14 @@ class FewShotMethod(nn.Module, ABC):
 
     reported: tuple[str, ...] = (FINAL,)
 
+    def train(self, mode: bool = True) -> FewShotMethod:
+        """Switch the mode; a backbone that `prepare_trunk` has fixed stays in evaluation mode."""
+        super().train(mode)
+        for module in self.modules():
+            if getattr(module, "stays_in_eval", False):
+                module.train(False)
+        return self
+
     @abstractmethod
     def forward(
         self, query_image: Tensor, support_images: Tensor, support_masks: Tensor, class_index: Tensor | None = None

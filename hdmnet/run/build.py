@@ -16,13 +16,14 @@ from omegaconf import OmegaConf
 from hdmnet.callbacks.progress import StageProgressBar
 from hdmnet.config.instantiate import instantiate
 from hdmnet.config.paths import conf_dir
-from hdmnet.config.values import image_size, to_plain, to_stored
+from hdmnet.config.values import did_you_mean, image_size, to_plain, to_stored
 from hdmnet.data.datamodules.few_shot import FewShotDataModule
 from hdmnet.data.datasets.skipped_files import SkippedFiles
+from hdmnet.models.backbones.prepare import prepare_trunk
 from hdmnet.models.base_learner import FEATURE_CHANNELS, BaseLearner
 from hdmnet.run.checkpoints import load_strictly
 from hdmnet.runtime import signals
-from hdmnet.runtime.errors import InputError
+from hdmnet.runtime.errors import ConfigError, InputError
 from hdmnet.runtime.private_api import leave_sigterm_alone
 from hdmnet.runtime.provenance import git_state, library_versions
 from hdmnet.tasks.feature_store import measure_features
@@ -148,16 +149,40 @@ def build_model(cfg: DictConfig, encoder: nn.Module, *, num_shots: int | None = 
     """The config's method on an encoder.
 
     Args:
-        cfg: Its `model` holds `_target_`, and arguments beside the keys `name` and `encoder`.
-        encoder: From `build_encoder`.
+        cfg: Its `model` holds `_target_`, and arguments beside the keys `name`, `encoder` and `trunk`.
+        encoder: From `build_encoder`; its backbone becomes what `trunk` asks for.
         num_shots: K of the training episodes; None: the config's.
 
     Raises:
         ValueError: An argument is unknown or out of range.
     """
     shots = cfg.shot if num_shots is None else num_shots
-    model: FewShotMethod = instantiate(cfg.model, ("name",), encoder=encoder, num_shots=shots)
+    prepare_encoder(cfg, encoder)
+    model: FewShotMethod = instantiate(cfg.model, ("name", "trunk"), encoder=encoder, num_shots=shots)
     return model
+
+
+def prepare_encoder(cfg: DictConfig, encoder: nn.Module) -> None:
+    """Make the backbone give what the method declares in `model.trunk`, where it does.
+
+    Raises:
+        ValueError: It cannot, or a key is unknown.
+    """
+    declared = to_plain(cfg)["model"].get("trunk")
+    if declared is None:
+        return
+    known = inspect.signature(prepare_trunk).parameters
+    keys = ["dilation", *list(known)[1:]]
+    if not isinstance(declared, dict):
+        raise ConfigError(f"model.trunk={declared}: expected keys, of {', '.join(keys)}")
+    for key in declared:
+        if key not in keys:
+            raise ConfigError(f"model.trunk.{key}: no such key; expected {', '.join(keys)}{did_you_mean(key, keys)}")
+    backbone = encoder.backbone if isinstance(encoder, BaseLearner) else cast("Backbone", encoder)
+    try:
+        prepare_trunk(backbone, **{key: value for key, value in declared.items() if key in known})
+    except ValueError as error:
+        raise ConfigError(f"model.trunk.{error}") from error
 
 
 def build_untrained(cfg: DictConfig, num_base: int, *, num_shots: int | None = None) -> FewShotMethod:

@@ -58,7 +58,16 @@ def test_schemas_and_files_agree_on_the_top_level_keys(compose_config):
 def test_the_groups_and_options_that_users_rely_on_exist():
     promised = {
         "dataset": {"shapes", "pascal", "coco"},
-        "backbone": {"resnet_narrow", "resnet18", "resnet50", "resnet101", "vgg16", "resnet50_v2", "mobilenet_v2"},
+        "backbone": {
+            "resnet_narrow",
+            "resnet18",
+            "resnet50",
+            "resnet101",
+            "vgg16",
+            "vgg16_plain",
+            "resnet50_v2",
+            "mobilenet_v2",
+        },
         "augment": {"official", "paper", "flip", "none"},
         "trainer": {"auto", "cpu", "gpu", "ddp", "ddp_cpu"},
         "logger": {"csv", "wandb"},

@@ -66,7 +66,7 @@ def test_trains_is_tested_predicted_with_and_reported(outside, picture, tmp_path
     best = trained.folder / "checkpoints" / "best.ckpt"
     tested = commands.run("evaluate", tmp_path / "runs", f"ckpt={best}", *MACHINE)
     assert tested.result["test"] == result["test"]
-    plain = commands.run("evaluate", tmp_path / "again", f"ckpt={best}", *MACHINE, "reuse=false")
+    plain = commands.run("evaluate", tmp_path / "runs", f"ckpt={best}", *MACHINE, "reuse=false")
     assert plain.result["test"]["miou"] == pytest.approx(result["test"]["miou"], abs=1e-3)
 
     output = tmp_path / "found"
@@ -105,7 +105,7 @@ def test_a_file_may_not_name_what_is_not_admitted(outside, tmp_path, monkeypatch
     words = (f"ckpt={best}", *MACHINE)
     assert "='mine." in commands.call("evaluate", tmp_path / "runs", *words).refusal()
     monkeypatch.setenv("HDMNET_EXTENSIONS", "mine")
-    commands.run("evaluate", tmp_path / "admitted", *words)
+    commands.run("evaluate", tmp_path / "runs", *words)
 
 
 def test_a_thousand_classes_are_trained_on_and_tested(outside, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from hdmnet.config.checks import validate
-from hdmnet.run.build import check_builds
+from hdmnet.run.build import build_untrained, check_builds
 from hdmnet.runtime.errors import ConfigError
 
 
@@ -58,3 +58,65 @@ def test_another_method_has_values_of_its_own(compose_config, monkeypatch, tmp_p
     cfg.model = {"_target_": "my_norms.build", "name": "mine", "encoder": "backbone", "norm": "batch"}
     validate(cfg)
     check_builds(cfg)
+
+
+class Answers(torch.nn.Module):
+    """A method that shows what it stands on."""
+
+    def __init__(self, encoder, num_shots):
+        super().__init__()
+        self.encoder = encoder
+
+
+def with_trunk(compose_config, trunk, *overrides, encoder="backbone"):
+    """The config of a method that declares something of its trunk."""
+    cfg = compose_config("train", *overrides)
+    OmegaConf.set_struct(cfg, False)
+    cfg.model = {"_target_": f"{__name__}.Answers", "name": "mine", "encoder": encoder, "trunk": trunk}
+    return cfg
+
+
+@pytest.mark.parametrize("encoder", ["backbone", "base_learner"])
+def test_a_method_gets_the_trunk_that_it_declares(compose_config, encoder):
+    trunk = {"dilation": None, "layers": [2, 3], "every_block": True, "trainable": [3]}
+    cfg = with_trunk(compose_config, trunk, "backbone=resnet18", encoder=encoder)
+    assert cfg.backbone.dilation is None
+    encoder = build_untrained(cfg, num_base=2).encoder
+    backbone = getattr(encoder, "backbone", encoder)
+    assert [(info.layer, info.stride) for info in backbone.feature_info] == [(2, 8), (2, 8), (3, 16), (3, 16)]
+    learning = {name[:8] for name, p in backbone.named_parameters() if p.requires_grad}
+    assert learning == {"parts.3."}
+
+
+def test_the_command_line_has_the_last_word_on_dilation(compose_config):
+    cfg = with_trunk(compose_config, {"dilation": None}, "backbone.dilation=torchvision")
+    assert [info.stride for info in build_untrained(cfg, num_base=2).encoder.feature_info] == [8, 8, 8]
+    assert compose_config("train").backbone.dilation == "release"  # of a method that declares nothing
+
+
+def test_a_fixed_trunk_stays_in_evaluation_mode(compose_config):
+    cfg = compose_config("train", "model=pfenet", "+model.trunk.trainable=[]")
+    model = build_untrained(cfg, num_base=2).train()
+    assert model.classify.training
+    assert not any(module.training for module in model.trunk.encoder.modules())
+
+
+@pytest.mark.parametrize(
+    ("trunk", "message"),
+    [
+        ({"dilatoin": None}, r"model\.trunk\.dilatoin: no such key; expected dilation, layers, .*mean 'dilation'\?"),
+        ("torchvision", r"model\.trunk=torchvision: expected keys, of dilation, layers"),
+        ({"layers": [9]}, r"model\.trunk\.layers=\[9\]: expected some of \[1, 2, 3, 4\], in this order"),
+        ({"every_block": 3}, r"model\.trunk\.every_block=3: expected true or false"),
+        ({"dilation": "both"}, r"backbone\.dilation='both': resnet_narrow has release or torchvision or null"),
+    ],
+)
+def test_wrong_declarations_of_a_trunk(compose_config, trunk, message):
+    with pytest.raises(ConfigError, match=f"^{message}") as caught:
+        check_builds(with_trunk(compose_config, trunk))
+    assert "\n" not in str(caught.value)
+
+
+def test_pfenet_on_other_layers_than_it_can_use(compose_config):
+    with pytest.raises(ConfigError, match=r"^model: PFENet runs .* of 2 levels cannot be cut there"):
+        check_builds(compose_config("train", "model=pfenet", "+model.trunk.layers=[2,3]"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from hdmnet.models.backbones.base import SequentialBackbone
 from hdmnet.models.backbones.mobilenet import build_mobilenet_v2
 from hdmnet.models.backbones.resnet import DILATIONS, build_resnet
-from hdmnet.models.backbones.vgg import build_vgg16
+from hdmnet.models.backbones.vgg import build_vgg16, build_vgg16_plain
 from hdmnet.models.backbones.weights import default_weights, load_weights
 
 _RESNETS = {
@@ -20,9 +21,15 @@ _RESNETS = {
     "resnet50_v2": partial(build_resnet, Bottleneck, (3, 4, 6, 3), stem_channels=(64, 64, 128)),
     "resnet_narrow": partial(build_resnet, BasicBlock, (1, 1, 1, 1), widths=(32, 64, 96, 128), stem_channels=(16, 32)),
 }
-_OTHERS = {"vgg16": build_vgg16, "mobilenet_v2": build_mobilenet_v2}
+_BUILDERS: dict[str, Callable[..., SequentialBackbone]] = {
+    **_RESNETS,
+    "vgg16": lambda dilation: build_vgg16(),
+    "vgg16_plain": build_vgg16_plain,
+    "mobilenet_v2": build_mobilenet_v2,
+}
+_DILATIONS = {"vgg16": DILATIONS[:1], "vgg16_plain": ("release", None)}  # of all others: DILATIONS
 
-BACKBONES = (*_RESNETS, *_OTHERS)
+BACKBONES = tuple(_BUILDERS)
 
 
 def build_backbone(
@@ -41,10 +48,10 @@ def build_backbone(
             ``resnet50_v2``); or None for random initialisation.
         weights_dir: Folder where a relative path is looked for too, and where torchvision's weights are kept; None =
             torch's own cache.
-        dilation: Of a ResNet's layers 3 and 4, see `DILATIONS`; the others have the release's only.
+        dilation: Of layers 3 and 4, see `DILATIONS` of `resnet.py`, and `vgg.py`.
 
     Returns:
-        The backbone, in training mode.
+        The backbone, in training mode, with layers 2, 3 and 4 as its levels; `prepare_trunk` chooses others.
 
     Raises:
         ValueError: The name is unknown, the weights do not fit it, or it has no such dilation.
@@ -53,11 +60,11 @@ def build_backbone(
     """
     if name not in BACKBONES:
         raise ValueError(f"unknown backbone {name!r}; expected one of {', '.join(BACKBONES)}")
-    allowed = DILATIONS if name in _RESNETS else DILATIONS[:1]
+    allowed = _DILATIONS.get(name, DILATIONS)
     if dilation not in allowed:
         expected = " or ".join("null" if known is None else known for known in allowed)
         raise ValueError(f"backbone.dilation={dilation!r}: {name} has {expected}")
-    backbone = _RESNETS[name](dilation=dilation) if name in _RESNETS else _OTHERS[name]()
+    backbone = _BUILDERS[name](dilation=dilation)
     if weights == "default":
         weights = default_weights(name)
     if weights is not None:

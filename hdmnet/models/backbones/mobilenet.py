@@ -1,21 +1,21 @@
-"""MobileNetV2, dilated to stride 8."""
+"""MobileNetV2, by default dilated to stride 8."""
 
 from __future__ import annotations
 
 import torchvision
 
 from hdmnet.models.backbones.base import FeatureInfo, SequentialBackbone
-from hdmnet.models.backbones.resnet import dilate
+from hdmnet.models.backbones.resnet import dilate_layers
 from hdmnet.models.backbones.vgg import cut
 
 # Strides of the groups: 0-1 /2, 2-3 /4, 4-6 /8, 7-13 /16, 14-17 /32 (the 1280-channel head, 18, is left out).
 MOBILENET_BOUNDS = (0, 2, 4, 7, 14, 18)
 
 
-def build_mobilenet_v2() -> SequentialBackbone:
-    """MobileNetV2 without its head, dilated to stride 8."""
+def build_mobilenet_v2(dilation: str | None = "release") -> SequentialBackbone:
+    """MobileNetV2 without its head; `dilation` is one of a ResNet's `DILATIONS`."""
     features = torchvision.models.mobilenet_v2(weights=None).features
     parts = cut(features, MOBILENET_BOUNDS)
-    dilate(parts[3], 2)
-    dilate(parts[4], 4)
-    return SequentialBackbone(parts, [FeatureInfo(32, 8), FeatureInfo(96, 8), FeatureInfo(320, 8)])
+    strides = (4, 8, *dilate_layers(parts[3], parts[4], dilation))
+    levels = [FeatureInfo(width, stride) for width, stride in zip((24, 32, 96, 320), strides, strict=True)]
+    return SequentialBackbone(parts, levels)

@@ -11,7 +11,7 @@ from hdmnet.models.backbones.base import FeatureInfo, SequentialBackbone
 
 # Layers 3 and 4 keep the size of layer 2 by dilation. "release": of every 3×3 convolution, as in BAM, PFENet and
 # HDMNet; "torchvision": the first block keeps the dilation of the layer before, as its `replace_stride_with_dilation`
-# does; None: no dilation, strides 16 and 32.
+# does (CyCTR, SSP); None: no dilation, strides 16 and 32 (HSNet, DCAMA).
 DILATIONS = ("release", "torchvision", None)
 
 
@@ -25,7 +25,18 @@ def _stem(channels: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*layers, nn.MaxPool2d(3, stride=2, padding=1))
 
 
-def dilate(module: nn.Module, dilation: int) -> None:
+def dilate_layers(layer3: nn.Module, layer4: nn.Module, rule: str | None) -> tuple[int, int]:
+    """Dilate two layers in place by a rule of `DILATIONS`; returns their strides in input pixels."""
+    if rule is None:
+        return 16, 32
+    for layer, dilation in ((layer3, 2), (layer4, 4)):
+        _dilate(layer, dilation)
+        if rule == "torchvision":
+            _dilate(next(layer.children()), dilation // 2)
+    return 8, 8
+
+
+def _dilate(module: nn.Module, dilation: int) -> None:
     """Give every 3×3 convolution stride 1 and the dilation, every 1×1 convolution stride 1 (in place)."""
     for conv in module.modules():
         if isinstance(conv, nn.Conv2d):
@@ -69,15 +80,10 @@ def build_resnet(
     for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
         parts.append(_resnet_layer(block, channels, width, depth, stride=1 if i == 0 else 2))
         channels = width * block.expansion
-    if dilation is not None:
-        for part, rate in ((parts[3], 2), (parts[4], 4)):
-            dilate(part, rate)
-            if dilation == "torchvision":
-                dilate(next(part.children()), rate // 2)
+    strides = (4, 8, *dilate_layers(parts[3], parts[4], dilation))
     for module in parts:
         for layer in module.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-    strides = (8, 16, 32) if dilation is None else (8, 8, 8)
-    levels = [FeatureInfo(w * block.expansion, stride) for w, stride in zip(widths[1:], strides, strict=True)]
+    levels = [FeatureInfo(w * block.expansion, stride) for w, stride in zip(widths, strides, strict=True)]
     return SequentialBackbone(parts, levels)

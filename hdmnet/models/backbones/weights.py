@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
@@ -11,8 +11,6 @@ import torchvision
 from torch import Tensor
 
 from hdmnet.models.backbones.base import SequentialBackbone
-from hdmnet.models.backbones.mobilenet import MOBILENET_BOUNDS
-from hdmnet.models.backbones.vgg import VGG16_BOUNDS
 
 _STEM = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3")  # of a ResNet; the last four only of a deep stem
 # The name in torchvision, and the weights that are the default.
@@ -21,6 +19,7 @@ _TORCHVISION = {
     "resnet50": ("resnet50", "IMAGENET1K_V2"),
     "resnet101": ("resnet101", "IMAGENET1K_V2"),
     "vgg16": ("vgg16_bn", "IMAGENET1K_V1"),
+    "vgg16_plain": ("vgg16", "IMAGENET1K_V1"),
     "mobilenet_v2": ("mobilenet_v2", "IMAGENET1K_V2"),
 }
 
@@ -39,7 +38,8 @@ def load_weights(
     """
     state = {k: v for k, v in _read_state(name, weights, weights_dir).items() if not k.endswith("num_batches_tracked")}
     own = {k: v for k, v in backbone.state_dict().items() if not k.endswith("num_batches_tracked")}
-    renamed = {_own_key(name, key): value for key, value in state.items()}
+    ends = list(accumulate(len(list(part.children())) for part in backbone.parts))
+    renamed = {_own_key(name, key, ends): value for key, value in state.items()}
     missing = sorted(own.keys() - renamed.keys())
     wrong = sorted(k for k in own.keys() & renamed.keys() if own[k].shape != renamed[k].shape)
     if missing or wrong:
@@ -111,8 +111,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return {str(k).removeprefix("module."): v for k, v in state.items()}
 
 
-def _own_key(name: str, key: str) -> str:
-    """Our key for a key of torchvision (or of the ImageNet deep-stem ResNet-50 the release starts from)."""
+def _own_key(name: str, key: str, ends: list[int]) -> str:
+    """Our key for a key of torchvision (or of the ImageNet deep-stem ResNet-50 the release starts from).
+
+    Args:
+        name: Of the backbone.
+        key: Of the file.
+        ends: Where each of the backbone's parts ends in torchvision's `features`.
+    """
     head, _, rest = key.partition(".")
     if name.startswith("resnet"):
         if head in _STEM[: None if name == "resnet50_v2" else 2]:
@@ -125,7 +131,7 @@ def _own_key(name: str, key: str) -> str:
     if head != "features":
         return key
     index, _, rest = rest.partition(".")
-    for part, (low, high) in enumerate(pairwise(VGG16_BOUNDS if name == "vgg16" else MOBILENET_BOUNDS)):
+    for part, (low, high) in enumerate(pairwise((0, *ends))):
         if low <= int(index) < high:
             return f"parts.{part}.{int(index) - low}.{rest}"
     return key

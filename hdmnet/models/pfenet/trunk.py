@@ -32,15 +32,16 @@ class PFENetTrunk(nn.Module):
         check_choice("model.trunk_bn", norm, ("batch", "frozen"))
         encoder = cast("nn.Module", getattr(encoder, "backbone", encoder))
         parts = getattr(encoder, "parts", None)
-        if not isinstance(parts, nn.ModuleList) or len(parts) < 3:
+        levels: Any = getattr(encoder, "feature_info", ())  # of the last three parts
+        if not isinstance(parts, nn.ModuleList) or len(parts) < 3 or len(levels) != 3:
             raise ValueError(
-                f"PFENet runs the backbone's last layer on masked features: {type(encoder).__name__} cannot be cut "
-                "there; expected one with `parts` that run one after the other (a ResNet, VGG-16, MobileNetV2)"
+                f"PFENet runs the backbone's last layer on masked features: {type(encoder).__name__} of {len(levels)} "
+                "levels cannot be cut there; expected three levels by `parts` that run one after the other (a ResNet, "
+                "VGG-16, MobileNetV2)"
             )
         self.norm = norm
         self.encoder: Any = encoder.requires_grad_(False)
-        levels: Any = encoder.feature_info  # of the last three parts
-        self.mid_channels: int = sum(level.channels for level in levels[-3:-1])  # C_2 + C_3
+        self.mid_channels: int = sum(level.channels for level in levels[:2])  # C_2 + C_3
         self.train(self.training)
 
     def train(self, mode: bool = True) -> PFENetTrunk:

@@ -21,7 +21,7 @@ IMAGENET = {
 
 
 class TestBackbones(BackboneContract):
-    @pytest.fixture(params=[name for name in BACKBONES if name != "resnet101"])  # as resnet50, at twice the time
+    @pytest.fixture(params=[name for name in BACKBONES if name not in ("resnet101", "vgg16_plain")])  # others say it
     def backbone(self, request):
         return build_backbone(request.param)
 
@@ -42,6 +42,7 @@ def test_declared_channels_are_the_architectures():
         "resnet50_v2": [512, 1024, 2048],
         "resnet_narrow": [64, 96, 128],
         "vgg16": [256, 512, 512],
+        "vgg16_plain": [256, 512, 512],
         "mobilenet_v2": [32, 96, 320],
     }
 
@@ -126,6 +127,8 @@ def test_torchvisions_dilation_is_torchvisions(rule, replace):
 def test_what_has_no_such_dilation_says_so():
     with pytest.raises(ValueError, match=r"^backbone\.dilation=None: vgg16 has release$"):
         build_backbone("vgg16", dilation=None)
+    with pytest.raises(ValueError, match=r"='torchvision': vgg16_plain has release or null$"):
+        build_backbone("vgg16_plain", dilation="torchvision")
     with pytest.raises(ValueError, match=r"dilation='both': resnet18 has release or torchvision or null$"):
         build_backbone("resnet18", dilation="both")
 

@@ -97,7 +97,7 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match=r"model\.trunk_bn=sync: expected batch or frozen"):
         make_model(trunk_bn="sync")
     with pytest.raises(
-        ValueError, match=r"PFENet runs the backbone's last layer on masked features: Conv2d cannot be cut"
+        ValueError, match=r"PFENet runs the backbone's last layer on masked features: Conv2d of 0 levels cannot be cut"
     ):
         PFENet(encoder=nn.Conv2d(3, 3, 1))
 

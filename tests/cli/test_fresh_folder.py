@@ -1,0 +1,58 @@
+"""Commands that start in one second do not share a folder."""
+
+from __future__ import annotations
+
+import datetime
+import multiprocessing
+import types
+
+import pytest
+
+from hdmnet.cli.fresh_folder import make_new
+from tests.helpers import commands
+
+
+@pytest.fixture
+def one_second(monkeypatch):
+    """Hydra's `${now:…}` does not move."""
+    monkeypatch.setattr(
+        "hydra.core.utils.datetime", types.SimpleNamespace(now=lambda: datetime.datetime(2026, 1, 2, 3, 4, 5))
+    )
+
+
+def overrides(folder):
+    return {
+        path.parents[1].name: path.read_text().splitlines()[0].removeprefix("- ckpt=")
+        for path in folder.rglob(".hydra/overrides.yaml")
+    }
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])  # predict names its folder by another key
+def test_each_has_its_own(tmp_path, one_second, command):
+    """The second command of a second would replace what Hydra has written of the first, and be refused."""
+    for name in ("a", "b", "c"):
+        commands.call(command, tmp_path / "runs", f"ckpt={name}").refusal()
+    stamp = "2026-01-02_03-04-05"
+    assert overrides(tmp_path / "runs" / command) == {stamp: "a", f"{stamp}_2": "b", f"{stamp}_3": "c"}
+
+
+def test_a_training_writes_where_its_folder_is(tmp_path, one_second):
+    for number in (1, 2):
+        answer = commands.call("train", tmp_path / "runs", "dataset=coco", "paths.data_dir=nowhere")
+        assert "nowhere" in answer.refusal()
+        folder = tmp_path / "runs" / "coco" / "resnet50_fold0_1shot_seed0"
+        assert len(list(folder.iterdir())) == number
+    assert "2026-01-02_03-04-05_2" in (folder / "2026-01-02_03-04-05_2" / ".hydra" / "job.yaml").read_text()
+
+
+def test_a_folder_that_was_asked_for_is_taken(tmp_path, one_second):
+    for name in ("a", "b"):
+        commands.call("evaluate", tmp_path / "runs", f"ckpt={name}", f"hydra.run.dir={tmp_path / 'mine'}").refusal()
+    assert overrides(tmp_path) == {"mine": "b"}
+
+
+def test_of_many_processes_each_makes_another(tmp_path):
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        made = pool.map(make_new, [tmp_path / "runs" / "stamp"] * 40, chunksize=1)
+    assert len(set(made)) == 40
+    assert all(folder.is_dir() for folder in made)
