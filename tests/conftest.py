@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 
 # Before anything imports NumPy, OpenCV or PyTorch: the tests run on several processes, and small tensors gain nothing
@@ -21,6 +22,7 @@ from tests.helpers.fixtures import data_dir, finished_run, first_run, start  # n
 torch.set_num_threads(1)
 cv2.setNumThreads(0)
 register_schemas()
+_composed: dict[tuple[object, ...], object] = {}
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +47,11 @@ def compose_config():
     from hdmnet.config.paths import conf_dir
 
     def compose_door(door, *overrides):
-        with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
-            return compose(door, overrides=list(overrides))
+        # Once a process: composing is a tenth of a second.
+        key = (str(conf_dir()), os.environ.get("HDMNET_CONF"), door, overrides)
+        if key not in _composed:
+            with initialize_config_dir(config_dir=key[0], version_base="1.3"):
+                _composed[key] = compose(door, overrides=list(overrides))
+        return copy.deepcopy(_composed[key])
 
     return compose_door

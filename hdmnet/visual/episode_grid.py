@@ -292,5 +292,5 @@ def save_sheet(rows: Sequence[Picture], path: Path, heading: str = "") -> Pictur
     """
     sheet = stack_rows(rows, heading)
     with replacing(path) as temporary:
-        Image.fromarray(sheet).save(temporary, format="png", optimize=True)
+        Image.fromarray(sheet).save(temporary, format="png")
     return sheet

@@ -11,14 +11,9 @@ from hdmnet.config.checks import validate
 from hdmnet.config.paths import conf_dir
 from hdmnet.config.values import to_plain, to_stored
 from tests.helpers.commands import SHAPES, run
+from tests.helpers.configs import OPTIONS, differences, lines_of, recorded, word_of
 
-FILES = sorted(
-    file.relative_to(conf_dir())
-    for file in conf_dir().glob("*/*.yaml")
-    if not file.stem.startswith("_")
-    and not file.parent.name.endswith(("_defaults", "_on_dataset"))  # no options, others name them
-    and file.parent.name not in ("local", "launcher", "sweep")  # test_sweeps.py
-)
+RECORDED = recorded()
 ONE_STEP = (
     "trainer.max_steps=1",
     "optim.base.batch_size=2",
@@ -27,25 +22,43 @@ ONE_STEP = (
 )
 
 
-CASES = [
-    pytest.param(command, file, id=f"{command}-{file.parent}={file.stem}")
-    for command in ("train", "evaluate")
-    for file in FILES
-    if command == "train" or file.parent.name not in ("debug", "experiment")
-]
+def is_global(file):
+    """Whether a file sets keys of other groups too."""
+    return "# @package _global_" in (conf_dir() / file).read_text()
 
 
-@pytest.mark.parametrize(("command", "file"), CASES)
-def test_every_file_composes(compose_config, file, command):
-    cfg = compose_config(command, f"{file.parent}={file.stem}")
+def check(cfg, file):
+    """The config is sound; all of it can be resolved and stored, and the group holds what the file says."""
     validate(cfg)
-    # The group holds what the file says; all of it can be resolved and stored.
     own = OmegaConf.to_container(OmegaConf.load(conf_dir() / file), resolve=False)
-    packaged = "# @package _global_" in (conf_dir() / file).read_text()
-    node = to_stored(cfg) if packaged else to_stored(cfg)[str(file.parent)]
+    node = to_stored(cfg) if is_global(file) else to_stored(cfg)[str(file.parent)]
     for key in own.keys() - {"defaults"}:
         assert key in node, key
     to_plain(cfg)
+
+
+@pytest.mark.parametrize("file", OPTIONS, ids=word_of)
+def test_every_option_composes_as_recorded(compose_config, file):
+    word = word_of(file)
+    cfg = compose_config("train", word)
+    found = differences(RECORDED["train"], lines_of(cfg))
+    assert found == RECORDED[f"train {word}"], "composed otherwise; see the top of tests/frozen/test_frozen.py"
+    if file.parent.name not in ("launcher", "sweep"):  # of Hydra's own config
+        check(cfg, file)
+
+
+def of_evaluate():
+    """What sets keys of other groups, which evaluate may not have, and one option of each other group."""
+    groups = {}
+    for file in OPTIONS:
+        if file.parent.name not in ("launcher", "sweep", "debug", "experiment"):
+            groups.setdefault(str(file) if is_global(file) else file.parent.name, file)
+    return list(groups.values())
+
+
+@pytest.mark.parametrize("file", of_evaluate(), ids=word_of)
+def test_options_compose_with_evaluate_too(compose_config, file):
+    check(compose_config("evaluate", word_of(file)), file)
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
-from tests.helpers.commands import SHAPES, figures, run_process
+from tests.helpers.commands import WHOLE, figures, run_process
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Both stages and the test under two processes; an odd number of episodes, so that they do not share evenly."""
     words = ("trainer=ddp_cpu", "trainer.devices=2", "dataset.num_test_episodes=5", "dataset.controls=true")
-    answer = run_process("train", tmp_path_factory.mktemp("ddp") / "out", *SHAPES, *words)
+    answer = run_process("train", tmp_path_factory.mktemp("ddp") / "out", *WHOLE, *words)
     assert answer.code == 0, answer.err
     return answer
 
@@ -39,10 +41,11 @@ def test_neither_process_complains(trained):
     assert "sync_dist" not in trained.err
 
 
-def test_two_processes_evaluate_to_the_numbers_of_one(finished_run, tmp_path):
-    """The checkpoint's own config differs from the entry point's defaults, so that it must reach the second process."""
-    best = finished_run.folder / "checkpoints" / "best.ckpt"
-    words = (f"ckpt={best}", "trainer=ddp_cpu", "trainer.devices=2", "num_workers=0", "batch_size=1")
+def test_two_processes_evaluate_to_the_numbers_of_one_from_the_checkpoint_alone(finished_run, tmp_path):
+    """Elsewhere, without the run's folder; its config differs from the defaults, and must reach the second process."""
+    shutil.copy(finished_run.folder / "checkpoints" / "best.ckpt", tmp_path / "mine.ckpt")
+    words = ("ckpt=mine.ckpt", "trainer=ddp_cpu", "trainer.devices=2", "num_workers=0", "batch_size=1")
     answer = run_process("evaluate", tmp_path / "out", *words)
     assert answer.code == 0, answer.err
     assert figures(answer.result) == figures(finished_run.result)
+    assert "Warning" not in answer.err

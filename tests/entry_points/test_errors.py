@@ -63,7 +63,10 @@ def test_the_table_lists_every_case():
 @pytest.mark.parametrize(
     ("words", "code", "line"),
     [
-        (("dataset=coco", "fold=2", "shot=5", "paths.data_dir=nowhere"), 1, "error: COCO folder "),
+        pytest.param(  # as the case above, with all that is imported before the data
+            *(("dataset=coco", "fold=2", "shot=5", "paths.data_dir=nowhere"), 1, "error: COCO folder "),
+            marks=pytest.mark.slow,
+        ),
         (("fold=7",), 2, "error: fold=7: expected 0 to 3, shapes has 4 folds"),
     ],
 )

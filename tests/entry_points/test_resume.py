@@ -58,23 +58,29 @@ def assert_equal(one, other):
 
 
 @pytest.mark.parametrize(
-    ("task", "method", "count", "said"),
+    "kills",
     [
-        (FewShotTask, "training_step", 3, "resume: from step 2"),
-        pytest.param(FewShotTask, "training_step", 5, "resume: from step 4", marks=pytest.mark.slow),
-        pytest.param(FewShotTask, "validation_step", 2, "resume: from step 3", marks=pytest.mark.slow),
-        pytest.param(FewShotTask, "test_step", 2, "resume: from step 6", marks=pytest.mark.slow),
-        (BaseLearnerTask, "training_step", 3, "base learner: going on from"),
-        pytest.param(BaseLearnerTask, "validation_step", 1, "base learner: going on from", marks=pytest.mark.slow),
+        [  # one after the other
+            (BaseLearnerTask, "training_step", 3, "base learner: going on from"),
+            (FewShotTask, "training_step", 3, "resume: from step 2"),
+        ],
+        pytest.param([(FewShotTask, "training_step", 5, "resume: from step 4")], marks=pytest.mark.slow),
+        pytest.param([(FewShotTask, "validation_step", 2, "resume: from step 3")], marks=pytest.mark.slow),
+        pytest.param([(FewShotTask, "test_step", 2, "resume: from step 6")], marks=pytest.mark.slow),
+        pytest.param([(BaseLearnerTask, "validation_step", 1, "base learner: going on from")], marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_run_goes_on_where_it_was(whole, tmp_path, monkeypatch, task, method, count, said):
-    with monkeypatch.context() as patch:
-        kill(patch, task, method, count)
-        with pytest.raises(Killed):
-            call("train", tmp_path, *WORDS)
+def test_a_killed_run_goes_on_where_it_was(whole, tmp_path, monkeypatch, kills):
+    printed = ""
+    for task, method, count, _ in kills:
+        with monkeypatch.context() as patch:
+            kill(patch, task, method, count)
+            with pytest.raises(Killed) as stopped:
+                call("train", tmp_path, *WORDS, "resume=auto")
+        printed += "".join(stopped.value.__notes__)
     again = run("train", tmp_path, *WORDS, "resume=auto")
-    assert said in again.out
+    for *_, said in kills:
+        assert said in printed + again.out
     assert len(list(tmp_path.glob("shapes/*/*"))) == 1  # no second folder
     assert_equal(whole, again)
     assert not list(tmp_path.glob("cache/base_learners/*.checkpoints"))

@@ -16,15 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.helpers import commands
-from tests.helpers.commands import ROOT
+from tests.helpers.configs import COMMANDS, OPTIONS, differences, lines_of, recorded, word_of
+from tests.helpers.configs import RECORDED as RECORDED_CONFIGS
 
 HERE = Path(__file__).parent
 RECORDED = json.loads((HERE / "recorded.json").read_text())
-COMMANDS = ("train", "evaluate", "predict", "demo")
 
 
 @pytest.fixture
@@ -96,9 +95,9 @@ def test_the_old_run_goes_on(tmp_path, run_folder):
     same(answer.result, RECORDED["resumed"]["result"], 1e-3)
     same(rows(run_folder), RECORDED["resumed"]["metrics"], 1e-3)
     state = commands.load(run_folder / "checkpoints" / "last.ckpt")["state_dict"]
-    for name, recorded in RECORDED["resumed"]["weights"].items():
+    for name, sums in RECORDED["resumed"]["weights"].items():
         value = state[name].double()
-        assert [value.sum().item(), value.abs().sum().item()] == pytest.approx(recorded, rel=1e-3, abs=1e-2), name
+        assert [value.sum().item(), value.abs().sum().item()] == pytest.approx(sums, rel=1e-3, abs=1e-2), name
 
 
 def test_the_old_result_is_reported(tmp_path):
@@ -138,41 +137,25 @@ def test_manifests_have_the_recorded_hashes(data_dir, tmp_path, compose_config):
 # --------------------------------------------------------------------------------------------------------- configs
 
 
-def flat(node, prefix=""):
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}: {json.dumps(value, ensure_ascii=False)}"
-
-
-def composed(compose_config, command, *words):
-    cfg = compose_config(command, *words)
-    return list(flat(OmegaConf.to_container(cfg, resolve=False)))
-
-
 def all_configs(compose_config):
     """Each entry point's composed config whole, then of each option what it makes different."""
-    lines = []
-    for command in COMMANDS:
-        whole = composed(compose_config, command)
-        lines += [f"== {command}", *whole]
-        if command != "train":
-            continue
-        for path in sorted((ROOT / "conf").glob("*/*.yaml")):
-            group, option = path.parent.name, path.stem
-            if option.startswith("_") or group.endswith(("_defaults", "_on_dataset")) or group == "local":
-                continue
-            other = composed(compose_config, command, f"{group}={option}")
-            lines += [f"== {command} {group}={option}"]
-            lines += [f"- {line}" for line in whole if line not in other]
-            lines += [f"+ {line}" for line in other if line not in whole]
-    return "\n".join(lines) + "\n"
+    sections = {command: lines_of(compose_config(command)) for command in COMMANDS}
+    whole = sections["train"]
+    options = {
+        f"train {word_of(file)}": differences(whole, lines_of(compose_config("train", word_of(file))))
+        for file in OPTIONS
+    }
+    rest = {command: sections[command] for command in COMMANDS[1:]}
+    return {"train": whole, **options, **rest}
 
 
 def test_configs_are_composed_as_recorded(compose_config):
-    found = all_configs(compose_config)
-    file = HERE / "configs.txt"
+    """Of the options see tests/config/test_conf_compose.py."""
     if os.environ.get("HDMNET_WRITE_CONFIGS") == "1":
-        file.write_text(found, encoding="utf-8")
-    assert found == file.read_text(encoding="utf-8"), "a config is composed otherwise; see the top of this file"
+        sections = all_configs(compose_config).items()
+        RECORDED_CONFIGS.write_text("".join("\n".join([f"== {name}", *lines, ""]) for name, lines in sections))
+    expected = recorded()
+    for command in COMMANDS:
+        found = lines_of(compose_config(command))
+        assert found == expected[command], "a config is composed otherwise; see the top of this file"
+    assert expected.keys() == {*COMMANDS, *(f"train {word_of(file)}" for file in OPTIONS)}

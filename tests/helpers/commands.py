@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 ROOT = Path(__file__).resolve().parents[2]
 
 # Some seconds of the embedded data: few and small pictures, four steps of each stage, two validations.
-SHAPES = (
+WHOLE = (
     *("trainer=cpu", "num_workers=0", "dataset.image_size=65", "dataset.num_train=40", "dataset.num_val=30"),
     *("dataset.episodes_per_epoch=4", "dataset.num_val_episodes=4", "dataset.num_test_episodes=6"),
     *("dataset.num_test_seeds=2", "dataset.controls=false", "optim.max_steps=4", "optim.batch_size=2"),
@@ -34,6 +34,7 @@ SHAPES = (
         "callbacks.pictures.num_episodes=2",
     ),
 )
+SHAPES = (*(word for word in WHOLE if "pictures" not in word), "callbacks.pictures=null", "callbacks.curves=null")
 # The same for a real-format tree; everything else is what the dataset's own file says.
 REAL = (
     *("trainer=cpu", "num_workers=0", "dataset.image_size=65", "dataset.base_image_size=65", "dataset.min_area=128"),
@@ -82,6 +83,9 @@ def call(door: str, output: Path, *words: str) -> Answer:
             main()
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
+        except Exception as error:
+            error.add_note(out.getvalue())
+            raise
     return Answer(code, out.getvalue(), err.getvalue())
 
 

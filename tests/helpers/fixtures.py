@@ -20,7 +20,7 @@ def data_dir(tmp_path_factory):
 @pytest.fixture(scope="session")
 def first_run(tmp_path_factory):
     """The answer of a tiny training on the embedded data, both stages; its folder is not to be written to."""
-    return doors.run("train", tmp_path_factory.mktemp("first"), *doors.SHAPES)
+    return doors.run("train", tmp_path_factory.mktemp("first"), *doors.WHOLE)
 
 
 @pytest.fixture(scope="session")
