@@ -94,7 +94,7 @@ class NonFiniteGuard(Callback):
         self._parts.append(_Part(batch, batch_idx, _generators(pl_module.device)))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Keep the loss, without waiting for its value."""
+        """Keep the loss, a scalar (), without waiting for its value."""
         self._parts[-1].loss = loss.detach()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,11 +23,13 @@ M = TypeVar("M", bound=nn.Module)
 OUR_KEYS = ("hdmnet", "hdmnet_base_learner")  # mark files of our own (hdmnet/run/checkpoints.py)
 
 
-def check_variant(dataset: str, backbone: str, shot: int = 1) -> None:
-    """Raise ValueError for a variant that the releases do not have."""
+def check_variant(
+    dataset: str, backbone: str, shot: int = 1, *, backbones: tuple[str, ...] = OFFICIAL_BACKBONES
+) -> None:
+    """Raise ValueError for a variant that the release, of these backbones, does not have."""
     if shot < 1:
         raise ValueError(f"shot={shot}: expected at least 1")
-    for name, value, known in (("dataset", dataset, NUM_BASE), ("backbone", backbone, OFFICIAL_BACKBONES)):
+    for name, value, known in (("dataset", dataset, NUM_BASE), ("backbone", backbone, backbones)):
         if value not in known:
             raise ValueError(f"{name}={value!r}: the release has only {', '.join(known)}")
 
@@ -128,6 +131,30 @@ def _likely_cause(state: dict[str, Tensor], asked: dict[str, str]) -> str:
         return "another model's checkpoint? It has none of the release's parts"
     different = [f"{key}={value}" for key, value in guess.items() if value != asked.get(key, value)]
     return f"the file looks like {', '.join(different)}" if different else "check dataset, backbone and shot"
+
+
+def load_release(
+    path: str | Path, build: Callable[..., M], official_key: Callable[[str], str], *, kind: str, **asked: Any
+) -> M:
+    """Read a checkpoint of a release; what every method's `load_official_checkpoint` does.
+
+    Args:
+        path: The ``.pth`` file.
+        build: Makes the untrained model of `asked`, in eval mode.
+        official_key: The release's key of each of the model's.
+        kind: The model's name, as of `guess_kind`.
+        **asked: ``dataset``: "pascal" or "coco"; ``backbone``: one that the release has; ``shot``: K of its
+            training.
+
+    Returns:
+        The model in eval mode, float32 on the CPU.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged or hostile, or does not fit what was asked for.
+    """
+    state = read_state_dict(path)
+    return load_state(partial(build, **asked), official_key, path, state, kind=kind, **asked)
 
 
 def load_state(

@@ -173,7 +173,7 @@ class _Export(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
 
     def normalise(self, pictures: Tensor) -> Tensor:
-        """(..., 3, H, W) float, RGB from 0 to 255, as the network takes it."""
+        """(..., 3, H, W) float, RGB from 0 to 255 → the same shape, as the network takes it."""
         result: Tensor = (pictures / 255 - self.get_buffer("mean")) / self.get_buffer("std")
         return result
 

@@ -14,7 +14,7 @@ import torch
 from hdmnet.models.backbones.build import build_backbone
 from hdmnet.models.base_learner import BaseLearner
 from hdmnet.models.hdmnet.model import HDMNet, build_hdmnet
-from hdmnet.models.official import NUM_BASE, check_variant, load_state, read_state_dict, translate
+from hdmnet.models.official import NUM_BASE, check_variant, load_release, load_state, read_state_dict, translate
 
 IMAGE_SIZES = {"pascal": 473, "coco": 633}  # side of the square, in pixels
 
@@ -94,25 +94,9 @@ def build_official(dataset: str, backbone: str, shot: int) -> HDMNet:
 
 
 def load_official_checkpoint(path: str | Path, dataset: str, backbone: str, shot: int) -> HDMNet:
-    """Read an official HDMNet checkpoint.
-
-    Args:
-        path: The ``.pth`` file.
-        dataset: "pascal" or "coco".
-        backbone: "resnet50_v2" (deep stem) or "vgg16" (BN).
-        shot: K it was trained with.
-
-    Returns:
-        The model in eval mode, float32 on the CPU.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged or hostile, or does not fit data set, backbone or shot.
-    """
-    state = read_state_dict(path)
-    build = partial(build_official, dataset, backbone, shot)
-    asked = {"kind": "HDMNet", "dataset": dataset, "backbone": backbone, "shot": shot}
-    return load_state(build, official_key, path, state, **asked)
+    """Read an official HDMNet checkpoint, as `load_release` says; its backbone is "resnet50_v2" or "vgg16" (BN)."""
+    asked = {"dataset": dataset, "backbone": backbone, "shot": shot}
+    return load_release(path, build_official, official_key, kind="HDMNet", **asked)
 
 
 def load_official_base_learner(path: str | Path, dataset: str, backbone: str) -> BaseLearner:

@@ -5,11 +5,10 @@ Every key has exactly one place in our model: `official_key` gives it.
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 from hdmnet.models.backbones.build import build_backbone
-from hdmnet.models.official import check_variant, load_state, read_state_dict, translate
+from hdmnet.models.official import check_variant, load_release, translate
 from hdmnet.models.pfenet.model import PFENet
 
 IMAGE_SIZES = {"pascal": 473, "coco": 641}  # side of the square, in pixels
@@ -42,21 +41,10 @@ def build_official(dataset: str, backbone: str, shot: int = 1) -> PFENet:
 
 
 def load_official_checkpoint(path: str | Path, dataset: str, backbone: str, shot: int) -> PFENet:
-    """Read an official PFENet checkpoint.
+    """Read an official PFENet checkpoint, as `load_release` says.
 
-    Args:
-        path: The ``.pth`` file.
-        dataset: "pascal" or "coco": it decides the scales, which the file does not tell.
-        backbone: "resnet50_v2" (deep stem) or "vgg16" (BN).
-        shot: K; any, as the release tests its 1-shot weights with five supports.
-
-    Returns:
-        The model in eval mode, float32 on the CPU.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged or hostile, or does not fit data set, backbone or shot.
+    The data set decides the scales, which the file does not tell; `shot` may be any, as the release tests its 1-shot
+    weights with five supports; `backbone` is "resnet50_v2" (deep stem) or "vgg16" (BN).
     """
-    state = read_state_dict(path)
-    build = partial(build_official, dataset, backbone, shot)
-    return load_state(build, official_key, path, state, kind="PFENet", dataset=dataset, backbone=backbone, shot=shot)
+    asked = {"dataset": dataset, "backbone": backbone, "shot": shot}
+    return load_release(path, build_official, official_key, kind="PFENet", **asked)
