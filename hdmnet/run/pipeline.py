@@ -186,7 +186,10 @@ def test(
     head_bars(trainer, "test")
     with timer("test"):
         trainer.test(task, datamodule=data, verbose=False)
-    figures = {name: summarise_seeds(seeds, task.class_names) for name, seeds in task.test_results.items()}
+    too_few = data.too_few_images().get(data.test_list, {})
+    figures = {
+        name: summarise_seeds(seeds, task.class_names, too_few=too_few) for name, seeds in task.test_results.items()
+    }
     controls: dict[str, float] = {}
     if cfg.dataset.controls and cfg.support_mask == "given":
         with timer("controls"):

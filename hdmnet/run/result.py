@@ -10,6 +10,7 @@
     test_no_ensemble:  the same of HDMNet's meta learner alone (`test` again where nothing is fused); null for others
     test_NAME:         the same of every other prediction that the method reports
     controls:          {support_mask_ones: miou, every_object_foreground: miou}, each only when measured
+    too_few_images:    classes that no episode is drawn of: {list: {name: number of images}}
     skipped:           files that `dataset.on_error=skip` left out: [{split, why, episodes}], see `skipped_files`
     manifest_sha256 config versions git_commit git_dirty hardware timings {phase: seconds}
 """
@@ -210,15 +211,14 @@ def format_fold_table(result: Mapping[str, Any]) -> str:
 
 
 def left_out_notes(entry: Mapping[str, Any]) -> list[str]:
-    """What has to be said beside an mIoU that leaves classes out, a line each; older results tell of no class."""
+    """What has to be said beside an mIoU that leaves classes out, in one line; older results tell of no class."""
     seeds, num_classes = len(entry["miou_per_seed"]), len(entry["iou_per_class"])
-    lines = []
+    reasons: dict[str, list[str]] = {}
     for name, about in (entry.get("classes_left_out") or {}).items():
         where = "" if about["seeds"] == seeds else f" in {about['seeds']} of {seeds} test seeds"
-        lines.append(
-            f"{name} has {about['reason']}{where}: mIoU is the mean of the other classes, not of {num_classes}"
-        )
-    return lines
+        reasons.setdefault(f"{about['reason']}{where}", []).append(name)
+    told = [f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} {why}" for why, names in reasons.items()]
+    return [f"{'; '.join(told)}: mIoU is the mean of the other classes, not of {num_classes}"] if told else []
 
 
 def _skipped_notes(result: Mapping[str, Any]) -> list[str]:

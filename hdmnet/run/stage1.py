@@ -55,6 +55,8 @@ def base_learner_path(cfg: DictConfig, data: BaseLearnerDataModule) -> Path:
     unused = ("num_val_", "num_test_", "check_files", "controls", "root", "backbone")
     dataset = {k: v for k, v in plain["dataset"].items() if not k.startswith(unused) and k != "augment"}
     dataset.pop("image_size"), dataset.pop("episodes_per_epoch")
+    if dataset.get("novel_pixels") is None:  # as before there was this key: what was trained then is found
+        dataset.pop("novel_pixels", None)
     facts = {
         "dataset": dataset,
         "backbone": {k: v for k, v in plain["backbone"].items() if k != "weights_dir"},
@@ -162,6 +164,7 @@ def build_base_data(cfg: DictConfig, dataset: SegmentationDataset) -> BaseLearne
         seed=cfg.seed,
         num_val_samples=base.num_val_samples,
         filter_novel=cfg.dataset.filter_novel,
+        novel_pixels=cfg.dataset.get("novel_pixels"),
         skips=skipped_files(cfg),
         mean=mean,
         std=std,

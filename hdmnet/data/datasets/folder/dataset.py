@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import numpy.typing as npt
 
 from hdmnet.data.class_split import SplitRule
-from hdmnet.data.datasets.base import LabelMapDataset, Split, label_table
+from hdmnet.data.datasets.base import LabelMapDataset, NovelPixels, Split, label_table
 from hdmnet.data.datasets.files import read_ids, refuse_shared_ids, require_ids
 from hdmnet.data.datasets.folder.layouts import LayoutName, Places, scan
 from hdmnet.data.io.annotations import decode_segmentation
-from hdmnet.data.io.arrays import IGNORE, UInt8Array
+from hdmnet.data.io.arrays import IGNORE, BoolArray, UInt8Array
 from hdmnet.data.io.masks import read_mask
 from hdmnet.data.io.object_masks import read_object_mask
 from hdmnet.data.io.upright import IMAGE_SUFFIXES, fit_mask, orientation, read_upright, upright_size
@@ -57,6 +56,7 @@ class FolderDataset(LabelMapDataset):
         train_list: List of training images, one id a line: path of the picture below the pictures' folder.
         val_list: The same for validation and test.
         filter_novel: Whether training leaves out images with novel classes, which makes shared images harmless.
+        novel_pixels: What novel pixels are where training keeps these images; None: as `filter_novel` says.
         min_area: Fewest pixels for a class to count in an image.
 
     Raises:
@@ -80,6 +80,7 @@ class FolderDataset(LabelMapDataset):
         train_list: str | None = None,
         val_list: str | None = None,
         filter_novel: bool = True,
+        novel_pixels: NovelPixels | None = None,
         min_area: int = 1,
     ) -> None:
         if root is None:
@@ -90,7 +91,7 @@ class FolderDataset(LabelMapDataset):
         self.class_names = self.tree.class_names
         self.split_rule = split_rule
         self.min_area = min_area
-        self.filter_novel = filter_novel
+        self.filter_novel, self.novel_pixels = filter_novel, novel_pixels
         self.lists: dict[Split, str | None] = {"train": train_list, "val": val_list}
         self.folds = self._read_folds(folds) if folds is not None else self._deal_folds(num_folds)
         self.num_folds = len(self.folds)
@@ -182,6 +183,16 @@ class FolderDataset(LabelMapDataset):
             mask[regions[value]] = labels[value]
         return self._upright(image_id, mask)
 
+    def find_classes(self, image_id: str, classes: Sequence[int]) -> BoolArray:
+        """Where any of some classes is, (H, W) bool, below another one too."""
+        if self.tree.layout == "index":
+            return super().find_classes(image_id, classes)
+        regions, mask = self._regions(image_id)
+        mask[:] = 0
+        for value in regions.keys() & set(classes):
+            mask[regions[value]] = 1
+        return self._upright(image_id, mask).astype(bool)
+
     def class_areas(self, image_id: str) -> dict[int, int]:
         """Pixels of each class, those below another one too; see the base class."""
         if self.tree.layout == "index":
@@ -196,7 +207,7 @@ class FolderDataset(LabelMapDataset):
         turned = orientation(picture)
         return mask if turned == 1 else fit_mask(mask, upright_size(picture), turned)
 
-    def _regions(self, image_id: str) -> tuple[dict[int, npt.NDArray[np.bool_]], UInt8Array]:
+    def _regions(self, image_id: str) -> tuple[dict[int, BoolArray], UInt8Array]:
         """Where each class is, (H, W) bool as stored, and a mask of 255 where only what is ignored lies, else 0."""
         if self.tree.layout == "coco":
             regions, ignored = self._coco_regions(image_id)
@@ -217,10 +228,10 @@ class FolderDataset(LabelMapDataset):
             ignored &= ~region
         return regions, np.where(ignored, np.uint8(IGNORE), np.uint8(0))
 
-    def _coco_regions(self, image_id: str) -> tuple[dict[int, npt.NDArray[np.bool_]], npt.NDArray[np.bool_]]:
+    def _coco_regions(self, image_id: str) -> tuple[dict[int, BoolArray], BoolArray]:
         """Where each class is and where a crowd, (H, W) bool each, as a COCO-style JSON says."""
         about = self.tree.regions[image_id]
-        regions: dict[int, npt.NDArray[np.bool_]] = {}
+        regions: dict[int, BoolArray] = {}
         ignored = np.zeros(about.size, dtype=bool)
         for value, segmentation, crowd in about.entries:
             try:
@@ -275,10 +286,10 @@ class FolderDataset(LabelMapDataset):
             folder = next(iter(self.tree.pictures.values())).parent
             remedy = "restore them, or set dataset.images to their folder"
             require_ids(list(self.tree.pictures), there, str(self.tree.annotations), f"picture in {folder}", remedy)
-        if not any(self.lists.values()) and not self.filter_novel:
+        if not any(self.lists.values()) and (self.novel_pixels is not None or not self.filter_novel):
+            asked = "filter_novel=false" if self.novel_pixels is None else f"novel_pixels={self.novel_pixels}"
             raise DatasetError(
-                "dataset.filter_novel=false would train on the images that are tested: set dataset.val_list, or "
-                "leave it true"
+                f"dataset.{asked} would train on the images that are tested: set dataset.val_list, or leave it out"
             )
         if all(self.lists.values()):
             refuse_shared_ids(self.ids("train"), self.ids("val"))
