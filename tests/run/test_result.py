@@ -92,9 +92,7 @@ def test_all_classes_with_too_few_images_are_told_in_one_line() -> None:
     metric.update(torch.ones(1, 1, 2, dtype=torch.long), torch.ones(1, 1, 2, dtype=torch.long), torch.tensor([1]))
     entry = summarise_seeds([metric.compute()] * 2, NAMES, too_few=("ring", "moon"))
     assert entry["classes_left_out"] == {name: {"seeds": 2, "reason": "too few images"} for name in ("ring", "moon")}
-    assert left_out_notes(entry) == [
-        "ring, moon have too few images: mIoU is the mean of the other classes, not of 3"
-    ]
+    assert left_out_notes(entry) == ["ring, moon have too few images: mIoU is the mean of the other classes, not of 3"]
 
 
 def test_summary_takes_a_one_class_metric_and_refuses_wrong_names() -> None:

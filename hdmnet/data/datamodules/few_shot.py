@@ -171,7 +171,10 @@ class FewShotDataModule(FoldDataModule):
         )
         if manifest.too_few and frozenset(manifest.too_few) not in self._told and self.rank == 0:
             self._told.add(frozenset(manifest.too_few))  # of validation and test mostly the same
-            log.warning("%s", manifest.tell_too_few())
+            unfiltered = None
+            if split == "train" and self.filter_novel:
+                unfiltered = self._catalog("train").view(self.class_split.train, min_area=self.dataset.min_area)
+            log.warning("%s", manifest.tell_too_few(unfiltered))
         return manifest
 
     def too_few_images(self) -> dict[str, dict[str, int]]:

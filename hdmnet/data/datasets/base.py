@@ -115,7 +115,7 @@ class SegmentationDataset(ABC):
 
     def find_classes(self, image_id: str, classes: Sequence[int]) -> BoolArray:
         """Where any of some classes is, as (H, W) bool at original size."""
-        found = self.read_class_mask(image_id, classes[0]) == 1
+        found: BoolArray = self.read_class_mask(image_id, classes[0]) == 1
         for value in classes[1:]:
             found |= self.read_class_mask(image_id, value) == 1
         return found

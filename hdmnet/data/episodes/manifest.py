@@ -150,16 +150,21 @@ class EpisodeManifest(Manifest):
         self._key = np.frombuffer(key[:16], dtype="<u8").astype(np.uint64)
         self._passes: dict[int, npt.NDArray[np.int64]] = {}
 
-    def tell_too_few(self) -> str | None:
-        """One line that names the classes that are left out as they have too few images; None where none is."""
-        if not self.too_few:
-            return None
+    def tell_too_few(self, unfiltered: CatalogView | None = None) -> str:
+        """One line that names the classes that are left out as they have too few images; there must be some.
+
+        Of training `unfiltered` is the view with the images that the novel-class filter leaves out.
+        """
         names = dict(zip(self.view.classes, self.view.class_names, strict=True))
         shown = [f"{names[value]} ({count})" for value, count in self.too_few.items()]
         rest = f" and {len(shown) - _MOST_NAMES:,} more" if len(shown) > _MOST_NAMES else ""
         needed = images_needed(self.shot, allow_repeats=self.allow_repeats)
         lower = not self.allow_repeats and max(self.too_few.values()) > 1
         remedy = "add images, lower shot or set dataset.allow_repeats=true" if lower else "add images to have them"
+        if unfiltered is not None:
+            counts = dict(zip(unfiltered.classes, np.diff(unfiltered.class_ptr), strict=True))
+            if kept := sum(counts[value] >= needed for value in self.too_few):
+                remedy += f", or dataset.novel_pixels=ignore, by which {kept} would have enough"
         return (
             f"{len(shown)} of {len(names)} classes of {_where(self.header)} have fewer than the {needed} images that "
             f"shot={self.shot} needs (query and supports) and are left out of the episodes: "

@@ -188,9 +188,11 @@ def test_classes_with_too_few_images_are_left_out_and_named() -> None:
     assert manifest.sha256() == make_manifest(make_view([[1], [], [1], [1], [1]]), shot=2, num_episodes=60).sha256()
     one = make_manifest(view, shot=1)
     assert one.too_few == {4: 0}
-    assert str(one.tell_too_few()).endswith("left out of the episodes: dog (0); add images to have them")
+    assert one.tell_too_few(view).endswith("left out of the episodes: dog (0); add images to have them")
+    more = make_view([[4], [4]])
+    assert one.tell_too_few(more).endswith("have them, or dataset.novel_pixels=ignore, by which 1 would have enough")
     assert make_manifest(view, shot=2, allow_repeats=True).too_few == {4: 0}
-    assert make_manifest(make_view([[1, 2], [1, 2]], 2), shot=1).tell_too_few() is None
+    assert make_manifest(make_view([[1, 2], [1, 2]], 2), shot=1).too_few == {}
 
 
 @pytest.mark.parametrize(
