@@ -175,18 +175,18 @@ class LabelMapDataset(SegmentationDataset):
 
     def read_class_mask(self, image_id: str, class_value: int) -> UInt8Array:
         """Mask of one class as (H, W) uint8: 1 the class, 0 all else, 255 ignore."""
-        return _look_up(self.read_mask(image_id), label_table(MAX_LABELS, [class_value]))
+        return apply_table(self.read_mask(image_id), label_table(MAX_LABELS, [class_value]))
 
     def read_label_map(self, image_id: str, classes: Sequence[int] | None = None) -> UInt8Array:
         """All classes in one map; see the base class."""
         mask = self.read_mask(image_id)
-        return mask if classes is None else _look_up(mask, label_table(len(self.class_names), classes))
+        return mask if classes is None else apply_table(mask, label_table(len(self.class_names), classes))
 
     def find_classes(self, image_id: str, classes: Sequence[int]) -> BoolArray:
         """Where any of some classes is, as (H, W) bool; the mask is read once."""
         table = np.zeros(256, dtype=np.uint8)
         table[list(classes)] = 1
-        return _look_up(self.read_mask(image_id), table).astype(bool)
+        return apply_table(self.read_mask(image_id), table).astype(bool)
 
     def class_areas(self, image_id: str) -> dict[int, int]:
         """Pixels of each class, as counted in `read_mask`; refuses what is no mask."""
@@ -229,5 +229,6 @@ def label_table(num_classes: int, classes: Sequence[int] | None) -> UInt8Array:
     return table
 
 
-def _look_up(mask: UInt8Array, table: UInt8Array) -> UInt8Array:
+def apply_table(mask: UInt8Array, table: UInt8Array) -> UInt8Array:
+    """`table[mask]` of a mask (H, W) and a table (256,)."""
     return cv2.LUT(mask, table)  # type: ignore[return-value]  # ten times as fast as indexing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -9,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from hdmnet.data.class_split import SplitRule
-from hdmnet.data.datasets.base import LabelMapDataset, NovelPixels, Split, label_table
+from hdmnet.data.datasets.base import LabelMapDataset, NovelPixels, Split, apply_table, label_table
 from hdmnet.data.datasets.files import read_ids, refuse_shared_ids, require_ids
 from hdmnet.data.datasets.folder.layouts import LayoutName, Places, scan
 from hdmnet.data.io.annotations import decode_segmentation
@@ -45,13 +46,15 @@ class FolderDataset(LabelMapDataset):
         name: Name of the data set, in results and caches.
         layout: Its shape; None: recognised.
         classes: Names of the classes that count, in order, or a file with one a line; None: the folder's classes.txt,
-            else all that there are. For index masks the names of the values 1, 2, ….
+            else all that there are. Of index masks the folder's classes.txt names the values 1, 2, …, and those that do
+            not count are background; without it this names the values.
         images: Folder of the pictures below the root; None: by its usual name.
         masks: The same for the masks.
         annotations: COCO-style JSON below the root; None: the only one there.
         num_folds: Number of folds that the classes are dealt out to, as evenly as can be; None or 1: no folds, all
             classes are novel.
-        folds: File that names each fold's novel classes, one fold a line, split by commas; others are always base.
+        folds: File that names each fold's novel classes, one fold a line, split by commas (a name that holds one in
+            quotes); others are always base.
         split_rule: How classes are dealt out.
         train_list: List of training images, one id a line: path of the picture below the pictures' folder.
         val_list: The same for validation and test.
@@ -89,6 +92,7 @@ class FolderDataset(LabelMapDataset):
         self.root = Path(root).expanduser()
         self.tree = scan(Places(self.root, images, masks, annotations, classes), layout)
         self.class_names = self.tree.class_names
+        self._class_values = _class_values(self.tree.stored)
         self.split_rule = split_rule
         self.min_area = min_area
         self.filter_novel, self.novel_pixels = filter_novel, novel_pixels
@@ -117,11 +121,18 @@ class FolderDataset(LabelMapDataset):
         values = {name: value for value, name in enumerate(self.class_names, start=1)}
         folds, seen = [], set[str]()
         for line in read_ids(path, str):
-            names = [name.strip() for name in line.split(",") if name.strip()]
+            try:
+                (row,) = csv.reader([line], skipinitialspace=True, strict=True)
+            except csv.Error as error:
+                raise DatasetError(f"{path}: {line!r} cannot be read ({error}): mend its quotes") from None
+            names = [name.strip() for name in row if name.strip()]
             for name in names:
                 if name not in values or name in seen:
                     found = "is named twice" if name in seen else f"is no class of {self.root}"
-                    raise DatasetError(f"{path}: {name!r} {found}, expected each novel class in one fold's line")
+                    quotes = ' (put a name with a comma in quotes: "one, two")' if len(names) > 1 else ""
+                    raise DatasetError(
+                        f"{path}: {name!r} {found}, expected each novel class in one fold's line{quotes}"
+                    )
                 seen.add(name)
             folds.append(tuple(sorted(values[name] for name in names)))
         return tuple(folds)
@@ -160,9 +171,14 @@ class FolderDataset(LabelMapDataset):
 
     def read_mask(self, image_id: str) -> UInt8Array:
         """Mask as (H, W) uint8: 0, 1..C, 255; of overlapping classes the smaller region is on top."""
-        if self.tree.layout == "index":
-            return self._upright(image_id, read_mask(self.tree.masks[image_id][0][1]))
-        return self.read_label_map(image_id)
+        if self.tree.layout != "index":
+            return self.read_label_map(image_id)
+        mask = self._read_indices(image_id)
+        return mask if self._class_values is None else apply_table(mask, self._class_values)
+
+    def _read_indices(self, image_id: str) -> UInt8Array:
+        """Mask file of layout "index" as (H, W) uint8, its values as stored."""
+        return self._upright(image_id, read_mask(self.tree.masks[image_id][0][1]))
 
     def read_class_mask(self, image_id: str, class_value: int) -> UInt8Array:
         """Mask of one class as (H, W) uint8: 1 all of its pixels, 0 all else, 255 ignore."""
@@ -196,11 +212,23 @@ class FolderDataset(LabelMapDataset):
     def class_areas(self, image_id: str) -> dict[int, int]:
         """Pixels of each class, those below another one too; see the base class."""
         if self.tree.layout == "index":
+            if self._class_values is not None:
+                self._check_indices(image_id)
             return super().class_areas(image_id)
         regions, mask = self._regions(image_id)
         self.check_mask(image_id, self._upright(image_id, mask), self.image_size(image_id))
         areas = {value: int(regions[value].sum()) for value in sorted(regions)}
         return {value: area for value, area in areas.items() if area}
+
+    def _check_indices(self, image_id: str) -> None:
+        """Refuse a mask that holds values which the folder's list of classes does not name."""
+        known = len(self.tree.stored)
+        found = np.flatnonzero(np.bincount(self._read_indices(image_id).ravel(), minlength=256)[known:IGNORE])
+        if len(found):
+            raise DatasetError(
+                f"{self.mask_location(image_id)} holds class index {known + found[0]}, expected 0..{known - 1} or "
+                f"{IGNORE} (the list of classes in {self.root} names no more): prepare the mask again or mend the list"
+            )
 
     def _upright(self, image_id: str, mask: UInt8Array) -> UInt8Array:
         picture = self.tree.pictures[image_id]
@@ -259,7 +287,7 @@ class FolderDataset(LabelMapDataset):
         paths += [self.tree.pictures[image_id] for image_id in ids if image_id in self.tree.pictures]
         if self.tree.annotations is not None:
             paths.append(self.tree.annotations)
-        rows = [_READER, self.tree.layout, *self.class_names, *ids]
+        rows = [_READER, self.tree.layout, *self.class_names, *ids, *map(str, self.tree.stored)]
         for path in paths:
             if path.exists():
                 stat = path.stat()
@@ -293,3 +321,12 @@ class FolderDataset(LabelMapDataset):
             )
         if all(self.lists.values()):
             refuse_shared_ids(self.ids("train"), self.ids("val"))
+
+
+def _class_values(stored: Sequence[int]) -> UInt8Array | None:
+    """Class value (256,) of each value that an index mask may hold; 255 of others. None: they are the same."""
+    if not stored:
+        return None
+    table = np.full(256, IGNORE, dtype=np.uint8)
+    table[: len(stored)] = stored
+    return table
