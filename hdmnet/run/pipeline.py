@@ -32,6 +32,7 @@ from hdmnet.run.build import (
     epoch_length,
     head_bars,
     needs_base_learner,
+    warn_of_slow_precision,
 )
 from hdmnet.run.checkpoints import load_official, load_strictly, run_entry, run_state_dict
 from hdmnet.run.compare_results import compare_results, print_comparison, training_facts
@@ -88,6 +89,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     keep_freed_memory()
     git_state()  # now: what is committed while the run goes on is not what ran
     timer = Timer()
+    warn_of_slow_precision(cfg)
     with timer("data"):
         point = resume_point(cfg)
         start = _check_config(cfg, resumed=point is not None)
@@ -136,6 +138,7 @@ def evaluate(cfg: DictConfig, checkpoint: dict[str, Any]) -> dict[str, Any]:
     keep_freed_memory()
     git_state()  # now: what is committed while the run goes on is not what ran
     timer = Timer()
+    warn_of_slow_precision(cfg)
     with timer("data"):
         task, data = prepare_evaluation(cfg, checkpoint)
     trainer = build_trainer(cfg, "test", callbacks=build_callbacks(cfg, "test"), logger=build_loggers(cfg, "evaluate"))

@@ -137,8 +137,8 @@ def count_classes(
         cfg: Its fold says which classes are novel, its shot how many images a class must have.
         dataset: The data set.
         ids: Images of each split.
-        findings: Their areas; gets a line for what cannot be trained on or tested, unless files that are wrong are to be
-            mended first.
+        findings: Their areas; gets a line for what cannot be trained on or tested, unless wrong files are to be mended
+            first.
 
     Returns:
         A table of the classes, line by line.

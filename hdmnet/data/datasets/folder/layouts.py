@@ -196,7 +196,8 @@ def _scan_index(places: Places) -> Tree:
             known = ", ".join([*named][:5]) + (" …" if len(named) > 5 else "")
             raise DatasetError(
                 f"class {name!r} of dataset.classes is none of those that the list in {places.root} names for the "
-                f"masks' values ({known}): choose among these, or take that list away to name the values by dataset.classes"
+                f"masks' values ({known}): choose among these, or take that list away to name the values by "
+                "dataset.classes"
             )
     if not chosen or len(names) > MAX_LABELS:
         raise DatasetError(
