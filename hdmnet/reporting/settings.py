@@ -161,7 +161,7 @@ def told(settings: Settings, key: str) -> str:
 
 def is_papers_dataset(run: Run, dataset: str) -> bool:
     """Whether the run's data set is the paper's: the same name, and the lists and classes that conf/ has for it."""
-    keys = ("name", "train_list", "val_list", "split_rule", "num_folds", "min_area")
+    keys = ("name", "train_list", "val_list", "split_rule", "num_folds", "min_area", "year")
     own, defaults = settings_of(run), defaults_of(run)
     same = all(own.get(f"dataset.{key}") == defaults.get(f"dataset.{key}") for key in keys)
     return run.result["dataset"] == dataset and same
