@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hdmnet.cli.errors import composition_message, is_group
+from hdmnet.cli.fresh_folder import new_folders
 from hdmnet.cli.quoting import quote_paths
 from hdmnet.config.checks import validate
 from hdmnet.config.paths import HYDRA_VERSION_BASE, conf_dir, make_paths_absolute
@@ -31,6 +32,7 @@ from hdmnet.runtime import ranks, resume, signals
 from hdmnet.runtime.errors import ConfigError, UserError, exit_code, one_line, user_message, wants_traceback
 from hdmnet.runtime.private_api import hydra_parser
 from hdmnet.runtime.provenance import available_cpus
+from hdmnet.runtime.run_folder import remove_unused
 from hdmnet.sweeps import launcher
 from hdmnet.sweeps.launcher import JOB_FILE, JOB_VARIABLE
 
@@ -106,6 +108,7 @@ def _compose_and_run(config_name: str, job: Job) -> int:
     _check_words()
     begun = False
     refusals: list[Exception] = []
+    new_folders.clear()
 
     @functools.wraps(job)  # Hydra names the job, and a sweep its command, by the function's module
     def task(cfg: DictConfig) -> None:
@@ -119,6 +122,9 @@ def _compose_and_run(config_name: str, job: Job) -> int:
             if user_message(error) is None or wants_traceback():
                 raise
             refusals.append(error)  # raised below: Hydra would add lines of its own
+            folder = Path(HydraConfig.get().runtime.output_dir)
+            if folder in new_folders:  # nothing of an earlier command is in it
+                remove_unused(folder, below=Path(str(cfg.paths.output_dir)).absolute())
 
     try:
         hydra.main(str(conf_dir()), config_name, HYDRA_VERSION_BASE)(task)()

@@ -13,6 +13,9 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+#: Folders that were not there before this command, which Hydra makes or has made for it.
+new_folders: set[Path] = set()
+
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 
@@ -38,10 +41,15 @@ def _make_fresh(cfg: DictConfig, key: str) -> None:
     text = OmegaConf.to_container(OmegaConf.select(cfg, parent) if parent else cfg, resolve=False)[leaf]  # type: ignore[index, call-overload]
     if reference := _REFERENCE.fullmatch(str(text)):  # as predict's `${output}`
         _make_fresh(cfg, reference[1])
-    elif "${now:" in str(text):
-        folder = make_new(Path(str(OmegaConf.select(cfg, key))))
+        return
+    folder = Path(str(OmegaConf.select(cfg, key)))
+    if "${now:" in str(text):
+        folder = make_new(folder)
+        new_folders.add(folder.absolute())
         with read_write(cfg), read_write(cfg.hydra), open_dict(cfg):
             OmegaConf.update(cfg, key, str(folder))
+    elif not folder.exists():
+        new_folders.add(folder.absolute())
 
 
 def make_new(folder: Path) -> Path:

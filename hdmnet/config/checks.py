@@ -73,6 +73,7 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     "dataset.image_size dataset.base_image_size": _SIZE,
     "dataset.augment_scale": (_is_range, "two numbers above 0, the smaller first"),
     "dataset.filter_novel dataset.allow_repeats dataset.controls": (_is_bool, "true or false"),
+    "dataset.novel_pixels": (lambda value: value in (None, "ignore", "background"), "null, ignore or background"),
     "dataset.min_area num_workers": (_optional(_integer(0)), "null or an integer of at least 0"),
     "fold": (lambda value: isinstance(value, int), "an integer of at least 0"),
     "port": (_integer(0, 65535), "an integer from 0 (any free port) to 65535"),

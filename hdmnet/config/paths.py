@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from hdmnet.runtime.errors import MissingFileError
 
@@ -41,6 +44,28 @@ def find_option(group: str, option: str) -> Path | None:
     """File of a config group's option, e.g. of `find_option("dataset", "coco")`; None where there is none."""
     files = (folder / group / f"{option}.yaml" for folder in conf_dirs())
     return next((file for file in files if file.is_file()), None)
+
+
+def option_of(group: str, node: Mapping[str, Any]) -> str | None:
+    """The option of a config group that a stored node was made from, by its class and name; else by its class alone.
+
+    None where no file of the group has its `_target_`.
+    """
+    fits = [option for option, (target, _) in _options(group, conf_dirs()).items() if target == node.get("_target_")]
+    named = [option for option in fits if _options(group, conf_dirs())[option][1] == node.get("name")]
+    return next(iter([*named, *fits]), None)
+
+
+@functools.cache
+def _options(group: str, folders: tuple[Path, ...]) -> dict[str, tuple[str | None, str | None]]:
+    """`_target_` and `name` of each option of a group."""
+    found: dict[str, tuple[str | None, str | None]] = {}
+    for file in (file for folder in folders for file in sorted((folder / group).glob("*.yaml"))):
+        content = OmegaConf.load(file)
+        node = OmegaConf.to_container(content, resolve=False)
+        if isinstance(node, dict):
+            found.setdefault(file.stem, (node.get("_target_"), node.get("name")))
+    return found
 
 
 def make_paths_absolute(cfg: DictConfig, run_dir: str | Path) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from hdmnet.data.class_split import ClassSplit
 from hdmnet.data.datasets.base import SegmentationDataset, Split
 from hdmnet.data.datasets.files import check_unique
 from hdmnet.data.datasets.skipped_files import tell_skipped
@@ -80,6 +81,13 @@ class CatalogView:
         row = self.classes.index(class_value)
         return self.class_images[self.class_ptr[row] : self.class_ptr[row + 1]]
 
+    def without(self, classes: Sequence[int]) -> CatalogView:
+        """The view without the images of some of its classes; an image that holds others too stays for these."""
+        image_of_pair = np.repeat(np.arange(len(self)), np.diff(self.image_ptr))
+        keep = ~np.isin(self.image_classes, list(classes))
+        names = dict(zip(self.classes, self.class_names, strict=True))
+        return _make_view(self.ids, image_of_pair[keep], self.image_classes[keep], names)
+
 
 @dataclass(frozen=True)
 class Catalog:
@@ -132,20 +140,8 @@ class Catalog:
         dropped = np.zeros(len(self.ids), dtype=bool)
         dropped[self.image_index[np.isin(self.class_value, unwanted)]] = True
         keep = np.isin(self.class_value, wanted) & (self.area >= min_area) & ~dropped[self.image_index]
-        images, image_of_pair = np.unique(self.image_index[keep], return_inverse=True)
-        values = self.class_value[keep]
-        by_class = np.lexsort((image_of_pair, values))
-        per_image = np.bincount(image_of_pair, minlength=len(images))
-        per_class = np.bincount(values, minlength=self.num_classes + 1)[wanted]
-        return CatalogView(
-            ids=self.ids[images],
-            classes=tuple(wanted),
-            class_names=tuple(self.class_names[value - 1] for value in wanted),
-            image_ptr=_pointers(per_image),
-            image_classes=values,
-            class_ptr=_pointers(per_class),
-            class_images=image_of_pair[by_class].astype(np.int64),
-        )
+        names = {value: self.class_names[value - 1] for value in wanted}
+        return _make_view(self.ids, self.image_index[keep], self.class_value[keep], names)
 
     def _check_classes(self, classes: Sequence[int], what: str) -> list[int]:
         wrong = [value for value in classes if not 1 <= value <= self.num_classes]
@@ -211,6 +207,48 @@ def load_catalog(
         area=pairs[:, 2].copy(),
         class_names=tuple(dataset.class_names),
         skipped=tuple((ids[position], why) for position, why in skipped),
+    )
+
+
+def training_view(
+    catalog: Catalog, dataset: SegmentationDataset, split: ClassSplit, *, filter_novel: bool
+) -> CatalogView:
+    """Images to train a fold on: with a base class of enough area and, if filtered, no pixel of a novel class.
+
+    Raises:
+        ValueError: There are none because of the filter.
+    """
+    view = catalog.view(split.train, min_area=dataset.min_area, exclude=split.novel if filter_novel else ())
+    if not len(view) and filter_novel:
+        without = len(catalog.view(split.train, min_area=dataset.min_area))
+        if without:
+            names = [dataset.class_names[value - 1] for value in split.novel]
+            raise DatasetError(
+                f"all {without:,} training images of {dataset.name} fold {split.fold} hold a novel class"
+                f" ({', '.join(names[:5])}{' …' if len(names) > 5 else ''}), and dataset.filter_novel=true leaves such"
+                " images out: set dataset.novel_pixels=ignore to train on them, the novel pixels ignored"
+            )
+    return view
+
+
+def _make_view(ids: StrArray, image_of_pair: IntArray, values: IntArray, names: dict[int, str]) -> CatalogView:
+    """The view of some pairs.
+
+    Args:
+        ids: (N,) image ids.
+        image_of_pair: (P',) int64 positions in `ids`, ascending.
+        values: (P',) int64 class values, ascending within an image.
+        names: Name of each class of the view by its value, ascending.
+    """
+    images, image_of_pair = np.unique(image_of_pair, return_inverse=True)
+    return CatalogView(
+        ids=ids[images],
+        classes=tuple(names),
+        class_names=tuple(names.values()),
+        image_ptr=_pointers(np.bincount(image_of_pair, minlength=len(images))),
+        image_classes=values,
+        class_ptr=_pointers(np.bincount(values, minlength=max(names) + 1)[list(names)]),
+        class_images=image_of_pair[np.lexsort((image_of_pair, values))].astype(np.int64),
     )
 
 

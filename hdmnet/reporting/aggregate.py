@@ -100,6 +100,12 @@ def _spread(groups: Sequence[Sequence[Run]], key: str) -> tuple[float | None, st
     return stdev(means), f"{len(means)} test seeds"
 
 
+def percent(value: Value) -> Value:
+    """A fraction of 1 as %."""
+    mean, spread = (None if number is None else 100 * number for number in (value.mean, value.spread))
+    return replace(value, mean=mean, spread=spread)
+
+
 def pool_numbers(values: dict[int, list[float]]) -> Value:
     """Pool plain numbers by fold, without a spread."""
     kept = {fold: numbers for fold, numbers in sorted(values.items()) if numbers}

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hdmnet.config.paths import option_of
 from hdmnet.run.result import read_result, test_entries
 from hdmnet.runtime.errors import InputError, MissingFileError, one_line
 
 RESULT = "result.json"
+BENCHMARKS = ("pascal", "coco", "shapes")  # data sets that this package brings along
+_WITHOUT_RESULT = ("predict", "demo")  # commands
+_FOLDS = 4  # of the paper's tables
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +61,31 @@ class Run:
         if self.is_evaluation:
             return None if self.parent is None else self.parent["config"]
         return self.config
+
+    @property
+    def trained_on(self) -> str | None:
+        """Name of the data set of the training; None where nothing tells."""
+        if self.trained is not None:
+            return str(self.trained["dataset"]["name"])
+        known = self.result.get("trained_on")
+        return str(known["dataset"]) if isinstance(known, Mapping) and "dataset" in known else None
+
+    @property
+    def is_own_data(self) -> bool:
+        """Whether the data set is none that this package brings along: a user's folder, or a class from outside."""
+        about = self.config["dataset"]
+        return option_of("dataset", about) != about.get("name") or about.get("name") not in BENCHMARKS
+
+    @property
+    def has_folds(self) -> bool:
+        """Whether the data set's classes are split into folds; else all are novel, and the fold is the training's."""
+        about = self.config["dataset"]
+        return about.get("folds") is not None or about.get("num_folds") not in (None, 1)
+
+    @property
+    def has_four_folds(self) -> bool:
+        """Whether it fits a table with a column for each of four folds."""
+        return not self.is_own_data or self.config["dataset"].get("num_folds") == _FOLDS
 
     @property
     def ablation(self) -> str | None:
@@ -109,9 +139,23 @@ def _find(named: Path, unfinished: list[str]) -> list[Path]:
         folders.sort()
         if RESULT in files:
             found.append(folder / RESULT)
-        elif ".hydra" in folders:
+        elif ".hydra" in folders and _is_run(folder):
             unfinished.append(f"unfinished run, left out: {folder} has no {RESULT}")
     return found
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder without result is of a training or evaluation that has begun, as far as Hydra's files tell.
+
+    Predictions leave pictures, and a command that was refused leaves nothing.
+    """
+    try:
+        about = (folder / ".hydra" / "hydra.yaml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return True
+    command, mode = (re.search(rf"^ +{key}: (\w+)$", about, re.MULTILINE) for key in ("config_name", "mode"))
+    begun = (mode is not None and mode[1] != "RUN") or any(entry.name != ".hydra" for entry in folder.iterdir())
+    return begun and (command is None or command[1] not in _WITHOUT_RESULT)
 
 
 def _usable(result: Mapping[str, Any]) -> str | None:

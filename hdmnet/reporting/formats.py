@@ -20,11 +20,6 @@ _TEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textascii
 _TEX |= {"‡": r"$\ddagger$", "†": r"$\dagger$", "Δ": r"$\Delta$", "±": r"$\pm$", "ⁱ": r"$^i$", "ˢ": r"$^s$", "–": "--"}
 
 
-def heading(table: Table) -> str:
-    """Number and title."""
-    return f"Table {table.number}. {table.title}"
-
-
 def show(cell: str | Value) -> str:
     """A cell as plain text: one decimal, ± where there is a spread, `MISSING` where there is no number."""
     if isinstance(cell, str):
@@ -43,9 +38,9 @@ def to_markdown(table: Table) -> str:
         return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
     rule = ["---:" if number else "---" for number in _numeric(table)]
-    lines = [f"**{heading(table)}**", "", line(heads(table.columns)), f"|{'|'.join(rule)}|"]
+    lines = [f"**{table.heading}**", "", line(heads(table.columns)), f"|{'|'.join(rule)}|"]
     lines += [line([show(cell) for cell in row]) for row in table.rows]
-    lines += ["", *(f"* {note}" for note in table.notes), f"* Paper's numbers: {source()}"]
+    lines += ["", *(f"* {note}" for note in (*table.notes, *_source(table)))]
     return "\n".join(lines) + "\n"
 
 
@@ -73,8 +68,13 @@ def to_latex(table: Table) -> str:
         lines.append(" & ".join(_tex(show(cell)) for cell in row) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", "", r"\footnotesize"]
     lines += [_tex(note) + r"\\" for note in table.notes]
-    lines += [_tex(f"Paper's numbers: {source()}"), r"\end{table}"]
+    lines += [*map(_tex, _source(table)), r"\end{table}"]
     return "\n".join(lines) + "\n"
+
+
+def _source(table: Table) -> list[str]:
+    """Where the paper's numbers in it come from, if there are any."""
+    return [] if isinstance(table.number, str) else [f"Paper's numbers: {source()}"]
 
 
 def to_csv(table: Table) -> str:
@@ -103,7 +103,7 @@ def to_html(table: Table) -> str:
         body.append(f"<tr{' class=ours' * ours}>{''.join(cells)}</tr>")
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
     return (
-        f'<h3 id="table{table.number}">{html.escape(heading(table))}</h3>\n<div class="wide"><table>\n<thead>'
+        f'<h3 id="{html.escape(table.name)}">{html.escape(table.heading)}</h3>\n<div class="wide"><table>\n<thead>'
         + "".join(f"<tr>{line}</tr>" for line in head)
         + "</thead>\n<tbody>"
         + "\n".join(body)

@@ -44,7 +44,9 @@ def make_page(
         missing: Which figures of the paper have no runs; may be empty.
     """
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    empty = [str(table.number) for table in tables if not table.runs]
+    own = [table for table in tables if isinstance(table.number, str)]
+    papers = [table for table in tables if table not in own]
+    empty = [str(table.number) for table in papers if not table.runs]
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
@@ -61,7 +63,10 @@ def make_page(
         parts.append(f"<p>{html.escape(missing)}</p>")
     told = "".join(f"<li>{html.escape(line)}</li>" for line in warnings)
     parts += ["<h2>Warnings</h2>", f'<ul class="warnings">{told}</ul>' if told else "<p>None.</p>"]
-    parts += ["<h2>Tables</h2>", *map(to_html, tables), "<h2>Figures</h2>", *map(_figure, figures)]
+    if own:
+        parts += ["<h2>Your data sets</h2>", *map(to_html, own)]
+    parts += ["<h2>The paper's tables</h2>" if own else "<h2>Tables</h2>", *map(to_html, papers)]
+    parts += ["<h2>Figures</h2>", *map(_figure, figures)]
     parts += ["<h2>Runs</h2>", _runs(runs), "</body></html>"]
     return "\n".join(parts) + "\n"
 

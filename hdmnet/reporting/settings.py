@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from hdmnet.config.paths import HYDRA_VERSION_BASE, conf_dir, find_option
+from hdmnet.config.paths import HYDRA_VERSION_BASE, conf_dir, find_option, option_of
 from hdmnet.config.schemas import register_schemas
 from hdmnet.config.values import HDMNET, to_plain
 from hdmnet.reporting.collect import Run
@@ -20,6 +20,7 @@ from hdmnet.reporting.collect import Run
 Settings = dict[str, str]  # dotted key: value as JSON
 
 ABSENT = "absent"
+FOLDER = "folder"  # the option of data sets of a user
 SHOTS = ("shot", "trained.shot")
 
 # Of the config that was tested, and of the one that was trained with. The rest belongs to the machine, to the command
@@ -55,14 +56,14 @@ def _settings_of(tested: Mapping[str, Any], trained: Mapping[str, Any] | None) -
 
 
 @cache
-def _composed(dataset: str, backbone: str, ablation: str | None, method: str = HDMNET) -> Settings | None:
-    """Settings of a training on a data set with a backbone; None where conf/ has no such ablation.
+def _composed(option: str | None, backbone: str, ablation: str | None, method: str = HDMNET) -> Settings | None:
+    """Settings of a training on a data set, by its option in conf/, with a backbone; None where there is no ablation.
 
-    Of a method from outside, which conf/ does not know, what belongs to the method is left out.
+    Of a data set or a method from outside, which conf/ does not know, what belongs to it is left out.
     """
     from hydra import compose, initialize_config_dir
 
-    words = [] if find_option("dataset", dataset) is None else [f"dataset={dataset}"]
+    words = [f"dataset={option or FOLDER}"]
     if find_option("backbone", backbone) is not None:
         words.append(f"backbone={backbone}")
     if ablation is not None:
@@ -74,13 +75,13 @@ def _composed(dataset: str, backbone: str, ablation: str | None, method: str = H
     register_schemas()
     with initialize_config_dir(config_dir=str(conf_dir()), version_base=HYDRA_VERSION_BASE):
         plain = to_plain(compose("train", words))
-    settings = _settings_of(plain, plain)
-    return settings if known else {key: value for key, value in settings.items() if not key.startswith(_OF_THE_METHOD)}
+    unknown = (() if known else _OF_THE_METHOD) + (() if option else ("dataset.",))
+    return {key: value for key, value in _settings_of(plain, plain).items() if not key.startswith(unknown)}
 
 
 def defaults_of(run: Run) -> Settings:
     """What a training would set for the run's data set, backbone and method."""
-    composed = _composed(str(run.result["dataset"]), str(run.result["backbone"]), None, run.method)
+    composed = _composed(option_of("dataset", run.config["dataset"]), str(run.result["backbone"]), None, run.method)
     assert composed is not None  # only an ablation can be missing
     return composed
 
@@ -93,6 +94,9 @@ def settings_of(run: Run) -> Settings:
     that what was computed before stays what it was.
     """
     own = _settings_of(run.config, run.trained)
+    known = run.result.get("trained_on")
+    if run.trained is None and isinstance(known, Mapping):
+        own["trained.shot"] = json.dumps(known.get("shot"))
     defaults = defaults_of(run)
     same_model = own.get("model._target_") == defaults.get("model._target_")
     for key, value in defaults.items():
@@ -102,11 +106,11 @@ def settings_of(run: Run) -> Settings:
 
 
 @cache
-def row_values(dataset: str, backbone: str, names: tuple[str, ...]) -> dict[str, Settings]:
+def row_values(option: str | None, backbone: str, names: tuple[str, ...]) -> dict[str, Settings]:
     """What the rows of an ablation table set, on a data set with a backbone.
 
     Args:
-        dataset: Its name.
+        option: The data set's in conf/; None: it has none there.
         backbone: Its name.
         names: The rows' ablations.
 
@@ -114,9 +118,9 @@ def row_values(dataset: str, backbone: str, names: tuple[str, ...]) -> dict[str,
         By row, only of those that conf/ablation holds: every key that any of the rows changes, with the row's value
         (`ABSENT` where the row has no such key).
     """
-    plain = _composed(dataset, backbone, None)
+    plain = _composed(option, backbone, None)
     assert plain is not None
-    rows = {name: row for name in names if (row := _composed(dataset, backbone, name)) is not None}
+    rows = {name: row for name in names if (row := _composed(option, backbone, name)) is not None}
     axes = sorted(key for row in rows.values() for key in differing([plain, row]))
     return {name: {key: row.get(key, ABSENT) for key in axes} for name, row in rows.items()}
 
@@ -146,9 +150,11 @@ def repeated(settings: Settings) -> set[str]:
 
 
 def deviations(run: Run, left_out: Iterable[str] = ()) -> list[str]:
-    """`key=value` of what the run sets otherwise than conf/ does for its data set and backbone."""
+    """`key=value` of what the run sets otherwise than conf/ does for its data set and backbone, names left out."""
     own, defaults = settings_of(run), defaults_of(run)
-    skip = {*left_out, *SHOTS, *repeated(own)}
+    skip = {*left_out, *SHOTS, *repeated(own), "dataset.name"}
+    if "dataset._target_" not in defaults:
+        skip |= {key for key in own if key.startswith("dataset.")}
     if "model._target_" not in defaults:  # a method that conf/ does not know has nothing to differ from
         skip |= {key for key in own if key.startswith(_OF_THE_METHOD)}
     return [told(own, key) for key in differing([own, defaults]) if key not in skip]
@@ -161,7 +167,7 @@ def told(settings: Settings, key: str) -> str:
 
 def is_papers_dataset(run: Run, dataset: str) -> bool:
     """Whether the run's data set is the paper's: the same name, and the lists and classes that conf/ has for it."""
-    keys = ("name", "train_list", "val_list", "split_rule", "num_folds", "min_area")
+    keys = ("name", "train_list", "val_list", "split_rule", "num_folds", "min_area", "year")
     own, defaults = settings_of(run), defaults_of(run)
     same = all(own.get(f"dataset.{key}") == defaults.get(f"dataset.{key}") for key in keys)
     return run.result["dataset"] == dataset and same

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hdmnet.config.paths import option_of
 from hdmnet.config.values import HDMNET
 from hdmnet.reporting.aggregate import choose, describe_runs, mixed_episodes
 from hdmnet.reporting.collect import Run
@@ -94,7 +95,7 @@ def row_of(run: Run, names: Sequence[str]) -> tuple[str | None, tuple[str, ...],
 
 
 def _row_values(run: Run, names: Iterable[str]) -> dict[str, Settings]:
-    return row_values(str(run.result["dataset"]), str(run.result["backbone"]), tuple(names))
+    return row_values(option_of("dataset", run.config["dataset"]), str(run.result["backbone"]), tuple(names))
 
 
 def ablation_studies(runs: Iterable[Run], names: Sequence[str]) -> tuple[list[Study], list[str]]:
@@ -131,7 +132,7 @@ def full_studies(runs: Iterable[Run], names: Sequence[str]) -> tuple[list[Study]
         own = settings_of(run)
         if own["support_mask"] != json.dumps("given"):
             return None  # a control
-        return (without(own, SHOTS), _training(run)), str(run.result["shot"]), SHOTS
+        return (without(own, SHOTS), training(run)), str(run.result["shot"]), SHOTS
 
     def is_full(run: Run) -> bool:
         axes = {key for row in _row_values(run, names).values() for key in row}
@@ -184,18 +185,20 @@ def _unequal_seeds(study: Study) -> list[str]:
     return found
 
 
-def _training(run: Run) -> str:
-    """How training differs from the test in shots; empty where it does not."""
-    trained = settings_of(run)["trained.shot"]
-    if trained == str(run.result["shot"]):
-        return ""
-    return "training run not found" if trained == "unknown" else f"trained {trained}-shot"
+def training(run: Run) -> str:
+    """How training differs from the test in data set and shots; empty where it does not."""
+    shot, dataset = settings_of(run)["trained.shot"], run.trained_on
+    told = [f"on {dataset}"] if dataset not in (None, run.result["dataset"]) else []
+    told += [f"{shot}-shot"] if shot not in ("unknown", str(run.result["shot"])) else []
+    if not told:
+        return "training run not found" if shot == "unknown" else ""
+    return f"trained {' '.join(told)}"
 
 
 def base_label(run: Run, method: str, *, with_shot: bool = True) -> str:
     """Data set, backbone, method (unless empty), shots (if told) and how it was trained."""
     shot = f"{run.result['shot']}-shot" if with_shot else ""
-    parts = [run.result["dataset"], run.result["backbone"], method, shot, _training(run)]
+    parts = [run.result["dataset"], run.result["backbone"], method, shot, training(run)]
     return ", ".join(str(part) for part in parts if part)
 
 

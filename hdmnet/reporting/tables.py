@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from hdmnet.config.values import HDMNET
-from hdmnet.reporting.aggregate import FB_IOU, Value, by_fold, describe_runs, pool_numbers, pool_runs
+from hdmnet.reporting.aggregate import FB_IOU, Value, by_fold, describe_runs, percent, pool_numbers, pool_runs
 from hdmnet.reporting.collect import Run
 from hdmnet.reporting.costs import Costs
 from hdmnet.reporting.paper import PaperTable, paper_tables
 from hdmnet.reporting.studies import OTHER_DATASET, Study, ablation_studies, full_studies, marked
 
 _FULL = (1, 2, 3)  # tables of the full method; the others are ablations
+_BY_FOLD = (8, 9)  # ablations with a column for each of four folds
 _SHOTS = ("1", "5")  # that the paper's tables have
 _MASK, _NO_MASK = "table8_with_mask", "table8_without_mask"
 _PAPER, _PAPER_COCO, _ON, _MIOU = "paper", "paper, COCO-20ⁱ", "ours stands on", "mIoU (%)"
@@ -25,7 +26,7 @@ class Table:
     """One table, ready to be written.
 
     Attributes:
-        number: 1 to 9.
+        number: 1 to 9; a name where it is none of the paper's.
         title: What it shows.
         columns: (group, name) of each column.
         rows: Cells; text or numbers in the table's unit.
@@ -36,7 +37,7 @@ class Table:
         warnings: What a reader should know of the runs.
     """
 
-    number: int
+    number: int | str
     title: str
     columns: list[tuple[str, str]]
     rows: list[list[str | Value]] = field(default_factory=list)
@@ -45,6 +46,21 @@ class Table:
     entries: list[tuple[str, str, str, Value]] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        return self.number if isinstance(self.number, str) else f"table{self.number}"
+
+    @property
+    def heading(self) -> str:
+        """Number, if it has one, and title."""
+        return self.title if isinstance(self.number, str) else f"Table {self.number}. {self.title}"
+
+    @property
+    def short(self) -> str:
+        """What it is called in messages."""
+        return self.title if isinstance(self.number, str) else f"Table {self.number}"
 
     def add(self, row: Sequence[str | Value], *, ours: bool) -> None:
         """Append a row."""
@@ -77,8 +93,9 @@ def make_tables(runs: Sequence[Run], costs: CostsOf) -> list[Table]:
             studies, warnings = full_studies((run for run in runs if _belongs(run, number)), names)
             table = _full_method(paper, studies, costs)
         else:
-            studies, warnings = ablation_studies(runs, paper.ablations)
-            studies += _with_controls(runs, studies) if number == 8 else []
+            shown = [run for run in runs if number not in _BY_FOLD or run.has_four_folds]
+            studies, warnings = ablation_studies(shown, paper.ablations)
+            studies += _with_controls(shown, studies) if number == 8 else []
             make = {7: _decoders, 8: _support_mask, 9: _temperatures}.get(number, _components)
             table = make(paper, studies, costs)
         table.runs = [run for study in studies for run in study.runs]
@@ -89,7 +106,9 @@ def make_tables(runs: Sequence[Run], costs: CostsOf) -> list[Table]:
 
 
 def _belongs(run: Run, number: int) -> bool:
-    """Table 1 is COCO's, Table 2 that of PASCAL and of every other data set; Table 3 takes all."""
+    """Table 1 is COCO's, Table 2 that of PASCAL and SHAPES, Table 3 of all; a user's data has tables of its own."""
+    if run.is_own_data:
+        return False
     return number == 3 or (run.result["dataset"] == "coco") == (number == 1)
 
 
@@ -105,20 +124,15 @@ def _notes(paper: PaperTable, studies: Sequence[Study]) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------- numbers
 
 
-def _percent(value: Value) -> Value:
-    mean, spread = (None if number is None else 100 * number for number in (value.mean, value.spread))
-    return replace(value, mean=mean, spread=spread)
-
-
 def _per_fold(runs: Sequence[Run], pool: Callable[[Sequence[Run]], Value] = pool_runs) -> list[Value]:
     """The mIoU (%) of each of the four folds and, where all are there, of their mean."""
     folds = by_fold(runs)
-    values = [_percent(pool(folds.get(fold, []))) for fold in range(4)]
+    values = [percent(pool(folds.get(fold, []))) for fold in range(4)]
     complete = all(value.mean is not None for value in values)
-    return [*values, _percent(pool(runs)) if complete else Value()]
+    return [*values, percent(pool(runs)) if complete else Value()]
 
 
-def _basis(runs: Sequence[Run], values: Iterable[Value], told: str = "") -> str:
+def tell_basis(runs: Sequence[Run], values: Iterable[Value], told: str = "") -> str:
     """On which runs (or `told` ones) a row of ours stands, and what its spreads are over."""
     over = ", ".join(dict.fromkeys(value.over for value in values if value.over))
     return "; ".join(filter(None, [told or describe_runs(runs), f"± {over}" if over else ""]))
@@ -128,7 +142,7 @@ def _basis_by_shot(study: Study, values: Iterable[Value]) -> str:
     told = {shot: describe_runs(study.rows[shot]) for shot in _SHOTS if shot in study.rows}
     if len(set(told.values())) > 1:
         told = {shot: f"{shot}-shot: {text}" for shot, text in told.items()}
-    return _basis((), values, "; ".join(dict.fromkeys(told.values())))
+    return tell_basis((), values, "; ".join(dict.fromkeys(told.values())))
 
 
 # ------------------------------------------------------------------------------------------------ the full method
@@ -151,7 +165,7 @@ def _full_method(paper: PaperTable, studies: Sequence[Study], costs: CostsOf) ->
         by_shot = [study.rows.get(shot, []) for shot in _SHOTS]
         if paper.number == 3:
             counted = costs(study.first)
-            values = [_percent(pool_runs(runs, FB_IOU)) for runs in by_shot]
+            values = [percent(pool_runs(runs, FB_IOU)) for runs in by_shot]
             values.append(Value(None if counted is None else counted.learnable))
         else:
             values = [value for runs in by_shot for value in _per_fold(runs)]
@@ -182,8 +196,8 @@ def _beside(paper: PaperTable, studies: Sequence[Study], extra: Callable[[Study]
         table.record(label, paper.columns, _PAPER, theirs)
         for study, own in zip(studies, more, strict=True):
             runs = study.rows.get(row.ablation or "", [])
-            values = [_percent(pool_runs(runs)), *(by_row.get(row.ablation or "", Value()) for by_row in own.values())]
-            line += [*values, _basis(runs, values)]
+            values = [percent(pool_runs(runs)), *(by_row.get(row.ablation or "", Value()) for by_row in own.values())]
+            line += [*values, tell_basis(runs, values)]
             table.record(label, [("", name) for name in (_MIOU, *own)], f"ours: {marked(study, paper.dataset)}", values)
         table.add(line, ours=False)
     return table
@@ -251,7 +265,7 @@ def _support_mask(paper: PaperTable, studies: Sequence[Study], costs: CostsOf) -
         for name in (_MASK, _NO_MASK):
             runs = study.rows.get(name, [])
             values = _per_fold(runs)
-            basis = _basis(runs, values)
+            basis = tell_basis(runs, values)
             if name == _NO_MASK and not runs:
                 runs = [run for run in study.rows.get(_MASK, []) if _control(run) is not None]
                 values = _per_fold(runs, _pool_controls)
@@ -272,6 +286,6 @@ def _temperatures(paper: PaperTable, studies: Sequence[Study], costs: CostsOf) -
         for study in studies:
             runs = study.rows.get(row.ablation or "", [])
             values, label = _per_fold(runs), marked(study, paper.dataset)
-            table.add([row.labels[0], label, *values, _basis(runs, values)], ours=True)
+            table.add([row.labels[0], label, *values, tell_basis(runs, values)], ours=True)
             table.record(row.labels[0], paper.columns, f"ours: {label}", values)
     return table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from hdmnet.reporting.collect import Run, collect
@@ -11,6 +11,7 @@ from hdmnet.reporting.costs import Costs, count_parameters
 from hdmnet.reporting.figures import Figure, draw_class_counts, draw_curves, draw_episode_numbers
 from hdmnet.reporting.formats import to_csv, to_latex, to_markdown
 from hdmnet.reporting.maps import draw_maps
+from hdmnet.reporting.own import own_tables
 from hdmnet.reporting.page import make_page
 from hdmnet.reporting.tables import make_tables
 from hdmnet.runtime.atomic import replacing
@@ -41,22 +42,30 @@ def write_report(named: Iterable[str | Path], out: str | Path, *, num_episodes: 
     found = collect(named)
     out.mkdir(parents=True, exist_ok=True)  # before the work: a folder that cannot be made is told at once
     counter = _Counter()
-    tables = make_tables(found.runs, counter)
+    tables = [*own_tables(found.runs), *make_tables(found.runs, counter)]
     figures, skipped = _draw(found.runs, out / "figures", num_episodes)
     warnings = [*found.warnings, *skipped, *counter.warnings]
     for table in tables:
-        warnings += [f"Table {table.number}: {warning}" for warning in table.warnings]
+        warnings += [f"{table.short}: {warning}" for warning in table.warnings]
         for ending, write in _FORMATS.items():
-            _write(out / "tables" / f"table{table.number}.{ending}", write(table))
+            _write(out / "tables" / f"{table.name}.{ending}", write(table))
+    _remove_stale(out / "tables", {table.name for table in tables})
     warnings = _merged(warnings)
     without = [str(number) for number in _FIGURES if number not in {figure.number for figure in figures}]
     missing = f"No runs (or no data) for Figure{'s' if len(without) > 1 else ''} {', '.join(without)}."
     _write(out / "report.html", make_page(tables, figures, found.runs, warnings, missing if without else ""))
     lines = [f"{len(found.runs)} runs read"]
-    lines += [f"Table {table.number}: {f'{len(table.runs)} runs' if table.runs else 'no runs'}" for table in tables]
+    lines += [f"{table.short}: {f'{len(table.runs)} runs' if table.runs else 'no runs'}" for table in tables]
     lines += [f"Figure {figure.number}: {figure.path.name}" for figure in figures]
     lines += [missing] if without else []
     return [*lines, *(f"warning: {warning}" for warning in warnings), f"report: {out / 'report.html'}"]
+
+
+def _remove_stale(folder: Path, names: Collection[str]) -> None:
+    """Remove an earlier report's tables of data sets that this one has no runs of."""
+    for path in folder.glob("own_*"):
+        if path.stem not in names:
+            path.unlink()
 
 
 class _Counter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,7 +26,7 @@ from hdmnet.run.checkpoints import load_strictly
 from hdmnet.runtime import signals
 from hdmnet.runtime.errors import ConfigError, InputError
 from hdmnet.runtime.private_api import leave_sigterm_alone
-from hdmnet.runtime.provenance import git_state, library_versions
+from hdmnet.runtime.provenance import emulates_bfloat16, git_state, library_versions, processor
 from hdmnet.tasks.feature_store import measure_features
 from hdmnet.tasks.few_shot import FewShotTask
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from hdmnet.data.datasets.base import SegmentationDataset
     from hdmnet.models.backbones.base import Backbone
     from hdmnet.models.method import FewShotMethod
+
+log = logging.getLogger(__name__)
 
 BACKBONE, BASE_LEARNER = "backbone", "base_learner"  # values of model.encoder
 _FEATURE_CHANNELS = {"resnet_narrow": 128}  # of the base learner, where it is not the usual number
@@ -98,6 +101,7 @@ def build_few_shot_data(cfg: DictConfig, dataset: SegmentationDataset, **changes
         "num_test_seeds": settings.num_test_seeds if seeds is None else seeds,
         "protocol": cfg.protocol,
         "filter_novel": settings.filter_novel,
+        "novel_pixels": settings.get("novel_pixels"),
         "skips": skipped_files(cfg),
         "support_mask": cfg.support_mask,
         "check_files": settings.get("check_files", 0),
@@ -231,6 +235,7 @@ def build_task(cfg: DictConfig, model: FewShotMethod, data: FewShotDataModule, *
         model=model,
         class_names=data.novel_names,
         val_class_names=data.val_names,
+        too_few=data.too_few_images().get("val", ()),
         num_test_seeds=data.num_test_seeds,
         loss=instantiate(cfg.loss),
         optimizer=instantiate(optim.optimizer),
@@ -264,6 +269,23 @@ def build_trainer(
     if signals.are_handled():
         leave_sigterm_alone(trainer)
     return trainer
+
+
+def warn_of_slow_precision(cfg: DictConfig) -> None:
+    """Say where 16 bits would make a run slower: on a CPU or GPU that emulates bfloat16."""
+    precision, accelerator = str(cfg.trainer.precision), cfg.trainer.accelerator
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        slow = precision.startswith("bf16") and not torch.cuda.is_bf16_supported(including_emulation=False)
+        device = torch.cuda.get_device_name()
+    else:  # where Lightning takes 16-mixed for bf16-mixed
+        slow = precision.startswith(("bf16", "16")) and accelerator in ("auto", "cpu") and emulates_bfloat16()
+        device = processor()
+    if slow:
+        log.warning(
+            "trainer.precision=%s: %s has no bfloat16 instructions and emulates them, which is several times slower "
+            "than 32-true",
+            *(precision, device),
+        )
 
 
 def head_bars(trainer: L.Trainer, stage: str) -> None:

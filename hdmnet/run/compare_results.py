@@ -22,6 +22,12 @@ _EPISODES = ("dataset", "fold", "shot", "protocol")
 _FIGURES = ("backbone", "support_mask")
 _FIGURE_GROUPS = ("dataset", "model", "backbone")  # of the config
 _NOT_OF_FIGURES = ("num_test_seeds", "controls", "root", "num_val_episodes")
+# Keys of the data set's config that no test episode depends on; a root is another where the folder was moved.
+_NOT_OF_EPISODES = (
+    *("_target_", "root", "backbone", "augment", "augment_scale", "image_size", "base_image_size", "picture_size"),
+    *("filter_novel", "novel_pixels", "episodes_per_epoch", "num_val_episodes", "num_test_seeds", "check_files"),
+    "controls",
+)
 _MACHINE = ("cpu", "cpu_capability", "gpus", "torch_threads")
 _CODE = ("git_commit", "git_dirty")
 
@@ -50,7 +56,8 @@ def compare_results(result: Mapping[str, Any], trained: Mapping[str, Any]) -> di
 
     Returns:
         `origin`; `differences`: a line each, of versions, code, machine and data; `same_episodes` and `same_figures`:
-        True, False, or None where the two were not asked for the same.
+        True, False, or None where the two were not asked for the same; `asked_otherwise`: the keys of the data set that
+        make other episodes, if there are any.
     """
     differences = [f"version of {line}" for line in _differing(result, trained, "versions")]
     differences += _code(result, trained)
@@ -59,22 +66,29 @@ def compare_results(result: Mapping[str, Any], trained: Mapping[str, Any]) -> di
     asked_alike = "test" in trained and all(result.get(key) == trained.get(key) for key in _EPISODES)
     asked_alike = asked_alike and result["test"]["num_episodes"] == trained["test"]["num_episodes"]
     same_episodes = _same_episodes(result, trained) if asked_alike else None
+    asked_otherwise = _asked_otherwise(result, trained) if same_episodes is False else []
+    if asked_otherwise:
+        same_episodes = None
     same_figures = None
     if same_episodes and _same_question(result, trained):
         same_figures = _same_values(result, trained)
-    if asked_alike and None not in (old := trained.get("data_sha256"), new := result.get("data_sha256")) and old != new:
+    labels = [one.get("data_sha256") for one in (trained, result)]
+    if asked_alike and not asked_otherwise and None not in labels and labels[0] != labels[1]:
         differences.append("labels or list of the validation images")
     return {
         "origin": trained["origin"],
         "differences": differences,
         "same_episodes": same_episodes,
         "same_figures": same_figures,
+        **({"asked_otherwise": asked_otherwise} if asked_otherwise else {}),
     }
 
 
 def print_comparison(compared: Mapping[str, Any]) -> None:
     """Log what `compare_results` gave: one line where all is well, a warning for each thing that is not."""
     origin, differences = compared["origin"], "; ".join(compared["differences"])
+    if "asked_otherwise" in compared:
+        log.info("other test episodes than in %s, by another %s", origin, ", ".join(compared["asked_otherwise"]))
     if compared["same_episodes"] is False:
         log.warning("other test episodes than in %s, though asked for the same: other data or other code", origin)
     if compared["same_figures"] is False:
@@ -103,6 +117,13 @@ def _code(result: Mapping[str, Any], trained: Mapping[str, Any]) -> list[str]:
         return [f"code: commit {old[:10]} there, {new[:10]} here"]
     dirty = [where for where, one in (("there", trained), ("here", result)) if one.get("git_dirty")]
     return [f"code: edited since the commit {' and '.join(dirty)}"] if dirty else []
+
+
+def _asked_otherwise(result: Mapping[str, Any], trained: Mapping[str, Any]) -> list[str]:
+    """Keys of the data set's config whose values differ and decide which episodes are drawn."""
+    old, new = (one["config"].get("dataset") or {} for one in (trained, result))
+    keys = [key for key in new if key in old and key not in _NOT_OF_EPISODES]
+    return [f"dataset.{key}" for key in keys if old[key] != new[key]]
 
 
 def _same_episodes(result: Mapping[str, Any], trained: Mapping[str, Any]) -> bool:

@@ -32,6 +32,7 @@ from hdmnet.run.build import (
     epoch_length,
     head_bars,
     needs_base_learner,
+    warn_of_slow_precision,
 )
 from hdmnet.run.checkpoints import load_official, load_strictly, run_entry, run_state_dict
 from hdmnet.run.compare_results import compare_results, print_comparison, training_facts
@@ -88,6 +89,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     keep_freed_memory()
     git_state()  # now: what is committed while the run goes on is not what ran
     timer = Timer()
+    warn_of_slow_precision(cfg)
     with timer("data"):
         point = resume_point(cfg)
         start = _check_config(cfg, resumed=point is not None)
@@ -117,7 +119,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     chosen = _chosen_checkpoint(cfg, trainer)
     if chosen is not None:
         load_strictly(task.model, run_state_dict(_run_checkpoint(chosen)), str(chosen))
-    return test(cfg, task, data, trainer, timer, checkpoint=chosen, trained=None)
+    return test(cfg, task, data, trainer, timer, checkpoint=chosen, trained=None, trained_on=None)
 
 
 @one_wandb_run()
@@ -136,12 +138,14 @@ def evaluate(cfg: DictConfig, checkpoint: dict[str, Any]) -> dict[str, Any]:
     keep_freed_memory()
     git_state()  # now: what is committed while the run goes on is not what ran
     timer = Timer()
+    warn_of_slow_precision(cfg)
     with timer("data"):
         task, data = prepare_evaluation(cfg, checkpoint)
     trainer = build_trainer(cfg, "test", callbacks=build_callbacks(cfg, "test"), logger=build_loggers(cfg, "evaluate"))
     path = Path(cfg.ckpt).expanduser().absolute()
-    facts = training_facts(path, checkpoint.get(RUN_KEY))
-    return test(cfg, task, data, trainer, timer, checkpoint=path, trained=facts)
+    entry = checkpoint.get(RUN_KEY)
+    facts = training_facts(path, entry)
+    return test(cfg, task, data, trainer, timer, checkpoint=path, trained=facts, trained_on=_trained_on(entry))
 
 
 def prepare_evaluation(cfg: DictConfig, checkpoint: dict[str, Any]) -> tuple[FewShotTask, FewShotDataModule]:
@@ -171,6 +175,7 @@ def test(
     *,
     checkpoint: Path | None,
     trained: dict[str, Any] | None,
+    trained_on: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Test, measure the controls, write ``result.json`` and print the table; gives the result.
 
@@ -182,11 +187,15 @@ def test(
         timer: Gets the phases "test" and "controls".
         checkpoint: Which weights they are, for the result; None: they are in no file.
         trained: What is known of the run that made them, to compare with.
+        trained_on: Data set, fold and shots of that run, where they are not the config's own.
     """
     head_bars(trainer, "test")
     with timer("test"):
         trainer.test(task, datamodule=data, verbose=False)
-    figures = {name: summarise_seeds(seeds, task.class_names) for name, seeds in task.test_results.items()}
+    too_few = data.too_few_images().get(data.test_list, {})
+    figures = {
+        name: summarise_seeds(seeds, task.class_names, too_few=too_few) for name, seeds in task.test_results.items()
+    }
     controls: dict[str, float] = {}
     if cfg.dataset.controls and cfg.support_mask == "given":
         with timer("controls"):
@@ -203,6 +212,8 @@ def test(
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
     )
+    if trained_on is not None:
+        facts.append({"trained_on": trained_on})
     result = make_result(to_plain(cfg), figures, *facts)
     if trained is not None:
         result["compared_with"] = compare_results(result, trained)
@@ -213,6 +224,14 @@ def test(
             print_comparison(result["compared_with"])
         print(f"\nresult, checkpoints and pictures: {cfg.paths.run_dir}", flush=True)
     return result
+
+
+def _trained_on(entry: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What a run's checkpoint was trained on; None of others' files, which do not say."""
+    if entry is None:
+        return None
+    config = entry["config"]
+    return {"dataset": config["dataset"]["name"], "fold": config["fold"], "shot": config["shot"]}
 
 
 # --------------------------------------------------------------------------------------------------------- controls

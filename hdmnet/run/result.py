@@ -10,6 +10,8 @@
     test_no_ensemble:  the same of HDMNet's meta learner alone (`test` again where nothing is fused); null for others
     test_NAME:         the same of every other prediction that the method reports
     controls:          {support_mask_ones: miou, every_object_foreground: miou}, each only when measured
+    trained_on:        of an evaluation, {dataset, fold, shot} of the training, where the checkpoint tells it
+    too_few_images:    classes that no episode is drawn of: {list: {name: number of images}}
     skipped:           files that `dataset.on_error=skip` left out: [{split, why, episodes}], see `skipped_files`
     manifest_sha256 config versions git_commit git_dirty hardware timings {phase: seconds}
 """
@@ -201,7 +203,8 @@ def format_fold_table(result: Mapping[str, Any]) -> str:
     num_seeds = len(final["miou_per_seed"])
     title = (
         f"{result['method']}: {result['dataset']}, fold {result['fold']}, {result['shot']}-shot, {result['backbone']}"
-        f"{'' if result['ablation'] is None else ', ablation ' + str(result['ablation'])}, seed {result['seed']}: "
+        f"{'' if result['ablation'] is None else ', ablation ' + str(result['ablation'])}, seed {result['seed']}"
+        f"{_elsewhere(result)}: "
         f"{final['num_episodes']} episodes x {num_seeds} test seed{'s' if num_seeds > 1 else ''}"
     )
     rule = "-" * max(len(title), sum(widths) + 2 * len(widths) - 2)
@@ -209,16 +212,23 @@ def format_fold_table(result: Mapping[str, Any]) -> str:
     return "\n".join([title, rule, line(header), *map(line, rows), rule, *map(line, summary), *notes])
 
 
+def _elsewhere(result: Mapping[str, Any]) -> str:
+    """Where the weights were trained, if not on the data set that they are tested on."""
+    trained = result.get("trained_on")
+    if trained is None or trained["dataset"] == result["dataset"]:
+        return ""
+    return f", trained on {trained['dataset']} fold {trained['fold']}"
+
+
 def left_out_notes(entry: Mapping[str, Any]) -> list[str]:
-    """What has to be said beside an mIoU that leaves classes out, a line each; older results tell of no class."""
+    """What has to be said beside an mIoU that leaves classes out, in one line; older results tell of no class."""
     seeds, num_classes = len(entry["miou_per_seed"]), len(entry["iou_per_class"])
-    lines = []
+    reasons: dict[str, list[str]] = {}
     for name, about in (entry.get("classes_left_out") or {}).items():
         where = "" if about["seeds"] == seeds else f" in {about['seeds']} of {seeds} test seeds"
-        lines.append(
-            f"{name} has {about['reason']}{where}: mIoU is the mean of the other classes, not of {num_classes}"
-        )
-    return lines
+        reasons.setdefault(f"{about['reason']}{where}", []).append(name)
+    told = [f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} {why}" for why, names in reasons.items()]
+    return [f"{'; '.join(told)}: mIoU is the mean of the other classes, not of {num_classes}"] if told else []
 
 
 def _skipped_notes(result: Mapping[str, Any]) -> list[str]:

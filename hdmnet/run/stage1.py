@@ -44,6 +44,8 @@ _TRAINING_ARGUMENTS = (
     *("accumulate_grad_batches", "devices", "fast_dev_run", "gradient_clip_algorithm", "gradient_clip_val"),
     *("limit_train_batches", "max_time", "num_nodes", "overfit_batches", "precision", "sync_batchnorm"),
 )
+# Keys of the data set that 0.2 did not have, and their defaults: what was trained then is found.
+_LATER_KEYS = {"novel_pixels": None, "year": 2014}
 
 
 def base_learner_path(cfg: DictConfig, data: BaseLearnerDataModule) -> Path:
@@ -55,6 +57,9 @@ def base_learner_path(cfg: DictConfig, data: BaseLearnerDataModule) -> Path:
     unused = ("num_val_", "num_test_", "check_files", "controls", "root", "backbone")
     dataset = {k: v for k, v in plain["dataset"].items() if not k.startswith(unused) and k != "augment"}
     dataset.pop("image_size"), dataset.pop("episodes_per_epoch")
+    for key, default in _LATER_KEYS.items():
+        if dataset.get(key) == default:
+            dataset.pop(key, None)
     facts = {
         "dataset": dataset,
         "backbone": {k: v for k, v in plain["backbone"].items() if k != "weights_dir"},
@@ -162,6 +167,7 @@ def build_base_data(cfg: DictConfig, dataset: SegmentationDataset) -> BaseLearne
         seed=cfg.seed,
         num_val_samples=base.num_val_samples,
         filter_novel=cfg.dataset.filter_novel,
+        novel_pixels=cfg.dataset.get("novel_pixels"),
         skips=skipped_files(cfg),
         mean=mean,
         std=std,

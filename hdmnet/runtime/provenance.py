@@ -16,6 +16,7 @@ _LIBRARIES = (
     *("hydra", "omegaconf", "hdmnet"),
 )
 _DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow", "hydra": "hydra-core"}  # of another name
+_CPU_INFO = Path("/proc/cpuinfo")
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -67,13 +68,24 @@ def available_cpus() -> int:
         return affinity
 
 
-def _processor() -> str:
+def _about_cpu(*keys: str) -> str:
+    """What Linux says of the first CPU under one of some keys; empty on other systems."""
+    for line in _CPU_INFO.read_text(encoding="utf-8").splitlines() if _CPU_INFO.is_file() else ():
+        key, _, value = line.partition(":")
+        if key.strip() in keys:
+            return value.strip()
+    return ""
+
+
+def processor() -> str:
     """Name the CPU; Linux hides the name from `platform.processor`."""
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text(encoding="utf-8").splitlines() if info.is_file() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return _about_cpu("model name") or platform.processor() or platform.machine()
+
+
+def emulates_bfloat16() -> bool:
+    """Whether the CPU is known to have no instructions for bfloat16, so that every operation converts to float32."""
+    flags = set(_about_cpu("flags", "Features").split())  # of x86, of ARM
+    return bool(flags) and flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def hardware() -> dict[str, Any]:
@@ -83,7 +95,7 @@ def hardware() -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "system": platform.platform(),
-        "cpu": _processor(),
+        "cpu": processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpu_cores": available_cpus(),
         "torch_threads": torch.get_num_threads(),

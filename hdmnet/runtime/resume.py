@@ -8,13 +8,11 @@ Imports nothing heavy.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import logging
 import os
 import re
-import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +26,7 @@ from hdmnet.config.renamed import upgrade
 from hdmnet.config.values import to_plain, to_stored
 from hdmnet.runtime.atomic import replacing
 from hdmnet.runtime.errors import InputError, MissingFileError
-from hdmnet.runtime.run_folder import is_held, own_folder
+from hdmnet.runtime.run_folder import is_held, own_folder, remove_unused
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +178,8 @@ def find_folder(cfg: DictConfig, fresh: Path) -> Path:
     if found is None:
         log.info("resume=auto: no unfinished run of this config in %s; a new one begins", fresh.parent)
         return fresh
-    _remove_unused(fresh, found.folder)
+    if fresh != found.folder:
+        remove_unused(fresh)
     log.info("resume: going on with the run in %s", found.folder)
     if found.batch_size != asked.batch_size or found.devices != asked.devices:
         log.warning(
@@ -232,14 +231,6 @@ def _named(wanted: str, asked: RunRecord) -> tuple[RunRecord, Path | None]:
             "line (folders, devices and num_workers may differ); ckpt=PATH begins a new run from its weights"
         )
     return run, checkpoint
-
-
-def _remove_unused(fresh: Path, used: Path) -> None:
-    """Remove the folder that Hydra has made for this command, and nothing that anybody else has put there."""
-    if fresh != used and fresh.is_dir() and [entry.name for entry in fresh.iterdir()] == [".hydra"]:
-        shutil.rmtree(fresh / ".hydra")
-        with contextlib.suppress(OSError):
-            fresh.rmdir()
 
 
 def can_go_on(cfg: DictConfig, folder: Path) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +57,24 @@ def is_held(folder: Path) -> bool:
         return True
     lock.release()
     return False
+
+
+def remove_unused(folder: Path, *, below: Path | None = None) -> None:
+    """Remove a folder that holds nothing but what Hydra and `own_folder` write as a command begins.
+
+    Args:
+        folder: Made for the command; with anything else in it, or held by a process, it stays.
+        below: The folders above it go too, up to this one, where nothing is left in them; None: they stay.
+    """
+    if not folder.is_dir() or any(entry.name != ".hydra" for entry in folder.iterdir()) or is_held(folder):
+        return
+    shutil.rmtree(folder / ".hydra", ignore_errors=True)
+    with contextlib.suppress(OSError):  # until one is not empty
+        folder.rmdir()
+        for parent in folder.parents if below in folder.parents else ():
+            if parent == below:
+                break
+            parent.rmdir()
 
 
 def _holder(folder: Path) -> str:

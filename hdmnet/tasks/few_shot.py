@@ -18,7 +18,7 @@ from hdmnet.models.method import FINAL, encodes_apart
 from hdmnet.tasks.feature_store import FeatureStore, add_to_metrics, count_predictions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
     from torch import Tensor
@@ -38,6 +38,7 @@ class FewShotTask(L.LightningModule):
         model: The method.
         class_names: Of the classes that are tested, in the order of ``class_index``.
         val_class_names: Of those that are validated; None: the same.
+        too_few: Names of those that are known to have too few images for an episode: validation need not say so again.
         num_test_seeds: Test seeds whose episodes the test loader mixes; may be lowered later for a test of fewer.
         loss: Called as ``loss(output, query_mask)``; gives scalars by name, of which ``loss`` is the one to minimise.
             None: only to be tested.
@@ -55,6 +56,7 @@ class FewShotTask(L.LightningModule):
         model: FewShotMethod,
         class_names: Sequence[str],
         val_class_names: Sequence[str] | None = None,
+        too_few: Collection[str] = (),
         num_test_seeds: int = 1,
         loss: nn.Module | None = None,
         optimizer: Callable[[list[dict[str, Any]]], Optimizer] | None = None,
@@ -67,17 +69,18 @@ class FewShotTask(L.LightningModule):
         super().__init__()
         self.model = model
         self.class_names = tuple(class_names)
+        self.val_class_names = self.class_names if val_class_names is None else tuple(val_class_names)
         self.loss = loss
         self.make_optimizer, self.make_schedule, self.groups = optimizer, schedule, dict(groups or {})
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
         self.checkpoint_extra = checkpoint_extra or {}
         self.num_test_seeds = num_test_seeds
         # One metric a reported prediction and seed; validation has one seed.
-        self.val_metrics = self._metrics(1, self.class_names if val_class_names is None else val_class_names)
+        self.val_metrics = self._metrics(1, self.val_class_names)
         self.test_metrics = self._metrics(num_test_seeds, self.class_names)
         self.val_results: dict[str, list[dict[str, Any]]] = {}
         self.test_results: dict[str, list[dict[str, Any]]] = {}
-        self._tells_left_out = True
+        self._tells_left_out, self._too_few = True, frozenset(too_few)
         self.features = FeatureStore()  # filled in a validation or test, empty before and after
 
     def _metrics(self, num_seeds: int, names: Sequence[str]) -> nn.ModuleDict:
@@ -103,13 +106,15 @@ class FewShotTask(L.LightningModule):
 
     def validation_step(self, batch: Episode | EvaluationBatch, batch_idx: int) -> dict[str, Any]:
         """Pool one batch of validation episodes; returns what the pictures are drawn from."""
-        return self._evaluate(batch, self.val_metrics)
+        return self._evaluate(batch, self.val_metrics, self.val_class_names)
 
     def test_step(self, batch: Episode | EvaluationBatch, batch_idx: int) -> dict[str, Any]:
         """Pool one batch of test episodes; returns what the pictures are drawn from."""
-        return self._evaluate(batch, self.test_metrics)
+        return self._evaluate(batch, self.test_metrics, self.class_names)
 
-    def _evaluate(self, batch: Episode | EvaluationBatch, metrics: nn.ModuleDict) -> dict[str, Any]:
+    def _evaluate(
+        self, batch: Episode | EvaluationBatch, metrics: nn.ModuleDict, class_names: Sequence[str]
+    ) -> dict[str, Any]:
         if isinstance(batch, EvaluationBatch):
             output = self.features.segment(encodes_apart(self.model), batch)
             masks, mask_index, item = batch.query_masks_original, batch.mask_index, batch.item
@@ -125,7 +130,7 @@ class FewShotTask(L.LightningModule):
                 item=item,
                 seed_index=batch.seed_index.tolist(),
             )
-        return {"episode": batch, "output": output, "class_names": self.class_names}
+        return {"episode": batch, "output": output, "class_names": class_names}
 
     def on_validation_epoch_start(self) -> None:
         """Begin without features: what encodes them may have learnt since a validation that was cut short."""
@@ -154,7 +159,8 @@ class FewShotTask(L.LightningModule):
     def _tell_left_out(self, iou_per_class: Tensor) -> None:
         """Say once which classes (C,) have no IoU: the best checkpoint is chosen without them."""
         defined = iou_per_class.reshape(-1).isfinite().tolist()
-        names = [name for name, known in zip(self.class_names, defined, strict=True) if not known]
+        pairs = zip(self.val_class_names, defined, strict=True)
+        names = [name for name, known in pairs if not known and name not in self._too_few]
         if names and self._tells_left_out and self.trainer.is_global_zero:
             value = "the mean of the others" if any(defined) else "0"
             log.warning("validation has no episode to count of %s: val/miou is %s", ", ".join(names), value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,9 @@ def _numbers(value: Any) -> list[float]:
     return torch.as_tensor(value).double().flatten().tolist()
 
 
-def summarise_seeds(computed: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> dict[str, Any]:
+def summarise_seeds(
+    computed: Sequence[Mapping[str, Any]], class_names: Sequence[str], *, too_few: Collection[str] = ()
+) -> dict[str, Any]:
     """Make the `test` entry of a result from one `FewShotIoU.compute` value per test seed.
 
     Every figure is the mean over the seeds of that seed's pooled figure, as the field reports it.
@@ -31,6 +33,7 @@ def summarise_seeds(computed: Sequence[Mapping[str, Any]], class_names: Sequence
     Args:
         computed: Per seed: `miou` and `fb_iou` (), `iou_per_class` (C,) fractions, `counts` (C,) episodes.
         class_names: The C names in the order of `class_index`.
+        too_few: Those that have too few images to have any episode.
 
     Returns:
         What `result.json` holds under `test`. `miou_std` is the sample standard deviation over the seeds
@@ -66,12 +69,15 @@ def summarise_seeds(computed: Sequence[Mapping[str, Any]], class_names: Sequence
         "num_episodes": max(sum(row) for row in counts),
         "num_episodes_per_seed": [sum(row) for row in counts],
         "num_classes_averaged": [sum(map(math.isfinite, row)) for row in per_class],
-        "classes_left_out": _left_out(per_class, counts, class_names),
+        "classes_left_out": _left_out(per_class, counts, class_names, too_few),
     }
 
 
 def _left_out(
-    per_class: Sequence[Sequence[float]], counts: Sequence[Sequence[int]], class_names: Sequence[str]
+    per_class: Sequence[Sequence[float]],
+    counts: Sequence[Sequence[int]],
+    class_names: Sequence[str],
+    too_few: Collection[str],
 ) -> dict[str, dict[str, Any]]:
     """Classes that a seed's mIoU is not averaged over, as they have no IoU there; the rows are seeds."""
     left_out = {}
@@ -79,5 +85,6 @@ def _left_out(
         seeds = [seed for seed, row in enumerate(per_class) if not math.isfinite(row[place])]
         if seeds:
             has_none = all(counts[seed][place] == 0 for seed in seeds)
-            left_out[name] = {"seeds": len(seeds), "reason": "no episode" if has_none else "no pixel to count"}
+            reason = "too few images" if name in too_few else "no episode" if has_none else "no pixel to count"
+            left_out[name] = {"seeds": len(seeds), "reason": reason}
     return left_out

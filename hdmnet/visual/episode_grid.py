@@ -30,7 +30,7 @@ from hdmnet.visual.colours import PREDICTION, TRUTH
 
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
 
-_INK, _FAINT, _PAPER = (20, 20, 20), (90, 90, 90), (255, 255, 255)
+INK, FAINT, PAPER = (20, 20, 20), (90, 90, 90), (255, 255, 255)
 _GAP, _LABEL_HEIGHT, _TITLE_HEIGHT, _PANEL_HEIGHT = 8, 34, 30, 200
 _MAX_SUPPORTS = 5
 _TINT = 0.35  # opacity of a mask
@@ -38,7 +38,7 @@ _LABELS = {"meta": "meta only"}  # of predictions, where there are several
 
 
 @lru_cache(maxsize=8)
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """The DejaVu font that matplotlib brings along, so that every machine draws the same."""
     import matplotlib
 
@@ -63,9 +63,21 @@ def _outline(panel: Picture, region: NDArray[Any], *lines: tuple[tuple[int, int,
         cv2.drawContours(panel, outlines, -1, colour, thickness)
 
 
-def _with_mask(image: Picture, mask: NDArray[Any], colour: tuple[int, int, int]) -> Picture:
-    """An image at panel size with its 0/1/255 mask laid over: a tint, an outline, ignored pixels hatched grey."""
-    size = _panel_size(*image.shape[:2])
+def with_mask(
+    image: Picture, mask: NDArray[Any], colour: tuple[int, int, int], size: tuple[int, int], *, line: int = 2
+) -> Picture:
+    """Lay a mask over an image: a tint, an outline, ignored pixels hatched grey.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        mask: (H, W) 0/1/255.
+        colour: RGB of the tint and the outline.
+        size: (width, height) of the result.
+        line: Thickness of the outline, in pixels of the result.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
+    """
     smooth = cv2.INTER_AREA if size[1] < image.shape[0] else cv2.INTER_CUBIC
     panel = np.array(cv2.resize(image, size, interpolation=smooth), np.uint8)
     rows, columns = np.indices(panel.shape[:2])
@@ -73,7 +85,7 @@ def _with_mask(image: Picture, mask: NDArray[Any], colour: tuple[int, int, int])
     region = _at_panel_size(panel, mask == 1)
     inside = region.astype(bool)
     panel[inside] = ((1 - _TINT) * panel[inside] + _TINT * np.asarray(colour, np.float32)).astype(np.uint8)
-    _outline(panel, region, ((0, 0, 0), 4), (colour, 2))  # the dark edge shows on any ground
+    _outline(panel, region, ((0, 0, 0), 2 * line), (colour, line))  # the dark edge shows on any ground
     return panel
 
 
@@ -108,16 +120,16 @@ def episode_iou(prediction: NDArray[Any], truth: NDArray[Any]) -> float:
 def _row(panels: Sequence[tuple[str, str, Picture]], title: str, details: str) -> Picture:
     """Set named panels side by side under a title line."""
     width = sum(panel.shape[1] + _GAP for *_, panel in panels) + _GAP
-    bold, plain = _font(15, bold=True), _font(12)
+    bold, plain = font(15, bold=True), font(12)
     title_width = round(bold.getlength(title) + 16 + plain.getlength(details)) + 2 * _GAP
-    sheet = Image.new("RGB", (max(width, title_width), _TITLE_HEIGHT + _LABEL_HEIGHT + _PANEL_HEIGHT + _GAP), _PAPER)
+    sheet = Image.new("RGB", (max(width, title_width), _TITLE_HEIGHT + _LABEL_HEIGHT + _PANEL_HEIGHT + _GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((_GAP, _TITLE_HEIGHT - 8), title, fill=_INK, font=bold, anchor="ls")
-    draw.text((_GAP + bold.getlength(title) + 16, _TITLE_HEIGHT - 8), details, fill=_FAINT, font=plain, anchor="ls")
+    draw.text((_GAP, _TITLE_HEIGHT - 8), title, fill=INK, font=bold, anchor="ls")
+    draw.text((_GAP + bold.getlength(title) + 16, _TITLE_HEIGHT - 8), details, fill=FAINT, font=plain, anchor="ls")
     left = _GAP
     for name, note, panel in panels:
-        draw.text((left, _TITLE_HEIGHT), name, fill=_INK, font=_font(13))
-        draw.text((left, _TITLE_HEIGHT + 17), note, fill=_FAINT, font=_font(11))
+        draw.text((left, _TITLE_HEIGHT), name, fill=INK, font=font(13))
+        draw.text((left, _TITLE_HEIGHT + 17), note, fill=FAINT, font=font(11))
         sheet.paste(Image.fromarray(panel), (left, _TITLE_HEIGHT + _LABEL_HEIGHT))
         left += panel.shape[1] + _GAP
     return np.asarray(sheet)
@@ -159,14 +171,18 @@ def draw_episode(
         return name, note, _heat(values, size, query_mask)
 
     def predicted(name: str, mask: NDArray[Any]) -> tuple[str, str, Picture]:
-        panel = _with_mask(query_image, mask.astype(np.uint8), PREDICTION)
+        panel = with_mask(query_image, mask.astype(np.uint8), PREDICTION, size)
         return name, f"IoU {100 * episode_iou(mask, query_mask):.1f} %", panel
 
     panels = [
-        (f"support {k + 1} of {len(support_images)}", "mask", _with_mask(support_images[k], support_masks[k], TRUTH))
+        (
+            f"support {k + 1} of {len(support_images)}",
+            "mask",
+            with_mask(support_images[k], support_masks[k], TRUTH, size),
+        )
         for k in range(num_shown)
     ]
-    panels.append(("query", "truth", _with_mask(query_image, query_mask, TRUTH)))
+    panels.append(("query", "truth", with_mask(query_image, query_mask, TRUTH, size)))
     alone = "prediction" if len(predictions) == 1 else ""
     panels += [predicted(alone or _LABELS.get(name, name), mask) for name, mask in predictions.items()]
     for name, several in (maps or {}).items():
@@ -190,16 +206,16 @@ def stack_rows(rows: Sequence[Picture], heading: str = "") -> Picture:
     """
     top = 30
     legend = ((TRUTH, "truth, support mask"), (PREDICTION, "prediction"), ((190, 190, 190), "ignored"))
-    text_width = round(_font(14, bold=True).getlength(heading)) + 30
+    text_width = round(font(14, bold=True).getlength(heading)) + 30
     width = max([text_width + 420, *(row.shape[1] for row in rows)])
-    sheet = Image.new("RGB", (width, top + sum(row.shape[0] for row in rows)), _PAPER)
+    sheet = Image.new("RGB", (width, top + sum(row.shape[0] for row in rows)), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((_GAP, top // 2), heading, fill=_INK, font=_font(14, bold=True), anchor="lm")
+    draw.text((_GAP, top // 2), heading, fill=INK, font=font(14, bold=True), anchor="lm")
     left = text_width
     for colour, name in legend:
-        draw.rectangle((left, 9, left + 16, 21), fill=colour, outline=_INK)
-        draw.text((left + 22, top // 2), name, fill=_INK, font=_font(12), anchor="lm")
-        left += 40 + round(_font(12).getlength(name))
+        draw.rectangle((left, 9, left + 16, 21), fill=colour, outline=INK)
+        draw.text((left + 22, top // 2), name, fill=INK, font=font(12), anchor="lm")
+        left += 40 + round(font(12).getlength(name))
     above = top
     for row in rows:
         sheet.paste(Image.fromarray(row), (0, above))

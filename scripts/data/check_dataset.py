@@ -4,19 +4,22 @@
     python scripts/data/check_dataset.py dataset=pascal paths.data_dir=DATA
 
 Takes the words of `python -m hdmnet.train`; the data set is `folder` unless they say otherwise. Every picture and every
-mask is decoded. The exit code is 1 if anything is wrong; what is only worth knowing is noted and does no harm.
+mask is decoded, and contact sheets are drawn: three pictures of each class with its mask and its name. The exit code is
+1 if anything is wrong, classes of the fold that have too few images among it; what is only worth knowing is noted and
+does no harm.
 """
 
 from __future__ import annotations
 
 import itertools
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -27,12 +30,14 @@ from hdmnet.cli.parser import run_main
 from hdmnet.config.checks import validate
 from hdmnet.config.paths import conf_dir
 from hdmnet.config.schemas import register_schemas
-from hdmnet.data.catalog import class_areas
+from hdmnet.data.catalog import Catalog, class_areas, training_view
 from hdmnet.data.datasets.base import SegmentationDataset, Split
 from hdmnet.data.datasets.folder.dataset import FolderDataset
+from hdmnet.data.episodes.manifest import EpisodeManifest, images_needed
 from hdmnet.data.io.upright import orientation
 from hdmnet.run.build import build_dataset
 from hdmnet.runtime.provenance import available_cpus
+from hdmnet.visual.contact_sheet import draw_contact_sheets
 
 NAME = "check_dataset"
 _SHOWN = 5  # names in a note
@@ -105,31 +110,80 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
 
 
-def print_classes(
+def make_catalog(dataset: SegmentationDataset, ids: Sequence[str], findings: Findings) -> Catalog:
+    """The catalog of those of some images that are right."""
+    kept = [image_id for image_id in ids if image_id in findings.areas]
+    rows = [
+        (position, value, findings.areas[image_id][value])
+        for position, image_id in enumerate(kept)
+        for value in sorted(findings.areas[image_id])
+    ]
+    positions, values, pixels = np.array(rows, dtype=np.int64).reshape(-1, 3).T
+    return Catalog(
+        ids=np.array(kept, dtype=np.str_),
+        image_index=positions,
+        class_value=values,
+        area=pixels,
+        class_names=tuple(dataset.class_names),
+    )
+
+
+def count_classes(
     cfg: DictConfig, dataset: SegmentationDataset, ids: dict[Split, list[str]], findings: Findings
-) -> None:
-    """Print how many images of each class count: of novel classes in evaluation, of base classes in training.
+) -> list[str]:
+    """Count the images of each class as training, validation and test of the fold would; what lacks is wrong.
 
     Args:
         cfg: Its fold says which classes are novel, its shot how many images a class must have.
         dataset: The data set.
         ids: Images of each split.
-        findings: Their areas.
+        findings: Their areas; gets a line for what cannot be trained on or tested, unless wrong files are to be mended
+            first.
+
+    Returns:
+        A table of the classes, line by line.
     """
-    novel = set(dataset.class_split(cfg.fold).novel)
-    areas = {split: [findings.areas.get(one, {}) for one in ids[split]] for split in ids}
-    if cfg.dataset.filter_novel:
-        areas["train"] = [one for one in areas["train"] if novel.isdisjoint(one)]
-    counts = {
-        split: Counter(value for one in areas[split] for value in one if one[value] >= dataset.min_area)
-        for split in ids
-    }
+    split, settings = dataset.class_split(cfg.fold), cfg.dataset
+    catalogs = {name: make_catalog(dataset, ids[name], findings) for name in ids}
+    lacking: list[str] = []
+    counts: dict[tuple[int, str], int] = {}
+    for name, classes, kind in (
+        ("train", split.train, "base"),
+        ("val", split.val, "novel"),
+        *((("test", split.test, "novel"),) if "test" in ids else ()),
+    ):
+        if not classes:
+            continue
+        view = everything = catalogs[name].view(classes, min_area=dataset.min_area)
+        try:
+            if kind == "base":
+                filtered = settings.filter_novel and settings.novel_pixels is None
+                view = training_view(catalogs[name], dataset, split, filter_novel=filtered)
+            about = {"dataset": dataset.name, "fold": split.fold, "split": name, "seed": 0, "num_episodes": None}
+            manifest = EpisodeManifest(view, shot=cfg.shot, allow_repeats=settings.allow_repeats, **about)
+            lacking += [manifest.tell_too_few(everything)] if manifest.too_few else []
+        except ValueError as error:
+            lacking.append(str(error))
+        counts |= {(value, kind): number for value, number in zip(view.classes, np.diff(view.class_ptr), strict=True)}
+    findings.wrong = findings.wrong or lacking
+    needed = images_needed(cfg.shot, allow_repeats=settings.allow_repeats)
     width = max(len("class"), *map(len, dataset.class_names))
-    print(f"\n{'class':<{width}}  in fold {cfg.fold}   images that count (at least {dataset.min_area} px of it)")
-    for value, name in enumerate(dataset.class_names, start=1):
-        kind, count = ("novel", counts["val"][value]) if value in novel else ("base", counts["train"][value])
-        mark = "" if count > cfg.shot else f"   too few: shot={cfg.shot} needs {cfg.shot + 1}"
-        print(f"{name:<{width}}  {kind:<9}   {count:>6,}{mark}")
+    lines = [f"{'class':<{width}}  in fold {cfg.fold}   images that count (at least {dataset.min_area} px of it)"]
+    for (value, kind), number in sorted(counts.items()):
+        mark = "" if number >= needed else f"   too few: shot={cfg.shot} needs {needed}"
+        lines.append(f"{dataset.class_names[value - 1]:<{width}}  {kind:<9}   {number:>6,}{mark}")
+    return lines
+
+
+def draw(cfg: DictConfig, dataset: SegmentationDataset, findings: Findings) -> str:
+    """Draw the contact sheets; says where they are."""
+    file = Path(cfg.paths.output_dir) / NAME / str(dataset.name) / "contact_sheet.png"
+    try:
+        files = draw_contact_sheets(dataset, findings.areas, file)
+    except (ValueError, OSError) as error:
+        return f"no contact sheet: {' '.join(str(error).split())}"
+    named = str(files[0]) if len(files) == 1 else f"{files[0]} to {files[-1].name}"
+    return f"contact sheet, to see whether names and masks fit: {named}"
 
 
 def check(cfg: DictConfig) -> bool:
@@ -160,11 +214,12 @@ def check(cfg: DictConfig) -> bool:
         f"{dataset.name}{layout}: {len(every):,} images ({sizes}), "
         f"{len(dataset.class_names)} classes, {bare:,} images without any"
     )
+    table = count_classes(cfg, dataset, ids, findings)
     for line in findings.notes:
         print(f"note: {line}")
     for line in findings.wrong:
         print(f"wrong: {line}")
-    print_classes(cfg, dataset, ids, findings)
+    print("", *table, "", draw(cfg, dataset, findings), sep="\n")
     print(f"\n{len(findings.wrong):,} wrong" if findings.wrong else "\nnothing wrong")
     return not findings.wrong
 

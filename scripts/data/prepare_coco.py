@@ -1,6 +1,7 @@
 """Turns COCO 2014 into the tree that `dataset=coco` reads: paints the instance annotations to one mask a picture.
 
     python scripts/data/prepare_coco.py --root DATA/coco [--zips train2014.zip val2014.zip annotations_trainval2014.zip]
+    python scripts/data/prepare_coco.py --root DATA/coco --year 2017      for dataset=coco dataset.year=2017
 
 Reads `train2014/ val2014/ annotations/instances_{train,val}2014.json` under the root (or unpacks them from zips) and
 writes `masks/{train2014,val2014}/*.png`: 0 background, class = position 1..80 in ascending category id, 255 ignore.
@@ -34,11 +35,11 @@ from prepare_common import (  # noqa: E402
 )
 
 from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
+from hdmnet.data.datasets.coco import YEARS  # noqa: E402
 
 NAME = "prepare_coco"
-FOLDERS = ("train2014", "val2014")
 NUM_CATEGORIES = 80
-ZIP_PATTERN = r"(?:^|/)(train2014|val2014|annotations)/((?:COCO_[\w.-]+\.jpg|instances_(?:train|val)2014\.json))$"
+ZIP_PATTERN = r"(?:^|/)(train{year}|val{year}|annotations)/([\w-]+\.jpg|instances_(?:train|val){year}\.json)$"
 HOME = "from the COCO site, cocodataset.org"
 
 
@@ -123,7 +124,7 @@ def prepare_split(root: Path, folder: str, *, crowd: str, workers: int, allow_pa
 
     Args:
         root: The tree.
-        folder: "train2014" or "val2014".
+        folder: "train2014", "val2014" or those of 2017.
         crowd: What a crowd region paints.
         workers: Number of processes.
         allow_partial: Whether missing files are only a warning.
@@ -135,14 +136,16 @@ def prepare_split(root: Path, folder: str, *, crowd: str, workers: int, allow_pa
         FileNotFoundError: If the pictures' folder or the JSON is missing and may not be.
         ValueError: If the JSON cannot be used.
     """
-    pictures, masks = root / folder, root / "masks" / folder
+    pictures, masks, year = root / folder, root / "masks" / folder, folder[-4:]
     annotations = root / "annotations" / f"instances_{folder}.json"
     for path, archive in (
-        (pictures, f"the COCO 2014 {folder.removesuffix('2014')} images zip ({folder}.zip)"),
-        (annotations, "the COCO 2014 train/val annotations zip (annotations_trainval2014.zip)"),
+        (pictures, f"the COCO {year} {folder[:-4]} images zip ({folder}.zip)"),
+        (annotations, f"the COCO {year} train/val annotations zip (annotations_trainval{year}.zip)"),
     ):
         if not path.exists():
             text = f"{path} is missing: it is in {archive} {HOME}; unpack it there or pass it to --zips"
+            for other in (one for one in YEARS if str(one) != year and (root / f"{folder[:-4]}{one}").is_dir()):
+                text = f"{path} is missing, but {folder[:-4]}{other} is there: for that add --year {other}"
             if not allow_partial:
                 raise FileNotFoundError(text)
             warn(NAME, f"{text} ({folder} is left out)")
@@ -176,7 +179,7 @@ def report(
     """Print the counts of a split, and what is wrong with it.
 
     Args:
-        folder: "train2014" or "val2014".
+        folder: As of `prepare_split`.
         items: The pictures of the JSON.
         present: Those on the disk.
         problems: A line for each mask that could not be painted.
@@ -197,8 +200,8 @@ def report(
         first = next(item.picture for item in items if item.picture not in there)
         warn(
             NAME,
-            f"{num_missing:,} of {len(items):,} pictures are missing, the first is {first}: unpack the COCO 2014 "
-            f"{folder.removesuffix('2014')} images zip {HOME} again" + (" (allowed)" if allow_partial else ""),
+            f"{num_missing:,} of {len(items):,} pictures are missing, the first is {first}: unpack the COCO "
+            f"{folder[-4:]} {folder[:-4]} images zip {HOME} again" + (" (allowed)" if allow_partial else ""),
         )
     if problems:
         more = f" (and {len(problems) - 1:,} more pictures with an error)" if len(problems) > 1 else ""
@@ -215,11 +218,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 if everything is complete, else 1.
     """
-    parser = OneLineParser(prog=NAME, description="Paint the masks of COCO 2014 from its instance annotations.")
+    parser = OneLineParser(prog=NAME, description="Paint the masks of COCO from its instance annotations.")
     parser.add_argument("--root", type=Path, required=True, help="the COCO tree, e.g. $HDMNET_DATA/coco")
     parser.add_argument("--zips", type=Path, nargs="+", default=[], help="zips of the COCO site to unpack there first")
     parser.add_argument(
         "--crowd", choices=CROWD_VALUES, default="ignore", help="crowd regions: 255 (default), 0, or class"
+    )
+    parser.add_argument(
+        "--year", type=int, choices=YEARS, default=YEARS[0], help=f"of the folders' names (default: {YEARS[0]})"
     )
     parser.add_argument("--workers", type=int, help="processes (default: all cores)")
     parser.add_argument(
@@ -230,11 +236,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser.parse_args(argv)
         workers = count_workers(arguments.workers)
         for archive in arguments.zips:
-            unpack(archive, arguments.root, ZIP_PATTERN)
+            unpack(archive, arguments.root, ZIP_PATTERN.format(year=arguments.year))
         if not arguments.root.is_dir():
             raise FileNotFoundError(f"--root {arguments.root} is no folder: give that of train2014/ and val2014/")
         complete = True
-        for folder in FOLDERS:
+        for folder in (f"train{arguments.year}", f"val{arguments.year}"):
             complete &= prepare_split(
                 arguments.root, folder, crowd=arguments.crowd, workers=workers, allow_partial=arguments.allow_partial
             )

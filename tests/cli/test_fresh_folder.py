@@ -9,12 +9,14 @@ import types
 import pytest
 
 from hdmnet.cli.fresh_folder import make_new
+from hdmnet.runtime.run_folder import remove_unused
 from tests.helpers import commands
 
 
 @pytest.fixture
 def one_second(monkeypatch):
-    """Hydra's `${now:…}` does not move."""
+    """Hydra's `${now:…}` does not move, and refused commands leave their folders."""
+    monkeypatch.setattr("hdmnet.cli.entry_point.remove_unused", lambda *_, **__: None)
     monkeypatch.setattr(
         "hydra.core.utils.datetime", types.SimpleNamespace(now=lambda: datetime.datetime(2026, 1, 2, 3, 4, 5))
     )
@@ -49,6 +51,41 @@ def test_a_folder_that_was_asked_for_is_taken(tmp_path, one_second):
     for name in ("a", "b"):
         commands.call("evaluate", tmp_path / "runs", f"ckpt={name}", f"hydra.run.dir={tmp_path / 'mine'}").refusal()
     assert overrides(tmp_path) == {"mine": "b"}
+
+
+def names(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("evaluate", ("ckpt=none.ckpt",)),
+        ("predict", ("ckpt=none.ckpt", "output={}/deep/out")),
+        ("demo", ("ckpt=none.ckpt",)),
+        ("train", ("shot=0",)),
+        ("train", ("dataset=coco", "paths.data_dir=nowhere")),
+        ("train", ("ckpt=none.ckpt", "hydra.run.dir={}/mine")),
+        ("train", ("resume=nowhere",)),
+    ],
+)
+def test_a_refused_command_leaves_no_folder(tmp_path, command, words):
+    commands.call(command, tmp_path / "runs", *(word.format(tmp_path / "runs") for word in words)).refusal()
+    assert names(tmp_path) in (["runs"], [])
+
+
+def test_what_was_there_before_a_refused_command_stays(tmp_path):
+    for folder in ("empty", "used"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / "used" / "notes.txt").write_text("mine") if folder == "used" else None
+        commands.call("predict", tmp_path / "runs", "ckpt=none.ckpt", f"output={tmp_path / folder}").refusal()
+    assert {"empty", "used", "used/notes.txt"} <= set(names(tmp_path))
+    # What a command has made before it was refused stays too: the first pictures of a training that diverged, say.
+    folder = tmp_path / "new"
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / "metrics.csv").touch()
+    remove_unused(folder, below=tmp_path)
+    assert {"new/.hydra", "new/metrics.csv"} <= set(names(tmp_path))
 
 
 def test_of_many_processes_each_makes_another(tmp_path):

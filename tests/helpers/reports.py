@@ -36,6 +36,7 @@ def make_result(
     overrides=(),
     entry_point="train",
     episodes=100,
+    iou_per_class=None,
     **changes,
 ):
     words = [f"dataset={dataset}", f"fold={fold}", f"seed={seed}", f"shot={shot}", *overrides]
@@ -46,11 +47,11 @@ def make_result(
         "miou_per_seed": list(miou),
         "fb_iou": sum(fb_iou) / len(fb_iou),
         "fb_iou_per_seed": list(fb_iou),
-        "iou_per_class": dict.fromkeys(CLASSES, 0.5),
+        "iou_per_class": dict.fromkeys(CLASSES, 0.5) if iou_per_class is None else iou_per_class,
         "num_episodes": episodes,
     }
     return {
-        "dataset": dataset,
+        "dataset": config["dataset"]["name"],
         "method": method_of(config),
         "fold": fold,
         "shot": shot,

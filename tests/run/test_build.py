@@ -7,7 +7,9 @@ import torch
 from omegaconf import OmegaConf
 
 from hdmnet.config.checks import validate
+from hdmnet.run import build
 from hdmnet.run.build import build_untrained, check_builds
+from hdmnet.runtime import provenance
 from hdmnet.runtime.errors import ConfigError
 
 
@@ -120,3 +122,27 @@ def test_wrong_declarations_of_a_trunk(compose_config, trunk, message):
 def test_pfenet_on_other_layers_than_it_can_use(compose_config):
     with pytest.raises(ConfigError, match=r"^model: PFENet runs .* of 2 levels cannot be cut there"):
         check_builds(compose_config("train", "model=pfenet", "+model.trunk.layers=[2,3]"))
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-mixed", "32-true", None])
+@pytest.mark.parametrize(
+    ("info", "emulates"),
+    [
+        ("model name\t: Old CPU\nflags\t\t: fpu avx2 avx512f\n", True),
+        ("model name\t: New CPU\nflags\t\t: fpu avx512f avx512_bf16\n", False),
+        ("Features\t: fp asimd bf16\n", False),
+        (None, False),  # another system: not known
+    ],
+)
+def test_16_bits_that_the_processor_emulates_are_told(
+    compose_config, monkeypatch, tmp_path, caplog, precision, info, emulates
+):
+    if info is not None:
+        (tmp_path / "cpuinfo").write_text(info)
+    monkeypatch.setattr(provenance, "_CPU_INFO", tmp_path / "cpuinfo")
+    words = ("trainer=cpu", *([] if precision is None else [f"trainer.precision={precision}"]))
+    build.warn_of_slow_precision(compose_config("train", *words))
+    expected = emulates and precision is not None and "16" in precision
+    assert [record.message.partition(" and ")[0] for record in caplog.records] == (
+        [f"trainer.precision={precision}: Old CPU has no bfloat16 instructions"] if expected else []
+    )

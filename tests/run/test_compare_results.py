@@ -73,6 +73,26 @@ def test_other_questions_are_not_compared(trained, again, key, value):
     assert (compared["same_episodes"], compared["same_figures"]) == (None, None)
 
 
+def test_another_list_is_another_question_and_no_warning(trained, again, caplog):
+    trained["git_dirty"] = again["git_dirty"] = False
+    trained["config"]["dataset"]["min_area"] = 7
+    trained["config"]["dataset"]["val_list"] = "other.txt"
+    assert "asked_otherwise" not in compare_results(again, trained)  # these are the same episodes all the same
+    trained["manifest_sha256"][0], trained["data_sha256"] = "0" * 64, "1" * 64
+    compared = compare_results(again, trained)
+    assert compared["asked_otherwise"] == ["dataset.val_list", "dataset.min_area"]
+    assert (compared["same_episodes"], compared["same_figures"], compared["differences"]) == (None, None, [])
+    with caplog.at_level(logging.INFO):
+        print_comparison(compared)
+    (record,) = caplog.records
+    assert (record.levelname, record.message) == (
+        "INFO",
+        "other test episodes than in RUN/result.json, by another dataset.val_list, dataset.min_area",
+    )
+    trained["config"]["dataset"] = {**again["config"]["dataset"], "root": "/elsewhere"}
+    assert compare_results(again, trained)["same_episodes"] is False
+
+
 @pytest.mark.parametrize("change", ["support_mask", "checkpoint", "image_size"])
 def test_other_figures_are_expected_of_another_way(trained, again, change):
     if change == "image_size":

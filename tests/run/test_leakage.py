@@ -1,7 +1,8 @@
 """No pixel of a novel class may teach either stage: whole train lists of every data set, through the real DataModules.
 
 With the novel-class filter no training picture holds such a pixel. Without it, such pixels are background, as in the
-older protocol: what reaches the task is then the same, bit for bit, as if nobody had ever labelled a novel class.
+older protocol: what reaches the task is then the same, bit for bit, as if nobody had ever labelled a novel class. With
+`dataset.novel_pixels=ignore` they are 255, which no loss counts.
 """
 
 from __future__ import annotations
@@ -100,8 +101,11 @@ def shrink(mask):
     return cv2.resize(mask, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
 
 
-def check_whole_lists(trees, few, base, *, filtered):
-    """Walk all training pictures through both stages' data sets; returns the number of novel pixels met."""
+def check_whole_lists(trees, few, base, *, filtered, novel_label=0):
+    """Walk all training pictures through both stages' data sets; returns the number of novel pixels met.
+
+    `novel_label` is what they are to be.
+    """
     dataset, split, met = few.dataset, few.class_split, 0
     assert not set(split.train) & set(split.novel)
     names = [str(image_id) for image_id in few.train_manifest.view.ids]
@@ -125,6 +129,7 @@ def check_whole_lists(trees, few, base, *, filtered):
                 assert not np.isin(labels, split.novel).any(), image_id
             labels = shrink(labels)
             expected = np.zeros_like(labels)
+            expected[np.isin(labels, split.novel)] = novel_label
             for value, number in wanted.items():
                 expected[labels == value] = number
             expected[labels == 255] = 255
@@ -151,6 +156,23 @@ def test_without_the_filter_novel_pixels_are_background(compose_config, trees, t
     """SHAPES draws no novel object into a training picture in the first place."""
     both = modules(compose_config, trees, tmp_path, dataset, f"fold={fold}", "dataset.filter_novel=false")
     assert check_whole_lists(trees, *both, filtered=False) > 1000
+
+
+@pytest.mark.parametrize(("dataset", "fold"), [one for one in DATASETS if one[0] != "shapes"])
+@pytest.mark.parametrize(("choice", "label"), [("ignore", 255), ("background", 0)])
+def test_novel_pixels_that_training_keeps_are_what_was_chosen(
+    compose_config, trees, tmp_path, dataset, fold, choice, label
+):
+    both = modules(compose_config, trees, tmp_path, dataset, f"fold={fold}", f"dataset.novel_pixels={choice}")
+    assert check_whole_lists(trees, *both, filtered=False, novel_label=label) > 1000
+    validation = both[1].val_dataloader().dataset
+    met = 0
+    for sample in (validation[index] for index in range(len(validation))):
+        labels = shrink(truth(trees, both[1].dataset, sample.id))
+        novel = np.isin(labels, both[1].class_split.novel)
+        assert (sample.mask.numpy()[novel] == label).all()
+        met += int(novel.sum())
+    assert met > 100
 
 
 @pytest.mark.parametrize(("augment", "base"), [("official", "bam"), ("paper", "official"), ("flip", "flip")])

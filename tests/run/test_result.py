@@ -81,10 +81,18 @@ def test_a_class_is_told_that_some_seeds_lack_or_that_has_no_pixel() -> None:
         "moon": {"seeds": 1, "reason": "no pixel to count"},
     }
     assert left_out_notes(entry) == [
-        "star has no episode in 1 of 2 test seeds: mIoU is the mean of the other classes, not of 3",
-        "moon has no pixel to count in 1 of 2 test seeds: mIoU is the mean of the other classes, not of 3",
+        "star has no episode in 1 of 2 test seeds; moon has no pixel to count in 1 of 2 test seeds: "
+        "mIoU is the mean of the other classes, not of 3"
     ]
     assert left_out_notes(summarise_seeds([metric.compute()], NAMES)) == []
+
+
+def test_all_classes_with_too_few_images_are_told_in_one_line() -> None:
+    metric = FewShotIoU(3)
+    metric.update(torch.ones(1, 1, 2, dtype=torch.long), torch.ones(1, 1, 2, dtype=torch.long), torch.tensor([1]))
+    entry = summarise_seeds([metric.compute()] * 2, NAMES, too_few=("ring", "moon"))
+    assert entry["classes_left_out"] == {name: {"seeds": 2, "reason": "too few images"} for name in ("ring", "moon")}
+    assert left_out_notes(entry) == ["ring, moon have too few images: mIoU is the mean of the other classes, not of 3"]
 
 
 def test_summary_takes_a_one_class_metric_and_refuses_wrong_names() -> None:

@@ -21,9 +21,11 @@ def checked(content, tmp_path, capsys):
     """`checked("index", damage, *words)` writes a folder, damages it and gives exit code, stdout and stderr."""
 
     def check(layout, damage=lambda root: None, *words):
-        write(layout, tmp_path, content)
-        damage(tmp_path)
-        code = check_dataset.main([f"dataset.root={tmp_path}", *words])
+        root = tmp_path / "data"
+        root.mkdir()
+        write(layout, root, content)
+        damage(root)
+        code = check_dataset.main([f"dataset.root={root}", f"paths.output_dir={tmp_path / 'out'}", *words])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -40,6 +42,10 @@ def test_a_whole_folder_is_found_right_with_a_bar(checked, content, layout):
     assert code == 0
     assert out.startswith(f"folder, layout {layout}: 12 images (12 train, 12 val), 4 classes, 0 images without any\n")
     assert out.endswith("\nnothing wrong\n")
+    (sheet,) = lines(out, "contact sheet, to see whether names and masks fit")
+    assert sheet.endswith("out/check_dataset/folder/contact_sheet.png")
+    with Image.open(sheet) as picture:
+        assert picture.size == (3 * 482 + 14, 2 * 148 + 14)
     for value, name in enumerate(content[1], start=1):
         count = sum((entry.mask == value).any() for entry in content[0].values())
         assert f"{name:<14}  novel       {count:>6}" in out
@@ -66,15 +72,52 @@ def test_every_wrong_file_is_named(checked, content):
     assert out.endswith("\n4 wrong\n")
 
 
-def test_counts_are_those_of_the_fold(checked, content):
+def test_counts_are_those_of_the_fold_and_too_few_are_wrong(checked, content):
     names = content[1]
-    code, out, _ = checked("fss", lambda root: None, "dataset.num_folds=2", "fold=1", "shot=5", "dataset.min_area=60")
-    assert code == 0
-    for value, name in enumerate(names, start=1):
-        count = sum(int((entry.mask == value).sum() >= 60) for entry in content[0].values())
+    code, out, _ = checked("fss", lambda root: None, "dataset.num_folds=2", "fold=1", "shot=2", "dataset.min_area=60")
+    counts = [sum(int((entry.mask == value).sum() >= 60) for entry in content[0].values()) for value in range(1, 5)]
+    for value, (name, count) in enumerate(zip(names, counts, strict=True), start=1):
         line = next(line for line in out.splitlines() if line.startswith(name))
         assert line.split()[2:4] == ["base" if value < 3 else "novel", str(count)]
-        assert ("too few: shot=5 needs 6" in line) == (count < 6)
+        assert ("too few: shot=2 needs 3" in line) == (count < 3)
+    few = [f"{name} ({count})" for name, count in zip(names, counts, strict=True) if count < 3]
+    assert few
+    assert [word for line in lines(out, "wrong") for word in few if word in line] == few
+    assert code == 1
+
+
+def test_a_fold_that_cannot_be_trained_or_tested_is_wrong(checked, content):
+    code, out, _ = checked("fss", lambda root: None, "dataset.num_folds=2", "shot=11")
+    (train, val) = lines(out, "wrong")
+    assert train.startswith("none of the 2 classes of folder fold 0 train has the 12 images that shot=11 needs")
+    assert val.startswith("none of the 2 classes of folder fold 0 val has")
+    assert (code, out.splitlines()[-1]) == (1, "2 wrong")
+
+
+def test_where_every_picture_holds_every_class_the_way_out_is_said(tmp_path, capsys):
+    mask = np.repeat(np.arange(1, 5, dtype=np.uint8), 12)[None].repeat(48, axis=0)
+    for number in range(6):
+        write_mask(tmp_path / f"data/masks/{number}.png", mask)
+        (tmp_path / "data/images").mkdir(exist_ok=True)
+        Image.new("RGB", (48, 48)).save(tmp_path / f"data/images/{number}.jpg")
+    (tmp_path / "data/classes.txt").write_text("sky\nroad\ncar\ntree\n")
+    (tmp_path / "data/val.txt").write_text("0\n1\n2\n")
+    words = [f"dataset.root={tmp_path / 'data'}", f"paths.output_dir={tmp_path}", "dataset.num_folds=2"]
+    words.append("dataset.val_list=val.txt")
+    assert check_dataset.main(words) == 1
+    out = capsys.readouterr().out
+    assert lines(out, "wrong") == [
+        "all 3 training images of folder fold 0 hold a novel class (sky, road), and dataset.filter_novel=true leaves "
+        "such images out: set dataset.novel_pixels=ignore to train on them, the novel pixels ignored"
+    ]
+    assert check_dataset.main([*words, "dataset.novel_pixels=ignore"]) == 0
+    assert capsys.readouterr().out.endswith("nothing wrong\n")
+
+
+def test_a_sheet_that_cannot_be_written_is_said(checked, tmp_path):
+    (tmp_path / "out").write_text("a file where the folder would be")
+    code, out, _ = checked("index")
+    assert (code, len(lines(out, "no contact sheet"))) == (0, 1)
 
 
 def test_masks_of_0_and_255_as_indices_are_found_out(checked, content):
@@ -144,10 +187,11 @@ def test_refuses_in_one_line(capsys, words, reason):
     assert reason in err[0]
 
 
-def test_other_data_sets_too(data_dir, capsys):
+def test_other_data_sets_too(data_dir, tmp_path, capsys):
     lists = data_dir / "pascal/ImageSets/Segmentation"
     words = [f"dataset.{split}_list={lists}/{split}.txt" for split in ("train", "val")]
-    assert check_dataset.main(["dataset=pascal", f"paths.data_dir={data_dir}", *words]) == 0
+    words += [f"paths.data_dir={data_dir}", f"paths.output_dir={tmp_path}", "dataset.min_area=128"]
+    assert check_dataset.main(["dataset=pascal", *words]) == 0
     out = capsys.readouterr().out
     assert out.startswith("pascal: ")
     assert "aeroplane" in out

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 import zipfile
 
@@ -169,6 +170,33 @@ def test_coco_names_missing_pictures(coco_tree, capsys):
     assert "1 of 6 pictures are missing, the first is" in captured.err
     assert "COCO 2014 val images zip from the COCO site" in captured.err
     assert run_coco(coco_tree, "--allow-partial") == 0
+
+
+def test_coco_of_2017(coco_tree, capsys):
+    assert run_coco(coco_tree) == 0
+    expected = {name.rpartition("_")[2] + name[5:8]: mask for name, mask in coco_masks(coco_tree).items()}
+    shutil.rmtree(coco_tree / "masks")
+    for folder in ("train", "val"):
+        (coco_tree / f"{folder}2014").rename(coco_tree / f"{folder}2017")
+        json_path(coco_tree, f"{folder}2014").rename(json_path(coco_tree, f"{folder}2017"))
+        for path in (coco_tree / f"{folder}2017").iterdir():
+            path.rename(path.with_name(path.name.rpartition("_")[2]))
+
+        def shorten(content):
+            for image in content["images"]:
+                image["file_name"] = image["file_name"].rpartition("_")[2]
+
+        change_json(coco_tree, f"{folder}2017", shorten)
+    capsys.readouterr()
+    assert run_coco(coco_tree) == 1
+    assert "train2014 is missing, but train2017 is there: for that add --year 2017" in capsys.readouterr().err
+    assert run_coco(coco_tree, "--year", "2017") == 0
+    dataset = CocoDataset(coco_tree, year=2017, min_area=1)
+    ids = dataset.ids("train") + dataset.ids("val")
+    assert len(ids) == len(expected) == 12
+    for one in ids:
+        folder, _, name = one.partition("/")
+        np.testing.assert_array_equal(dataset.read_mask(one), expected[f"{name}.png{folder[:3]}"])
 
 
 def test_coco_names_pictures_of_another_size(coco_tree, capsys):

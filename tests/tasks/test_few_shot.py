@@ -175,3 +175,13 @@ def test_a_class_without_a_validation_episode_is_told_once(caplog):
     nothing = make_batch([[[255, 255], [255, 255]]], [[[0, 0], [0, 0]]], [0])
     trainer().validate(FewShotTask(model=Painter(), class_names=["one"]), loader([nothing]), verbose=False)
     assert caplog.messages == ["validation has no episode to count of one: val/miou is 0"]
+
+
+def test_classes_of_the_validation_are_told_by_their_own_names_and_not_again_where_known(caplog):
+    names = ["one", "two", "three", "four"]
+    batches = [make_batch(MASKS, PREDICTIONS, CLASSES)]
+    task = FewShotTask(model=Painter(), class_names=["other"], val_class_names=names, too_few=["three"])
+    trainer().validate(task, loader(batches), verbose=False)
+    assert caplog.messages == ["validation has no episode to count of four: val/miou is the mean of the others"]
+    task = FewShotTask(model=Painter(), class_names=["other"], val_class_names=names)
+    assert task.validation_step(batches[0], 0)["class_names"] == tuple(names)

@@ -14,7 +14,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from hdmnet.data.catalog import load_catalog
+from hdmnet.data.catalog import load_catalog, training_view
 from hdmnet.data.episodes.samplers import EpochSampler, EvalSampler
 from hdmnet.data.normalise import normalise
 from hdmnet.data.types import Episode, EvaluationBatch, SegmentationSample
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from hdmnet.data.catalog import Catalog, CatalogView
     from hdmnet.data.class_split import ClassSplit
-    from hdmnet.data.datasets.base import SegmentationDataset, Split
+    from hdmnet.data.datasets.base import NovelPixels, SegmentationDataset, Split
     from hdmnet.data.datasets.skipped_files import SkippedFiles
     from hdmnet.data.transforms import Augment
 
@@ -73,6 +73,7 @@ class FoldOptions(TypedDict):
     num_workers: NotRequired[int | None]
     seed: NotRequired[int]
     filter_novel: NotRequired[bool]
+    novel_pixels: NotRequired[NovelPixels | None]
     skips: NotRequired[SkippedFiles | None]
 
 
@@ -81,6 +82,7 @@ class FoldDataModule(L.LightningDataModule):
 
     Attributes:
         class_split: Class values for training, validation and test; known before `setup`, as are the names.
+        ignored: Class values whose pixels training ignores.
         start: Where a resumed training goes on: epoch, and number of its samples that all ranks together have seen.
         samples_per_epoch: Training samples an epoch over all processes; known once the training loader is made. Set
             before that it wins over what the config asks for: a resumed training keeps its epochs.
@@ -97,7 +99,9 @@ class FoldDataModule(L.LightningDataModule):
         eval_batch_size: Samples a batch in evaluation; None: `batch_size`.
         num_workers: Loader workers a process; None: by the number of cores.
         seed: Seed of the training samples' choice, order and augmentation.
-        filter_novel: Whether training images with any novel pixel are left out.
+        filter_novel: Whether training images with any novel pixel are left out; else such pixels are background.
+        novel_pixels: Keeps these images all the same: their novel pixels are `background`, or `ignore`: 255 in masks of
+            both stages. None: as `filter_novel` says.
         skips: Lists what cannot be read, which is then left out; None: it is an error (`dataset.on_error`).
 
     Raises:
@@ -119,6 +123,7 @@ class FoldDataModule(L.LightningDataModule):
         num_workers: int | None = None,
         seed: int = 0,
         filter_novel: bool = True,
+        novel_pixels: NovelPixels | None = None,
         skips: SkippedFiles | None = None,
     ) -> None:
         super().__init__()
@@ -130,7 +135,8 @@ class FoldDataModule(L.LightningDataModule):
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self.filter_novel = filter_novel
+        self.filter_novel = filter_novel and novel_pixels is None
+        self.ignored = self.class_split.novel if novel_pixels == "ignore" else ()
         self.skips = skips
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)
@@ -220,8 +226,7 @@ class FoldDataModule(L.LightningDataModule):
                 f"all {len(split.novel)} classes of {self.dataset.name} are novel, which is for evaluation only: set "
                 "dataset.num_folds or dataset.folds to train"
             )
-        exclude = split.novel if self.filter_novel else ()
-        return self._catalog("train").view(split.train, min_area=self.dataset.min_area, exclude=exclude)
+        return training_view(self._catalog("train"), self.dataset, split, filter_novel=self.filter_novel)
 
     def _loader(
         self, dataset: Dataset[Any], collate: Callable[..., Any], *, num_train: int | None = None, num_eval: int = 0

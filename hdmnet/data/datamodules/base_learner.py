@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class BaseLearnerDataModule(FoldDataModule):
     """Stage 1: ordinary segmentation of the base classes, on the fold's training images.
 
-    Novel pixels are background. Validation takes all validation images (base IoU is pooled over pixels), resized to the
-    square and compared there.
+    Novel pixels are background, or ignored (`novel_pixels`). Validation takes all validation images (base IoU is pooled
+    over pixels), resized to the square and compared there.
 
     Attributes:
         class_split: Class values for training, validation and test; known before `setup`, as are the names.
@@ -74,8 +74,8 @@ class BaseLearnerDataModule(FoldDataModule):
             self.train_ids = [str(image_id) for image_id in self._train_view().ids]
             if not self.train_ids:
                 raise DatasetError(
-                    f"no training image of {self.dataset.name} is left for fold {self.class_split.fold}; "
-                    "check the lists, or set filter_novel=false"
+                    f"no training image of {self.dataset.name} holds a base class of fold {self.class_split.fold} with "
+                    "enough area: check the masks, the lists and min_area"
                 )
         if not self.val_ids:
             ids = self.dataset.ids("val") if self.skips is None else self._catalog("val").ids.tolist()
@@ -98,6 +98,7 @@ class BaseLearnerDataModule(FoldDataModule):
             classes=self.class_split.train,
             augment=self.augment,
             seed=self.seed,
+            ignored=self.ignored,
             skips=self.skips,
         )
         samples = len(self.train_ids) if self.base_samples_per_epoch is None else self.base_samples_per_epoch
@@ -107,7 +108,11 @@ class BaseLearnerDataModule(FoldDataModule):
         """Loader of this rank's share of the validation images."""
         assert self.val_ids, "setup comes first"
         pictures = EvalSegmentation(
-            self.dataset, self.val_ids, classes=self.class_split.train, image_size=self.image_size
+            self.dataset,
+            self.val_ids,
+            classes=self.class_split.train,
+            image_size=self.image_size,
+            ignored=self.ignored,
         )
         return self._loader(pictures, collate_segmentation, num_eval=len(pictures))
 

@@ -6,6 +6,7 @@ Validation and test episodes have seeds of their own, independent of the run's: 
 from __future__ import annotations
 
 import hashlib
+import logging
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from hdmnet.data.episodes.manifest import EvaluationProtocol
 
 
+log = logging.getLogger(__name__)
+
 FIRST_TEST_SEED = 1
 SUPPORT_MASKS = ("given", "ones")
 
@@ -60,13 +63,13 @@ class FewShotDataModule(FoldDataModule):
         protocol: `uniform`, or `official` for the release's in-order walk in evaluation.
         support_mask: `given`, or `ones` for all-ones support masks in evaluation (the control of Table 8).
         check_files: How many pictures and masks of each split `setup` decodes, to find damaged ones before a run.
-        allow_repeats: Repeat supports where a class has too few images, in place of an error.
+        allow_repeats: Repeat supports where a class has too few images, instead of leaving the class out.
         reuse_memory_gb: Memory, in 10^9 bytes and for each process, for features that evaluation keeps to reuse them;
             None: every episode is encoded anew.
         options: What both stages take, see `FoldDataModule`.
 
     Raises:
-        ValueError: If an argument is out of range; in `setup` also where a class has too few images for the shot.
+        ValueError: If an argument is out of range; in `setup` also where every class has too few images for the shot.
     """
 
     def __init__(
@@ -100,6 +103,8 @@ class FewShotDataModule(FoldDataModule):
         self.train_manifest: EpisodeManifest | None = None
         self.val_manifest: EpisodeManifest | None = None
         self.test_manifests: tuple[EpisodeManifest, ...] = ()
+        self._trained_on: list[str] = []
+        self._told: set[frozenset[int]] = set()
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
@@ -114,15 +119,16 @@ class FewShotDataModule(FoldDataModule):
         """Make the manifests that a stage needs: `fit`, `validate`, `test`, or None for all.
 
         Raises:
-            ValueError: A class has too few images, or images are both trained on and evaluated.
+            ValueError: Every class has too few images, or images are both trained on and evaluated.
         """
         if stage in (None, "fit") and self.train_manifest is None:
             view = self._train_view()
+            self._trained_on = view.ids.tolist()  # stage 1 also on those whose classes have too few for an episode
             check_files(self.dataset, view, self.check_files)
             # The in-order walk is a habit of the evaluation; the release shuffles in training.
             self.train_manifest = self._manifest(view, "train", self.seed, num_episodes=None, protocol="uniform")
             if self.episodes_per_epoch is None:
-                self.episodes_per_epoch = len(view)
+                self.episodes_per_epoch = len(self.train_manifest.view)
         if stage in (None, "fit", "validate") and self.val_manifest is None:
             view = self._eval_view("val", self.class_split.val, VAL_SEED)
             self.val_manifest = self._manifest(view, "val", VAL_SEED, num_episodes=self.num_val_episodes)
@@ -134,8 +140,8 @@ class FewShotDataModule(FoldDataModule):
             )
         # Of any data set, whatever its lists and its own check: no picture that is trained on is tested on.
         for manifest in (self.val_manifest, *self.test_manifests[:1]):
-            if self.train_manifest is not None and manifest is not None:
-                refuse_shared_ids(self.train_manifest.view.ids.tolist(), manifest.view.ids.tolist())
+            if manifest is not None:
+                refuse_shared_ids(self._trained_on, manifest.view.ids.tolist())
 
     def _eval_view(self, split: Split, classes: Sequence[int], seed: int) -> CatalogView:
         """Images for episodes on held-out classes, without the filter of training."""
@@ -152,7 +158,7 @@ class FewShotDataModule(FoldDataModule):
         num_episodes: int | None,
         protocol: EvaluationProtocol | None = None,
     ) -> EpisodeManifest:
-        return EpisodeManifest(
+        manifest = EpisodeManifest(
             view,
             dataset=self.dataset.name,
             fold=self.class_split.fold,
@@ -163,6 +169,22 @@ class FewShotDataModule(FoldDataModule):
             protocol=self.protocol if protocol is None else protocol,
             allow_repeats=self.allow_repeats,
         )
+        if manifest.too_few and frozenset(manifest.too_few) not in self._told and self.rank == 0:
+            self._told.add(frozenset(manifest.too_few))  # of validation and test mostly the same
+            unfiltered = None
+            if split == "train" and self.filter_novel:
+                unfiltered = self._catalog("train").view(self.class_split.train, min_area=self.dataset.min_area)
+            log.warning("%s", manifest.tell_too_few(unfiltered))
+        return manifest
+
+    def too_few_images(self) -> dict[str, dict[str, int]]:
+        """By list, the classes that have too few images for an episode and are left out, with their numbers."""
+        known = (self.train_manifest, self.val_manifest, *self.test_manifests[:1])
+        return {
+            manifest.header["split"]: {self._names([value])[0]: count for value, count in manifest.too_few.items()}
+            for manifest in known
+            if manifest is not None and manifest.too_few
+        }
 
     def digest(self) -> str:
         """Hex sha256 over the test's images, their classes and areas: the same where the labels are."""
@@ -192,6 +214,7 @@ class FewShotDataModule(FoldDataModule):
             "seeds": {"train": self.seed, "test": [manifest.header["seed"] for manifest in self.test_manifests]},
             "data_sha256": self.digest(),
             "skipped": self.skipped_files(),
+            "too_few_images": self.too_few_images(),
         }
 
     def train_dataloader(self) -> DataLoader[Episode]:
@@ -203,6 +226,7 @@ class FewShotDataModule(FoldDataModule):
             classes=self.class_split.train,
             augment=self.augment,
             seed=self.seed,
+            ignored=self.ignored,
             skips=self.skips,
         )
         return self._loader(episodes, collate_episodes, num_train=self.episodes_per_epoch)

@@ -14,10 +14,11 @@ import cv2
 import numpy as np
 
 from hdmnet.data.class_split import ClassSplit, SplitRule, hold_out, split_classes
-from hdmnet.data.io.arrays import IGNORE, MAX_LABELS, UInt8Array
+from hdmnet.data.io.arrays import IGNORE, MAX_LABELS, BoolArray, UInt8Array
 from hdmnet.runtime.errors import DatasetError
 
 Split = Literal["train", "val", "test"]
+NovelPixels = Literal["background", "ignore"]
 
 
 class SegmentationDataset(ABC):
@@ -112,6 +113,13 @@ class SegmentationDataset(ABC):
             mask[self.read_class_mask(image_id, value) == 1] = labels[value]
         return mask
 
+    def find_classes(self, image_id: str, classes: Sequence[int]) -> BoolArray:
+        """Where any of some classes is, as (H, W) bool at original size."""
+        found: BoolArray = self.read_class_mask(image_id, classes[0]) == 1
+        for value in classes[1:]:
+            found |= self.read_class_mask(image_id, value) == 1
+        return found
+
     def fingerprint(self, split: Split) -> str | None:
         """Text that changes whenever the split's masks do (see `fingerprint_files`).
 
@@ -167,12 +175,18 @@ class LabelMapDataset(SegmentationDataset):
 
     def read_class_mask(self, image_id: str, class_value: int) -> UInt8Array:
         """Mask of one class as (H, W) uint8: 1 the class, 0 all else, 255 ignore."""
-        return _look_up(self.read_mask(image_id), label_table(MAX_LABELS, [class_value]))
+        return apply_table(self.read_mask(image_id), label_table(MAX_LABELS, [class_value]))
 
     def read_label_map(self, image_id: str, classes: Sequence[int] | None = None) -> UInt8Array:
         """All classes in one map; see the base class."""
         mask = self.read_mask(image_id)
-        return mask if classes is None else _look_up(mask, label_table(len(self.class_names), classes))
+        return mask if classes is None else apply_table(mask, label_table(len(self.class_names), classes))
+
+    def find_classes(self, image_id: str, classes: Sequence[int]) -> BoolArray:
+        """Where any of some classes is, as (H, W) bool; the mask is read once."""
+        table = np.zeros(256, dtype=np.uint8)
+        table[list(classes)] = 1
+        return apply_table(self.read_mask(image_id), table).astype(bool)
 
     def class_areas(self, image_id: str) -> dict[int, int]:
         """Pixels of each class, as counted in `read_mask`; refuses what is no mask."""
@@ -215,5 +229,6 @@ def label_table(num_classes: int, classes: Sequence[int] | None) -> UInt8Array:
     return table
 
 
-def _look_up(mask: UInt8Array, table: UInt8Array) -> UInt8Array:
+def apply_table(mask: UInt8Array, table: UInt8Array) -> UInt8Array:
+    """`table[mask]` of a mask (H, W) and a table (256,)."""
     return cv2.LUT(mask, table)  # type: ignore[return-value]  # ten times as fast as indexing

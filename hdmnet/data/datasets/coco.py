@@ -1,4 +1,4 @@
-"""COCO-20i: COCO 2014, four folds of twenty classes."""
+"""COCO-20i: COCO 2014, four folds of twenty classes; the pictures of 2017 in the same way."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from hdmnet.data.class_split import SplitRule
 from hdmnet.data.datasets.base import Split
 from hdmnet.data.datasets.files import (
     find_list,
@@ -17,9 +18,10 @@ from hdmnet.data.datasets.files import (
     strip_path,
 )
 from hdmnet.data.datasets.tree import TreeDataset
-from hdmnet.runtime.errors import MissingFileError
+from hdmnet.runtime.errors import DatasetError, MissingFileError
 
-FOLDERS: dict[Split, str] = {"train": "train2014", "val": "val2014"}
+YEARS = (2014, 2017)
+_FOLDERS = [f"{split}{year}" for year in YEARS for split in ("train", "val")]
 
 #: COCO's 80 categories in ascending category id.
 CLASS_NAMES = (
@@ -38,6 +40,9 @@ CLASS_NAMES = (
 class CocoDataset(TreeDataset):
     """A COCO tree: `train2014/ val2014/`, and masks `masks/{train2014,val2014}/*.png` by scripts/data/prepare_coco.py.
 
+    With year 2017 `train2017/ val2017/` likewise, whose lists are others (118,287 and 5,000 pictures): figures on them
+    are not those of COCO-20i.
+
     Masks are 8-bit PNGs (palette or grey): 0, class = position 1..80 in ascending category id, 255. Those of other
     codebases are taken as they are. A split's images are all that have a mask, so the annotations' JSON is not read.
     Ids are such as "train2014/COCO_train2014_000000000009".
@@ -46,11 +51,43 @@ class CocoDataset(TreeDataset):
 
     A list restricts the images of its split; its path is relative to the root or the working directory, or absolute.
     Its lines hold an id with or without the folder, or a picture's path with the mask's after it.
+
+    Args:
+        root: The folder.
+        train_list: List of training images.
+        val_list: List of validation images.
+        year: 2014 or 2017, of the folders' names.
+        num_folds: As of `TreeDataset`, like the other two.
+        split_rule: How classes are dealt out to folds.
+        min_area: Fewest pixels for a class to count in an image.
+
+    Raises:
+        ValueError: Another year.
     """
 
     name = "coco"
     class_names = CLASS_NAMES
     split_rule = "interleaved"
+
+    def __init__(
+        self,
+        root: str | Path,
+        train_list: str | None = None,
+        val_list: str | None = None,
+        *,
+        year: int = YEARS[0],
+        num_folds: int = 4,
+        split_rule: SplitRule | None = None,
+        min_area: int = 2 * 32 * 32,
+    ) -> None:
+        if year not in YEARS:
+            raise DatasetError(f"dataset.year={year}: expected {' or '.join(map(str, YEARS))}")
+        super().__init__(root, train_list, val_list, num_folds=num_folds, split_rule=split_rule, min_area=min_area)
+        self.year = year
+
+    def folder(self, split: Split) -> str:
+        """Name of the folder of a split's pictures, and of their masks below masks/."""
+        return f"{split}{self.year}"
 
     def ids(self, split: Split) -> list[str]:
         """Image ids of "train" or "val", as "val2014/COCO_val2014_000000000042": in the list's order, else ascending.
@@ -61,17 +98,21 @@ class CocoDataset(TreeDataset):
         """
         listed = self.lists[split]
         if listed is None:
-            return sorted(self._list_folder(self.root / "masks", FOLDERS[split], ".png"))
-        return read_ids(find_list(listed, self.root, names="null"), partial(parse_line, folder=FOLDERS[split]))
+            return sorted(self._list_folder(self.root / "masks", self.folder(split), ".png"))
+        return read_ids(find_list(listed, self.root, names="null"), partial(parse_line, folder=self.folder(split)))
 
     def _list_folder(self, parent: Path, folder: str, suffix: str) -> set[str]:
         """Ids of a folder's files; one listing without a stat a file, as there are 82,783."""
         try:
             names = os.listdir(parent / folder)
         except (FileNotFoundError, NotADirectoryError):
-            remedy = "unpack the COCO 2014 images zip there"
+            remedy = f"unpack the COCO {self.year} images zip there"
             if parent != self.root:
-                remedy = f"make the masks once with scripts/data/prepare_coco.py --root {self.root}"
+                year = "" if self.year == YEARS[0] else f" --year {self.year}"
+                remedy = f"make the masks once with scripts/data/prepare_coco.py --root {self.root}{year}"
+            other = next(year for year in YEARS if year != self.year)
+            if (self.root / f"val{other}").is_dir() and not (self.root / self.folder("val")).is_dir():
+                remedy = f"this is a tree of COCO {other}: set dataset.year={other} (prepare_coco.py: --year {other})"
             raise MissingFileError(f"COCO folder {parent / folder} is missing: {remedy}") from None
         return {f"{folder}/{name.removesuffix(suffix)}" for name in names if name.endswith(suffix) and name[0] != "."}
 
@@ -107,15 +148,16 @@ class CocoDataset(TreeDataset):
         """
         if not self.root.is_dir():
             raise MissingFileError(
-                f"COCO folder {self.root} is missing: put train2014/, val2014/, annotations/ of the COCO site there, "
-                "run scripts/data/prepare_coco.py, or set paths.data_dir (HDMNET_DATA) to the folder that holds coco/"
+                f"COCO folder {self.root} is missing: put train{self.year}/, val{self.year}/, annotations/ of the COCO "
+                "site there, run scripts/data/prepare_coco.py, or set paths.data_dir (HDMNET_DATA) to the folder that "
+                "holds coco/"
             )
         lists: dict[Split, list[str]] = {"train": self.ids("train"), "val": self.ids("val")}
         for split, ids in lists.items():
             origin = f"{split} images of {self.root}" + (f" by list {self.lists[split]!r}" if self.lists[split] else "")
             if not ids:
                 raise MissingFileError(
-                    f"{origin}: there is no mask in masks/{split}2014: run scripts/data/prepare_coco.py"
+                    f"{origin}: there is no mask in masks/{self.folder(split)}: run scripts/data/prepare_coco.py"
                 )
             if not files:
                 continue
@@ -123,7 +165,7 @@ class CocoDataset(TreeDataset):
             masks = set().union(*(self._list_folder(self.root / "masks", folder, ".png") for folder in folders))
             pictures = set().union(*(self._list_folder(self.root, folder, ".jpg") for folder in folders))
             require_ids(ids, masks, origin, "mask", "run scripts/data/prepare_coco.py, or take them off the list")
-            require_ids(ids, pictures, origin, "picture", "unpack the COCO 2014 images zips again")
+            require_ids(ids, pictures, origin, "picture", f"unpack the COCO {self.year} images zips again")
         refuse_shared_ids(**lists)
 
 
@@ -132,5 +174,5 @@ def parse_line(line: str, folder: str) -> str:
 
     `folder` is that of a line that names none.
     """
-    named = [part for part in PurePosixPath(line.split()[0]).parts[:-1] if part in FOLDERS.values()]
+    named = [part for part in PurePosixPath(line.split()[0]).parts[:-1] if part in _FOLDERS]
     return f"{named[-1] if named else folder}/{strip_path(line)}"

@@ -32,6 +32,7 @@ EvaluationProtocol = Literal["uniform", "official"]
 _FORMAT = "hdmnet-episodes-1"
 _EPISODE_WORDS, _PASS_WORDS = 0, 1  # top counter word: keeps the two uses of one key apart
 _CACHED_PASSES = 4
+_MOST_NAMES = 20  # of classes in a line
 
 
 @dataclass(frozen=True)
@@ -96,17 +97,21 @@ class EpisodeManifest(Manifest):
     image is the query once a pass; the official protocol walks in list order, unshuffled. The class is uniform among
     those that qualify in the query; the supports are uniform without replacement among the class's other images.
 
+    Attributes:
+        view: Images and classes that episodes are drawn from.
+        too_few: Number of images of each class, by class value, that has too few for an episode and is never drawn.
+
     Args:
-        view: Images and classes to draw from. Classes without any image are never drawn.
+        view: Images and classes to draw from. Classes with too few images are left out, see `too_few`.
         dataset: Name of the data set; part of the key, as are `fold`, `split` and `seed`.
         shot: Number of supports K an episode.
         num_episodes: Length; None = unbounded, for training.
         protocol: "uniform", or "official" for the release's in-order walk.
-        allow_repeats: Where a class has too few images, take each as often as every other, up to one time more,
-            instead of raising.
+        allow_repeats: Where a class has fewer images than the shot needs, but two, take each as a support as often as
+            every other, up to one time more, instead of leaving the class out.
 
     Raises:
-        ValueError: An argument is out of range, the view is empty, or a class has too few images for its episodes.
+        ValueError: An argument is out of range, the view is empty, or every class has too few images.
     """
 
     def __init__(
@@ -123,9 +128,6 @@ class EpisodeManifest(Manifest):
         allow_repeats: bool = False,
     ) -> None:
         """Check that every episode can be drawn; nothing is drawn yet."""
-        where = f"{dataset} fold {fold} {split}"
-        _check_arguments(view, where, shot=shot, num_episodes=num_episodes, protocol=protocol)
-        _check_supports(view, where, shot=shot, allow_repeats=allow_repeats)
         self.header = {
             "format": _FORMAT,
             "dataset": dataset,
@@ -136,13 +138,38 @@ class EpisodeManifest(Manifest):
             "protocol": protocol,
             "num_episodes": None if num_episodes is None else int(num_episodes),
         }
-        self.view = view
+        where = _where(self.header)
+        _check_arguments(view, where, shot=shot, num_episodes=num_episodes, protocol=protocol)
+        self.too_few = _too_few(view, where, shot=shot, allow_repeats=allow_repeats)
+        self.view = view.without(list(self.too_few)) if self.too_few else view
         self.shot = int(shot)
+        self.allow_repeats = allow_repeats
         self.num_episodes = num_episodes
         self.protocol = protocol
         key = hashlib.sha256(_dump([dataset, int(fold), split, int(seed)]).encode()).digest()
         self._key = np.frombuffer(key[:16], dtype="<u8").astype(np.uint64)
         self._passes: dict[int, npt.NDArray[np.int64]] = {}
+
+    def tell_too_few(self, unfiltered: CatalogView | None = None) -> str:
+        """One line that names the classes that are left out as they have too few images; there must be some.
+
+        Of training `unfiltered` is the view with the images that the novel-class filter leaves out.
+        """
+        names = dict(zip(self.view.classes, self.view.class_names, strict=True))
+        shown = [f"{names[value]} ({count})" for value, count in self.too_few.items()]
+        rest = f" and {len(shown) - _MOST_NAMES:,} more" if len(shown) > _MOST_NAMES else ""
+        needed = images_needed(self.shot, allow_repeats=self.allow_repeats)
+        lower = not self.allow_repeats and max(self.too_few.values()) > 1
+        remedy = "add images, lower shot or set dataset.allow_repeats=true" if lower else "add images to have them"
+        if unfiltered is not None:
+            counts = dict(zip(unfiltered.classes, np.diff(unfiltered.class_ptr), strict=True))
+            if kept := sum(counts[value] >= needed for value in self.too_few):
+                remedy += f", or dataset.novel_pixels=ignore, by which {kept} would have enough"
+        return (
+            f"{len(shown)} of {len(names)} classes of {_where(self.header)} have fewer than the {needed} images that "
+            f"shot={self.shot} needs (query and supports) and are left out of the episodes: "
+            f"{', '.join(shown[:_MOST_NAMES])}{rest}; {remedy}"
+        )
 
     def __len__(self) -> int:
         """Number of episodes; TypeError if unbounded."""
@@ -239,6 +266,10 @@ def read_manifest(path: str | Path) -> StoredManifest:
     return manifest
 
 
+def _where(header: dict[str, Any]) -> str:
+    return f"{header['dataset']} fold {header['fold']} {header['split']}"
+
+
 def _check_arguments(view: CatalogView, where: str, *, shot: int, num_episodes: int | None, protocol: str) -> None:
     if protocol not in get_args(EvaluationProtocol):
         raise DatasetError(
@@ -249,19 +280,27 @@ def _check_arguments(view: CatalogView, where: str, *, shot: int, num_episodes: 
     if len(view) == 0:
         raise DatasetError(
             f"no image of {where} holds any of the classes {', '.join(view.class_names)} with enough area: check the"
-            " masks, min_area and filter_novel"
+            " masks, the lists and min_area"
         )
 
 
-def _check_supports(view: CatalogView, where: str, *, shot: int, allow_repeats: bool) -> None:
-    needed = 2 if allow_repeats else shot + 1  # the query is never its own support
-    for class_value, name, count in zip(view.classes, view.class_names, np.diff(view.class_ptr), strict=True):
-        if 0 < count < needed:
-            remedy = "add images or lower min_area" if allow_repeats else "lower shot or set dataset.allow_repeats=true"
-            raise DatasetError(
-                f"class {class_value} ({name}) has only {count} image{'s' if count > 1 else ''} in {where}, shot={shot}"
-                f" needs at least {needed} (query and supports): {remedy}"
-            )
+def images_needed(shot: int, *, allow_repeats: bool) -> int:
+    """How many images a class must have for an episode: the query, which is never its own support, and the supports."""
+    return 2 if allow_repeats else shot + 1
+
+
+def _too_few(view: CatalogView, where: str, *, shot: int, allow_repeats: bool) -> dict[int, int]:
+    """Number of images of each class, by class value, that has fewer than an episode needs; refuses it of all."""
+    needed = images_needed(shot, allow_repeats=allow_repeats)
+    counts = np.diff(view.class_ptr).tolist()
+    most, name = max(zip(counts, view.class_names, strict=True), key=lambda pair: pair[0])
+    if most < needed:
+        remedy = f"lower shot to {most - 1}, set dataset.allow_repeats=true, or " if most > 1 else ""
+        raise DatasetError(
+            f"none of the {len(counts)} classes of {where} has the {needed} images that shot={shot} needs (query and"
+            f" supports); the most has {name}, {most}: {remedy}add images"
+        )
+    return {value: count for value, count in zip(view.classes, counts, strict=True) if count < needed}
 
 
 def _draw(count: int, words: list[int]) -> list[int]:

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from hdmnet.data.datasets.skipped_files import UnreadableError, first_readable
+from hdmnet.data.io.arrays import IGNORE
 from hdmnet.data.transforms import derive_seed, resize_image, resize_pair
 from hdmnet.data.types import Episode, SegmentationSample
 
@@ -35,7 +36,12 @@ _PERMUTATION_ROLE = -1
 
 
 def read_pair(
-    dataset: SegmentationDataset, image_id: str, class_value: int | Sequence[int], *, skip: bool = False
+    dataset: SegmentationDataset,
+    image_id: str,
+    class_value: int | Sequence[int],
+    *,
+    ignored: Sequence[int] = (),
+    skip: bool = False,
 ) -> tuple[UInt8, UInt8]:
     """Read an image with its mask and check that they fit.
 
@@ -43,6 +49,7 @@ def read_pair(
         dataset: The data set.
         image_id: Which image.
         class_value: Class whose mask is wanted; several: a map that labels them 1, 2, … in their order.
+        ignored: Classes whose pixels are 255, where no class that is wanted lies on them.
         skip: What cannot be read may be skipped.
 
     Returns:
@@ -59,6 +66,8 @@ def read_pair(
         else:
             mask = dataset.read_label_map(image_id, class_value)
         dataset.check_mask(image_id, mask, image.shape[:2])
+        if ignored:
+            mask = np.where((mask == 0) & dataset.find_classes(image_id, ignored), np.uint8(IGNORE), mask)
     except (ValueError, OSError) as error:
         if not skip:
             raise
@@ -132,6 +141,7 @@ class TrainEpisodes(_Episodes):
         classes: Its classes, in the order of `Episode.class_index`.
         augment: Makes (H, W) pairs.
         seed: Seed of the augmentation.
+        ignored: Class values whose pixels are 255 in every mask.
         skips: Lists what cannot be read, in whose place another episode is drawn; None: it is an error.
     """
 
@@ -143,12 +153,14 @@ class TrainEpisodes(_Episodes):
         classes: Sequence[int],
         augment: Augment,
         seed: int,
+        ignored: Sequence[int] = (),
         skips: SkippedFiles | None = None,
     ) -> None:
         super().__init__(dataset, classes)
         self.manifest = manifest
         self.augment = augment
         self.seed = seed
+        self.ignored = tuple(ignored)
         self.skips = skips
 
     def __getitem__(self, index: int) -> Episode:
@@ -159,7 +171,9 @@ class TrainEpisodes(_Episodes):
         spec = self.manifest[index]
         pairs = []
         for role, image_id in enumerate((spec.query_id, *spec.support_ids)):
-            image, mask = read_pair(self.dataset, image_id, spec.class_value, skip=self.skips is not None)
+            image, mask = read_pair(
+                self.dataset, image_id, spec.class_value, ignored=self.ignored, skip=self.skips is not None
+            )
             pairs.append(self.augment(image, mask, derive_seed(self.seed, index, role)))
         return self._pack(spec, pairs[0], pairs[1:])
 
@@ -239,6 +253,7 @@ class TrainSegmentation(Dataset[SegmentationSample]):
         classes: The base classes, labelled 1, 2, …; pixels of others are background.
         augment: Makes (H, W) pairs.
         seed: Seed of the order and of the augmentation.
+        ignored: Class values whose pixels are 255 instead.
         skips: Lists what cannot be read, in whose place another image is drawn; None: it is an error.
     """
 
@@ -250,11 +265,13 @@ class TrainSegmentation(Dataset[SegmentationSample]):
         classes: Sequence[int],
         augment: Augment,
         seed: int,
+        ignored: Sequence[int] = (),
         skips: SkippedFiles | None = None,
     ) -> None:
         self.dataset = dataset
         self.ids = np.asarray(ids)
         self.classes = tuple(classes)
+        self.ignored = tuple(ignored)
         self.augment = augment
         self.seed = seed
         self.skips = skips
@@ -269,7 +286,7 @@ class TrainSegmentation(Dataset[SegmentationSample]):
         if self._pass is None or self._pass[0] != number:  # only a memory of what `permutation` gives anyway
             self._pass = (number, permutation(self.seed, number, len(self.ids)))
         image_id = str(self.ids[self._pass[1][position]])
-        pair = read_pair(self.dataset, image_id, self.classes, skip=self.skips is not None)
+        pair = read_pair(self.dataset, image_id, self.classes, ignored=self.ignored, skip=self.skips is not None)
         image, mask = self.augment(*pair, derive_seed(self.seed, index, 0))
         return SegmentationSample(_image_tensor(image), _mask_tensor(mask), image_id)
 
@@ -282,6 +299,7 @@ class EvalSegmentation(Dataset[SegmentationSample]):
         ids: Images to use.
         classes: The base classes, labelled 1, 2, …; pixels of others are background.
         image_size: (H, W).
+        ignored: Class values whose pixels are 255 instead.
     """
 
     def __init__(
@@ -291,11 +309,13 @@ class EvalSegmentation(Dataset[SegmentationSample]):
         *,
         classes: Sequence[int],
         image_size: tuple[int, int],
+        ignored: Sequence[int] = (),
     ) -> None:
         self.dataset = dataset
         self.ids = np.asarray(ids)
         self.classes = tuple(classes)
         self.image_size = image_size
+        self.ignored = tuple(ignored)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -304,7 +324,8 @@ class EvalSegmentation(Dataset[SegmentationSample]):
     def __getitem__(self, index: int) -> SegmentationSample:
         """Return the image at a place of the list."""
         image_id = str(self.ids[index])
-        image, mask = resize_pair(*read_pair(self.dataset, image_id, self.classes), self.image_size)
+        pair = read_pair(self.dataset, image_id, self.classes, ignored=self.ignored)
+        image, mask = resize_pair(*pair, self.image_size)
         return SegmentationSample(_image_tensor(image), _mask_tensor(mask), image_id)
 
 

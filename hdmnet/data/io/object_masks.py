@@ -7,11 +7,13 @@ Which value is the object is told from those that there are:
 
     0 and one other, or one alone                    the other: 0/1, 0/255, 0/5; all of it; nothing of it
     one small number (under 64), 255, perhaps 0      the number; 255 is ignored, as in VOC
+    the same, the number on a stray pixel or two     255
     more, in colours of a palette                    refused: several classes
     more, small numbers more often than bright ones  refused: several classes, unless there are too many for that
     more                                             soft: from half of full brightness on
 
-Alpha that varies tells alone (a cut-out). Of RGB one colour on black is taken, from half of its brightness on.
+Alpha that varies tells alone (a cut-out). Of RGB one colour on black is taken, from half of its brightness on; stray
+pixels that are nearly black, such as (0, 1, 1) in masks of FSS-1000, are black.
 
 Dimension letters: h w size of a mask, C channels.
 """
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 _HALF, _SMALL = 128, 64  # of 255, or of 65535 in their upper byte
 _MOST_CLASSES = 32  # more values than this in one mask are shades, not classes
+_NEARLY_BLACK = 16  # likewise
+_STRAY = 1000  # a number on so many times fewer pixels than 255 is a slip
 _SPREAD = 0.3  # how far two pixels of one colour may differ in a channel's share: a JPEG scatters a little
 
 
@@ -108,9 +112,14 @@ def _one_channel(array: NDArray[Any], name: str) -> NDArray[Any]:
         full = IGNORE if int(array[..., -1].max()) <= IGNORE else np.iinfo(np.uint16).max
         return np.asarray(array[..., -1] > full // 2, dtype=np.uint8)
     colours = array[..., : 3 if channels >= 3 else 1]
-    if (colours == colours[..., :1]).all():
+    brightness, grey = colours.max(axis=2), (colours == colours[..., :1]).all(axis=2)
+    dark = ~grey & (brightness < _NEARLY_BLACK * _unit(brightness))
+    if dark.any() and not brightness[~dark].any():
+        return np.asarray(brightness)  # small numbers in a channel or two
+    if dark.any():
+        colours, brightness, grey = np.where(dark[..., None], 0, colours), np.where(dark, 0, brightness), grey | dark
+    if grey.all():
         return np.asarray(colours[..., 0])
-    brightness = colours.max(axis=2)
     coloured = brightness >= brightness.max() / 2
     # By shares of the brightest channel: what lies between black and the one colour, in a soft edge, has its hue.
     shares = np.unique(colours[coloured].reshape(-1, 3), axis=0).astype(np.float64)
@@ -127,13 +136,21 @@ def _one_class(values: NDArray[Any], name: str, *, indices: bool) -> UInt8Array:
     if len(others) <= 1:
         return (values > 0).astype(np.uint8)
     if len(others) == 2 and int(others[0]) < _SMALL and int(others[1]) == IGNORE:
-        mask: UInt8Array = (values == others[0]).astype(np.uint8)
+        stray = _STRAY * int(counts[-2]) <= int(counts[-1])
+        mask: UInt8Array = (values == others[int(stray)]).astype(np.uint8)
+        if stray:
+            return mask
         mask[values == IGNORE] = IGNORE
         return mask
-    unit = 1 if int(found[-1]) <= IGNORE else 256
+    unit = _unit(found)
     bright = int(counts[found >= _HALF * unit].sum())
     small = int(counts[(found > 0) & (found < _SMALL * unit)].sum())
     if indices or not bright or (bright <= small and len(found) <= _MOST_CLASSES):
         shown = ", ".join(str(int(value)) for value in others[:5]) + (" …" if len(others) > 5 else "")
         raise DatasetError(f"{name} holds {len(others)} classes ({shown}): expected one, give each class its own mask")
     return (values >= _HALF * unit).astype(np.uint8)
+
+
+def _unit(values: NDArray[Any]) -> int:
+    """What a step of 8 bits is in integers of 8 or 16."""
+    return 1 if int(values.max()) <= IGNORE else 256

@@ -125,6 +125,53 @@ def test_training_filters_novel_images_and_counts_an_epoch_by_them():
     assert few_shot(episodes_per_epoch=None, filter_novel=False).episodes_per_epoch == based
 
 
+def test_classes_with_too_few_images_are_left_out_and_named_once(caplog):
+    class Rare(MemoryDataset):
+        """In one picture of each list class c (novel in fold 1) and class g (base) stand alone; none holds class h."""
+
+        def read_mask(self, image_id):
+            mask = super().read_mask(image_id)
+            mask[np.isin(mask, (3, 7, 8))] = 0
+            if image_id in ("train5", "val5"):
+                mask[25:35, 2:12] = 3 if image_id == "val5" else 7
+            return mask
+
+    module = few_shot(Rare(), shot=1, setup=None)
+    with caplog.at_level("WARNING"):
+        module.setup()
+    assert module.too_few_images() == {"train": {"g": 1, "h": 0}, "val": {"c": 1}}
+    told = [record.message for record in caplog.records]
+    assert [line.partition(" and are left out of the episodes: ")[2] for line in told] == [
+        "g (1), h (0); add images to have them",
+        "c (1); add images to have them",
+    ]
+    assert {spec.class_value for spec in module.test_manifests[0]} == {4}
+    assert {module.train_manifest[index].class_value for index in range(200)} == {1, 2, 5, 6}
+    assert module.num_base == 6  # class_index and the base learner's labels stay
+    assert module.result_facts()["too_few_images"] == module.too_few_images()
+
+
+def test_where_every_image_holds_every_class_the_filter_leaves_none_and_says_what_to_do():
+    class Street(MemoryDataset):
+        def read_mask(self, image_id):
+            mask = np.full((40, 50), 255, np.uint8)
+            mask[4:36, 1:49] = np.repeat(np.arange(1, 9, dtype=np.uint8), 6)
+            return mask
+
+    message = (
+        r"^all 48 training images of memory fold 1 hold a novel class \(c, d\), and dataset.filter_novel=true leaves "
+        "such images out: set dataset.novel_pixels=ignore"
+    )
+    for make in (few_shot, base_learner):
+        with pytest.raises(ValueError, match=message):
+            make(Street())
+    module = few_shot(Street(), novel_pixels="ignore", augment="none", image_size=(40, 50))
+    episode = module.train_dataloader().dataset[0]
+    for mask in (episode.query_mask, *episode.support_masks):
+        assert (mask[20, 13:25] == 255).all()
+        assert mask[20, 1:13].unique().tolist() in ([0], [0, 1])
+
+
 def test_evaluation_resizes_to_the_square_and_keeps_the_original_mask():
     module = few_shot(setup="test")
     episodes = [e for batch in module.test_dataloader() for e in zip(*fields_of(batch), strict=True)]
@@ -306,7 +353,7 @@ def test_only_needed_catalogs_are_built(monkeypatch):
         ({"support_mask": "one"}, "support_mask='one'; expected one of given, ones"),
         ({"std": (0.2, 0.0, 0.2)}, "std above 0"),
         ({"protocol": "release"}, "protocol='release'"),
-        ({"shot": 40}, "has only .* shot=40 needs at least 41"),
+        ({"shot": 40}, "none of the 2 classes of .* has the 41 images that shot=40 needs"),
     ],
 )
 def test_wrong_arguments_are_named_before_training(changes, message):

@@ -109,3 +109,26 @@ def test_check_names_what_lacks(tree, tmp_path):
         dataset.check()
     with pytest.raises(FileNotFoundError, match=r"nowhere is missing: put train2014/"):
         CocoDataset(tmp_path / "nowhere").check()
+
+
+def test_the_folders_of_2017(tree):
+    for folder in NUMBERS:
+        for place in (tree, tree / "masks"):
+            (place / folder).rename(place / folder.replace("2014", "2017"))
+            for path in (place / folder.replace("2014", "2017")).iterdir():
+                path.rename(path.with_name(path.name.removeprefix(f"COCO_{folder}_")))
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"train2014 is missing: this is a tree of COCO 2017: set dataset.year=2017",
+    ):
+        CocoDataset(tree).check()
+    dataset = CocoDataset(tree, year=2017)
+    dataset.check()
+    assert dataset.ids("train") == [f"train2017/{number:012d}" for number in NUMBERS["train2014"]]
+    assert dataset.ids("val") == [f"val2017/{number:012d}" for number in NUMBERS["val2014"]]
+    np.testing.assert_array_equal(dataset.read_mask("val2017/000000000073"), np.full((6, 8), 73))
+    (tree / "list.txt").write_text("000000000042.jpg\ntrain2017/000000000009\n")
+    listed = CocoDataset(tree, val_list="list.txt", year=2017)
+    assert listed.ids("val") == ["val2017/000000000042", "train2017/000000000009"]
+    with pytest.raises(ValueError, match=r"^dataset.year=2015: expected 2014 or 2017$"):
+        CocoDataset(tree, year=2015)

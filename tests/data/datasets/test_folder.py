@@ -149,6 +149,73 @@ def test_chosen_classes_come_in_the_order_asked_for(roots, one_class):
         }
 
 
+def test_classes_of_index_masks_are_chosen_by_the_names_of_the_folders_list(roots, mixed):
+    content, names = mixed
+    chosen = FolderDataset(roots["mixed-index"], classes=[names[2], names[0]])
+    assert chosen.class_names == (names[2], names[0])
+    chosen = pickle.loads(pickle.dumps(chosen))
+    table = np.array([0, 2, 0, 1, 0], dtype=np.uint8)
+    for image_id, entry in content.items():
+        expected = table[entry.mask]
+        np.testing.assert_array_equal(chosen.read_mask(image_id), expected)
+        np.testing.assert_array_equal(chosen.read_label_map(image_id, [2]), expected == 2)
+        np.testing.assert_array_equal(chosen.find_classes(image_id, [1, 2]), expected > 0)
+        assert chosen.class_areas(image_id) == {v: n for v in (1, 2) if (n := int((expected == v).sum()))}
+        for value in (1, 2):
+            np.testing.assert_array_equal(chosen.read_class_mask(image_id, value), expected == value)
+    # The same as in a layout whose files name the classes.
+    other = FolderDataset(roots["mixed-binary"], classes=[names[2], names[0]])
+    assert [spec for spec in manifest(chosen)] == [spec for spec in manifest(other)]
+    assert FolderDataset(roots["mixed-index"]).fingerprint("val") != chosen.fingerprint("val")
+    every = FolderDataset(roots["mixed-index"], classes="classes.txt")
+    assert every.fingerprint("val") == FolderDataset(roots["mixed-index"]).fingerprint("val")
+    with pytest.raises(ValueError, match=r"class 'cow' of dataset.classes is none of those that the list in .* names"):
+        FolderDataset(roots["mixed-index"], classes=[names[0], "cow"])
+
+
+def test_values_that_are_not_chosen_are_known_and_others_refused(copy, mixed):
+    root, names = copy("mixed-index"), mixed[1]
+    chosen = FolderDataset(root, classes=[names[1]])
+    image_id = chosen.ids("val")[0]
+    write_mask(
+        root / f"masks/{image_id}.png", np.repeat(np.arange(5, dtype=np.uint8), 13 * 48)[: 48 * 48].reshape(48, 48)
+    )
+    assert set(chosen.class_areas(image_id)) == {1}
+    write_mask(root / f"masks/{image_id}.png", np.full((48, 48), 5, dtype=np.uint8))
+    with pytest.raises(
+        ValueError, match=r"holds class index 5, expected 0..4 or 255 \(the list of classes in .* names no"
+    ):
+        chosen.class_areas(image_id)
+
+
+def test_without_a_list_in_the_folder_the_given_names_are_of_the_values(copy, mixed):
+    root = copy("mixed-index")
+    (root / "classes.txt").unlink()
+    names = ("one", "two", "three", "four")
+    dataset = FolderDataset(root, classes=list(names))
+    assert dataset.class_names == names
+    for image_id, entry in mixed[0].items():
+        np.testing.assert_array_equal(dataset.read_mask(image_id), entry.mask)
+
+
+@pytest.mark.parametrize(
+    ("lines", "names", "expected"),
+    [
+        (["__ignore__", "_background_", "a", "b", "c", "d"], "abcd", [0, 1, 2, 3, 4]),  # as labelme writes it
+        (["a", "background", "c", "d"], "acd", [0, 1, 0, 2, 3]),
+        (["background", "a", "b", "_ignore_", "d"], "abd", [0, 1, 2, 255, 3]),
+        (["a", "b", "c", "Background"], "abc", [0, 1, 2, 3, 0]),
+    ],
+)
+def test_the_value_of_a_name_is_its_place_after_what_comes_before_the_first_class(copy, mixed, lines, names, expected):
+    root = copy("mixed-index")
+    (root / "classes.txt").write_text("\n".join(lines))
+    dataset = FolderDataset(root)
+    assert dataset.class_names == tuple(names)
+    for image_id, entry in mixed[0].items():
+        np.testing.assert_array_equal(dataset.read_mask(image_id), np.array(expected, np.uint8)[entry.mask])
+
+
 def test_a_list_of_classes_in_the_folder_or_given(copy, one_class):
     root = copy("fss")
     (root / "test.txt").write_text("\n".join(one_class[1][1:3]))
@@ -279,6 +346,25 @@ def test_folds_by_file(roots, one_class, tmp_path):
         (tmp_path / "folds.txt").write_text(line)
         with pytest.raises(ValueError, match=reason):
             FolderDataset(roots["coco"], folds=str(tmp_path / "folds.txt"))
+
+
+def test_folds_of_classes_with_commas(tmp_path):
+    for name in ("sofa, chair", 'a "bed"', "cup", "12, 24, 36"):
+        save(tmp_path / f"data/{name}/1.jpg", np.zeros((8, 8, 3), np.uint8))
+        save(tmp_path / f"data/{name}/1.png", np.ones((8, 8), np.uint8))
+    file = tmp_path / "folds.txt"
+    file.write_text('"sofa, chair", cup\n  "12, 24, 36","a ""bed"""\n')
+    dataset = FolderDataset(tmp_path / "data", folds=str(file))
+    novel = [{dataset.class_names[value - 1] for value in dataset.class_split(fold).novel} for fold in (0, 1)]
+    assert novel == [{"sofa, chair", "cup"}, {"12, 24, 36", 'a "bed"'}]
+    file.write_text('a "bed"\nsofa, chair\n')
+    with pytest.raises(
+        ValueError, match=r"'sofa' is no class of .* \(put a name with a comma in quotes: \"one, two\"\)"
+    ):
+        FolderDataset(tmp_path / "data", folds=str(file))
+    file.write_text('"cup\n')
+    with pytest.raises(ValueError, match=r"folds.txt: '\"cup' cannot be read .*: mend its quotes"):
+        FolderDataset(tmp_path / "data", folds=str(file))
 
 
 def test_lists(roots, one_class, tmp_path):

@@ -173,15 +173,39 @@ def test_classes_and_supports_are_uniform() -> None:
     assert chi_square(ordered, 72) < 129
 
 
-def test_class_with_too_few_images() -> None:
-    view = make_view([[1], [1], [1], [2], [2]])
-    message = r"^class 2 \(bee\) has only 2 images in tiny fold 1 val, shot=2 needs at least 3 .*: lower shot or set"
-    with pytest.raises(ValueError, match=message) as caught:
-        make_manifest(view, shot=2)
-    assert "\n" not in str(caught.value)
-    assert len(make_manifest(view, shot=1)) == 12  # classes cat and dog have no image: never drawn
-    with pytest.raises(ValueError, match=r"class 2 \(bee\) has only 1 image in .* needs at least 2"):
-        make_manifest(make_view([[1], [1], [2]]), shot=1, allow_repeats=True)
+def test_classes_with_too_few_images_are_left_out_and_named() -> None:
+    view = make_view([[1], [2], [1, 2], [1], [1, 3], [3]])
+    manifest = make_manifest(view, shot=2, num_episodes=60)
+    assert manifest.too_few == {2: 2, 3: 2, 4: 0}
+    assert {spec.class_value for spec in manifest} == {1}
+    assert {spec.query_id for spec in manifest} == {"i0", "i2", "i3", "i4"}  # i1 and i5 hold nothing else
+    assert manifest.view.class_names == view.class_names
+    assert manifest.tell_too_few() == (
+        "3 of 4 classes of tiny fold 1 val have fewer than the 3 images that shot=2 needs (query and supports) and are "
+        "left out of the episodes: bee (2), cat (2), dog (0); add images, lower shot or set dataset.allow_repeats=true"
+    )
+    # As if these classes had never been labelled.
+    assert manifest.sha256() == make_manifest(make_view([[1], [], [1], [1], [1]]), shot=2, num_episodes=60).sha256()
+    one = make_manifest(view, shot=1)
+    assert one.too_few == {4: 0}
+    assert one.tell_too_few(view).endswith("left out of the episodes: dog (0); add images to have them")
+    more = make_view([[4], [4]])
+    assert one.tell_too_few(more).endswith("have them, or dataset.novel_pixels=ignore, by which 1 would have enough")
+    assert make_manifest(view, shot=2, allow_repeats=True).too_few == {4: 0}
+    assert make_manifest(make_view([[1, 2], [1, 2]], 2), shot=1).too_few == {}
+
+
+@pytest.mark.parametrize(
+    ("images", "changes", "remedy"),
+    [
+        ([[1], [1], [2]], {"shot": 2}, "ant, 2: lower shot to 1, set dataset.allow_repeats=true, or add images"),
+        ([[1], [2]], {"shot": 1}, "ant, 1: add images"),
+        ([[1], [3]], {"shot": 5, "allow_repeats": True}, "ant, 1: add images"),
+    ],
+)
+def test_refused_only_where_every_class_has_too_few(images, changes, remedy) -> None:
+    with pytest.raises(ValueError, match=rf"^none of the 4 classes of tiny fold 1 val has the \d images .*{remedy}$"):
+        make_manifest(make_view(images), **changes)
 
 
 def test_fewest_repeats() -> None:

@@ -99,6 +99,39 @@ def test_255_beside_a_small_number_is_ignored(value):
     np.testing.assert_array_equal(object_mask(np.where(mask == 0, np.uint8(255), mask), "m"), np.where(BLOB, 1, 255))
 
 
+@pytest.mark.parametrize("full", [1, 255, 65535])
+@pytest.mark.parametrize("stray", [(0, 1, 1), (1, 0, 0), (3, 15, 2)])
+def test_a_stray_pixel_of_nearly_black_is_black(full, stray):
+    mask = np.dstack([ONE.astype(np.uint16 if full > 255 else np.uint8) * full] * 3)
+    unit = 257 if full > 255 else 1
+    mask[0, 0] = np.multiply(stray, unit)
+    np.testing.assert_array_equal(object_mask(mask, "m"), ONE)
+    coloured = mask * np.array([1, 1, 0], mask.dtype)
+    coloured[0, 0] = np.multiply(stray, unit)
+    if full > 1:
+        np.testing.assert_array_equal(object_mask(coloured, "m"), ONE)
+
+
+def test_what_is_all_nearly_black_are_numbers():
+    mask = np.zeros((*ONE.shape, 3), np.uint8)
+    mask[BLOB] = (0, 1, 1)
+    np.testing.assert_array_equal(object_mask(mask, "m"), ONE)
+    mask[0] = (2, 0, 0)
+    with pytest.raises(ValueError, match=r"^m holds 2 classes \(1, 2\)"):
+        object_mask(mask, "m")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_stray_number_does_not_make_the_object_ignored(channels):
+    big = ONE.repeat(20, 0).repeat(20, 1)
+    mask = big * np.uint8(255)
+    mask[0, :2] = 1
+    given = mask if channels == 1 else np.dstack([mask] * 3)
+    np.testing.assert_array_equal(object_mask(given, "m"), big)
+    mask[0, :200] = 1  # an object, and what is ignored
+    assert (object_mask(mask, "m") == 1).sum() == 200
+
+
 @pytest.mark.parametrize(("value", "expected"), [(0, 0), (1, 1), (255, 1)])
 def test_one_value_alone(value, expected):
     assert (object_mask(np.full((4, 5), value, dtype=np.uint8), "m") == expected).all()

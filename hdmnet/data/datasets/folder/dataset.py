@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import numpy.typing as npt
 
 from hdmnet.data.class_split import SplitRule
-from hdmnet.data.datasets.base import LabelMapDataset, Split, label_table
+from hdmnet.data.datasets.base import LabelMapDataset, NovelPixels, Split, apply_table, label_table
 from hdmnet.data.datasets.files import read_ids, refuse_shared_ids, require_ids
 from hdmnet.data.datasets.folder.layouts import LayoutName, Places, scan
 from hdmnet.data.io.annotations import decode_segmentation
-from hdmnet.data.io.arrays import IGNORE, UInt8Array
+from hdmnet.data.io.arrays import IGNORE, BoolArray, UInt8Array
 from hdmnet.data.io.masks import read_mask
 from hdmnet.data.io.object_masks import read_object_mask
 from hdmnet.data.io.upright import IMAGE_SUFFIXES, fit_mask, orientation, read_upright, upright_size
@@ -46,17 +46,20 @@ class FolderDataset(LabelMapDataset):
         name: Name of the data set, in results and caches.
         layout: Its shape; None: recognised.
         classes: Names of the classes that count, in order, or a file with one a line; None: the folder's classes.txt,
-            else all that there are. For index masks the names of the values 1, 2, ….
+            else all that there are. Of index masks the folder's classes.txt names the values 1, 2, …, and those that do
+            not count are background; without it this names the values.
         images: Folder of the pictures below the root; None: by its usual name.
         masks: The same for the masks.
         annotations: COCO-style JSON below the root; None: the only one there.
         num_folds: Number of folds that the classes are dealt out to, as evenly as can be; None or 1: no folds, all
             classes are novel.
-        folds: File that names each fold's novel classes, one fold a line, split by commas; others are always base.
+        folds: File that names each fold's novel classes, one fold a line, split by commas (a name that holds one in
+            quotes); others are always base.
         split_rule: How classes are dealt out.
         train_list: List of training images, one id a line: path of the picture below the pictures' folder.
         val_list: The same for validation and test.
         filter_novel: Whether training leaves out images with novel classes, which makes shared images harmless.
+        novel_pixels: What novel pixels are where training keeps these images; None: as `filter_novel` says.
         min_area: Fewest pixels for a class to count in an image.
 
     Raises:
@@ -80,6 +83,7 @@ class FolderDataset(LabelMapDataset):
         train_list: str | None = None,
         val_list: str | None = None,
         filter_novel: bool = True,
+        novel_pixels: NovelPixels | None = None,
         min_area: int = 1,
     ) -> None:
         if root is None:
@@ -88,9 +92,10 @@ class FolderDataset(LabelMapDataset):
         self.root = Path(root).expanduser()
         self.tree = scan(Places(self.root, images, masks, annotations, classes), layout)
         self.class_names = self.tree.class_names
+        self._class_values = _class_values(self.tree.stored)
         self.split_rule = split_rule
         self.min_area = min_area
-        self.filter_novel = filter_novel
+        self.filter_novel, self.novel_pixels = filter_novel, novel_pixels
         self.lists: dict[Split, str | None] = {"train": train_list, "val": val_list}
         self.folds = self._read_folds(folds) if folds is not None else self._deal_folds(num_folds)
         self.num_folds = len(self.folds)
@@ -116,11 +121,18 @@ class FolderDataset(LabelMapDataset):
         values = {name: value for value, name in enumerate(self.class_names, start=1)}
         folds, seen = [], set[str]()
         for line in read_ids(path, str):
-            names = [name.strip() for name in line.split(",") if name.strip()]
+            try:
+                (row,) = csv.reader([line], skipinitialspace=True, strict=True)
+            except csv.Error as error:
+                raise DatasetError(f"{path}: {line!r} cannot be read ({error}): mend its quotes") from None
+            names = [name.strip() for name in row if name.strip()]
             for name in names:
                 if name not in values or name in seen:
                     found = "is named twice" if name in seen else f"is no class of {self.root}"
-                    raise DatasetError(f"{path}: {name!r} {found}, expected each novel class in one fold's line")
+                    quotes = ' (put a name with a comma in quotes: "one, two")' if len(names) > 1 else ""
+                    raise DatasetError(
+                        f"{path}: {name!r} {found}, expected each novel class in one fold's line{quotes}"
+                    )
                 seen.add(name)
             folds.append(tuple(sorted(values[name] for name in names)))
         return tuple(folds)
@@ -159,9 +171,14 @@ class FolderDataset(LabelMapDataset):
 
     def read_mask(self, image_id: str) -> UInt8Array:
         """Mask as (H, W) uint8: 0, 1..C, 255; of overlapping classes the smaller region is on top."""
-        if self.tree.layout == "index":
-            return self._upright(image_id, read_mask(self.tree.masks[image_id][0][1]))
-        return self.read_label_map(image_id)
+        if self.tree.layout != "index":
+            return self.read_label_map(image_id)
+        mask = self._read_indices(image_id)
+        return mask if self._class_values is None else apply_table(mask, self._class_values)
+
+    def _read_indices(self, image_id: str) -> UInt8Array:
+        """Mask file of layout "index" as (H, W) uint8, its values as stored."""
+        return self._upright(image_id, read_mask(self.tree.masks[image_id][0][1]))
 
     def read_class_mask(self, image_id: str, class_value: int) -> UInt8Array:
         """Mask of one class as (H, W) uint8: 1 all of its pixels, 0 all else, 255 ignore."""
@@ -182,21 +199,43 @@ class FolderDataset(LabelMapDataset):
             mask[regions[value]] = labels[value]
         return self._upright(image_id, mask)
 
+    def find_classes(self, image_id: str, classes: Sequence[int]) -> BoolArray:
+        """Where any of some classes is, (H, W) bool, below another one too."""
+        if self.tree.layout == "index":
+            return super().find_classes(image_id, classes)
+        regions, mask = self._regions(image_id)
+        mask[:] = 0
+        for value in regions.keys() & set(classes):
+            mask[regions[value]] = 1
+        return self._upright(image_id, mask).astype(bool)
+
     def class_areas(self, image_id: str) -> dict[int, int]:
         """Pixels of each class, those below another one too; see the base class."""
         if self.tree.layout == "index":
+            if self._class_values is not None:
+                self._check_indices(image_id)
             return super().class_areas(image_id)
         regions, mask = self._regions(image_id)
         self.check_mask(image_id, self._upright(image_id, mask), self.image_size(image_id))
         areas = {value: int(regions[value].sum()) for value in sorted(regions)}
         return {value: area for value, area in areas.items() if area}
 
+    def _check_indices(self, image_id: str) -> None:
+        """Refuse a mask that holds values which the folder's list of classes does not name."""
+        known = len(self.tree.stored)
+        found = np.flatnonzero(np.bincount(self._read_indices(image_id).ravel(), minlength=256)[known:IGNORE])
+        if len(found):
+            raise DatasetError(
+                f"{self.mask_location(image_id)} holds class index {known + found[0]}, expected 0..{known - 1} or "
+                f"{IGNORE} (the list of classes in {self.root} names no more): prepare the mask again or mend the list"
+            )
+
     def _upright(self, image_id: str, mask: UInt8Array) -> UInt8Array:
         picture = self.tree.pictures[image_id]
         turned = orientation(picture)
         return mask if turned == 1 else fit_mask(mask, upright_size(picture), turned)
 
-    def _regions(self, image_id: str) -> tuple[dict[int, npt.NDArray[np.bool_]], UInt8Array]:
+    def _regions(self, image_id: str) -> tuple[dict[int, BoolArray], UInt8Array]:
         """Where each class is, (H, W) bool as stored, and a mask of 255 where only what is ignored lies, else 0."""
         if self.tree.layout == "coco":
             regions, ignored = self._coco_regions(image_id)
@@ -217,10 +256,10 @@ class FolderDataset(LabelMapDataset):
             ignored &= ~region
         return regions, np.where(ignored, np.uint8(IGNORE), np.uint8(0))
 
-    def _coco_regions(self, image_id: str) -> tuple[dict[int, npt.NDArray[np.bool_]], npt.NDArray[np.bool_]]:
+    def _coco_regions(self, image_id: str) -> tuple[dict[int, BoolArray], BoolArray]:
         """Where each class is and where a crowd, (H, W) bool each, as a COCO-style JSON says."""
         about = self.tree.regions[image_id]
-        regions: dict[int, npt.NDArray[np.bool_]] = {}
+        regions: dict[int, BoolArray] = {}
         ignored = np.zeros(about.size, dtype=bool)
         for value, segmentation, crowd in about.entries:
             try:
@@ -248,7 +287,7 @@ class FolderDataset(LabelMapDataset):
         paths += [self.tree.pictures[image_id] for image_id in ids if image_id in self.tree.pictures]
         if self.tree.annotations is not None:
             paths.append(self.tree.annotations)
-        rows = [_READER, self.tree.layout, *self.class_names, *ids]
+        rows = [_READER, self.tree.layout, *self.class_names, *ids, *map(str, self.tree.stored)]
         for path in paths:
             if path.exists():
                 stat = path.stat()
@@ -275,10 +314,19 @@ class FolderDataset(LabelMapDataset):
             folder = next(iter(self.tree.pictures.values())).parent
             remedy = "restore them, or set dataset.images to their folder"
             require_ids(list(self.tree.pictures), there, str(self.tree.annotations), f"picture in {folder}", remedy)
-        if not any(self.lists.values()) and not self.filter_novel:
+        if not any(self.lists.values()) and (self.novel_pixels is not None or not self.filter_novel):
+            asked = "filter_novel=false" if self.novel_pixels is None else f"novel_pixels={self.novel_pixels}"
             raise DatasetError(
-                "dataset.filter_novel=false would train on the images that are tested: set dataset.val_list, or "
-                "leave it true"
+                f"dataset.{asked} would train on the images that are tested: set dataset.val_list, or leave it out"
             )
         if all(self.lists.values()):
             refuse_shared_ids(self.ids("train"), self.ids("val"))
+
+
+def _class_values(stored: Sequence[int]) -> UInt8Array | None:
+    """Class value (256,) of each value that an index mask may hold; 255 of others. None: they are the same."""
+    if not stored:
+        return None
+    table = np.full(256, IGNORE, dtype=np.uint8)
+    table[: len(stored)] = stored
+    return table

@@ -1,6 +1,7 @@
 """The usual shapes of a folder with pictures and masks: which there are, how to tell them apart, what each holds.
 
-    index   images/**/NAME.jpg, masks/**/NAME.png    values are class indices, named by classes.txt; 255 is ignored
+    index   images/**/NAME.jpg, masks/**/NAME.png    values are class indices: 0 background, 1 the first line of
+                                                     classes.txt, 2 the second and so on; 255 is ignored
     binary  images/**/NAME.jpg, masks/CLASS/**/NAME.png or masks/**/NAME/CLASS.png    one mask a class and picture
     coco    pictures and a COCO-style JSON: polygons or run lengths of any categories
     fss     CLASS/NAME.jpg beside CLASS/NAME.png    FSS-1000: one class a picture
@@ -11,6 +12,7 @@ id in every layout if it lies in the same subfolder.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 from hdmnet.data.datasets.files import check_unique, read_ids
-from hdmnet.data.io.arrays import MAX_LABELS
+from hdmnet.data.io.arrays import IGNORE, MAX_LABELS
 from hdmnet.data.io.upright import list_files
 from hdmnet.runtime.errors import DatasetError, MissingFileError
 
@@ -29,7 +31,8 @@ MASK_FOLDERS = ("masks", "SegmentationClass", "labels", "annotations", "mask")
 _LARGEST_SIDE = 65535  # px: what JPEG can hold
 CLASS_FILES = ("classes.txt", "class_names.txt", "labels.txt")
 # What annotation tools write into a list of classes for values that are no class.
-_NO_CLASS = frozenset({"background", "_background_", "__background__", "__ignore__", "_ignore_"})
+_IGNORED = frozenset({"__ignore__", "_ignore_"})
+_NO_CLASS = frozenset({"background", "_background_", "__background__"}) | _IGNORED
 _SHAPES = (
     "index (images/NAME.jpg, masks/NAME.png), binary (masks/CLASS/NAME.png), coco (a JSON with images, annotations and "
     "categories), fss (CLASS/NAME.jpg with CLASS/NAME.png)"
@@ -53,6 +56,7 @@ class Tree:
         class_names: Names of the classes 1..C.
         pictures: Path of every labelled picture, by id, ids ascending.
         masks: Mask files by id, each with its class value; 0: the file holds class values itself (index).
+        stored: For index, the class value of each value 0, 1, … that masks may hold beside 255; empty: the same.
         regions: For coco, in place of `masks`.
         annotations: For coco, the JSON.
         problems: A line for each file that belongs to nothing.
@@ -63,6 +67,7 @@ class Tree:
     class_names: tuple[str, ...]
     pictures: dict[str, Path]
     masks: dict[str, list[tuple[int, Path]]] = field(default_factory=dict)
+    stored: tuple[int, ...] = ()
     regions: dict[str, Regions] = field(default_factory=dict)
     annotations: Path | None = None
     problems: tuple[str, ...] = ()
@@ -111,20 +116,30 @@ class Places:
 
     def class_list(self) -> tuple[str, ...] | None:
         """Names of the classes as given or as in the folder's classes.txt; None if there is neither."""
-        listed = self.classes
-        if listed is None:
-            listed = next((name for name in CLASS_FILES if (self.root / name).is_file()), None)
-        if listed is None:
+        lines = self.own_list() if self.classes is None else self.given_list()
+        return None if lines is None else tuple(name for name in lines if not _is_no_class(name))
+
+    def own_list(self) -> list[str] | None:
+        """The lines of the folder's classes.txt or the like; None if there is none."""
+        file = next((self.root / name for name in CLASS_FILES if (self.root / name).is_file()), None)
+        return None if file is None else read_ids(file, str)
+
+    def given_list(self) -> list[str] | None:
+        """The names that were given, or the lines of the file; None if there are none."""
+        if self.classes is None:
             return None
-        if isinstance(listed, str):
-            path = self.root / listed if (self.root / listed).is_file() else Path(listed)
+        if isinstance(self.classes, str):
+            path = self.root / self.classes if (self.root / self.classes).is_file() else Path(self.classes)
             if not path.is_file():
-                raise MissingFileError(f"list of classes {listed!r} is in neither {self.root} nor {Path.cwd()}")
-            names = read_ids(path, str)
-        else:
-            names = [str(name) for name in listed]
-            check_unique(names, "dataset.classes")
-        return tuple(name for name in names if name.lower() not in _NO_CLASS)
+                raise MissingFileError(f"list of classes {self.classes!r} is in neither {self.root} nor {Path.cwd()}")
+            return read_ids(path, str)
+        names = [str(name) for name in self.classes]
+        check_unique(names, "dataset.classes")
+        return names
+
+
+def _is_no_class(name: str) -> bool:
+    return name.lower() in _NO_CLASS
 
 
 def scan(places: Places, layout: LayoutName | None = None) -> Tree:
@@ -165,22 +180,38 @@ def _recognise(places: Places, has_json: bool) -> LayoutName:
 
 
 def _scan_index(places: Places) -> Tree:
-    names = places.class_list()
-    if names is None:
+    own, given = places.own_list(), places.given_list()
+    lines = given if own is None else own
+    if lines is None:
         raise MissingFileError(
             f"{places.root} has index masks and no list of classes: write classes.txt, the name of value 1 in its first"
             " line and so on, or set dataset.classes"
         )
-    if not 1 <= len(names) <= MAX_LABELS:
+    # What annotation tools write before the first class (__ignore__, _background_) takes no value.
+    names = list(itertools.dropwhile(_is_no_class, lines))
+    named = {name: value for value, name in enumerate(names, start=1) if not _is_no_class(name)}
+    chosen = list(named) if own is None or given is None else [name for name in given if not _is_no_class(name)]
+    for name in chosen:
+        if name not in named:
+            known = ", ".join([*named][:5]) + (" …" if len(named) > 5 else "")
+            raise DatasetError(
+                f"class {name!r} of dataset.classes is none of those that the list in {places.root} names for the "
+                f"masks' values ({known}): choose among these, or take that list away to name the values by "
+                "dataset.classes"
+            )
+    if not chosen or len(names) > MAX_LABELS:
         raise DatasetError(
             f"{places.root} has index masks and {len(names):,} classes, expected 1 to {MAX_LABELS}, as such masks are "
-            "of 8 bits: choose some by dataset.classes=FILE, or give each class masks of its own (layout binary or fss)"
+            "of 8 bits: give each class masks of its own (layout binary or fss)"
         )
+    values = dict.fromkeys(_IGNORED, IGNORE) | {name: value for value, name in enumerate(chosen, start=1)}
+    stored = (0, *(values.get(name if name in named else name.lower(), 0) for name in names))
     pictures, folder = places.pictures(), places.mask_folder()
     masks = _single(list_files(folder), folder)
     files = {image_id: [(0, masks[image_id])] for image_id in pictures if image_id in masks}
     lost = [path for name, path in masks.items() if name not in pictures]
-    return _tree("index", names, pictures, files, lost)
+    tree = _tree("index", tuple(chosen), pictures, files, lost)
+    return tree if stored == tuple(range(len(stored))) else replace(tree, stored=stored)
 
 
 def _scan_binary(places: Places) -> Tree:
