@@ -1,4 +1,4 @@
-"""The rooms of the package import only what lies below them: the contracts of `[tool.importlinter]`."""
+"""Rooms import only what lies below them, networks only torch and torchvision: the contracts in pyproject.toml."""
 
 from __future__ import annotations
 

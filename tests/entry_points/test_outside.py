@@ -22,18 +22,35 @@ WORDS = ("trainer=cpu", "num_workers=0", "trainer.log_every_n_steps=1", "model=p
 MACHINE = ("trainer=cpu", "num_workers=0")
 
 
-@pytest.fixture
-def outside(tmp_path, monkeypatch):
-    """The folder; its modules can be imported and its YAML found, as on a user's machine."""
-    folder = tmp_path / "outside"
+def admit(folder, monkeypatch):
+    """Its modules can be imported and its YAML found, as on a user's machine."""
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("HDMNET_CONF", str(folder / "conf"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("outside")
     for name, text in FILES.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setenv("PYTHONPATH", str(folder))
-    monkeypatch.setenv("HDMNET_CONF", str(folder / "conf"))
     return folder
+
+
+@pytest.fixture
+def outside(folder, monkeypatch):
+    admit(folder, monkeypatch)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    """What a training of all that is in the folder has given."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        admit(folder, monkeypatch)
+        return commands.run("train", tmp_path_factory.mktemp("trained") / "runs", *WORDS, "dataset=squares")
 
 
 @pytest.fixture
@@ -52,14 +69,13 @@ def test_the_page_has_every_file():
     }
 
 
-def test_trains_is_tested_predicted_with_and_reported(outside, picture, tmp_path):
-    trained = commands.run("train", tmp_path / "runs", *WORDS, "dataset=squares")
+def test_trains_is_tested_predicted_with_and_reported(outside, trained, picture, tmp_path):
     result = trained.result
     assert (result["method"], result["dataset"], result["backbone"]) == ("prototype", "squares", "tiny")
     assert result["test"]["num_episodes_per_seed"] == [6, 6]
     assert result["test"]["miou"] > 0.2  # colours are told apart by nearly any weights
     assert result["test_no_ensemble"] is None
-    assert not list(tmp_path.rglob("base_learner*.pt"))  # there is no stage 1
+    assert not list(trained.folder.parents[2].rglob("base_learner*.pt"))  # there is no stage 1
     assert (trained.folder / "pictures" / "test.png").is_file()
     assert "lr-SGD" in (trained.folder / "metrics.csv").read_text().splitlines()[0]
 
@@ -85,7 +101,7 @@ def test_trains_is_tested_predicted_with_and_reported(outside, picture, tmp_path
     (answer,) = brush.segment(again, [painted], [picture], tmp_path / "page", maps=True)
     assert answer.maps.keys() == {"similarity_1"}
 
-    assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
+    assert report.main([str(trained.folder), str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
     assert "prototype" in (tmp_path / "report" / "report.html").read_text()
 
 
@@ -97,10 +113,9 @@ def test_a_multirun_knows_the_folder_too(outside, tmp_path):
     assert {result["config"]["model"]["scale"] for result in results} == {3.0, 7.0}
 
 
-def test_a_file_may_not_name_what_is_not_admitted(outside, tmp_path, monkeypatch):
+def test_a_file_may_not_name_what_is_not_admitted(outside, trained, tmp_path, monkeypatch):
     """The checkpoint of an outside method is read where its module is admitted, and refused in one line elsewhere."""
-    words = (*WORDS, "dataset=squares", "optim.max_steps=1")
-    best = commands.run("train", tmp_path / "runs", *words).folder / "checkpoints" / "best.ckpt"
+    best = trained.folder / "checkpoints" / "best.ckpt"
     monkeypatch.delenv("HDMNET_CONF")
     words = (f"ckpt={best}", *MACHINE)
     assert "='mine." in commands.call("evaluate", tmp_path / "runs", *words).refusal()
