@@ -1,9 +1,12 @@
-"""Both doors on a user's own folder; tests/data/datasets/test_folder.py has all its layouts."""
+"""Both doors on a user's own folder, and on imitations of data sets as their owners have them."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from hdmnet.data.io.masks import write_mask
 from scripts.data import write_shapes
 from tests.helpers.commands import REAL, call, figures, run
 
@@ -57,3 +60,65 @@ def test_trains_on_a_folder_and_tests_what_it_trained(roots, tmp_path):
 def test_refuses_in_one_line(roots, tmp_path, words, reason):
     command = ("dataset=folder", *REAL, f"dataset.root={roots['fss']}", *words)
     assert reason in call("train", tmp_path, *command).refusal()
+
+
+def write_pictures(root, masks, lines):
+    """Index masks by name, pictures in the colours of their classes, and a list of classes."""
+    colours = np.random.default_rng(0).integers(0, 256, (256, 3), dtype=np.uint8)
+    (root / "images").mkdir(parents=True)
+    for name, mask in masks.items():
+        write_mask(root / f"masks/{name}.png", mask)
+        Image.fromarray(colours[mask]).save(root / f"images/{name}.jpg")
+    (root / "classes.txt").write_text("\n".join(lines))
+
+
+def test_a_clothing_set_some_of_whose_labels_stand_in_one_picture(tmp_path):
+    """As labelme exports it: 58 labels, of which 14 mark something in a single picture."""
+    rng, masks = np.random.default_rng(1), {}
+    for number in range(44):
+        masks[f"{number:02}"] = np.zeros((64, 48), np.uint8)
+        for place, value in enumerate((number % 44 + 1, (number + 1) % 44 + 1)):  # each of 44 labels in two pictures
+            masks[f"{number:02}"][4 + 30 * place :][:24, 6 : 30 + rng.integers(12)] = value
+    for rare in range(14):
+        masks[f"{rare:02}"][60:, :8] = 45 + rare
+    names = [f"label {value:02}" for value in range(1, 59)]
+    write_pictures(tmp_path / "clothes", masks, ["__ignore__", "_background_", *names])
+    words = (*REAL, "dataset=folder", f"dataset.root={tmp_path / 'clothes'}", "dataset.min_area=1", "fold=1")
+    answer = run("train", tmp_path / "out", *words, "dataset.name=clothes", "dataset.num_folds=2")
+    rare = names[44:]
+    told = [line for line in answer.out.splitlines() if "are left out of the episodes" in line]
+    (novel,) = [line for line in told if line.startswith("14 of 29 classes of clothes fold 1 val have fewer than")]
+    assert f"left out of the episodes: {', '.join(f'{name} (1)' for name in rare)}; add images" in novel
+    assert answer.result["too_few_images"]["val"] == dict.fromkeys(rare, 1)
+    left_out = answer.result["test"]["classes_left_out"]
+    assert {name for name, about in left_out.items() if about["reason"] == "too few images"} == set(rare)
+    warnings = [line for line in answer.out.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1  # not one a class
+    assert "label 58 have too few images" in warnings[0]
+    again = run("evaluate", tmp_path / "again", f"ckpt={answer.folder}/checkpoints/best.ckpt", *QUICK, "batch_size=1")
+    assert figures(again.result) == figures(answer.result)
+    assert again.result["too_few_images"] == {"val": dict.fromkeys(rare, 1)}
+    assert sum("are left out of the episodes" in line for line in again.out.splitlines()) == 1
+
+
+def test_streets_whose_every_picture_holds_every_class(tmp_path):
+    """As CamVid: the filter of novel classes would leave no picture to train on."""
+    rng, masks = np.random.default_rng(2), {}
+    for number in range(12):
+        rows = np.repeat(np.arange(1, 7, dtype=np.uint8), 8)
+        masks[f"{number:02}"] = np.roll(np.repeat(rows[:, None], 64, axis=1), rng.integers(48), axis=0)
+    write_pictures(tmp_path / "streets", masks, ["sky", "road", "car", "tree", "sign", "person"])
+    (tmp_path / "streets" / "val.txt").write_text("\n".join(f"{number:02}" for number in range(8, 12)))
+    words = (*REAL, "dataset=folder", f"dataset.root={tmp_path / 'streets'}", "dataset.num_folds=2")
+    refusal = call("train", tmp_path / "out", *words, "dataset.val_list=val.txt").refusal()
+    assert refusal == (
+        "all 8 training images of folder fold 0 hold a novel class (sky, road, car), and dataset.filter_novel=true "
+        "leaves such images out: set dataset.novel_pixels=ignore to train on them, the novel pixels ignored"
+    )
+    words = (*words, "dataset.novel_pixels=ignore")
+    assert "dataset.novel_pixels=ignore would train on the images that are tested" in (
+        call("train", tmp_path / "out", *words).refusal()
+    )
+    answer = run("train", tmp_path / "out", *words, "dataset.val_list=val.txt")
+    assert set(answer.result["test"]["iou_per_class"]) == {"sky", "road", "car"}
+    assert answer.result["config"]["dataset"]["novel_pixels"] == "ignore"
