@@ -129,6 +129,8 @@ def build_case(spec: Spec) -> Callable[[], object]:
     if spec.case not in ("evaluate", "train", "meta_evaluate", "meta_train"):
         raise ValueError(f"case {spec.case!r} is unknown")
     ours, dense = build_models(spec)
+    if spec.form == "dense":  # as released: no channels-last weights either
+        ours.to(memory_format=torch.contiguous_format)
     if spec.case.startswith("meta_"):
         ours.trunk = StoredTrunk(ours.trunk, spec.side, spec.device)  # type: ignore[assignment]
     step = build_training if spec.case.endswith("train") else build_evaluation
