@@ -231,7 +231,7 @@ def autocast(spec: Spec) -> AbstractContextManager[object]:
 def run_matching(context: Context) -> list[Row]:
     """Matching against its dense form: time, extra memory, and how closely they agree."""
     side = 12 if context.quick else MATCHING_SIDE
-    spec = Spec("matching", side=side, shots=MATCHING_SHOTS, device=context.device)
+    spec = Spec("matching", side=side, shots=MATCHING_SHOTS)
     dense = replace(spec, form="dense")
     context.progress.step("matching: memory")
     memory, dense_memory = case_memory(context, spec), case_memory(context, dense)
@@ -258,7 +258,7 @@ def run_matching(context: Context) -> list[Row]:
 
 def run_trunk(context: Context) -> list[Row]:
     """The trunk: plain modules, ours in fp32, ours in bf16."""
-    spec = model_spec(context, "trunk", side=context.sides[0], shots=0, batch=1)
+    spec = model_spec(context, "trunk", side=context.sides[0], shots=0)
     context.progress.step(f"trunk at {spec.side}")
     specs = {
         "plain": replace(spec, form="plain"),
@@ -286,15 +286,13 @@ def run_trunk(context: Context) -> list[Row]:
 _TRUNKS = {"plain": "plain fp32", "plain_bf16": "plain bf16", "fp32": "ours fp32", "bf16": "ours bf16"}
 
 
-def model_spec(context: Context, case: str, *, side: int, shots: int, batch: int | None = None) -> Spec:
+def model_spec(context: Context, case: str, *, side: int, shots: int) -> Spec:
     """A case on the whole network, on a small one if the benchmark is quick."""
     small = context.quick
     return Spec(
         case,
         side=SMALL_SIDE if small else side,
         shots=shots,
-        batch=context.batch if batch is None else batch,
-        device=context.device,
         backbone="resnet_narrow" if small else "resnet50",
     )
 

@@ -45,7 +45,7 @@ from hdmnet.runtime.provenance import git_state  # noqa: E402
 NAME = "gpu"
 JSON, MARKDOWN = "gpu.json", "gpu.md"
 GRACE = 3.0  # seconds between asking a section to end and ending it
-PATIENCE = 5.0  # times the usual limits in a rehearsal: a CPU may be busy
+PATIENCE = 10.0  # times the usual limits in a rehearsal: a CPU may be busy
 POLL = 0.5  # seconds between two looks at what a section has found
 COMMAND = (sys.executable, str(Path(__file__).resolve()))  # this very command, for a section
 ENDING = (signal.SIGTERM, signal.SIGINT)
@@ -341,7 +341,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog=NAME, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     letters = ",".join(section.letter for section in SECTIONS)
     parser.add_argument("--out", type=Path, help=f"folder that gets {JSON} and {MARKDOWN} (default: $OUT)")
-    parser.add_argument("--minutes", type=float, help="for all sections together (default: 9, of a rehearsal 30)")
+    parser.add_argument("--minutes", type=float, help="for all sections together (default: 9, of a rehearsal 60)")
     parser.add_argument("--sections", default=letters, help=f"of {letters} (default: all)")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, in tiny sizes")
     parser.add_argument("--merge", type=Path, nargs="+", metavar="JSON", help="only put earlier results together")
@@ -365,7 +365,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--out is missing: give a folder for the results, or set OUT")
     arguments.out = Path(arguments.out or os.environ["OUT"])
     if arguments.minutes is None:
-        arguments.minutes = 30.0 if arguments.rehearse else 9.0
+        arguments.minutes = 60.0 if arguments.rehearse else 9.0
     if not arguments.minutes > 0:
         parser.error(f"--minutes {arguments.minutes}: expected more than 0")
     if not arguments.rehearse and not arguments.merge and driver() is None:

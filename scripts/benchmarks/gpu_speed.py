@@ -29,7 +29,7 @@ Measured = tuple[float, float]  # seconds of a call, and the device's peak memor
 
 
 def run_training_step(job: Job) -> None:
-    """Training steps in all settings that there is time for, then matching and trunk alone."""
+    """Training steps in all settings that there is time for, then parts of it alone."""
     job.note(REMARK)
     for setting in ((65, 1, 2),) if job.rehearse else SETTINGS[:2]:
         _run_setting(job, *setting)
@@ -62,20 +62,22 @@ def _run_setting(job: Job, side: int, shots: int, batch: int) -> None:
 
 
 def _run_parts(job: Job) -> None:
-    """Matching and trunk alone, each beside its plain form."""
-    matching = _spec(job, "matching", 12 if job.rehearse else 60, 5, 1)
-    trunk = _spec(job, "trunk", 65 if job.rehearse else 473, 1, 4)
-    for baseline, precisions in (
-        (replace(matching, form="dense"), ("fp32",)),  # always in 32 bits
-        (replace(trunk, form="plain"), ("fp32", "tf32", "bf16")),
+    """Matching, trunk and a whole episode, each beside its plain form; all but the trunk, for the paper's Table 7."""
+    side, formats = 65 if job.rehearse else 473, ("fp32", "tf32", "bf16")
+    for title, spec, plain, precisions in (
+        ("matching, 5-shot", _spec(job, "matching", 12 if job.rehearse else 60, 5, 1), "dense", ("fp32",)),
+        ("trunk, 8 pictures", _spec(job, "trunk", side, 1, 4), "plain", formats),
+        ("evaluation, 1-shot, one episode", _spec(job, "evaluate", side, 1, 1), "dense", formats),
+        ("the same without the trunk", _spec(job, "meta_evaluate", side, 1, 1), "", formats),
     ):
-        base = measure(baseline)
-        for precision in precisions:
-            found = measure(replace(baseline, form="ours", precision=precision)) if job.left() > 3 else None
-            if base is not None and found is not None:
-                key, label = f"{baseline.case}/{precision}", f"{baseline.case} alone, {precision}"
+        base = measure(replace(spec, form=plain)) if plain and job.left() > 3 else None
+        for precision in precisions:  # of the matching only one: it computes in 32 bits always
+            found = measure(replace(spec, precision=precision)) if job.left() > 3 else None
+            key, label = f"{spec.case}/{precision}", f"{title}, {precision}"
+            if found is not None:
                 job.row(f"{key}_ms", label, 1e3 * found[0], "ms")
-                job.row(f"{key}_ratio", f"{label}: times as fast as {baseline.form} fp32", base[0] / found[0])
+            if base is not None and found is not None:
+                job.row(f"{key}_ratio", f"{label}: times as fast as {plain} fp32", base[0] / found[0])
                 job.row(f"{key}_memory_ratio", f"{label}: of its memory", found[1] / base[1])
 
 

@@ -273,7 +273,7 @@ def test_a_rehearsal_from_start_to_end(tmp_path):
     rows = {letter: {row["key"]: row for row in entry["rows"]} for letter, entry in content["sections"].items()}
     assert rows["a"]["passed"]["value"] >= 20, remarks
     assert rows["a"]["failed"]["value"] == rows["a"]["skipped"]["value"] == 0, remarks
-    assert 0 < rows["a"]["test_outputs_in_float32[a]/parity_final"]["value"] < 1e-4
+    assert 0 < rows["a"]["test_outputs_in_float32[a]/parity"]["value"] < 1e-4
     assert rows["b"]["65_1shot_batch2/ours_bf16_ratio"]["value"] > 0
     assert rows["b"]["matching/fp32_memory_ratio"]["value"] > 0
     assert rows["c"]["1shot_bf16-mixed/ratio"]["value"] > 0
