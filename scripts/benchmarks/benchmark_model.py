@@ -66,12 +66,19 @@ class StoredTrunk(nn.Module):
 
     def __init__(self, trunk: FrozenTrunk, side: int, device: str) -> None:
         super().__init__()
-        self.classifier = trunk.base_learner.classifier
+        self.classifier, self.feature_info = trunk.base_learner.classifier, trunk.feature_info
         size = -(-side // trunk.feature_info[0].stride)
         channels = [*(level.channels for level in trunk.feature_info), trunk.base_learner.feature_channels]
         generator = torch.Generator().manual_seed(0)
         made = (torch.randn(1, c, size, size, generator=generator).relu_() for c in channels)
         self.features = TrunkFeatures(*(x.to(device, memory_format=torch.channels_last) for x in made))
+
+    def prepare(self, device: torch.device) -> None:
+        """Nothing has to be folded."""
+
+    def forward(self, images: Tensor, prepared: None = None) -> TrunkFeatures:
+        """All pictures at once."""
+        return TrunkFeatures(*(torch.cat([value] * len(images)) for value in vars(self.features).values()))
 
     def encode(self, images: Tensor) -> Iterator[TrunkFeatures]:
         """One picture after the other."""
@@ -190,6 +197,7 @@ def build_trunk(spec: Spec) -> Callable[[], object]:
 def build_evaluation(model: nn.Module, spec: Spec) -> Callable[[], object]:
     """A forward pass in evaluation, up to the logits at full resolution."""
     query, supports, masks, _ = make_episode(spec)
+    masks = masks_for(model, masks)
     model.eval()
 
     def call() -> object:
@@ -199,9 +207,17 @@ def build_evaluation(model: nn.Module, spec: Spec) -> Callable[[], object]:
     return call
 
 
+def masks_for(model: nn.Module, masks: Tensor) -> Tensor:
+    """Support masks where the loader leaves them: on the CPU for a method that takes them there."""
+    if masks.is_cuda and getattr(model, "takes_host_masks", False):
+        return masks.cpu().pin_memory()
+    return masks
+
+
 def build_training(model: nn.Module, spec: Spec) -> Callable[[], object]:
     """A training step: forward, losses, backward, AdamW."""
     query, supports, masks, target = make_episode(spec)
+    masks = masks_for(model, masks)
     classes = torch.zeros(spec.batch, dtype=torch.long, device=spec.device)
     owner = model.model if isinstance(model, DenseHDMNet) else model
     assert isinstance(owner, HDMNet)
