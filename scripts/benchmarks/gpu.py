@@ -49,7 +49,7 @@ PATIENCE = 10.0  # times the usual limits in a rehearsal: a CPU may be busy
 POLL = 0.5  # seconds between two looks at what a section has found
 COMMAND = (sys.executable, str(Path(__file__).resolve()))  # this very command, for a section
 ENDING = (signal.SIGTERM, signal.SIGINT)
-TAIL = 15  # lines of a failed section's output that are kept
+TAIL = 15  # lines of a failed section's output that are kept; the log has all of it
 
 
 @dataclass(frozen=True)
@@ -291,8 +291,9 @@ class Runner:
             finally:
                 entry["status"], entry["seconds"] = status, time.monotonic() - start
                 if status == "FAILED":
-                    tail = output.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
-                    entry["notes"].append(f"exit code {child.returncode}: {' / '.join(tail)}")
+                    said = output.read_text(encoding="utf-8", errors="replace")
+                    print(said, flush=True)
+                    entry["notes"].append(f"exit code {child.returncode}: {' / '.join(said.splitlines()[-TAIL:])}")
                 lines.seek(0)  # all of them again: a signal may have come between reading a line and taking it up
                 self.take(letter, lines, write=True)
                 end_group(child)
