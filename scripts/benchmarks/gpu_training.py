@@ -28,7 +28,8 @@ def run_training(job: Job) -> None:
     rate = training_rate(job)
     # What is not training: imports, checks, four validations, the test.
     steps = 4 if job.rehearse else max(int(0.75 * (job.left() - 35) * rate), 50)
-    result = finish_training(job, *start_training(job, "training", training_words(job, steps, validations=4)))
+    words = training_words(job, steps, validations=2 if job.rehearse else 4)
+    result = finish_training(job, *start_training(job, "training", words))
     if result is None:
         return
     job.row("steps", "training steps of stage 2", steps)
@@ -45,16 +46,16 @@ def run_distillation(job: Job) -> None:
     rate = training_rate(job)
     kept = (job.work / "outputs" / "cache" / "base_learners").glob("*.pt")
     learner = max(kept, key=lambda path: path.stat().st_mtime)
-    kinds = {"with": [], "without": ["ablation=table6_none"]}
+    kinds, seeds = {"with": [], "without": ["ablation=table6_none"]}, SEEDS[:1] if job.rehearse else SEEDS
     # They share the GPU and the cores, and each of them starts, validates and is tested.
-    share = len(kinds) * len(SEEDS)
+    share = len(kinds) * len(seeds)
     steps = 4 if job.rehearse else max(int(0.6 * (job.left() - 40) * rate / share), 30)
     words = [*training_words(job, steps, validations=2), f"base_ckpt={learner}", "dataset.num_test_seeds=1"]
     words += [f"num_workers={job.workers // share}"]
     job.row("steps", "training steps of each", steps)
     started = {
         (kind, seed): start_training(job, f"{kind}_{seed}", [*words, *changes, f"seed={seed}"])
-        for seed in SEEDS
+        for seed in seeds
         for kind, changes in kinds.items()
     }
     found: dict[str, list[float]] = {kind: [] for kind in kinds}
