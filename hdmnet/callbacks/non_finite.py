@@ -101,20 +101,25 @@ class NonFiniteGuard(Callback):
         """Let the step through if all is finite.
 
         Raises:
-            ValueError: It is not, and the policy is to stop, or nothing but skipped steps comes.
+            ValueError: It is not, and the policy is to stop, or nothing but skipped steps comes. A gradient that
+                overflows in float16 is skipped by the loss scaling, whatever the policy.
         """
         parts, self._parts = self._parts, []
         losses = torch.stack([cast(Tensor, part.loss).float() for part in parts])
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         largest = torch.nn.utils.get_total_norm(gradients, math.inf)
-        if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            largest = torch.zeros(())  # float16: an overflow is for the loss scaling to deal with, which skips the step
         finite = torch.stack([losses.isfinite().all(), largest.to(losses.device).isfinite()]).int()
         if trainer.world_size > 1:
             torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
         loss_is_finite, gradient_is_finite = finite.tolist()  # the one wait for the device
         if loss_is_finite and gradient_is_finite:
             self.skipped_in_a_row = 0
+            return
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if loss_is_finite and scaled and self.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW:
+            self.skipped_in_a_row += (
+                1  # float16: an overflow is the loss scaling's, which skips the step and scales less
+            )
             return
         for buffer, before in self._statistics:  # first, so that the dump has the weights before the step
             buffer.copy_(before)
@@ -126,7 +131,7 @@ class NonFiniteGuard(Callback):
         if stop:
             if trainer.global_rank > 0:
                 raise SystemExit(1)  # the first process says it for all
-            last = f" after {self.skipped_in_a_row} skipped steps in a row" if self.policy == "skip" else ""
+            last = f" after {self.skipped_in_a_row} skipped steps in a row" if self.skipped_in_a_row else ""
             raise InputError(f"training stopped{last}: {line}; {_ADVICE}")
         optimizer.zero_grad(set_to_none=True)  # without gradients the optimiser changes nothing, decay and moments too
         self.num_skipped += 1

@@ -25,7 +25,9 @@ def segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:
     """
     target = mask.long()
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # 16 bits would lose the sum over the pixels
-    total = F.cross_entropy(logits, target, ignore_index=IGNORE_INDEX, reduction="sum")
+    # On a GPU the sum within adds up in any order, which trainer.deterministic=true refuses.
+    reduction = "none" if torch.are_deterministic_algorithms_enabled() else "sum"
+    total = F.cross_entropy(logits, target, ignore_index=IGNORE_INDEX, reduction=reduction).sum()
     # torch's own mean over no pixel is NaN; to ask beforehand whether there is one would wait for the GPU.
     return total / (target != IGNORE_INDEX).sum().clamp(min=1)
 

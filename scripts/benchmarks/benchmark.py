@@ -2,12 +2,13 @@
 
     python scripts/benchmarks/benchmark.py                                # everything that can run here
     python scripts/benchmarks/benchmark.py matching model --repeats 9 --json out.json --markdown out.md
-    python scripts/benchmarks/benchmark.py model --device cuda --sides 473,633 --batch 4 --precision fp32,bf16 --dense
+    python scripts/benchmarks/benchmark.py model --sides 473,633 --precision fp32,bf16 --dense
 
 Sections: `matching`, `model`, `growth` and `trunk` need only torch and torchvision; `data`, `catalog` and `predict` the
 whole package; `startup` what `python -m hdmnet.train` needs. Times are medians of wall time, the contestants in turns.
-Peak memory is measured in a process for each figure: on a CPU the growth of the resident memory's peak (small blocks
-are mapped apart there, so that freed memory does not count), on a GPU torch's own count. Close other programs first.
+Peak memory is measured in a process for each figure, as the growth of the resident memory's peak (small blocks are
+mapped apart there, so that freed memory does not count). Close other programs first. All of it is for a CPU; `gpu.sh`
+measures on a GPU.
 """
 
 from __future__ import annotations
@@ -106,9 +107,8 @@ def format_value(row: Row) -> str:
 
 def markdown(found: dict[str, list[Row]], about: dict[str, Any]) -> str:
     """The figures as Markdown tables, one a section, with machine and settings above."""
-    where = about["gpu"] or about["cpu"]
     lines = [
-        f"{where}, {about['cores']} cores, {about['threads']} threads; torch {about['torch']}, torchvision "
+        f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads; torch {about['torch']}, torchvision "
         f"{about['torchvision']}, Python {about['python']}; medians of {about['repeats']}.",
     ]
     for section, rows in found.items():
@@ -145,12 +145,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)} (default: all)")
     parser.add_argument("--repeats", type=int, default=5, help="timings of each contestant (default: 5)")
     parser.add_argument("--threads", type=int, default=None, help="torch's threads (default: torch's choice)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
     parser.add_argument("--sides", default="473", help="model: sides of the input, e.g. 473,633 (default: 473)")
     parser.add_argument("--shots", default="1,5", help="model: shots (default: 1,5)")
-    parser.add_argument("--batch", type=int, default=1, help="model: episodes at once (default: 1)")
     parser.add_argument("--precision", default="fp32", help="model: fp32, bf16 or both (default: fp32)")
-    parser.add_argument("--dense", action="store_true", help="model: also time the dense form (always on a GPU)")
+    parser.add_argument("--dense", action="store_true", help="model: also time the dense form")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
     parser.add_argument("--json", type=Path, default=None, help="write everything here")
     parser.add_argument("--markdown", type=Path, default=None, help="write the tables here as Markdown")
@@ -166,8 +164,6 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[
     unknown = [name for name in names if name not in SECTIONS]
     if unknown:
         parser.error(f"section {unknown[0]!r} is unknown, expected {', '.join(SECTIONS)}")
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch finds no GPU")
     precisions = tuple(arguments.precision.split(","))
     if not set(precisions) <= {"fp32", "bf16"}:
         parser.error(f"--precision {arguments.precision}: expected fp32, bf16 or fp32,bf16")
@@ -175,21 +171,19 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[
         sides, shots = (tuple(int(text) for text in given.split(",")) for given in (arguments.sides, arguments.shots))
     except ValueError:
         parser.error(f"--sides {arguments.sides} --shots {arguments.shots}: expected numbers, e.g. 473,633 and 1,5")
-    for name, numbers in (("repeats", (arguments.repeats,)), ("batch", (arguments.batch,)), ("shots", shots)):
+    for name, numbers in (("repeats", (arguments.repeats,)), ("shots", shots)):
         if min(numbers) < 1:
             parser.error(f"--{name} {min(numbers)}: expected at least 1")
     if min(sides) < 33:
         parser.error(f"--sides {min(sides)}: expected at least 33")
     plot = arguments.plot or (arguments.json.with_suffix(".png") if arguments.json else None)
     context = Context(
-        device=arguments.device,
         repeats=arguments.repeats,
         quick=arguments.quick,
         sides=sides,
         shots=shots,
-        batch=arguments.batch,
         precisions=precisions,
-        dense=arguments.dense or arguments.device == "cuda",
+        dense=arguments.dense,
         plot=plot,
     )
     context.progress = Progress(count_steps(names, context))
@@ -219,9 +213,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         measure_spec(arguments.measure)
         return 0
     start = time.time()
-    about = machine() | {"device": context.device, "repeats": context.repeats, "quick": context.quick}
+    about = machine() | {"repeats": context.repeats, "quick": context.quick}
     found = run_sections(arguments.sections, context)
-    about |= {"batch": context.batch, "seconds": round(time.time() - start)}
+    about |= {"seconds": round(time.time() - start)}
     print(table(found, about))
     if arguments.json is not None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,7 @@ def run_growth(context: Context) -> list[Row]:
     for case, title in CASES.items():
         for k, side in grid:
             context.progress.step(f"growth: {title}, {k}-shot at {side}²")
-            spec = replace(model_spec(context, case, side=side, shots=k, batch=1), side=side)
+            spec = replace(model_spec(context, case, side=side, shots=k), side=side)
             points[case][k, side] = measure(context, spec)
     rows = []
     lines: dict[str, tuple[Line, Line]] = {}

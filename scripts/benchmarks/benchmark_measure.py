@@ -68,12 +68,10 @@ class Context:
     """What every section gets, and where it leaves its figures.
 
     Attributes:
-        device: "cpu" or "cuda".
         repeats: Timings of each contestant.
         quick: Tiny sizes, to see that everything runs.
         sides: Sides of the square input, in pixels, of the section `model`.
         shots: K of the section `model`.
-        batch: Episodes at once in the section `model`.
         precisions: "fp32", "bf16" of the section `model`.
         dense: Also measure the dense form of the whole model.
         plot: Where the picture of the section `growth` goes; None: nowhere.
@@ -81,12 +79,10 @@ class Context:
         samples: Single timings in seconds, by section and contestant.
     """
 
-    device: str = "cpu"
     repeats: int = 5
     quick: bool = False
     sides: tuple[int, ...] = (473,)
     shots: tuple[int, ...] = (1, 5)
-    batch: int = 1
     precisions: tuple[str, ...] = ("fp32",)
     dense: bool = False
     plot: Path | None = None
@@ -120,10 +116,8 @@ def interleave(
     times: dict[str, list[float]] = {contestant: [] for contestant in contestants}
     for _ in range(context.repeats):
         for contestant, call in contestants.items():
-            synchronise(context.device)
             start = time.perf_counter()
             call()
-            synchronise(context.device)
             times[contestant].append(time.perf_counter() - start)
     context.samples |= {f"{name}/{contestant}": values for contestant, values in times.items()}
     return {contestant: statistics.median(values) for contestant, values in times.items()}

@@ -66,12 +66,19 @@ class StoredTrunk(nn.Module):
 
     def __init__(self, trunk: FrozenTrunk, side: int, device: str) -> None:
         super().__init__()
-        self.classifier = trunk.base_learner.classifier
+        self.classifier, self.feature_info = trunk.base_learner.classifier, trunk.feature_info
         size = -(-side // trunk.feature_info[0].stride)
         channels = [*(level.channels for level in trunk.feature_info), trunk.base_learner.feature_channels]
         generator = torch.Generator().manual_seed(0)
         made = (torch.randn(1, c, size, size, generator=generator).relu_() for c in channels)
         self.features = TrunkFeatures(*(x.to(device, memory_format=torch.channels_last) for x in made))
+
+    def prepare(self, device: torch.device) -> None:
+        """Nothing has to be folded."""
+
+    def forward(self, images: Tensor, prepared: None = None) -> TrunkFeatures:
+        """All pictures at once."""
+        return TrunkFeatures(*(torch.cat([value] * len(images)) for value in vars(self.features).values()))
 
     def encode(self, images: Tensor) -> Iterator[TrunkFeatures]:
         """One picture after the other."""
@@ -129,6 +136,8 @@ def build_case(spec: Spec) -> Callable[[], object]:
     if spec.case not in ("evaluate", "train", "meta_evaluate", "meta_train"):
         raise ValueError(f"case {spec.case!r} is unknown")
     ours, dense = build_models(spec)
+    if spec.form == "dense":  # as released: no channels-last weights either
+        ours.to(memory_format=torch.contiguous_format)
     if spec.case.startswith("meta_"):
         ours.trunk = StoredTrunk(ours.trunk, spec.side, spec.device)  # type: ignore[assignment]
     step = build_training if spec.case.endswith("train") else build_evaluation
@@ -188,6 +197,7 @@ def build_trunk(spec: Spec) -> Callable[[], object]:
 def build_evaluation(model: nn.Module, spec: Spec) -> Callable[[], object]:
     """A forward pass in evaluation, up to the logits at full resolution."""
     query, supports, masks, _ = make_episode(spec)
+    masks = masks_for(model, masks)
     model.eval()
 
     def call() -> object:
@@ -197,9 +207,17 @@ def build_evaluation(model: nn.Module, spec: Spec) -> Callable[[], object]:
     return call
 
 
+def masks_for(model: nn.Module, masks: Tensor) -> Tensor:
+    """Support masks where the loader leaves them: on the CPU for a method that takes them there."""
+    if masks.is_cuda and getattr(model, "takes_host_masks", False):
+        return masks.cpu().pin_memory()
+    return masks
+
+
 def build_training(model: nn.Module, spec: Spec) -> Callable[[], object]:
     """A training step: forward, losses, backward, AdamW."""
     query, supports, masks, target = make_episode(spec)
+    masks = masks_for(model, masks)
     classes = torch.zeros(spec.batch, dtype=torch.long, device=spec.device)
     owner = model.model if isinstance(model, DenseHDMNet) else model
     assert isinstance(owner, HDMNet)
@@ -229,7 +247,7 @@ def autocast(spec: Spec) -> AbstractContextManager[object]:
 def run_matching(context: Context) -> list[Row]:
     """Matching against its dense form: time, extra memory, and how closely they agree."""
     side = 12 if context.quick else MATCHING_SIDE
-    spec = Spec("matching", side=side, shots=MATCHING_SHOTS, device=context.device)
+    spec = Spec("matching", side=side, shots=MATCHING_SHOTS)
     dense = replace(spec, form="dense")
     context.progress.step("matching: memory")
     memory, dense_memory = case_memory(context, spec), case_memory(context, dense)
@@ -256,7 +274,7 @@ def run_matching(context: Context) -> list[Row]:
 
 def run_trunk(context: Context) -> list[Row]:
     """The trunk: plain modules, ours in fp32, ours in bf16."""
-    spec = model_spec(context, "trunk", side=context.sides[0], shots=0, batch=1)
+    spec = model_spec(context, "trunk", side=context.sides[0], shots=0)
     context.progress.step(f"trunk at {spec.side}")
     specs = {
         "plain": replace(spec, form="plain"),
@@ -284,15 +302,13 @@ def run_trunk(context: Context) -> list[Row]:
 _TRUNKS = {"plain": "plain fp32", "plain_bf16": "plain bf16", "fp32": "ours fp32", "bf16": "ours bf16"}
 
 
-def model_spec(context: Context, case: str, *, side: int, shots: int, batch: int | None = None) -> Spec:
+def model_spec(context: Context, case: str, *, side: int, shots: int) -> Spec:
     """A case on the whole network, on a small one if the benchmark is quick."""
     small = context.quick
     return Spec(
         case,
         side=SMALL_SIDE if small else side,
         shots=shots,
-        batch=context.batch if batch is None else batch,
-        device=context.device,
         backbone="resnet_narrow" if small else "resnet50",
     )
 

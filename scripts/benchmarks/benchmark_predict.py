@@ -49,7 +49,7 @@ SMALL = Case("the default run's, 129²", ("dataset=shapes",))
 TINY = Case("tiny", ("dataset=shapes", "dataset.image_size=65"))
 
 
-def build_segmenter(case: Case, shots: int, device: str) -> Segmenter:
+def build_segmenter(case: Case, shots: int) -> Segmenter:
     """A segmenter with random weights."""
     register_schemas()
     with initialize_config_dir(config_dir=str(conf_dir()), version_base=HYDRA_VERSION_BASE):
@@ -60,7 +60,7 @@ def build_segmenter(case: Case, shots: int, device: str) -> Segmenter:
     recipe = SegmenterSpec(
         image_size(cfg.dataset.image_size), tuple(about.mean), tuple(about.std), config=to_stored(cfg)
     )
-    return Segmenter(model, recipe, device=device)
+    return Segmenter(model, recipe, device="cpu")
 
 
 def make_pictures(count: int) -> tuple[list[UInt8Array], UInt8Array]:
@@ -94,12 +94,12 @@ class Episode:
 def measure(case: Case, context: Context) -> list[Row]:
     """The figures of one network."""
     context.progress.step(f"predict, {case.name}")
-    segmenter, alone = (build_segmenter(case, shots, context.device) for shots in (SHOTS, 1))
+    segmenter, alone = (build_segmenter(case, shots) for shots in (SHOTS, 1))
     (query, *supports), mask = make_pictures(1 + SHOTS)
     segmenter.fit(supports, [mask] * SHOTS)
     alone.fit(supports[0], mask)
     fresh = Episode(segmenter, query, supports, mask)
-    fitting = build_segmenter(case, SHOTS, context.device)
+    fitting = build_segmenter(case, SHOTS)
     contestants: dict[str, Callable[[], object]] = {
         "fresh": fresh,
         "fit": lambda: fitting.fit(supports, [mask] * SHOTS),

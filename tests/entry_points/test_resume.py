@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
 
 import pytest
-import torch
 
 from hdmnet.tasks.base_learner import BaseLearnerTask
 from hdmnet.tasks.few_shot import FewShotTask
-from tests.helpers.commands import SHAPES, call, figures, load, run
+from tests.helpers.commands import SHAPES, call, run
+from tests.helpers.resuming import Killed, assert_equal, kill
 
 WORDS = (
     *(*SHAPES, "dataset.episodes_per_epoch=6", "optim.max_steps=6", "optim.lr=1e-3", "optim.base.max_steps=6"),
@@ -18,43 +17,9 @@ WORDS = (
 )
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     return run("train", tmp_path_factory.mktemp("whole"), *WORDS)
-
-
-def kill(monkeypatch, task, method, count):
-    """Lets the method of a task fail when it is called for that time."""
-    real, calls = getattr(task, method), []
-
-    def fail(self, *arguments):
-        calls.append(1)
-        if len(calls) == count:
-            raise Killed
-        return real(self, *arguments)
-
-    monkeypatch.setattr(task, method, fail)
-
-
-def rows(folder):
-    with (folder / "metrics.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if not k.startswith("throughput/")} for row in csv.DictReader(file)]
-
-
-def assert_equal(one, other):
-    for name in ("last.ckpt", "best.ckpt"):
-        a, b = load(one.folder / "checkpoints" / name), load(other.folder / "checkpoints" / name)
-        assert a["state_dict"].keys() == b["state_dict"].keys()
-        assert all(torch.equal(a["state_dict"][key], b["state_dict"][key]) for key in a["state_dict"]), name
-        assert str(a["optimizer_states"]) == str(b["optimizer_states"])
-        assert torch.equal(a["hdmnet_random"][0]["torch"], b["hdmnet_random"][0]["torch"])
-    assert figures(one.result) == figures(other.result)
-    assert one.result["val_miou"] == other.result["val_miou"]
-    assert rows(one.folder) == rows(other.folder)
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def run_process(door: str, output: Path, *words: str, timeout: float = 240, thre
         cwd=output.parent,
         env={
             **environment,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)),
         },
         capture_output=True,

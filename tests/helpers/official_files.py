@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hdmnet.models.hdmnet.official import official_key
 from tests.helpers import official_recipe as recipe
 
 GOLDEN = Path(__file__).parents[1] / "models" / "hdmnet" / "golden"
@@ -22,6 +23,14 @@ def read_golden(name):
             return {key: arrays[key] for key in arrays.files}
     data = path.read_bytes()
     return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+
+
+def fill(model, name_of=official_key):
+    """Fill a model with the recipe's weights; returns them by official key."""
+    names = {key: name_of(key) for key in model.state_dict()}
+    state = recipe.fill_state_dict({names[key]: tuple(value.shape) for key, value in model.state_dict().items()})
+    model.load_state_dict({key: torch.from_numpy(np.asarray(state[name])) for key, name in names.items()})
+    return state
 
 
 def make_state(shapes, *, tiny=False):

@@ -40,6 +40,23 @@ def test_segmentation_loss_by_hand():
     assert segmentation_loss(logits, mask).item() == pytest.approx(-math.log(0.75))
 
 
+def test_segmentation_loss_is_the_same_where_runs_are_deterministic():
+    """There CUDA refuses the sum within `cross_entropy`."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 2, 31, 33, generator=generator).requires_grad_()
+    mask = torch.randint(0, 2, (2, 31, 33), generator=generator)
+    mask[0, :5] = 255
+    losses = [segmentation_loss(logits, mask)]
+    try:
+        torch.use_deterministic_algorithms(True)
+        losses.append(segmentation_loss(logits, mask))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in losses]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-6, atol=0)
+
+
 def test_segmentation_loss_is_zero_where_all_is_ignored():
     logits = torch.randn(1, 2, 3, 3, requires_grad=True)
     loss = segmentation_loss(logits, torch.full((1, 3, 3), 255))

@@ -20,6 +20,7 @@ from hdmnet.models.hdmnet.official import (
 from hdmnet.tasks.schedule import poly_schedule
 from scripts.checkpoints.convert_checkpoint import to_official_state_dict
 from tests.helpers import official_recipe as recipe
+from tests.helpers.official_files import fill
 
 OUTPUTS, LOSSES, NORMS = 2e-5, 1e-5, 1e-4  # what float32 noise allows
 STEP_NOISE = 1e-4
@@ -39,14 +40,6 @@ VARIANTS = [f"{d}_{b}_{s}shot" for d in ("pascal", "coco") for b in ("r50", "vgg
 def split_variant(variant):
     dataset, backbone, shot = variant.split("_")
     return dataset, {"r50": "resnet50_v2", "vgg": "vgg16"}[backbone], int(shot[0])
-
-
-def fill(model, name_of=official_key):
-    """Fill a model with the recipe's weights; returns them by official key."""
-    names = {key: name_of(key) for key in model.state_dict()}
-    state = recipe.fill_state_dict({names[key]: tuple(value.shape) for key, value in model.state_dict().items()})
-    model.load_state_dict({key: torch.from_numpy(np.asarray(state[name])) for key, name in names.items()})
-    return state
 
 
 def close(ours, recorded, atol):
