@@ -65,6 +65,112 @@ def save(path, array):
 # ------------------------------------------------------------------------------------------------------------ layouts
 
 
+def write_json(path, names, categories, boxes):
+    """A COCO-style JSON: pictures (10, 12) by name, categories by id, and (picture, category id, x) of boxes of 4x4."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "images": [{"id": number, "file_name": name, "width": 12, "height": 10} for number, name in enumerate(names)],
+        "categories": [{"id": number, "name": name} for number, name in categories.items()],
+        "annotations": [
+            {"image_id": names.index(name), "category_id": value, "segmentation": [[x, 2, x + 4, 2, x + 4, 6, x, 6]]}
+            for name, value, x in boxes
+        ],
+    }
+    path.write_text(json.dumps(content))
+
+
+def box(value, x):
+    mask = np.zeros((10, 12), np.uint8)
+    mask[2:6, x : x + 4] = value
+    return mask
+
+
+@pytest.fixture
+def coco_2017(tmp_path):
+    """COCO's own folders, with the JSONs of key points that have the same shape; the categories differ in their ids."""
+    root = tmp_path / "coco"
+    for folder, number in (("train2017", 1), ("train2017", 2), ("val2017", 1), ("val2017", 3)):
+        save(root / folder / f"{number:012}.jpg", np.full((10, 12, 3), number, np.uint8))
+    one, two, three = (f"{number:012}.jpg" for number in (1, 2, 3))
+    cats = {1: "person", 7: "dog"}
+    write_json(root / "annotations/instances_train2017.json", [one, two], cats, [(one, 1, 0), (two, 7, 8)])
+    other = {3: "dog", 4: "cat", 9: "person"}
+    write_json(root / "annotations/instances_val2017.json", [one, three], other, [(one, 3, 4), (three, 9, 1)])
+    for split in ("train", "val"):
+        write_json(root / f"annotations/person_keypoints_{split}2017.json", [one], {1: "person"}, [])
+    return root
+
+
+def test_a_json_for_training_and_one_for_validation(coco_2017):
+    dataset = pickle.loads(pickle.dumps(FolderDataset(coco_2017, num_folds=3)))
+    dataset.check()
+    assert dataset.class_names == ("person", "dog", "cat")
+    train = [f"train2017/{number:012}" for number in (1, 2)]
+    val = [f"val2017/{number:012}" for number in (1, 3)]
+    assert (dataset.ids("train"), dataset.ids("val")) == (train, val)
+    for image_id, expected, shade in (
+        *((train[0], box(1, 0), 1), (train[1], box(2, 8), 2)),
+        *((val[0], box(2, 4), 1), (val[1], box(1, 1), 3)),
+    ):
+        np.testing.assert_array_equal(dataset.read_mask(image_id), expected)
+        assert abs(int(dataset.read_image(image_id)[0, 0, 0]) - shade) <= 1
+    assert dataset.mask_location(val[0]).endswith(f"instances_val2017.json, image '{val[0]}'")
+    assert dataset.fingerprint("train") != dataset.fingerprint("val")
+    FolderDataset(coco_2017, num_folds=3, filter_novel=False).check()  # what is tested is not trained on
+    given = ["annotations/instances_val2017.json", "annotations/instances_train2017.json"]
+    swapped = FolderDataset(coco_2017, annotations=given, classes=["dog", "cat"])
+    assert (swapped.ids("train"), swapped.class_names) == (val, ("dog", "cat"))
+    np.testing.assert_array_equal(swapped.read_mask(val[0]), box(1, 4))
+    assert not swapped.read_mask(val[1]).any()
+    (coco_2017 / "val.txt").write_text(f"{val[1]}.jpg\n")
+    listed = FolderDataset(coco_2017, val_list="val.txt")
+    assert (listed.ids("train"), listed.ids("val")) == (train, val[1:])
+
+
+def test_one_of_the_jsons_alone_finds_its_folder(coco_2017):
+    dataset = FolderDataset(coco_2017, annotations="annotations/instances_val2017.json")
+    dataset.check()
+    assert dataset.ids("train") == dataset.ids("val") == [f"{number:012}" for number in (1, 3)]
+    np.testing.assert_array_equal(dataset.read_mask("000000000003"), box(3, 1))
+
+
+def test_a_folder_for_each_split_as_roboflow_writes_them(tmp_path):
+    for split, number in (("train", 1), ("valid", 2)):
+        save(tmp_path / split / f"{number}.jpg", np.zeros((10, 12, 3), np.uint8))
+        write_json(
+            tmp_path / split / "_annotations.coco.json", [f"{number}.jpg"], {1: "cat"}, [(f"{number}.jpg", 1, 3)]
+        )
+    dataset = FolderDataset(tmp_path)
+    dataset.check()
+    assert (dataset.ids("train"), dataset.ids("val")) == (["train/1"], ["valid/2"])
+    np.testing.assert_array_equal(dataset.read_mask("valid/2"), box(1, 3))
+    write_json(tmp_path / "test" / "_annotations.coco.json", ["1.jpg"], {1: "cat"}, [])
+    with pytest.raises(
+        ValueError, match=r"holds 3 JSONs .*\(test/_ann.*, train/_ann.*, valid/_ann.*\), expected one, or one"
+    ):
+        FolderDataset(tmp_path)
+    pair = [f"{split}/_annotations.coco.json" for split in ("train", "valid")]
+    assert FolderDataset(tmp_path, annotations=pair).ids("val") == ["valid/2"]
+    with pytest.raises(ValueError, match=r"dataset.annotations has 3 files, expected one, or two: \[TRAIN,VAL\]"):
+        FolderDataset(tmp_path, annotations=[*pair, pair[0]])
+
+
+def test_two_jsons_of_one_folder_keep_its_ids_and_share_none(tmp_path):
+    for number in (1, 2):
+        save(tmp_path / f"images/{number}.jpg", np.zeros((10, 12, 3), np.uint8))
+        write_json(tmp_path / f"{('train', 'val')[number - 1]}.json", [f"{number}.jpg"], {1: "cat"}, [])
+    dataset = FolderDataset(tmp_path)
+    assert (dataset.ids("train"), dataset.ids("val")) == (["1"], ["2"])
+    write_json(tmp_path / "val.json", ["1.jpg", "2.jpg"], {1: "cat"}, [])
+    with pytest.raises(
+        ValueError, match=r"train.json and .*val.json both name picture '1', expected each in one of them"
+    ):
+        FolderDataset(tmp_path)
+    (tmp_path / "val.json").rename(tmp_path / "more.json")
+    with pytest.raises(ValueError, match=r"holds 2 JSONs .* \(more.json, train.json\), expected one"):
+        FolderDataset(tmp_path)
+
+
 @pytest.mark.parametrize("layout", [*WRITERS, *(f"mixed-{name}" for name in MIXED)])
 def test_every_layout_is_recognised_and_read_exactly(roots, one_class, mixed, layout):
     content, names = mixed if layout.startswith("mixed") else one_class

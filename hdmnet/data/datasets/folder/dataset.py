@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -34,7 +35,7 @@ class FolderDataset(LabelMapDataset):
 
     Splits: without lists every image is in both. Training takes only images without novel classes and evaluation only
     images with one, so the two do not share any; but the base learner is then validated on what it trained on. With
-    one list the other split is all the rest.
+    one list the other split is all the rest. Two COCO-style JSONs, for training and for validation, are lists too.
 
     Attributes:
         tree: What was found in the folder.
@@ -50,7 +51,7 @@ class FolderDataset(LabelMapDataset):
             not count are background; without it this names the values.
         images: Folder of the pictures below the root; None: by its usual name.
         masks: The same for the masks.
-        annotations: COCO-style JSON below the root; None: the only one there.
+        annotations: COCO-style JSON below the root, or two, for training and for validation; None: those there are.
         num_folds: Number of folds that the classes are dealt out to, as evenly as can be; None or 1: no folds, all
             classes are novel.
         folds: File that names each fold's novel classes, one fold a line, split by commas (a name that holds one in
@@ -76,7 +77,7 @@ class FolderDataset(LabelMapDataset):
         classes: str | Sequence[str] | None = None,
         images: str | None = None,
         masks: str | None = None,
-        annotations: str | None = None,
+        annotations: str | Sequence[str] | None = None,
         num_folds: int | None = None,
         folds: str | None = None,
         split_rule: SplitRule = "contiguous",
@@ -154,7 +155,7 @@ class FolderDataset(LabelMapDataset):
         if listed is not None:
             return read_ids(self._find(listed, f"dataset.{split}_list"), self._parse)
         others = set(self.ids("val" if split == "train" else "train")) if any(self.lists.values()) else set()
-        return [image_id for image_id in self.tree.pictures if image_id not in others]
+        return [one for one in self.tree.splits.get(split, tuple(self.tree.pictures)) if one not in others]
 
     def _parse(self, line: str) -> str:
         path = PurePosixPath(line)
@@ -275,8 +276,8 @@ class FolderDataset(LabelMapDataset):
 
     def mask_location(self, image_id: str) -> str:
         """Path of the mask, or of the first of several, or the JSON and the image in it."""
-        if self.tree.annotations is not None:
-            return f"{self.tree.annotations}, image {image_id!r}"
+        if self.tree.annotations:
+            return f"{self.tree.annotations[image_id]}, image {image_id!r}"
         files = self.tree.masks[image_id]
         return str(files[0][1] if files else self.tree.pictures[image_id])
 
@@ -285,13 +286,12 @@ class FolderDataset(LabelMapDataset):
         ids = self.ids(split)
         paths = [path for image_id in ids for _, path in self.tree.masks.get(image_id, ())]
         paths += [self.tree.pictures[image_id] for image_id in ids if image_id in self.tree.pictures]
-        if self.tree.annotations is not None:
-            paths.append(self.tree.annotations)
+        paths += sorted({self.tree.annotations[image_id] for image_id in ids if image_id in self.tree.annotations})
         rows = [_READER, self.tree.layout, *self.class_names, *ids, *map(str, self.tree.stored)]
         for path in paths:
             if path.exists():
                 stat = path.stat()
-                rows.append(f"{path.relative_to(self.root)}\0{stat.st_size}\0{stat.st_mtime_ns}")
+                rows.append(f"{os.path.relpath(path, self.root)}\0{stat.st_size}\0{stat.st_mtime_ns}")
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
     def check(self, *, files: bool = True) -> None:
@@ -306,15 +306,20 @@ class FolderDataset(LabelMapDataset):
             if listed is not None:
                 what = f"picture with a mask in {self.root}"
                 require_ids(self.ids(split), known, f"list {listed}", what, "take them off, or label them")
-        if self.tree.annotations is not None and self.tree.problems and files:
+        if self.tree.annotations and self.tree.problems and files:
             more = f" (and {len(self.tree.problems) - 1} more)" if len(self.tree.problems) > 1 else ""
             raise DatasetError(f"{self.tree.problems[0]}{more}: mend it, or set dataset.on_error=skip to do without")
-        if self.tree.annotations is not None:  # of the other layouts the pictures themselves were listed
-            there = {image_id for image_id, path in self.tree.pictures.items() if path.is_file()}
-            folder = next(iter(self.tree.pictures.values())).parent
+        for file in dict.fromkeys(self.tree.annotations.values()):  # of others the pictures themselves were listed
+            named = {one: self.tree.pictures[one] for one, path in self.tree.annotations.items() if path == file}
+            there = {image_id for image_id, path in named.items() if path.is_file()}
+            folder = next(iter(named.values())).parent
             remedy = "restore them, or set dataset.images to their folder"
-            require_ids(list(self.tree.pictures), there, str(self.tree.annotations), f"picture in {folder}", remedy)
-        if not any(self.lists.values()) and (self.novel_pixels is not None or not self.filter_novel):
+            require_ids(list(named), there, str(file), f"picture in {folder}", remedy)
+        if (
+            not any(self.lists.values())
+            and not self.tree.splits
+            and (self.novel_pixels is not None or not self.filter_novel)
+        ):
             asked = "filter_novel=false" if self.novel_pixels is None else f"novel_pixels={self.novel_pixels}"
             raise DatasetError(
                 f"dataset.{asked} would train on the images that are tested: set dataset.val_list, or leave it out"

@@ -3,11 +3,13 @@
     index   images/**/NAME.jpg, masks/**/NAME.png    values are class indices: 0 background, 1 the first line of
                                                      classes.txt, 2 the second and so on; 255 is ignored
     binary  images/**/NAME.jpg, masks/CLASS/**/NAME.png or masks/**/NAME/CLASS.png    one mask a class and picture
-    coco    pictures and a COCO-style JSON: polygons or run lengths of any categories
+    coco    pictures and a COCO-style JSON: polygons or run lengths of any categories; or two, of which one is for
+            training and one for validation, by their own or their folders' names
     fss     CLASS/NAME.jpg beside CLASS/NAME.png    FSS-1000: one class a picture
 
 An image's id is its picture's path below the folder of pictures, without the suffix. So the same picture has the same
-id in every layout if it lies in the same subfolder.
+id in every layout if it lies in the same subfolder. Where two JSONs have pictures in two folders, it is the path below
+the root.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
+from hdmnet.data.datasets.base import Split
 from hdmnet.data.datasets.files import check_unique, read_ids
 from hdmnet.data.io.arrays import IGNORE, MAX_LABELS
 from hdmnet.data.io.upright import list_files
@@ -27,6 +30,7 @@ from hdmnet.runtime.errors import DatasetError, MissingFileError
 LayoutName = Literal["index", "binary", "coco", "fss"]
 
 IMAGE_FOLDERS = ("images", "JPEGImages", "imgs", "img")
+SPLIT_FOLDERS = ("train", "valid", "val", "test")
 MASK_FOLDERS = ("masks", "SegmentationClass", "labels", "annotations", "mask")
 _LARGEST_SIDE = 65535  # px: what JPEG can hold
 CLASS_FILES = ("classes.txt", "class_names.txt", "labels.txt")
@@ -58,7 +62,9 @@ class Tree:
         masks: Mask files by id, each with its class value; 0: the file holds class values itself (index).
         stored: For index, the class value of each value 0, 1, … that masks may hold beside 255; empty: the same.
         regions: For coco, in place of `masks`.
-        annotations: For coco, the JSON.
+        annotations: For coco, the JSON of each picture, by id.
+        origin: For coco, the folder that the JSON's file names start from.
+        splits: Ids of the pictures for training and for validation, where there is a JSON for each; else empty.
         problems: A line for each file that belongs to nothing.
         unlabelled: Pictures without any mask, which are left out.
     """
@@ -69,7 +75,9 @@ class Tree:
     masks: dict[str, list[tuple[int, Path]]] = field(default_factory=dict)
     stored: tuple[int, ...] = ()
     regions: dict[str, Regions] = field(default_factory=dict)
-    annotations: Path | None = None
+    annotations: dict[str, Path] = field(default_factory=dict)
+    origin: Path | None = None
+    splits: dict[Split, tuple[str, ...]] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     unlabelled: tuple[Path, ...] = ()
 
@@ -82,14 +90,14 @@ class Places:
         root: The folder.
         images: Folder of the pictures.
         masks: Folder of the masks.
-        annotations: COCO-style JSON.
+        annotations: COCO-style JSON, or two: for training, for validation.
         classes: Names of the classes that count, in order, or a file with one a line.
     """
 
     root: Path
     images: str | None = None
     masks: str | None = None
-    annotations: str | None = None
+    annotations: str | Sequence[str] | None = None
     classes: str | Sequence[str] | None = None
 
     def folder(self, given: str | None, usual: Sequence[str]) -> Path | None:
@@ -256,17 +264,79 @@ def _scan_fss(places: Places) -> Tree:
 
 
 def _scan_coco(places: Places, jsons: dict[Path, dict[str, Any]]) -> Tree:
+    pair = _pair_up(places, list(jsons))
+    if pair is not None:
+        whole = replace(places, classes=())  # chosen of both together
+        train, val = (_read_coco_file(whole, path, jsons[path]) for path in pair)
+        return _join(places, train, val)
     if len(jsons) != 1:
+        found = f" ({', '.join(_below(path, places.root) for path in list(jsons)[:5])})" if jsons else ""
         raise DatasetError(
-            f"{places.root} and its annotations/ hold {len(jsons)} JSONs with images, annotations and categories, "
-            "expected one: set dataset.annotations"
+            f"{places.root} holds {len(jsons)} JSONs with images, annotations and categories{found}, expected one, or "
+            "one for training and one for validation: set dataset.annotations=FILE or [TRAIN,VAL]"
         )
-    path, content = next(iter(jsons.items()))
+    return _read_coco_file(places, *next(iter(jsons.items())))
+
+
+def _pair_up(places: Places, paths: list[Path]) -> tuple[Path, Path] | None:
+    """The JSON for training and that for validation, as given or by what they are called; None where there are none."""
+    if len(paths) != 2:
+        return None
+    if places.annotations is not None:
+        return paths[0], paths[1]
+    called = {path: _below(path, places.root).lower() for path in paths}
+    train = [path for path in paths if "train" in called[path]]
+    val = [path for path in paths if "val" in called[path] or "test" in called[path]]
+    return (train[0], val[0]) if len(train) == len(val) == 1 and train != val else None
+
+
+def _below(path: Path, root: Path) -> str:
+    """A path as it is written below the root; one that lies elsewhere in full."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def _read_coco_file(places: Places, path: Path, content: dict[str, Any]) -> Tree:
     try:
         return _read_coco(places, path, content)
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DatasetError(f"{path} is no COCO-style annotation file ({reason}): export it again") from None
+
+
+def _join(places: Places, train: Tree, val: Tree) -> Tree:
+    """One tree of two JSONs; classes of one name are one class, and those of the first come first."""
+    names = _choose(places, list(dict.fromkeys(train.class_names + val.class_names)))
+    apart = train.origin != val.origin
+    pictures: dict[str, Path] = {}
+    regions: dict[str, Regions] = {}
+    annotations: dict[str, Path] = {}
+    splits: dict[Split, tuple[str, ...]] = {}
+    parts: tuple[tuple[Split, Tree], ...] = (("train", train), ("val", val))
+    for split, tree in parts:
+        assert tree.origin is not None
+        folder = _below(tree.origin, places.root) if apart else "."
+        ids = {one: one if folder == "." else f"{folder}/{one}" for one in tree.pictures}
+        shared = next((ids[one] for one in ids if ids[one] in pictures), None)
+        if shared is not None:
+            both = " and ".join(str(path) for path in dict.fromkeys((annotations[shared], *tree.annotations.values())))
+            raise DatasetError(f"{both} both name picture {shared!r}, expected each in one of them: remove it from one")
+        values = {value: names.get(name, 0) for value, name in enumerate(tree.class_names, start=1)}
+        for one, image_id in ids.items():
+            pictures[image_id], annotations[image_id] = tree.pictures[one], tree.annotations[one]
+            about = tree.regions[one]
+            entries = [(values[value], *rest) for value, *rest in about.entries if values[value]]
+            regions[image_id] = Regions(about.size, entries)
+        splits[split] = tuple(sorted(ids.values()))
+    return Tree(
+        layout="coco",
+        class_names=tuple(names),
+        pictures={image_id: pictures[image_id] for image_id in sorted(pictures)},
+        regions=regions,
+        annotations=annotations,
+        splits=splits,
+        problems=train.problems + val.problems,
+        unlabelled=train.unlabelled + val.unlabelled,
+    )
 
 
 def _read_coco(places: Places, path: Path, content: dict[str, Any]) -> Tree:
@@ -306,7 +376,8 @@ def _read_coco(places: Places, path: Path, content: dict[str, Any]) -> Tree:
         class_names=tuple(names),
         pictures={image_id: pictures[image_id] for image_id in order},
         regions=regions,
-        annotations=path,
+        annotations=dict.fromkeys(order, path),
+        origin=folder,
         problems=tuple(problems),
     )
 
@@ -324,15 +395,25 @@ def _coco_pictures(places: Places, path: Path, names: list[str]) -> Path:
         raise DatasetError(f"{path} names no image, expected at least one")
     given = places.folder(places.images, IMAGE_FOLDERS)
     folders = [folder for folder in (given, places.root, path.parent) if folder is not None]
+    parents = dict.fromkeys((given or places.root, places.root))
+    folders += [folder for parent in parents for folder in _subfolders(parent)]  # as COCO has one for each JSON
     return max(folders, key=lambda folder: sum((folder / name).is_file() for name in names[:100]))
 
 
 def _find_jsons(places: Places) -> dict[Path, dict[str, Any]]:
     """The COCO-style JSONs of a folder with their content; of others none."""
     if places.annotations is not None:
-        paths = [places.root / places.annotations]
+        given = [places.annotations] if isinstance(places.annotations, str) else list(places.annotations)
+        if not 1 <= len(given) <= 2:
+            raise DatasetError(f"dataset.annotations has {len(given)} files, expected one, or two: [TRAIN,VAL]")
+        paths = [places.root / name for name in given]
     else:
-        paths = sorted([*places.root.glob("[!.]*.json"), *(places.root / "annotations").glob("[!.]*.json")])
+        paths = [path for folder in (places.root, places.root / "annotations") for path in folder.glob("[!.]*.json")]
+        if not paths:  # Roboflow: a folder for each split, with its pictures and its JSON
+            paths = [path for name in SPLIT_FOLDERS for path in (places.root / name).glob("[!.]*.json")]
+        if len(paths) > 2:  # COCO's own, beside key points and captions of the same pictures
+            paths = [path for path in paths if path.name.startswith("instances_")] or paths
+        paths = sorted(paths)
     found = {}
     for path in paths:
         try:
