@@ -54,7 +54,7 @@ for _words, _code, _names in (
     ("fold=7", 2, "fold=7: expected 0 to 3, shapes has 4 folds"),
     ("fold=-1", 2, "fold=-1: expected"),
     ("shot=0", 2, "shot=0: expected an integer of at least 1"),
-    ("shot=40", 1, "images in shapes fold 0 train, shot=40 needs at least 41"),
+    ("shot=40", 1, "classes of shapes fold 0 train has the 41 images that shot=40 needs"),
     ("seed=abc", 2, "seed=abc: "),
     ("fodl=1", 2, "fodl: no such key; did you mean 'fold'?"),
     ("fold", 2, "fold: expected key=value"),

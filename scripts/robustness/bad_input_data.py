@@ -50,16 +50,14 @@ def _all_ignored(root: Path) -> None:
         repaint(path, 255)
 
 
-def _few_of_a_class(root: Path) -> None:
-    """Of class 1, novel in fold 0, one validation image is left."""
-    for path in [first(root, "mask").with_name(f"{name}.png") for name in _list(root, "val").read_text().split()]:
+def _few_of_each_class(root: Path) -> None:
+    """Of each class that is novel in fold 0 one validation image is left."""
+    for number, name in enumerate(_list(root, "val").read_text().split(), start=1):
+        path = first(root, "mask").with_name(f"{name}.png")
         mask = np.array(read_mask(path))
-        if (mask == 1).any() and path != first(root, "mask", "val"):
-            mask[mask == 1] = 0
-            Image.fromarray(mask).save(path)
-    mask = np.array(read_mask(first(root, "mask", "val")))
-    mask[:40, :40] = 1
-    Image.fromarray(mask).save(first(root, "mask", "val"))
+        mask[(mask >= 1) & (mask <= 5)] = 0
+        mask[:40, :40] = number if number <= 5 else mask[:40, :40]
+        Image.fromarray(mask).save(path)
 
 
 def _save(mode: str, form: str = "PNG") -> Damage:
@@ -133,7 +131,8 @@ _add("a mask of 16 bits", "is a picture of mode I", _on("mask", _make_deep))
 _jpeg = _on("mask", _save("L", "JPEG"))
 _add("a mask that is a JPEG", "is a JPEG, whose compression changes indices", _jpeg)
 _add("masks that are all 255", "no image of pascal fold 0 train holds any of the classes", _all_ignored)
-_add("a class with one image only", "has only 1 image in pascal fold 0 val, shot=1 needs at least 2", _few_of_a_class)
+_few = "none of the 5 classes of pascal fold 0 val has the 2 images that shot=1 needs"
+_add("one image only of every class that is tested", _few, _few_of_each_class)
 _unknown = "1 of 41 ids have no picture in JPEGImages, first '2030_123456'"
 _add("an id in a list without a picture", _unknown, _to_list(lambda root: b"2030_123456\n"))
 _twice = _to_list(lambda root: f"{first(root, 'mask').stem}\n".encode())
