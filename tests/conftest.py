@@ -43,15 +43,22 @@ def _no_outside_settings(monkeypatch):
 def compose_config():
     """Compose a door's config: `compose_config("train", "dataset=coco", "fold=2")`."""
     from hydra import compose, initialize_config_dir
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    from hdmnet.cli.errors import is_group
     from hdmnet.config.paths import conf_dir
 
     def compose_door(door, *overrides):
-        # Once a process: composing is a tenth of a second.
-        key = (str(conf_dir()), os.environ.get("HDMNET_CONF"), door, overrides)
+        # What groups are chosen is composed once a process, as it takes a tenth of a second; values are set in a copy.
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        groups = [one.input_line for one in parsed if one.package is not None or is_group(one.key_or_group)]
+        key = (str(conf_dir()), os.environ.get("HDMNET_CONF"), door, *groups)
         if key not in _composed:
             with initialize_config_dir(config_dir=key[0], version_base="1.3"):
-                _composed[key] = compose(door, overrides=list(overrides))
-        return copy.deepcopy(_composed[key])
+                _composed[key] = compose(door, overrides=groups)
+        cfg = copy.deepcopy(_composed[key])
+        ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if one.input_line not in groups], cfg)
+        return cfg
 
     return compose_door

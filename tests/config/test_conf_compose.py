@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
 import pytest
 from omegaconf import OmegaConf
 
 from hdmnet.config.checks import validate
 from hdmnet.config.paths import conf_dir
+from hdmnet.config.schemas import EvaluateSchema
 from hdmnet.config.values import to_plain, to_stored
 from tests.helpers.commands import SHAPES, run
 from tests.helpers.configs import OPTIONS, differences, lines_of, recorded, word_of
@@ -47,17 +49,20 @@ def test_every_option_composes_as_recorded(compose_config, file):
         check(cfg, file)
 
 
-def of_evaluate():
-    """What sets keys of other groups, which evaluate may not have, and one option of each other group."""
-    groups = {}
-    for file in OPTIONS:
-        if file.parent.name not in ("launcher", "sweep", "debug", "experiment"):
-            groups.setdefault(str(file) if is_global(file) else file.parent.name, file)
-    return list(groups.values())
+OF_EVALUATE = [file for file in OPTIONS if file.parent.name not in ("launcher", "sweep", "debug", "experiment")]
 
 
-@pytest.mark.parametrize("file", of_evaluate(), ids=word_of)
-def test_options_compose_with_evaluate_too(compose_config, file):
+def test_evaluate_has_all_that_the_options_set():
+    """They share conf/base.yaml, and with it the groups."""
+    known = {field.name for field in fields(EvaluateSchema)}
+    for file in OF_EVALUATE:
+        own = OmegaConf.to_container(OmegaConf.load(conf_dir() / file), resolve=False)
+        assert str(file.parent) in known, file
+        assert not is_global(file) or own.keys() <= known | {"defaults"}, file
+
+
+@pytest.mark.parametrize("file", {file.parent: file for file in OF_EVALUATE}.values(), ids=word_of)
+def test_one_option_of_each_group_composes_with_evaluate_too(compose_config, file):
     check(compose_config("evaluate", word_of(file)), file)
 
 
