@@ -91,6 +91,9 @@ class ExportableHDMNet(HDMNet):
         cells = max(2 * max(REDUCTIONS), (1 << len(self.meta_learner.matching) - 1) + 1)
         return (cells - 1) * self.trunk.feature_info[0].stride + 1
 
+    def _goes_at_once(self, queries: Tensor, supports: Tensor) -> bool:
+        return False
+
     def encode_support(self, images: Tensor, masks: Tensor) -> SupportFeatures:
         """As `HDMNet.encode_support`, of (S, 3, H, W), with `MaskedRows` where that has `PackedRows`."""
         mask = (masks == 1).to(images.dtype)
