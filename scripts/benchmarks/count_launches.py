@@ -50,7 +50,9 @@ from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
 from hdmnet.config.checks import validate  # noqa: E402
 from hdmnet.config.paths import HYDRA_VERSION_BASE, conf_dir, make_paths_absolute  # noqa: E402
 from hdmnet.config.schemas import register_schemas  # noqa: E402
+from hdmnet.data.types import Episode  # noqa: E402
 from hdmnet.loggers.build import build_loggers  # noqa: E402
+from hdmnet.models.method import FewShotMethod, encodes_apart  # noqa: E402
 from hdmnet.run.build import (  # noqa: E402
     build_dataset,
     build_encoder,
@@ -227,7 +229,7 @@ def imitate_autocast() -> None:
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     if not x.is_floating_point() or x.dtype in (dtype, torch.float64):
         return x
-    if not (x.is_leaf and x.requires_grad):
+    if not (x.is_leaf and x.requires_grad) or x._is_view():
         return x.to(dtype)
     if id(x) not in _CAST:
         _CAST[id(x)] = x.to(dtype)
@@ -259,6 +261,8 @@ _attend = F.scaled_dot_product_attention
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Any:
     """In place of torch's, which would fall back to the plain products."""
+    if not isinstance(q, DeviceTensor):
+        return _attend(q, k, v, attn_mask, **options)
     if torch.is_autocast_enabled(DEVICE):
         q, k, v = (x.to(torch.get_autocast_dtype(DEVICE)) for x in (q, k, v))
     return FusedAttention.apply(options, attn_mask, q, k, v)
@@ -333,7 +337,35 @@ class Watch(L.Callback):
         COUNTS.clear()
 
 
-def measure(overrides: Sequence[str], folder: str) -> dict[str, dict[str, Counter[str]]]:
+def compare(model: FewShotMethod, episode: Episode, device: torch.device) -> dict[str, float]:
+    """How far the device's answers are from the CPU's: largest relative difference of the logits, without autocast.
+
+    Of the forward pass, and of the parts that an evaluation calls; `episode` is on the CPU, its pictures still uint8.
+    """
+    masks = episode.support_masks
+    found = []
+    for where in (torch.device("cpu"), device):
+        model = model.to(where).eval()
+        query, supports = (x.to(where).float() / 64 - 2 for x in (episode.query_image, episode.support_images))
+        given = masks if model.takes_host_masks else masks.to(where)
+        apart = encodes_apart(model)
+        with torch.no_grad():
+            outputs = [
+                model(query, supports, given),
+                model(query, supports, masks.to(where)),
+                apart.match(
+                    apart.encode_query(query),
+                    apart.encode_support(supports.flatten(0, 1), given.flatten(0, 1)),
+                    shots=masks.shape[1],
+                ),
+            ]
+        found.append([output.logits.cpu() for output in outputs])
+    names = ("forward", "forward, masks on the device", "encoded apart")
+    pairs = zip(names, *found, strict=True)
+    return {name: float((ours - on_cpu).abs().max() / on_cpu.abs().max()) for name, on_cpu, ours in pairs}
+
+
+def measure(overrides: Sequence[str], folder: str) -> tuple[dict[str, dict[str, Counter[str]]], dict[str, float]]:
     """Train and evaluate a few steps.
 
     Args:
@@ -341,7 +373,7 @@ def measure(overrides: Sequence[str], folder: str) -> dict[str, dict[str, Counte
         folder: For what the run writes.
 
     Returns:
-        By step and kind, how often each operation was seen, by name and line.
+        By step and kind, how often each operation was seen, by name and line; and what `compare` finds.
     """
     register_schemas()
     given = [f"trainer.max_steps={STEPS + 1}", f"trainer.limit_val_batches={STEPS + 1}", "num_workers=0"]
@@ -365,7 +397,8 @@ def measure(overrides: Sequence[str], folder: str) -> dict[str, dict[str, Counte
     )  # fmt: skip
     with Seen():
         trainer.fit(task, datamodule=data)
-    return watch.counted
+        episode = next(iter(data.train_dataloader()))
+        return watch.counted, compare(task.model, episode, strategy.root_device)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -396,7 +429,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         imitate_autocast()
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(…, device=…) shows its copy
         with tempfile.TemporaryDirectory() as folder:
-            counted = measure(arguments.overrides, folder)
+            counted, differences = measure(arguments.overrides, folder)
         print(f"| | {' | '.join(KINDS)} |\n|{'---|' * (1 + len(KINDS))}")
         for name, kinds in counted.items():
             print(f"| {name} | {' | '.join(str(sum(kinds[kind].values())) for kind in KINDS)} |")
@@ -405,8 +438,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{name} waits {number} times: {what}")
             for what, number in kinds["kernels"].most_common(arguments.lines):
                 print(f"{name}: {number} of {what}")
+        for name, value in differences.items():
+            print(f"largest relative difference of the logits from a CPU's: {value:.1e} ({name})")
         if arguments.json:
-            arguments.json.write_text(json.dumps(counted, indent=1))
+            arguments.json.write_text(json.dumps({"counted": counted, "differences": differences}, indent=1))
         return True
 
     return run_main(body, NAME)
