@@ -75,7 +75,7 @@ def count_pixels(prediction: Tensor, target: Tensor, ignore_index: int = IGNORE)
     """
     tally, check = tally_pixels(prediction, target, ignore_index)
     check(tally)
-    return tally[:, :4].unflatten(1, (2, 2))
+    return tally[:, :4].reshape(-1, 2, 2)
 
 
 def tally_pixels(

@@ -208,7 +208,8 @@ class NonFiniteGuard(Callback):
             }
             for part in guilty
         ]
-        if events and (about["action"] == "stopped" or self.num_skipped == 0):  # of many skipped ones the first is enough
+        # Of many skipped ones the first is enough.
+        if events and (about["action"] == "stopped" or self.num_skipped == 0):
             events[0]["dump"] = self._dump(pl_module, guilty[0], events[0])
         if trainer.world_size > 1:
             shared: list[Any] = [None] * trainer.world_size

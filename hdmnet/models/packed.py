@@ -83,8 +83,8 @@ class PaddedRows:
     valid: Tensor
 
     def merge(self, size: int) -> PaddedRows:
-        """Make one item of every `size` neighbours."""
-        return PaddedRows(*(x.unflatten(0, (-1, size)).flatten(1, 2) for x in (self.values, self.valid)))
+        """Nothing to do: the items are as they are wanted, see `pad_foreground`."""
+        return self
 
     @classmethod
     def cat(cls, items: Sequence[PaddedRows]) -> PaddedRows:
@@ -119,23 +119,23 @@ class Foreground:
 
 @dataclass
 class PaddedForeground:
-    """As `Foreground`, with as many positions for every item.
+    """As `Foreground`, of B items, each of several maps, with as many positions for every item.
 
     Attributes:
-        index: (S, M) int64, positions in the S·N of all items: of each item the foreground first, then others, none
-            twice: in the backward pass no two threads write to one place.
-        valid: (S, M) bool, True on foreground.
+        index: (B, M) int64, positions in those of all maps: of each item the foreground first, then others, none twice:
+            in the backward pass no two threads write to one place.
+        valid: (B, M) bool, True on foreground.
     """
 
     index: Tensor
     valid: Tensor
 
     def gather(self, maps: Tensor) -> PaddedRows:
-        """Take the positions of maps (S, C, h, w), h·w = N."""
-        rows = maps.flatten(2).transpose(1, 2)
-        if self.index.shape[1] < rows.shape[1]:  # else all of them, in order
-            rows = rows.reshape(-1, maps.shape[1]).index_select(0, self.index.flatten()).unflatten(0, self.index.shape)
-        return PaddedRows(rows, self.valid)
+        """Take the positions of maps (S, C, h, w)."""
+        rows = maps.flatten(2).transpose(1, 2)  # (S, N, C)
+        if self.index.numel() < rows.shape[0] * rows.shape[1]:  # else all of them, in order
+            rows = rows.reshape(-1, maps.shape[1]).index_select(0, self.index.flatten())
+        return PaddedRows(rows.reshape(*self.index.shape, -1), self.valid)
 
 
 def find_foreground(masks: Tensor, size: tuple[int, int]) -> Foreground:
@@ -159,37 +159,44 @@ def find_foregrounds(masks: Tensor, sizes: Sequence[tuple[int, int]], device: to
     return [Foreground(send(one.flatten().nonzero()[:, 0], device), tuple(one.sum(1).tolist())) for one in resized]
 
 
-def pad_foregrounds(masks: Tensor, sizes: Sequence[tuple[int, int]], capacities: Sequence[int]) -> list[PaddedForeground]:
-    """As `find_foregrounds`, with `capacities` of positions, at least those of foreground; waits for nothing."""
-    found = []
-    for size, capacity in zip(sizes, capacities, strict=True):
-        resized = _resize(masks, size)  # (S, N)
-        order = torch.arange(capacity, device=masks.device).expand(len(masks), -1)
-        if capacity < resized.shape[1]:
-            order = resized.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :capacity]
-        first = torch.arange(0, resized.numel(), resized.shape[1], device=masks.device)
-        found.append(PaddedForeground(order + first[:, None], resized.gather(1, order)))
-    return found
+def pad_foreground(masks: Tensor, size: tuple[int, int], capacity: int, shots: int = 1) -> PaddedForeground:
+    """As `find_foreground`, with `capacity` positions for every `shots` neighbours; waits for nothing."""
+    resized = _resize(masks, size).unflatten(0, (-1, shots)).flatten(1)  # (B, K·N)
+    order = torch.arange(capacity, device=masks.device).expand(len(resized), -1)
+    if capacity < resized.shape[1]:
+        order = resized.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :capacity]
+    first = torch.arange(0, resized.numel(), resized.shape[1], device=masks.device)
+    return PaddedForeground(order + first[:, None], resized.gather(1, order))
 
 
-def measure_capacities(masks: Tensor, sizes: Sequence[tuple[int, int]], *, coarse: bool = False) -> list[int]:
-    """How many rows hold the foreground of any of the masks (S, H, W), for maps of each size; at least 1.
+def measure_capacities(
+    masks: Tensor, sizes: Sequence[tuple[int, int]], shots: int, *, coarse: bool = False
+) -> tuple[list[int], list[int]]:
+    """How many positions hold the foreground of any of the masks, and of any `shots` neighbours, in maps of each size.
 
     Waits for the masks' device, if that is no CPU.
 
     Args:
-        masks: (S, H, W) bool, uint8 or float, 1 on foreground and 0 elsewhere.
+        masks: (B·K, H, W) bool, uint8 or float, 1 on foreground and 0 elsewhere.
         sizes: (h, w) of the maps.
-        coarse: Of few values, so that what is compiled for one is seldom compiled again: all positions, or a half, a
-            fourth … a sixteenth of them, at all sizes alike. Else a multiple of `ROUND`.
+        shots: K.
+        coarse: Of few values, so that what is compiled for one is seldom compiled again: all positions or a half of
+            them, of the neighbours down to an eighth, the same part at all sizes. Else a multiple of `ROUND`.
     """
-    positions = [h * w for h, w in sizes]
-    most = torch.stack([_resize(masks, size).sum(1).max() for size in sizes]).tolist()
-    if coarse:
-        share = max(number / of for number, of in zip(most, positions, strict=True))
-        part = next(part for part in (16, 8, 4, 2, 1) if share * part <= 1)
-        return [-(-of // part) for of in positions]
-    return [min(max(-(-number // ROUND), 1) * ROUND, of) for number, of in zip(most, positions, strict=True)]
+    counts = torch.stack([_resize(masks, size).sum(1) for size in sizes])  # (sizes, B·K)
+    of_neighbours = counts.unflatten(1, (-1, shots)).sum(2)
+    found = torch.stack([counts.amax(1), of_neighbours.amax(1)]).tolist()
+    capacities = []
+    for most, positions, parts in zip(
+        found, ([h * w for h, w in sizes], [shots * h * w for h, w in sizes]), ((2, 1), (8, 4, 2, 1)), strict=True
+    ):
+        if coarse:
+            part = next(part for part in parts if all(m * part <= n for m, n in zip(most, positions, strict=True)))
+            capacities.append([-(-n // part) for n in positions])
+        else:
+            rounded = (max(-(-m // ROUND), 1) * ROUND for m in most)
+            capacities.append([min(m, n) for m, n in zip(rounded, positions, strict=True)])
+    return capacities[0], capacities[1]
 
 
 def send(x: Tensor, device: torch.device) -> Tensor:

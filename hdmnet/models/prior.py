@@ -12,8 +12,7 @@ from torch import Tensor
 from hdmnet.models.packed import PackedRows, Rows
 
 EPS = 1e-7
-# Support positions compared at once: memory does not grow with the foreground. On a CPU of one support; on a GPU of all,
-# as many as keep the products within the budget.
+# Memory does not grow with the foreground: support positions compared at once on a CPU, products held at once on a GPU.
 BLOCK, PRODUCTS_GPU = 1024, 2**27
 
 
@@ -74,7 +73,7 @@ def _best_at_once(query: Tensor, keys: Rows, shots: int) -> Tensor:
         best = found if best is None else torch.maximum(best, found)
     assert best is not None
     best = torch.where(valid.sum(1).view(-1, shots, 1) < best.shape[2], best.clamp(min=0), best)
-    return best.flatten(0, 1).unflatten(1, query.shape[2:])
+    return best.reshape(-1, *query.shape[2:])
 
 
 def _best_match(query: Tensor, keys: Tensor, query_lengths: Tensor, lengths: Tensor) -> Tensor:

@@ -130,11 +130,12 @@ class FrozenTrunk(nn.Module):
 def _chunks(images: Tensor) -> tuple[Tensor, ...]:
     """Pictures (B, 3, H, W) by as many as are best encoded at once."""
     pixels = images.shape[2] * images.shape[3]
-    return images.split(max((CHUNK_CPU if images.is_cpu else CHUNK_GPU) // pixels, 1))
+    chunks: tuple[Tensor, ...] = images.split(max((CHUNK_CPU if images.is_cpu else CHUNK_GPU) // pixels, 1))
+    return chunks
 
 
 class PreparedTrunk:
-    """Folded weights of backbone and base learner in one precision; runs chunks of pictures."""
+    """Folded weights of backbone and base learner in one precision."""
 
     def __init__(self, learner: BaseLearner, dtype: torch.dtype) -> None:
         def prepare(module: nn.Module) -> Any:
@@ -146,6 +147,7 @@ class PreparedTrunk:
         self.pooling = FoldedPooling(prepare(learner.pyramid_pooling), prepare(learner.reduce)[0])
 
     def __call__(self, images: Tensor) -> TrunkFeatures:
+        """Encode pictures (B, 3, H, W) float, all at once."""
         with torch.autocast(images.device.type, enabled=False):
             images = images.to(dtype=self.dtype, memory_format=torch.channels_last)
             layer2, layer3, layer4 = encode(self.backbone, images, size_of=LAYER3)[-3:]

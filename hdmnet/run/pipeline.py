@@ -109,6 +109,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     task = build_task(cfg, build_model(cfg, encoder), data)
     if start is not None:
         load_strictly(task.model, run_state_dict(start), f"ckpt={cfg.ckpt}")
+    if cfg.compile is not None:
+        task.model.compile(mode=cfg.compile, dynamic=False)
     trainer = build_trainer(cfg, "stage 2", callbacks=build_callbacks(cfg, "train"), logger=build_loggers(cfg, "train"))
     _checkpoint_callback(trainer)  # refused before anything is trained
     with timer("train"), signals.polling():

@@ -113,7 +113,7 @@ def count_predictions(output: Segmentation, name: str, masks: Sequence[Tensor], 
     tally = torch.cat(tallies).cpu()  # the one wait for a GPU
     for check, own in zip(checks, tally.split([len(one) for one in tallies]), strict=True):
         check(own)
-    return tally[:, :4].unflatten(1, (2, 2))
+    return tally[:, :4].reshape(-1, 2, 2)
 
 
 def add_to_metrics(

@@ -1,7 +1,7 @@
 """What a step asks of a GPU, counted without one: kernels, copies, casts, and where the host waits for the device.
 
     python scripts/benchmarks/count_launches.py [key=value ...]      # keys of python -m hdmnet.train
-    python scripts/benchmarks/count_launches.py backbone=resnet50 dataset.image_size=473 shot=5 trainer.precision=bf16-mixed
+    python scripts/benchmarks/count_launches.py backbone=resnet50 dataset.image_size=473 trainer.precision=bf16-mixed
 
 Training and evaluation run through Lightning, callbacks and all, on a device of the script's own: its tensors say that
 they are on no CPU, so that the code takes the ways it takes on a GPU, and are computed on the CPU. Every operation is
@@ -68,17 +68,37 @@ DEVICE = "pretended"
 STEPS = 3  # the last of them is counted
 KINDS = ("kernels", "casts", "copies", "waits")
 # Their size depends on values, or they ask the device for its largest value first.
-_WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "bincount", "_unique2", "unique_dim", "equal", "is_nonzero"}
+_WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "bincount", "_unique2", "equal", "is_nonzero"}
 _NO_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh"}
 
 
 # Of torch's lists for CUDA (ATen/autocast_mode.h), what is called here.
-_LOWER = ("conv2d.default", "linear.default", "matmul.default", "mm.default", "bmm.default", "addmm.default")
-_LOWER += ("baddbmm.default",)
-_FLOAT32 = ("layer_norm.default", "softmax.int", "log_softmax.int", "cross_entropy_loss.default", "exp.default")
-_FLOAT32 += ("log.default", "rsqrt.default", "pow.Tensor_Scalar", "norm.ScalarOpt_dim", "linalg_vector_norm.default")
-_FLOAT32 += ("sum.default", "sum.dim_IntList", "cumsum.default")
-_WIDEST = ("cat.default", "stack.default")
+_LOWER = [
+    "conv2d.default",
+    "linear.default",
+    "matmul.default",
+    "mm.default",
+    "bmm.default",
+    "addmm.default",
+    "baddbmm.default",
+]
+_FLOAT32 = [
+    "layer_norm.default",
+    "softmax.int",
+    "log_softmax.int",
+    "cross_entropy_loss.default",
+    "exp.default",
+    "log.default",
+]
+_FLOAT32 += [
+    "rsqrt.default",
+    "pow.Tensor_Scalar",
+    "norm.ScalarOpt_dim",
+    "sum.default",
+    "sum.dim_IntList",
+    "cumsum.default",
+]
+_WIDEST = ["cat.default", "stack.default"]
 _LIBRARY = torch.library.Library("aten", "IMPL")
 _OTHERS = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
 _CAST: dict[int, Tensor] = {}  # weights in 16 bits, until the step ends
@@ -124,16 +144,17 @@ class DeviceTensor(Tensor):
     held: Tensor
 
     @staticmethod
-    def __new__(cls, real: Tensor) -> DeviceTensor:
+    def __new__(cls: type[DeviceTensor], real: Tensor) -> DeviceTensor:
+        """A tensor of the values of another one, on the CPU."""
         made = Tensor._make_wrapper_subclass(
             cls, real.shape, strides=real.stride(), storage_offset=real.storage_offset(), dtype=real.dtype,
-            device=f"{DEVICE}:0", requires_grad=False,
+            device=torch.device(DEVICE, 0), requires_grad=False,
         )  # fmt: skip
         made.held = real
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return compute(func, args, kwargs or {})
 
     def __deepcopy__(self, memo: Any) -> Any:
@@ -142,12 +163,11 @@ class DeviceTensor(Tensor):
         return memo.setdefault(id(self), torch.nn.Parameter(made, self.requires_grad) if is_parameter else made)
 
     def tolist(self) -> Any:
+        """The values, which are waited for."""
         return self.cpu().tolist()
 
-    def numpy(self, **_: Any) -> Any:
-        return self.cpu().numpy()
-
     def data_ptr(self) -> int:
+        """Of the values."""
         return self.held.data_ptr()
 
 
@@ -171,13 +191,12 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if target == DEVICE:
         real["device"] = "cpu"
     out = func(*real_args, **real)
-    if not func._schema.returns or target == "cpu" or func.overloadpacket._qualified_op_name == "aten::_local_scalar_dense":
+    if not func._schema.returns or target == "cpu" or func is torch.ops.aten._local_scalar_dense.default:
         return out
     if func._schema.is_mutable and not isinstance(args[0] if args else None, DeviceTensor):
         return args[0]  # a copy from the device into a tensor of the host
-    return return_and_correct_aliasing(func, args, kwargs, tree_map_only(Tensor, DeviceTensor, out)) if on_device else (
-        tree_map_only(Tensor, DeviceTensor, out)
-    )
+    out = tree_map_only(Tensor, DeviceTensor, out)
+    return return_and_correct_aliasing(func, args, kwargs, out) if on_device else out
 
 
 def count(func: Any, args: Any, kwargs: dict[str, Any], inputs: Sequence[Tensor], target: str | None) -> None:
@@ -196,8 +215,8 @@ def count(func: Any, args: Any, kwargs: dict[str, Any], inputs: Sequence[Tensor]
             return
         if kwargs.get("dtype") not in (None, source.dtype):
             COUNTS.add("casts", op)
-    is_masked = op in ("index", "index_put", "index_put_") and any(x.dtype in (torch.bool, torch.uint8) for x in inputs[1:])
-    if op in _WAITS or is_masked:
+    indices = inputs[1:] if op in ("index", "index_put", "index_put_") else ()
+    if op in _WAITS or any(x.dtype in (torch.bool, torch.uint8) for x in indices):
         COUNTS.add("waits", op)
     COUNTS.add("kernels", op)
 
@@ -208,22 +227,24 @@ def _is_view(func: Any) -> bool:
 
 
 def imitate_autocast() -> None:
-    """What autocast does on CUDA: casts before products, to 32 bits before what would lose them; weights once a step."""
-    here = torch._C.DispatchKey.AutocastPrivateUse1
+    """What autocast does on CUDA: casts before products, weights once a step; back where 16 bits lose too much."""
+    here = cast(Any, torch._C.DispatchKey).AutocastPrivateUse1
     _OTHERS.fallback(torch.library.fallthrough_kernel)
     for names, dtype in ((_LOWER, None), (_FLOAT32, torch.float32), (_WIDEST, torch.float32)):
         for name in names:
             overload = operator.attrgetter(name)(torch.ops.aten)
 
-            def run(*args: Any, overload: Any = overload, dtype: Any = dtype, widest: bool = names is _WIDEST, **kwargs: Any) -> Any:
-                held = [x.dtype for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-                wanted = torch.get_autocast_dtype(DEVICE) if dtype is None else dtype
-                with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(here)):
-                    if not widest or torch.float32 in held:
-                        args, kwargs = tree_map_only(Tensor, partial(_cast, dtype=wanted), (args, kwargs))
-                    return overload(*args, **kwargs)
-
+            run = partial(_run_cast, overload, dtype, names is _WIDEST, torch._C.DispatchKeySet(here))
             _LIBRARY.impl(overload, run, "AutocastPrivateUse1")
+
+
+def _run_cast(overload: Any, dtype: torch.dtype | None, widest: bool, keys: Any, *args: Any, **kwargs: Any) -> Any:
+    held = [x.dtype for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    wanted = torch.get_autocast_dtype(DEVICE) if dtype is None else dtype
+    with torch._C._ExcludeDispatchKeyGuard(keys):
+        if not widest or torch.float32 in held:
+            args, kwargs = tree_map_only(Tensor, partial(_cast, dtype=wanted), (args, kwargs))
+        return overload(*args, **kwargs)
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -246,7 +267,7 @@ class FusedAttention(torch.autograd.Function):
         ctx.inputs = [cast(DeviceTensor, x.detach()).held.requires_grad_() for x in inputs]
         held = mask.held if isinstance(mask, DeviceTensor) else mask
         with torch.enable_grad():
-            ctx.output = _attend(*ctx.inputs, attn_mask=held, **options)
+            ctx.output = cast(Any, _attend)(*ctx.inputs, held, **options)
         return DeviceTensor(ctx.output.detach())
 
     @staticmethod
@@ -319,15 +340,19 @@ class Watch(L.Callback):
         self._batch = 0
 
     def on_train_batch_start(self, *_: Any) -> None:
+        """Count the steps of the training."""
         self._next("training step")
 
     def on_validation_batch_start(self, *_: Any) -> None:
+        """Count the steps of the validation."""
         self._next("evaluation step")
 
     def on_train_start(self, *_: Any) -> None:
+        """Begin with the first step."""
         self._batch = 0
 
     def on_validation_start(self, *_: Any) -> None:
+        """Begin with the first step."""
         self._batch = 0
 
     def _next(self, name: str) -> None:
@@ -393,9 +418,9 @@ def measure(overrides: Sequence[str], folder: str) -> tuple[dict[str, dict[str, 
     plugins = None if precision is None else [MixedPrecision(precision, device=DEVICE)]
     trainer = build_trainer(
         cfg, "stage 2", callbacks=[*kept, watch], logger=build_loggers(cfg, "train"), strategy=strategy,
-        accelerator="auto", precision=None, plugins=plugins, enable_progress_bar=False, enable_checkpointing=False, log_every_n_steps=50,
+        accelerator="auto", precision=None, plugins=plugins, enable_checkpointing=False, log_every_n_steps=50,
     )  # fmt: skip
-    with Seen():
+    with Seen():  # type: ignore[no-untyped-call]
         trainer.fit(task, datamodule=data)
         episode = next(iter(data.train_dataloader()))
         return watch.counted, compare(task.model, episode, strategy.root_device)
@@ -423,9 +448,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _setup_privateuseone_for_python_backend(DEVICE, backend_module=Backend())
         # Optimisers and norms take all tensors at once, as on a GPU.
         for known in (_foreach_utils._foreach_supported_types, optimizer._foreach_supported_types):
-            known.append(DeviceTensor)
+            cast(Any, known).append(DeviceTensor)
         torch.__future__.set_overwrite_module_params_on_conversion(True)  # `data = …` would leave `held` as it is
-        F.scaled_dot_product_attention = fused_attention
+        cast(Any, F).scaled_dot_product_attention = fused_attention
         imitate_autocast()
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(…, device=…) shows its copy
         with tempfile.TemporaryDirectory() as folder:

@@ -58,7 +58,9 @@ class AlternatingTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
 
-    def forward(self, query: Tensor, support: Tensor, foreground: Foreground | PaddedForeground, *, shots: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, query: Tensor, support: Tensor, foreground: Foreground | PaddedForeground, *, shots: int
+    ) -> tuple[Tensor, Tensor]:
         """Mix queries (B, C, h, w) and supports (B·K, C, h_s, w_s) with their foreground; both again, layer-normed."""
         size, support_size = (query.shape[2], query.shape[3]), (support.shape[2], support.shape[3])
         tokens = self.embed_norm(to_tokens(self.embed(query)))  # (B, N, C)

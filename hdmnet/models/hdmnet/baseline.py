@@ -82,7 +82,8 @@ class AlternatingMetaLearner(MetaLearner):
             maps, foreground = support.merged, support.foregrounds[0]
         else:
             if any(count != size[0] * size[1] for count in support[0].counts):
-                raise ValueError(f"model=baseline: supports must have the query's size, {size[0]}x{size[1]} as features")
+                wanted = f"{size[0]}x{size[1]} as features"
+                raise ValueError(f"model=baseline: supports must have the query's size, {wanted}")
             maps, mask = (to_map(rows.values.unflatten(0, (len(rows.counts), -1)), size) for rows in support)
             foreground = find_foreground(mask[:, 0], size)
         mixed_query, mixed = self.pyramid(query, maps, foreground, shots=shots)

@@ -7,6 +7,7 @@ classes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,12 +27,29 @@ from hdmnet.models.packed import (
     find_foreground,
     find_foregrounds,
     measure_capacities,
-    pad_foregrounds,
+    pad_foreground,
 )
 from hdmnet.models.prior import prior_mask
 from hdmnet.models.trunk import FrozenTrunk, PreparedTrunk, TrunkFeatures
 
 NORMS = ("fixed", "bn", "syncbn")
+
+
+@dataclass
+class _Plan:
+    """What a forward pass on all pictures at once has to know beforehand.
+
+    Attributes:
+        trunk: Its weights in the precision of the call.
+        shots: K.
+        capacity: Positions of a support, as features, that hold its foreground.
+        stage_capacities: The same of a query's K supports, at each stage.
+    """
+
+    trunk: PreparedTrunk
+    shots: int
+    capacity: int
+    stage_capacities: list[int]
 
 
 class HDMNet(FewShotMethod):
@@ -94,8 +112,8 @@ class HDMNet(FewShotMethod):
         shots = support_images.shape[1]
         support_images, support_masks = support_images.flatten(0, 1), support_masks.flatten(0, 1)
         if self._goes_at_once(query_image, support_images):
-            prepared, capacities = self._prepare(query_image, support_masks, coarse=torch.compiler.is_compiling())
-            query, supports = self._encode_at_once(query_image, support_images, support_masks, prepared, capacities)
+            plan = self._plan(query_image, support_masks, shots, coarse=torch.compiler.is_compiling())
+            query, supports = self._encode_at_once(query_image, support_images, support_masks, plan)
         else:
             supports = self.encode_support(support_images, support_masks)
             query = self.encode_query(query_image)
@@ -105,27 +123,31 @@ class HDMNet(FewShotMethod):
         """Whether all pictures go through the network together; a CPU takes less memory and time for one at a time."""
         return queries.shape[2:] == supports.shape[2:] and (not queries.is_cpu or torch.compiler.is_compiling())
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _prepare(self, images: Tensor, masks: Tensor, *, coarse: bool) -> tuple[PreparedTrunk, list[int]]:
-        """What depends on values: the trunk's weights in the precision of the call, and how much foreground there is.
+    @torch.compiler.disable
+    def _plan(self, images: Tensor, masks: Tensor, shots: int, *, coarse: bool) -> _Plan:
+        """What depends on values, of pictures (B, 3, H, W) float and masks (B·K, H, W) any dtype.
 
-        Of pictures (B, 3, H, W) float and masks (S, H, W) any dtype; `coarse` is of `measure_capacities`.
+        `coarse` is of `measure_capacities`.
         """
-        capacities = measure_capacities(masks == 1, self._map_sizes(images), coarse=coarse)
-        return self.trunk.prepare(images.device), capacities
+        capacities = measure_capacities(masks == 1, self._map_sizes(images), shots, coarse=coarse)
+        return _Plan(self.trunk.prepare(images.device), shots, capacities[0][0], capacities[1][1:])
 
     def _encode_at_once(
-        self, queries: Tensor, supports: Tensor, masks: Tensor, prepared: PreparedTrunk, capacities: list[int]
+        self, queries: Tensor, supports: Tensor, masks: Tensor, plan: _Plan
     ) -> tuple[QueryFeatures, SupportFeatures]:
-        """As `encode_query` and `encode_support`, in one batch, and with sizes that depend on no value.
+        """As `encode_query` and `encode_support`, in one batch, and with sizes that depend on no value but the plan.
 
         The pyramid goes over the supports in `match`, together with the queries.
         """
         mask = (masks.to(supports.device, non_blocking=True) == 1).to(supports.dtype)
-        features = self.trunk(torch.cat([queries, supports * mask[:, None]]), prepared)
+        features = self.trunk(torch.cat([queries, supports * mask[:, None]]), plan.trunk)
         query, support = features.split(len(queries))
-        size, *stages = pad_foregrounds(mask, self._map_sizes(queries), capacities)
-        described, merged = self._describe_supports([support], mask, size)
+        size, *stage_sizes = self._map_sizes(queries)
+        described, merged = self._describe_supports([support], mask, pad_foreground(mask, size, plan.capacity))
+        stages = [
+            pad_foreground(mask, stage, capacity, plan.shots)
+            for stage, capacity in zip(stage_sizes, plan.stage_capacities, strict=True)
+        ]
         described.stages = SupportMaps(merged, stages)
         return self._describe_queries([query], (queries.shape[2], queries.shape[3])), described
 
@@ -189,7 +211,9 @@ class HDMNet(FewShotMethod):
         Returns:
             All but the stages, and the features (S, C, h, w) that the stages are made of.
         """
-        reduced, base_features, layer4, grams = [], [], [], []
+        reduced, grams = [], []
+        base_features: list[Any] = []
+        layer4: list[Any] = []
         start = 0
         for features in parts:
             chunk = mask[start : start + len(features.layer4)]
@@ -206,14 +230,14 @@ class HDMNet(FewShotMethod):
                 grams.append(gram_matrix(features.layer2))
         # Merge them with their prototype.
         merged, prototype = self.meta_learner.embed_support(torch.cat(reduced), mask)
-        features = SupportFeatures(
+        described = SupportFeatures(
             stages=[],
             prototype=prototype,
             base_feature=type(base_features[0]).cat(base_features),
             layer4=type(layer4[0]).cat(layer4),
             gram=torch.cat(grams) if grams else None,
         )
-        return features, merged
+        return described, merged
 
     def match(
         self, query: QueryFeatures, support: SupportFeatures, *, shots: int, class_index: Tensor | None = None

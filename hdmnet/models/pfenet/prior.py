@@ -46,9 +46,8 @@ def prior_masks(query: Tensor, supports: PackedRows, *, shots: int) -> Tensor:
     dtype = torch.promote_types(query.dtype, torch.float32)  # 1e-7 is nothing to 16 bits
     lengths: Tensor = query.to(dtype).norm(dim=1)  # (B, h, w)
     if not query.is_cpu:
-        return stretch(_largest_cosines(query.flatten(2), supports.pad()[0], lengths.flatten(1), shots)).unflatten(
-            2, lengths.shape[1:]
-        )
+        found = _largest_cosines(query.flatten(2), supports.pad()[0], lengths.flatten(1), shots)
+        return stretch(found).view(-1, shots, *lengths.shape[1:])
     maps = torch.stack([
         _largest_cosine(query[i // shots : i // shots + 1], rows.values, lengths[i // shots])
         for i, rows in enumerate(supports.unbind())
