@@ -402,7 +402,8 @@ def measure(overrides: Sequence[str], folder: str) -> tuple[dict[str, dict[str, 
     """
     register_schemas()
     given = [f"trainer.max_steps={STEPS + 1}", f"trainer.limit_val_batches={STEPS + 1}", "num_workers=0"]
-    given += ["dataset.num_train=200", "dataset.num_val=100", "backbone.weights=null", *overrides]
+    given += ["dataset.num_train=200", "dataset.num_val=100", "backbone.weights=null"]
+    given += ["trainer.enable_progress_bar=false", *overrides]
     with initialize_config_dir(config_dir=str(conf_dir()), version_base=HYDRA_VERSION_BASE):
         cfg = compose("train", overrides=given)
     make_paths_absolute(cfg, folder)
