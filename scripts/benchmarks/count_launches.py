@@ -8,7 +8,7 @@ they are on no CPU, so that the code takes the ways it takes on a GPU, and are c
 seen. One that only looks at memory otherwise (a view) starts no kernel; each other counts as one, though torch starts
 several for some: compare counts with counts of this script only. The host waits where a value is read (`item`,
 `tolist`, `cpu`), where a size depends on values (`nonzero`, masks as indices, `bincount`), and where a copy to the
-device is not asynchronous. The last step of three is counted: the first ones fold weights and fill constants.
+device is not asynchronous. The second step is counted: the first one folds weights and fills constants.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ from hdmnet.runtime.warnings import silence_known_warnings  # noqa: E402
 
 NAME = "count_launches"
 DEVICE = "pretended"
-STEPS = 3  # the last of them is counted
+STEPS = 2  # the last of them is counted
 KINDS = ("kernels", "casts", "copies", "waits")
 # Their size depends on values, or they ask the device for its largest value first.
 _WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "bincount", "_unique2", "equal", "is_nonzero"}
@@ -390,15 +390,18 @@ def compare(model: FewShotMethod, episode: Episode, device: torch.device) -> dic
     return {name: float((ours - on_cpu).abs().max() / on_cpu.abs().max()) for name, on_cpu, ours in pairs}
 
 
-def measure(overrides: Sequence[str], folder: str) -> tuple[dict[str, dict[str, Counter[str]]], dict[str, float]]:
+def measure(
+    overrides: Sequence[str], folder: str, *, compares: bool
+) -> tuple[dict[str, dict[str, Counter[str]]], dict[str, float]]:
     """Train and evaluate a few steps.
 
     Args:
         overrides: Keys of `hdmnet.train`.
         folder: For what the run writes.
+        compares: Whether to compare the answers with a CPU's.
 
     Returns:
-        By step and kind, how often each operation was seen, by name and line; and what `compare` finds.
+        By step and kind, how often each operation was seen, by name and line; and what `compare` found.
     """
     register_schemas()
     given = [f"trainer.max_steps={STEPS + 1}", f"trainer.limit_val_batches={STEPS + 1}", "num_workers=0"]
@@ -424,7 +427,7 @@ def measure(overrides: Sequence[str], folder: str) -> tuple[dict[str, dict[str, 
     with Seen():  # type: ignore[no-untyped-call]
         trainer.fit(task, datamodule=data)
         episode = next(iter(data.train_dataloader()))
-        return watch.counted, compare(task.model, episode, strategy.root_device)
+        return watch.counted, compare(task.model, episode, strategy.root_device) if compares else {}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -438,6 +441,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = OneLineParser(prog=NAME, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of python -m hdmnet.train")
+    parser.add_argument("--compare", action="store_true", help="also compare the answers with a CPU's")
     parser.add_argument("--json", type=Path, help="also write all counts to this file")
     parser.add_argument("--lines", type=int, default=0, help="show this many lines that start most kernels")
 
@@ -455,7 +459,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         imitate_autocast()
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(…, device=…) shows its copy
         with tempfile.TemporaryDirectory() as folder:
-            counted, differences = measure(arguments.overrides, folder)
+            counted, differences = measure(arguments.overrides, folder, compares=arguments.compare)
         print(f"| | {' | '.join(KINDS)} |\n|{'---|' * (1 + len(KINDS))}")
         for name, kinds in counted.items():
             print(f"| {name} | {' | '.join(str(sum(kinds[kind].values())) for kind in KINDS)} |")
