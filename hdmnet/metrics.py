@@ -14,7 +14,7 @@ All states are int64 sums, so the result depends neither on the order of the epi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -73,6 +73,20 @@ def count_pixels(prediction: Tensor, target: Tensor, ignore_index: int = IGNORE)
     Raises:
         ValueError: If shapes disagree or a value lies outside its range.
     """
+    tally, check = tally_pixels(prediction, target, ignore_index)
+    check(tally)
+    return tally[:, :4].reshape(-1, 2, 2)
+
+
+def tally_pixels(
+    prediction: Tensor, target: Tensor, ignore_index: int = IGNORE
+) -> tuple[Tensor, Callable[[Tensor], None]]:
+    """As `count_pixels`, but waits for no GPU.
+
+    Returns:
+        (B, 5) int64: the four counts, then the ignored pixels; and what refuses a target of other values, to be called
+        with the tally, wherever that lies by then.
+    """
     if prediction.ndim == 4 and prediction.shape[1] == 2 and prediction.is_floating_point():
         labels = prediction[:, 1] > prediction[:, 0]  # what argmax gives, on a CPU a hundred times as fast
     elif prediction.ndim == 3 and prediction.dtype == torch.bool:
@@ -81,22 +95,29 @@ def count_pixels(prediction: Tensor, target: Tensor, ignore_index: int = IGNORE)
         labels = _hard_prediction(prediction, 2)
     _check_same_shape(labels, target)
     target = target.to(labels.device)
-    target_name = f"target (besides ignore_index {ignore_index})"
     if labels.dtype != torch.bool:
         _check_labels(labels[target != ignore_index], 2, "prediction")
         labels = labels == 1
-    if target.dtype != torch.uint8 or ignore_index != IGNORE:
-        ignored = target == ignore_index
-        _check_labels(target[~ignored], 2, target_name)
-        target = target.masked_fill(ignored, 0).to(torch.uint8).masked_fill_(ignored, IGNORE)
-    counted = []
-    for item_labels, item_target in zip(labels, target, strict=True):
-        codes = item_target.to(torch.int16).mul_(2).add_(item_labels)  # truth and prediction in one number
-        pixels = torch.bincount(codes.flatten(), minlength=2 * (IGNORE + 1))
-        if bool(pixels[4 : 2 * IGNORE].any()):
-            _check_labels(item_target[item_target != IGNORE].long(), 2, target_name)
-        counted.append(pixels[:4].view(2, 2))
-    return torch.stack(counted)
+    if labels.is_cpu and target.dtype == torch.uint8 and ignore_index == IGNORE:
+        tally = torch.stack([_tally_bytes(*item) for item in zip(labels, target, strict=True)])
+    else:
+        codes = target.to(torch.int64).mul(2).add_(labels).flatten(1)  # truth and prediction in one number
+        ignored = (target == ignore_index).flatten(1).sum(1, keepdim=True)
+        counted = (codes[:, None] == torch.arange(4, device=codes.device)[:, None]).sum(2)
+        tally = torch.cat([counted, ignored], dim=1)
+
+    def check(tally: Tensor) -> None:
+        if bool((tally.sum(1) != target[0].numel()).any()):
+            _check_labels(target[target != ignore_index].long(), 2, f"target (besides ignore_index {ignore_index})")
+
+    return tally, check
+
+
+def _tally_bytes(labels: Tensor, target: Tensor) -> Tensor:
+    """The tally (5,) of one item, labels (H, W) bool and target (H, W) uint8, in one pass."""
+    codes = target.to(torch.int16).mul_(2).add_(labels)
+    pixels = torch.bincount(codes.flatten(), minlength=2 * (IGNORE + 1))
+    return torch.cat([pixels[:4], pixels[2 * IGNORE :].sum(0, keepdim=True)])
 
 
 class FewShotIoU(Metric):
@@ -166,9 +187,9 @@ class FewShotIoU(Metric):
         """
         self._update_count += 1  # as torchmetrics does around `update`, so that `compute` knows that there is something
         self._computed = None
-        class_index = class_index.to(self.counts.device).long()
-        self.confusion.index_add_(0, class_index, pixels.to(self.confusion.device))
-        self.counts += torch.bincount(class_index, minlength=self.num_classes)
+        class_index = class_index.to(self.counts.device, non_blocking=True).long()
+        self.confusion.index_add_(0, class_index, pixels.to(self.confusion.device, non_blocking=True))
+        self.counts.index_add_(0, class_index, torch.ones_like(class_index))
 
     def compute(self) -> dict[str, Tensor]:
         """Divide the pooled counts.

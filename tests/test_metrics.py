@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hdmnet.metrics import FewShotIoU, SegmentationIoU
+from hdmnet.metrics import FewShotIoU, SegmentationIoU, count_pixels
 
 
 def _random_episodes(seed: int, num: int, num_classes: int, size: int = 9) -> tuple[Tensor, Tensor, Tensor]:
@@ -265,3 +265,18 @@ def test_ignored_pixels_count_nowhere(seed, num):
     other.update(changed, target, classes)
     assert torch.equal(metric.compute()["union"], other.compute()["union"])
     assert torch.equal(metric.compute()["intersection"], other.compute()["intersection"])
+
+
+def test_targets_of_any_integer_are_counted_alike() -> None:
+    """8 bits in one pass on a CPU; the others as on a GPU."""
+    logits, target, _ = _random_episodes(5, 4, 2)
+    expected = count_pixels(logits, target)
+    assert expected.sum((1, 2)).tolist() == (target != 255).sum((1, 2)).tolist()
+    for dtype in (torch.int16, torch.int64):
+        assert torch.equal(count_pixels(logits, target.to(dtype)), expected)
+    renamed = torch.where(target == 255, -7, target.long())
+    assert torch.equal(count_pixels(logits, renamed, ignore_index=-7), expected)
+    for wrong in (target.clone(), target.long()):
+        wrong[2, 3, 4] = 2
+        with pytest.raises(ValueError, match=r"target \(besides ignore_index 255\) holds \[2\]; expected 0..1"):
+            count_pixels(logits, wrong)

@@ -2,7 +2,12 @@
 
 A NaN reaches every weight in one step, and all that follows is lost: days of it where nobody looks. So each step is
 checked after the backward pass and before the optimiser. All processes decide alike, as they share the verdict in one
-reduction of two numbers; the check costs a pass over the gradients and one wait for the device.
+reduction of two numbers; the check costs a pass over the gradients.
+
+The host would have to wait for the device to know the verdict. Where a fused optimiser can leave the step out by itself
+(`FewShotTask` makes it so on a GPU), the host reads the verdict one step later, when it has long come; what is said,
+counted and dumped is the same. Elsewhere it waits: on a CPU, with another optimiser, with float16's loss scaling, which
+waits itself, and where running statistics move, which have to be put back.
 
 `nonfinite_STAGE_STEP_rankR.pt` holds the batch, the weights before the step, the state of the random generators and the
 config, as tensors and plain containers: `scripts/inspect/replay.py` runs it again. `nonfinite.jsonl` lists the
@@ -28,6 +33,7 @@ from torch.optim import Optimizer
 from hdmnet.data.types import Episode, SegmentationSample
 from hdmnet.runtime.checkpoint_file import write_atomically
 from hdmnet.runtime.errors import InputError, one_line
+from hdmnet.runtime.private_api import leave_step_out, steps_by_flag
 from hdmnet.runtime.provenance import git_state, library_versions
 from hdmnet.tasks.base_learner import BaseLearnerTask
 
@@ -48,6 +54,22 @@ class _Part:
     batch_idx: int
     generators: dict[str, Tensor]
     loss: Tensor | None = None
+
+
+class _Verdict:
+    """Whether a step's loss and gradient are finite, (2,) integer, on its way to the CPU; with the step's batches."""
+
+    def __init__(self, finite: Tensor, parts: list[_Part], where: dict[str, Any]) -> None:
+        self.parts, self.where = parts, where
+        self._finite = finite.to("cpu", non_blocking=True)
+        self._arrival = torch.cuda.current_stream(finite.device).record_event() if finite.is_cuda else None
+
+    def read(self) -> list[int]:
+        """Of the loss and of the gradient; waits until they are known."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        known: list[int] = self._finite.tolist()
+        return known
 
 
 class NonFiniteGuard(Callback):
@@ -71,6 +93,7 @@ class NonFiniteGuard(Callback):
         self.skipped_in_a_row = self.num_skipped = 0
         self._parts: list[_Part] = []
         self._statistics: list[tuple[Tensor, Tensor]] = []
+        self._verdict: _Verdict | None = None  # of the last step, if it has not been read
 
     def describe_run(self, description: Mapping[str, Any]) -> None:
         """Keep the run's config, for the dumps."""
@@ -83,6 +106,7 @@ class NonFiniteGuard(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what an earlier run in this folder recorded; if this one goes on from it, of the steps to come."""
         self._parts.clear()
+        self._verdict = None
         if trainer.is_global_zero:
             _forget(self.directory, _stage(pl_module), trainer.global_step)
 
@@ -108,52 +132,87 @@ class NonFiniteGuard(Callback):
         losses = torch.stack([cast(Tensor, part.loss).float() for part in parts])
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         largest = torch.nn.utils.get_total_norm(gradients, math.inf)
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
         finite = torch.stack([losses.isfinite().all(), largest.to(losses.device).isfinite()]).int()
         if trainer.world_size > 1:
             torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
-        loss_is_finite, gradient_is_finite = finite.tolist()  # the one wait for the device
+        where = {"stage": _stage(pl_module), "step": trainer.global_step, "epoch": trainer.current_epoch}
+        verdict = _Verdict(finite, parts, where)
+        if scaler is None and not self._statistics and steps_by_flag(optimizer):
+            leave_step_out(optimizer, finite.min() == 0)
+            self._settle(trainer, pl_module)
+            self._verdict = verdict
+        elif not self._decide(trainer, pl_module, verdict):
+            # Without gradients the optimiser changes nothing, decay and moments too.
+            optimizer.zero_grad(set_to_none=True)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the last step's verdict before its weights are used."""
+        self._settle(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the last step's verdict."""
+        self._settle(trainer, pl_module)
+
+    def _settle(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the verdict on the step before, if it has not been read."""
+        verdict, self._verdict = self._verdict, None
+        if verdict is not None:
+            self._decide(trainer, pl_module, verdict)
+
+    def _decide(self, trainer: Trainer, pl_module: LightningModule, verdict: _Verdict) -> bool:
+        """Whether a step is let through.
+
+        Raises:
+            ValueError: It is not, and the policy is to stop, or nothing but skipped steps comes.
+        """
+        loss_is_finite, gradient_is_finite = verdict.read()
         if loss_is_finite and gradient_is_finite:
             self.skipped_in_a_row = 0
-            return
+            return True
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         if loss_is_finite and scaled and self.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW:
-            self.skipped_in_a_row += (
-                1  # float16: an overflow is the loss scaling's, which skips the step and scales less
-            )
-            return
+            self.skipped_in_a_row += 1  # float16: an overflow is the loss scaling's, which skips the step
+            return True
         for buffer, before in self._statistics:  # first, so that the dump has the weights before the step
             buffer.copy_(before)
         # A gradient is shared by the processes: whose batch has spoilt it cannot be told.
-        guilty = parts if loss_is_finite else [p for p in parts if not bool(cast(Tensor, p.loss).isfinite())]
+        guilty = [p for p in verdict.parts if loss_is_finite or not bool(cast(Tensor, p.loss).isfinite())]
         what = "gradient" if loss_is_finite else "loss"
         stop = self.policy == "stop" or self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW
-        line = _in_words(self._record(trainer, pl_module, guilty, what=what, action="stopped" if stop else "skipped"))
+        about = {"what": what, "action": "stopped" if stop else "skipped"}
+        line = _in_words(self._record(trainer, pl_module, guilty, verdict.where, about))
         if stop:
             if trainer.global_rank > 0:
                 raise SystemExit(1)  # the first process says it for all
             last = f" after {self.skipped_in_a_row} skipped steps in a row" if self.skipped_in_a_row else ""
             raise InputError(f"training stopped{last}: {line}; {_ADVICE}")
-        optimizer.zero_grad(set_to_none=True)  # without gradients the optimiser changes nothing, decay and moments too
         self.num_skipped += 1
         self.skipped_in_a_row += 1
         log.warning("skipped step (%d so far): %s", self.num_skipped, line)
+        return False
 
     def _record(
-        self, trainer: Trainer, pl_module: LightningModule, guilty: Sequence[_Part], *, what: str, action: str
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        guilty: Sequence[_Part],
+        where: Mapping[str, Any],
+        about: Mapping[str, str],
     ) -> list[dict[str, Any]]:
         """Write this process's dump, share the events with the others, and let the first process record them."""
         names = getattr(cast(Any, trainer).datamodule, "base_names", None)
-        where = {"stage": _stage(pl_module), "step": trainer.global_step, "epoch": trainer.current_epoch}
         events: list[dict[str, Any]] = [
             {
                 **where,
-                **{"batch": part.batch_idx, "rank": trainer.global_rank, "what": what, "action": action},
+                **{"batch": part.batch_idx, "rank": trainer.global_rank, **about},
                 "loss": str(float(cast(Tensor, part.loss)) * trainer.accumulate_grad_batches),
                 "episodes": episodes_of(part.batch, names),
             }
             for part in guilty
         ]
-        if events and (action == "stopped" or self.num_skipped == 0):  # of many skipped ones the first is enough
+        # Of many skipped ones the first is enough.
+        if events and (about["action"] == "stopped" or self.num_skipped == 0):
             events[0]["dump"] = self._dump(pl_module, guilty[0], events[0])
         if trainer.world_size > 1:
             shared: list[Any] = [None] * trainer.world_size

@@ -31,6 +31,12 @@ class StageProgressBar(TQDMProgressBar):
         """Heading of the training bar before its first epoch."""
         return self.stage or str(super().train_description)
 
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """What stands beside the training bar; the loss too, read only when the bar is drawn."""
+        known = trainer.callback_metrics
+        losses = {name: float(known[name]) for name in ("base/loss", "train/loss") if name in known}
+        return losses | super().get_metrics(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Head the training bar with the stage and the epoch, counted from 0 as in the log."""
         heading = f"{self.train_description}, epoch {trainer.current_epoch}"

@@ -64,6 +64,7 @@ _COUNT = (_integer(1), "an integer of at least 1")
 _OPTIONAL_COUNT = (_optional(_integer(1)), "null or an integer of at least 1")
 _LIMIT = (lambda value: value == -1 or _integer(1)(value), "-1 (no limit) or an integer of at least 1")
 _FACTOR = (lambda value: _is_number(value) and value >= 0, "a number of at least 0")
+_COMPILE_MODES = (None, "default", "reduce-overhead", "max-autotune")  # of torch.compile
 # Keys (of the same check, in one string), what a value must be, and how to say that.
 _CHECKS: dict[str, tuple[Check, str]] = {
     "dataset.name backbone.name": (_is_name, "a name of 1 to 100 characters, without / or \\ and with no dot in front"),
@@ -83,6 +84,7 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     "dataset.num_folds dataset.episodes_per_epoch episodes seeds optim.base.num_val_samples": _OPTIONAL_COUNT,
     "optim.max_steps optim.max_epochs optim.base.max_steps optim.base.max_epochs": _LIMIT,
     "reuse_memory_gb optim.lr optim.base.lr optim.base.head_lr_factor": (_above_0, "a number above 0"),
+    "compile": (lambda value: value in _COMPILE_MODES, "null, default, reduce-overhead or max-autotune"),
     "optim.weight_decay optim.power optim.base.weight_decay optim.base.power": _FACTOR,
 }
 

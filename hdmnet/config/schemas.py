@@ -52,6 +52,7 @@ class TrainSchema(ExperimentSchema):
     """Types of the top-level keys of conf/train.yaml."""
 
     resume: str | None = None
+    compile: str | None = None
 
 
 @dataclass

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hdmnet.models.packed import PackedRows
+from hdmnet.models.packed import PackedRows, Rows
 
 EPS = 1e-7
-BLOCK = 1024  # support positions compared at once: memory does not grow with the foreground
+# Memory does not grow with the foreground: support positions compared at once on a CPU, products held at once on a GPU.
+BLOCK, PRODUCTS_GPU = 1024, 2**27
 
 
-def prior_mask(query: Tensor, keys: PackedRows, *, shots: int, normalise: bool = False) -> Tensor:
+def prior_mask(query: Tensor, keys: Rows, *, shots: int, normalise: bool = False) -> Tensor:
     """Largest cosine similarity of each query position to the supports' foreground, averaged over the shots.
 
     Masked-out support positions count as a similarity of exactly 0, as in the release.
@@ -31,6 +32,18 @@ def prior_mask(query: Tensor, keys: PackedRows, *, shots: int, normalise: bool =
     Returns:
         (B, 1, h, w) float, in [-1, 1].
     """
+    if query.is_cpu and isinstance(keys, PackedRows):
+        result = _best_one_by_one(query, keys, shots)
+    else:
+        result = _best_at_once(query, keys, shots)
+    if normalise:
+        result = stretch(result.flatten(1)).view_as(result)
+    mean: Tensor = result.unflatten(0, (-1, shots)).mean(1, keepdim=True)
+    return mean
+
+
+def _best_one_by_one(query: Tensor, keys: PackedRows, shots: int) -> Tensor:
+    """Similarity (B·K, h, w) of the best of each support's keys, one support after the other."""
     lengths = keys.values.norm(dim=1)
     units = PackedRows(keys.values / (lengths[:, None] + torch.finfo(lengths.dtype).tiny), keys.counts)
     query_lengths = query.norm(dim=1)  # (B, h, w); it divides after the maximum, which it does not change
@@ -40,11 +53,27 @@ def prior_mask(query: Tensor, keys: PackedRows, *, shots: int, normalise: bool =
         best = _best_match(query[item : item + 1], rows.values, query_lengths[item], own_lengths)
         # Where there is background, its similarity is 0.
         similarities.append(best.clamp(min=0) if len(own_lengths) < best.numel() else best)
-    result = torch.stack(similarities)  # (B·K, h, w)
-    if normalise:
-        result = stretch(result.flatten(1)).view_as(result)
-    mean: Tensor = result.unflatten(0, (-1, shots)).mean(1, keepdim=True)
-    return mean
+    return torch.stack(similarities)
+
+
+def _best_at_once(query: Tensor, keys: Rows, shots: int) -> Tensor:
+    """As `_best_one_by_one`, of all supports together."""
+    rows, valid = keys.pad()  # (B·K, M, C), (B·K, M)
+    lengths = rows.norm(dim=2)
+    # What does not count has a similarity of exactly 0, as the background has: it needs no other mask.
+    units = rows * (valid / (lengths + torch.finfo(lengths.dtype).tiny))[..., None]
+    flat, query_lengths = query.flatten(2), query.norm(dim=1).flatten(1)  # (B, C, N), (B, N)
+    step = max(PRODUCTS_GPU // (len(rows) * flat.shape[2]), 16)
+    best: Tensor | None = None
+    for block, block_lengths in zip(units.split(step, 1), lengths.split(step, 1), strict=True):
+        products = torch.bmm(block.unflatten(0, (-1, shots)).flatten(1, 2), flat)  # (B, K·m, N)
+        largest, index = products.unflatten(1, (shots, -1)).max(2)  # (B, K, N)
+        of_largest = block_lengths.unflatten(0, (-1, shots)).gather(2, index)
+        found = largest / (query_lengths[:, None] + EPS / (of_largest + EPS))
+        best = found if best is None else torch.maximum(best, found)
+    assert best is not None
+    best = torch.where(valid.sum(1).view(-1, shots, 1) < best.shape[2], best.clamp(min=0), best)
+    return best.reshape(-1, *query.shape[2:])
 
 
 def _best_match(query: Tensor, keys: Tensor, query_lengths: Tensor, lengths: Tensor) -> Tensor:
@@ -63,12 +92,9 @@ def _best_match(query: Tensor, keys: Tensor, query_lengths: Tensor, lengths: Ten
 
 
 def inner_products(query: Tensor, keys: Tensor) -> Tensor:
-    """Of a query (1, C, h, w) and keys (M, C): (M, h, w)."""
-    if query.is_cpu:
-        # The same numbers as the matrix product below, twice as fast: convolutions go to oneDNN, products to MKL.
-        return F.conv2d(query, keys[:, :, None, None])[0]
-    products: Tensor = (keys @ query[0].flatten(1)).unflatten(1, query.shape[2:])
-    return products
+    """Of a query (1, C, h, w) and keys (M, C): (M, h, w), on a CPU."""
+    # The same numbers as of a matrix product, twice as fast: convolutions go to oneDNN, products to MKL.
+    return F.conv2d(query, keys[:, :, None, None])[0]
 
 
 def stretch(maps: Tensor) -> Tensor:

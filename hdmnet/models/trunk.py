@@ -27,7 +27,7 @@ from hdmnet.models.base_learner import BaseLearner
 from hdmnet.models.folding import FoldedPooling, fold_batch_norm
 
 # Input pixels encoded at once: one picture of 473² on a CPU; on a GPU what bounds its memory.
-CHUNK_CPU, CHUNK_GPU = 2**18, 2**23
+CHUNK_CPU, CHUNK_GPU = 2**18, 2**24
 
 
 @dataclass
@@ -46,6 +46,11 @@ class TrunkFeatures:
     layer4: Tensor
     base_feature: Tensor
 
+    def split(self, first: int) -> tuple[TrunkFeatures, TrunkFeatures]:
+        """The features of the first pictures, and of the others."""
+        parts = [(value[:first], value[first:]) for value in vars(self).values()]
+        return TrunkFeatures(*(head for head, _ in parts)), TrunkFeatures(*(tail for _, tail in parts))
+
 
 class FrozenTrunk(nn.Module):
     """Backbone and base learner, frozen: no gradient, no running statistic that moves, whatever ``train()`` says.
@@ -62,7 +67,7 @@ class FrozenTrunk(nn.Module):
         if len(base_learner.backbone.feature_info) < 3:
             raise ValueError(f"the backbone has {len(base_learner.backbone.feature_info)} levels; expected three")
         self.base_learner = base_learner.requires_grad_(False)
-        self._prepared: list[tuple[Any, _Prepared]] = []  # in a list: no part of the state dict
+        self._prepared: list[tuple[Any, PreparedTrunk]] = []  # in a list: no part of the state dict
         self.train(False)
 
     @property
@@ -76,16 +81,17 @@ class FrozenTrunk(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> TrunkFeatures:
+    def forward(self, images: Tensor, prepared: PreparedTrunk | None = None) -> TrunkFeatures:
         """Encode pictures.
 
         Args:
             images: (B, 3, H, W) float, normalised.
+            prepared: From `prepare`, for who has it already.
 
         Returns:
             The features, none of which needs a gradient.
         """
-        parts = list(self.encode(images))
+        parts = list(map(prepared or self.prepare(images.device), _chunks(images)))
         if len(parts) == 1:
             return parts[0]
         return TrunkFeatures(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(parts[0])))
@@ -93,9 +99,8 @@ class FrozenTrunk(nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Iterator[TrunkFeatures]:
         """As `forward`, some of the pictures (B, 3, H, W) after the other, as many as are best encoded at once."""
-        prepared = self._prepare(images.device)
-        pixels = images.shape[2] * images.shape[3]
-        for chunk in images.split(max((CHUNK_CPU if images.is_cpu else CHUNK_GPU) // pixels, 1)):
+        prepared = self.prepare(images.device)
+        for chunk in _chunks(images):
             yield prepared(chunk)
 
     @torch.no_grad()
@@ -104,7 +109,7 @@ class FrozenTrunk(nn.Module):
         logits: Tensor = self.base_learner.classifier(base_feature)
         return logits
 
-    def _prepare(self, device: torch.device) -> _Prepared:
+    def prepare(self, device: torch.device) -> PreparedTrunk:
         """The prepared copy for the precision of the call; made again when the weights have changed or moved."""
         weights = [*self.base_learner.parameters(), *self.base_learner.buffers()]
         mixed = torch.is_autocast_enabled(device.type)
@@ -114,7 +119,7 @@ class FrozenTrunk(nn.Module):
             self._prepared.clear()  # first: two copies need not fit
             # A copy made in inference mode could not be used in training.
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-                self._prepared.append((key, _Prepared(self.base_learner, dtype)))
+                self._prepared.append((key, PreparedTrunk(self.base_learner, dtype)))
         return self._prepared[0][1]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenTrunk:
@@ -122,8 +127,15 @@ class FrozenTrunk(nn.Module):
         return FrozenTrunk(copy.deepcopy(self.base_learner, memo))
 
 
-class _Prepared:
-    """Folded weights of backbone and base learner in one precision; runs chunks of pictures."""
+def _chunks(images: Tensor) -> tuple[Tensor, ...]:
+    """Pictures (B, 3, H, W) by as many as are best encoded at once."""
+    pixels = images.shape[2] * images.shape[3]
+    chunks: tuple[Tensor, ...] = images.split(max((CHUNK_CPU if images.is_cpu else CHUNK_GPU) // pixels, 1))
+    return chunks
+
+
+class PreparedTrunk:
+    """Folded weights of backbone and base learner in one precision."""
 
     def __init__(self, learner: BaseLearner, dtype: torch.dtype) -> None:
         def prepare(module: nn.Module) -> Any:
@@ -135,6 +147,7 @@ class _Prepared:
         self.pooling = FoldedPooling(prepare(learner.pyramid_pooling), prepare(learner.reduce)[0])
 
     def __call__(self, images: Tensor) -> TrunkFeatures:
+        """Encode pictures (B, 3, H, W) float, all at once."""
         with torch.autocast(images.device.type, enabled=False):
             images = images.to(dtype=self.dtype, memory_format=torch.channels_last)
             layer2, layer3, layer4 = encode(self.backbone, images, size_of=LAYER3)[-3:]

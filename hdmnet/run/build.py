@@ -225,12 +225,13 @@ def build_trained(
 
 
 def build_task(cfg: DictConfig, model: FewShotMethod, data: FewShotDataModule, **facts: Any) -> FewShotTask:
-    """Loss, optimiser and metrics of stage 2; tells `data`, set up, how large the model's features are.
+    """Loss, optimiser and metrics of stage 2; tells `data`, set up, what it has to know of the model.
 
     `facts` are what checkpoints are to tell of the training, by default of this one.
     """
     optim = cfg.optim
     data.measure_features = partial(measure_features, model, data.image_size)
+    data.keeps_masks = model.takes_host_masks
     return FewShotTask(
         model=model,
         class_names=data.novel_names,

@@ -111,6 +111,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     task = build_task(cfg, build_model(cfg, encoder), data)
     if start is not None:
         load_strictly(task.model, run_state_dict(start), f"ckpt={cfg.ckpt}")
+    if cfg.compile is not None:
+        task.model.compile(mode=cfg.compile, dynamic=False)
     trainer = build_trainer(cfg, "stage 2", callbacks=build_callbacks(cfg, "train"), logger=build_loggers(cfg, "train"))
     _checkpoint_callback(trainer)  # refused before anything is trained
     with timer("train"), signals.polling():
@@ -254,7 +256,7 @@ def every_object_foreground(data: FewShotDataModule) -> float:
 def _test_with_ones(cfg: DictConfig, task: FewShotTask, data: FewShotDataModule) -> float:
     """The control of the paper's Table 8: the same model and episodes of the first seed, support masks all ones."""
     ones = build_few_shot_data(cfg, data.dataset, support_mask="ones", num_test_seeds=1)
-    ones.measure_features = data.measure_features
+    ones.measure_features, ones.keeps_masks = data.measure_features, data.keeps_masks
     trainer = build_trainer(
         cfg, "control: support mask all ones", callbacks=build_callbacks(cfg, "control"), logger=False
     )

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+    from torch import Tensor
+    from torch.optim import Optimizer
 
 # Hydra's own sweeper, as Hydra's config of it names it: `hydra/sweeper=basic` would refuse the keys of conf/sweep.
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -52,3 +54,27 @@ def begin_epoch(trainer: Trainer) -> None:
     loop = trainer.fit_loop
     cast(Any, _Loop.restarting).fset(loop, False)  # not the subclass's setter, which keeps the mark
     loop.epoch_loop.reset_restart_stage()
+
+
+def fuse_optimizer(optimizer: Optimizer) -> None:
+    """Let torch's optimiser step in one kernel where it can; one that was told how to keeps to it.
+
+    Not by its argument `fused`: with that, Lightning refuses to clip gradients.
+    """
+    for group in optimizer.param_groups:
+        if "fused" in group and not group["fused"] and group.get("foreach") is None:
+            group["fused"] = True
+
+
+def steps_by_flag(optimizer: Optimizer) -> bool:
+    """Whether `leave_step_out` works: torch's fused optimisers look for a flag that `GradScaler` sets.
+
+    Not at the first step: SGD would be left with a momentum of arbitrary values.
+    """
+    return bool(optimizer.state) and all(group.get("fused") for group in optimizer.param_groups)
+
+
+def leave_step_out(optimizer: Optimizer, flag: Tensor) -> None:
+    """Let the optimiser's next step change nothing where a flag () bool on its device is set; waits for nothing."""
+    cast(Any, optimizer).grad_scale = None
+    cast(Any, optimizer).found_inf = flag.float()

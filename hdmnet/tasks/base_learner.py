@@ -78,7 +78,7 @@ class BaseLearnerTask(L.LightningModule):
     def training_step(self, batch: SegmentationSample, batch_idx: int) -> Tensor:
         """Cross entropy over background and base classes, 255 ignored; a scalar."""
         loss = segmentation_loss(self.model(batch.image), batch.mask)
-        self.log("base/loss", loss.detach(), prog_bar=True, batch_size=len(batch.image))
+        self.log("base/loss", loss.detach(), batch_size=len(batch.image))  # the progress bar looks it up
         return loss
 
     def validation_step(self, batch: SegmentationSample, batch_idx: int) -> None:

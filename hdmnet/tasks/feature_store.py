@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from hdmnet.data.episodes.encode_once import FeatureBytes
-from hdmnet.metrics import count_pixels
+from hdmnet.metrics import tally_pixels
 from hdmnet.models.method import FINAL, encodes_apart
 
 if TYPE_CHECKING:
@@ -98,17 +98,22 @@ def count_predictions(output: Segmentation, name: str, masks: Sequence[Tensor], 
         mask_index: B places in `masks`; items that share a mask stand together, and are resized together.
 
     Returns:
-        (B, 2, 2) int64 on the CPU, pixels as `count_pixels` gives them.
+        (B, 2, 2) int64 on the CPU, pixels as `hdmnet.metrics.count_pixels` gives them.
     """
     by_rule = output.decided if name == FINAL else None
     predicted = output.logits_of(name) if by_rule is None else by_rule
-    counted = []
+    tallies, checks = [], []
     for place, run in itertools.groupby(range(len(predicted)), key=lambda number: mask_index[number]):
         items = list(run)
         mask = masks[place]
         resized = resize(predicted[items[0] : items[-1] + 1], mask.shape[-2:])
-        counted.append(count_pixels(resized, mask.expand(len(items), *mask.shape)))
-    return torch.cat(counted).cpu()
+        tally, check = tally_pixels(resized, mask.expand(len(items), *mask.shape))
+        tallies.append(tally)
+        checks.append(check)
+    tally = torch.cat(tallies).cpu()  # the one wait for a GPU
+    for check, own in zip(checks, tally.split([len(one) for one in tallies]), strict=True):
+        check(own)
+    return tally[:, :4].reshape(-1, 2, 2)
 
 
 def add_to_metrics(

@@ -15,6 +15,7 @@ from torch import nn
 from hdmnet.data.types import EvaluationBatch
 from hdmnet.metrics import FewShotIoU
 from hdmnet.models.method import FINAL, encodes_apart
+from hdmnet.runtime.private_api import fuse_optimizer
 from hdmnet.tasks.feature_store import FeatureStore, add_to_metrics, count_predictions
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ class FewShotTask(L.LightningModule):
         assert self.loss is not None
         terms: dict[str, Tensor] = self.loss(self(batch, class_index=batch.class_index), batch.query_mask)
         for name, value in terms.items():
-            self.log(f"train/{name}", value.detach(), batch_size=len(batch.query_image), prog_bar=name == "loss")
+            # Not for the progress bar: Lightning would wait for the value at every step. The bar looks it up.
+            self.log(f"train/{name}", value.detach(), batch_size=len(batch.query_image))
         return terms["loss"]
 
     def validation_step(self, batch: Episode | EvaluationBatch, batch_idx: int) -> dict[str, Any]:
@@ -180,6 +182,8 @@ class FewShotTask(L.LightningModule):
         """The optimiser over the model's groups, and its schedule, stepped every iteration."""
         assert self.make_optimizer is not None
         optimizer = self.make_optimizer(self.model.parameter_groups(**self.groups))
+        if self.device.type != "cpu":
+            fuse_optimizer(optimizer)
         if self.make_schedule is None:
             return optimizer
         scheduler = self.make_schedule(optimizer, int(self.trainer.estimated_stepping_batches))

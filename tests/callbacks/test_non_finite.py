@@ -114,6 +114,40 @@ def test_a_skipped_step_changes_neither_weights_nor_the_optimisers_state(tmp_pat
     assert [line for line in caplog.messages if line.startswith("skipped step (2 so far): the loss is nan")]
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_fused_optimiser_leaves_the_step_out_and_the_host_hears_of_it_a_step_later(tmp_path, caplog, accumulate):
+    """As on a GPU, where the host would have to wait for the verdict: what is recorded and trained is the same."""
+    ends = []
+    for name, options in (("waits", {}), ("fused", {"fused": True})):
+        batches = [random_episode(i, spoilt=i in (3, 4, 8)) for i in range(1, 9)]
+        task, caplog.records[:] = toy_task(**options), []
+        seen = fit(task, batches, tmp_path / name, policy="skip", accumulate_grad_batches=accumulate)
+        events = [json.loads(line) for line in (tmp_path / name / "nonfinite.jsonl").read_text().splitlines()]
+        dumps = [load(path) for path in sorted((tmp_path / name).glob("*.pt"))]
+        assert len(dumps) == 1
+        for event in events:
+            event.pop("dump", None)
+        ends.append((seen.weights[-1], events, dumps[0]["state_dict"], seen.guard.num_skipped))
+    waiting, fused = ends
+    assert fused[1] == waiting[1]
+    assert {event["step"] for event in fused[1]} == ({2, 3, 7} if accumulate == 1 else {1, 3})
+    assert fused[3] == waiting[3] == len({event["step"] for event in fused[1]})
+    for one, other in ((fused[0], waiting[0]), (fused[2], waiting[2])):
+        assert all(torch.allclose(one[key], value, rtol=0, atol=1e-7) for key, value in other.items())
+
+
+def test_a_fused_optimisers_training_stops_with_the_weights_before_the_step(tmp_path):
+    batches = [random_episode(i, spoilt=i == 2) for i in range(1, 5)]
+    seen = fit(toy_task(fused=True), batches, tmp_path)
+    assert seen.error.startswith("training stopped: the loss is nan in stage 2, step 1 (epoch 0, batch 1); rank 0: ")
+    content = load(tmp_path / "nonfinite_stage2_step1_rank0.pt")
+    assert content["batch"]["query_id"] == ["q2", "q2b"]
+    assert all(torch.equal(content["state_dict"][key], value) for key, value in seen.weights[0].items())
+    # The last step's verdict is heard too.
+    seen = fit(toy_task(fused=True), batches[:2], tmp_path / "last")
+    assert "the loss is nan in stage 2, step 1 " in seen.error
+
+
 def test_skipping_ends_where_nothing_else_comes(tmp_path, monkeypatch):
     monkeypatch.setattr(non_finite, "MAX_SKIPPED_IN_A_ROW", 3)
     seen = fit(toy_task(), [random_episode(i, spoilt=i != 1) for i in range(9)], tmp_path, policy="skip")

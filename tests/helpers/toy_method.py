@@ -83,9 +83,9 @@ def random_episode(index, *, spoilt=False):
     )  # fmt: skip
 
 
-def toy_task(model=None):
-    """A task that can be trained."""
-    optimizer = partial(torch.optim.AdamW, weight_decay=0.01)
+def toy_task(model=None, **options):
+    """A task that can be trained; `options` are of its optimiser."""
+    optimizer = partial(torch.optim.AdamW, weight_decay=0.01, **options)
     arguments = {"loss": SegmentationLoss(), "optimizer": optimizer, "groups": {"lr": 1e-4}}
     return FewShotTask(model=model or Painter(), class_names=["one", "two"], **arguments)
 

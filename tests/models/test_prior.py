@@ -15,6 +15,15 @@ def prior_mask(query, support, mask, **switches):
     return prior.prior_mask(query, keys, shots=support.shape[1], **switches)
 
 
+@pytest.fixture(params=["one by one", "at once", "at once, in blocks"], autouse=True)
+def way(request, monkeypatch):
+    """What a CPU and what a GPU does."""
+    if request.param != "one by one":
+        monkeypatch.setattr(prior, "_best_one_by_one", prior._best_at_once)
+    if request.param == "at once, in blocks":
+        monkeypatch.setattr(prior, "PRODUCTS_GPU", 1)
+
+
 def dense_prior(query, support, mask):
     """One shot: the largest cosine over all support positions, background features multiplied by 0."""
     batch, _, height, width = query.shape

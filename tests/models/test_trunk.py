@@ -32,7 +32,7 @@ def test_pooling_in_float64_is_exact_at_any_size(size):
     layer4 = torch.randn(2, 128, *size, dtype=torch.float64)
     with torch.no_grad():
         expected = learner.reduce(learner.pyramid_pooling(layer4))
-        ours = trunk_module._Prepared(learner, torch.float64).pooling(layer4)
+        ours = trunk_module.PreparedTrunk(learner, torch.float64).pooling(layer4)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
 
 

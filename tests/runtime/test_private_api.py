@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
+from functools import partial
 
 import lightning.pytorch as pl
 import pytest
@@ -58,3 +60,28 @@ def test_tensors_count_their_changes():  # hdmnet/models/trunk.py prepares weigh
     before = tensor._version
     tensor.add_(1)
     assert tensor._version > before
+
+
+@pytest.mark.parametrize("kind", [partial(torch.optim.SGD, momentum=0.9), torch.optim.AdamW])
+def test_fused_optimisers_leave_a_step_out_by_a_flag(kind):
+    def train(flags):
+        weight = torch.nn.Parameter(torch.ones(3))
+        optimizer = kind([weight], lr=0.1, weight_decay=0.1)
+        assert not private_api.steps_by_flag(optimizer)
+        private_api.fuse_optimizer(optimizer)
+        for number, flag in enumerate(flags):
+            weight.grad = torch.full((3,), math.nan if flag else float(number + 1))
+            assert private_api.steps_by_flag(optimizer) == (number > 0)
+            private_api.leave_step_out(optimizer, torch.tensor(flag))
+            optimizer.step()
+        return [weight.detach(), *(x for x in optimizer.state[weight].values() if isinstance(x, torch.Tensor))]
+
+    with_flag, without = train([False, False, True]), train([False, False])
+    assert all(map(torch.equal, with_flag, without))
+    assert not torch.equal(without[0], train([False])[0])
+
+
+def test_an_optimiser_that_was_told_how_to_step_keeps_to_it():
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], foreach=True)
+    private_api.fuse_optimizer(optimizer)
+    assert not optimizer.param_groups[0]["fused"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -28,6 +29,7 @@ from hdmnet.runtime.errors import DatasetError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import torch
     from torch.utils.data import DataLoader
 
     from hdmnet.data.catalog import CatalogView
@@ -52,6 +54,7 @@ class FewShotDataModule(FoldDataModule):
         test_manifests: One a test seed, fixed too; set by `setup("test")`.
         measure_features: Tells the memory that the model's features of a picture take. Who builds the model sets it, if
             the model can reuse features; validation and test then come as `EvaluationBatch`es, else as `Episode`s.
+        keeps_masks: Whether support masks stay on the CPU, for a model that takes them there; set likewise.
 
     Args:
         dataset: The data set.
@@ -99,6 +102,7 @@ class FewShotDataModule(FoldDataModule):
         self.check_files = check_files
         self.reuse_memory_gb = reuse_memory_gb
         self.measure_features: Callable[[], FeatureBytes] | None = None
+        self.keeps_masks = False
         super().__init__(dataset, **options)
         self.train_manifest: EpisodeManifest | None = None
         self.val_manifest: EpisodeManifest | None = None
@@ -240,6 +244,17 @@ class FewShotDataModule(FoldDataModule):
         """Loader of this rank's share of the test episodes of all seeds."""
         assert self.test_manifests, "setup('test') comes first"
         return self._eval_loader(self.test_manifests, self.test_list, self.class_split.test)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leave on the CPU what is read there: a GPU would have to be waited for."""
+        names = ["index", "seed_index"]
+        if self.trainer is not None and not self.trainer.training:
+            names.append("class_index")
+        if self.keeps_masks:
+            names.append("support_masks")
+        kept = {name: getattr(batch, name) for name in names}
+        moved = super().transfer_batch_to_device(replace(batch, **dict.fromkeys(kept)), device, dataloader_idx)
+        return replace(moved, **kept)
 
     def _eval_loader(
         self, manifests: Sequence[EpisodeManifest], split: Split, classes: Sequence[int]

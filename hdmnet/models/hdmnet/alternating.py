@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hdmnet.models.attention import LAYER_NORM_EPS, CrossAttention, merge_heads, to_map, to_tokens
 from hdmnet.models.hdmnet.matching_variants import attend
 from hdmnet.models.hdmnet.pyramid import HEADS, REDUCTIONS, SelfAttentionLayer
-from hdmnet.models.packed import Foreground
+from hdmnet.models.packed import Foreground, PaddedForeground
 
 
 class CrossAttentionLayer(CrossAttention):
@@ -58,7 +58,9 @@ class AlternatingTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
 
-    def forward(self, query: Tensor, support: Tensor, foreground: Foreground, *, shots: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, query: Tensor, support: Tensor, foreground: Foreground | PaddedForeground, *, shots: int
+    ) -> tuple[Tensor, Tensor]:
         """Mix queries (B, C, h, w) and supports (B·K, C, h_s, w_s) with their foreground; both again, layer-normed."""
         size, support_size = (query.shape[2], query.shape[3]), (support.shape[2], support.shape[3])
         tokens = self.embed_norm(to_tokens(self.embed(query)))  # (B, N, C)

@@ -10,7 +10,7 @@ Dimension letters: B queries, K shots, C channels, h_1 w_1 feature size, N = h_1
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -22,9 +22,9 @@ from hdmnet.models.base_learner import BaseLearner
 from hdmnet.models.checks import check_integer
 from hdmnet.models.hdmnet.alternating import AlternatingTransformer
 from hdmnet.models.hdmnet.matching import CorrelationMatching
-from hdmnet.models.hdmnet.meta_learner import MetaLearner
+from hdmnet.models.hdmnet.meta_learner import MetaLearner, SupportMaps
 from hdmnet.models.hdmnet.model import HDMNet, build_ensemble, mid_channels
-from hdmnet.models.packed import PackedRows, find_foreground
+from hdmnet.models.packed import Foreground, PackedRows, PaddedForeground, find_foreground
 
 
 class AlternatingMetaLearner(MetaLearner):
@@ -59,7 +59,9 @@ class AlternatingMetaLearner(MetaLearner):
         # Under the pyramid's name: the same group of the optimiser.
         self.pyramid = transformer.to(memory_format=torch.channels_last)  # type: ignore[assignment]
 
-    def support_stages(self, merged: Tensor, mask: Tensor) -> list[PackedRows]:
+    def support_stages(
+        self, merged: Tensor, mask: Tensor, foregrounds: Sequence[Foreground] | None = None
+    ) -> list[PackedRows]:
         """Keep the supports whole, as the query will go through them: rows (N, C) and whether foreground, (N, 1)."""
         size = (merged.shape[2], merged.shape[3])
         foreground = F.interpolate(mask[:, None], size, mode="nearest")
@@ -67,7 +69,7 @@ class AlternatingMetaLearner(MetaLearner):
         return [PackedRows(to_tokens(x).flatten(0, 1), counts) for x in (merged, foreground)]
 
     def match(
-        self, query: Tensor, support: list[PackedRows], prior: Tensor, *, shots: int
+        self, query: Tensor, support: list[PackedRows] | SupportMaps, prior: Tensor, *, shots: int
     ) -> tuple[Tensor, list[Tensor]]:
         """Mix, match and decode; as `MetaLearner.match`, with one correlation map (B, h_1, w_1).
 
@@ -75,10 +77,15 @@ class AlternatingMetaLearner(MetaLearner):
             ValueError: Query and supports differ in size.
         """
         size = (query.shape[2], query.shape[3])
-        if any(count != size[0] * size[1] for count in support[0].counts):
-            raise ValueError(f"model=baseline: supports must have the query's size, {size[0]}x{size[1]} as features")
-        maps, mask = (to_map(rows.values.unflatten(0, (len(rows.counts), -1)), size) for rows in support)
-        foreground = find_foreground(mask[:, 0], size)
+        foreground: Foreground | PaddedForeground
+        if isinstance(support, SupportMaps):
+            maps, foreground = support.merged, support.foregrounds[0]
+        else:
+            if any(count != size[0] * size[1] for count in support[0].counts):
+                wanted = f"{size[0]}x{size[1]} as features"
+                raise ValueError(f"model=baseline: supports must have the query's size, {wanted}")
+            maps, mask = (to_map(rows.values.unflatten(0, (len(rows.counts), -1)), size) for rows in support)
+            foreground = find_foreground(mask[:, 0], size)
         mixed_query, mixed = self.pyramid(query, maps, foreground, shots=shots)
         matching = cast("CorrelationMatching", self.matching[0])
         enriched, correlation = matching.match(mixed_query, foreground.gather(mixed), prior, shots=shots)

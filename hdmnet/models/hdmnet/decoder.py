@@ -1,8 +1,8 @@
 """Coarse-to-fine decoder (paper Eq. 1, Fig. 10).
 
 Its convolutions follow one another without a nonlinearity, so with batch normalisation that learns no statistics they
-are one 3×3 convolution of 64 channels: composed before it is applied, a seventeenth of the operations (in the head a
-five-hundredth), forward and backward. The result differs by rounding only.
+are one 3×3 convolution of 64 channels: on a CPU composed before it is applied, a seventeenth of the operations (in the
+head a five-hundredth), forward and backward. The result differs by rounding only.
 
 Dimension letters: B batch, C channels, D hidden channels, h_l w_l size of stage l (1 = finest).
 """
@@ -70,9 +70,11 @@ class ConvolutionBlock(nn.Sequential):
         """(B, C, h, w) → (B, out_channels, h, w)."""
         layers: list[Any] = list(self)
         expand, expand_norm, mix, mix_norm, project, *tail = layers
-        if expand_norm.training or mix_norm.training:
+        # With statistics of the batch nothing can be composed beforehand; a GPU takes longer to start the many small
+        # kernels that compose, forward and backward, than to run the five large ones.
+        if expand_norm.training or mix_norm.training or not x.is_cpu:
             result: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
-            return result  # statistics of the batch: nothing can be composed beforehand
+            return result
         with torch.autocast(x.device.type, enabled=False):  # rounded only once composed
             weight, inside, bias = _compose(expand, expand_norm, mix, mix_norm, project)
         y = F.conv2d(x, weight, bias, padding=1)

@@ -30,7 +30,7 @@ from hdmnet.models.hdmnet.matching import COUNT_EPS, CorrelationMatching
 from hdmnet.models.hdmnet.model import HDMNet
 from hdmnet.models.hdmnet.pyramid import REDUCTIONS
 from hdmnet.models.method import Segmentation, foreground_probability
-from hdmnet.models.packed import PackedRows
+from hdmnet.models.packed import PackedRows, Rows
 from hdmnet.models.prior import EPS, stretch
 from hdmnet.models.trunk import FrozenTrunk, TrunkFeatures
 
@@ -91,6 +91,9 @@ class ExportableHDMNet(HDMNet):
         cells = max(2 * max(REDUCTIONS), (1 << len(self.meta_learner.matching) - 1) + 1)
         return (cells - 1) * self.trunk.feature_info[0].stride + 1
 
+    def _goes_at_once(self, queries: Tensor, supports: Tensor) -> bool:
+        return False
+
     def encode_support(self, images: Tensor, masks: Tensor) -> SupportFeatures:
         """As `HDMNet.encode_support`, of (S, 3, H, W), with `MaskedRows` where that has `PackedRows`."""
         mask = (masks == 1).to(images.dtype)
@@ -105,7 +108,7 @@ class ExportableHDMNet(HDMNet):
             gram=None if self.ensemble is None else gram_matrix(features.layer2),
         )
 
-    def prior(self, query: Tensor, keys: PackedRows, *, shots: int) -> Tensor:
+    def prior(self, query: Tensor, keys: Rows, *, shots: int) -> Tensor:
         """As `prior_mask`, (B, 1, h, w), of `MaskedRows`."""
         masked = cast("MaskedRows", keys)
         rows, mask = (x.unflatten(0, (-1, shots)) for x in (masked.values, masked.mask))  # (B, K, M[, C])
@@ -223,7 +226,8 @@ class _Constants(nn.Module):
         self.shots = len(support.prototype)
         self.register_buffer("prototype", support.prototype)
         self.register_buffer("gram", support.gram)
-        several = (support.base_feature, support.layer4, *support.stages)
+        stages = cast("list[PackedRows]", support.stages)
+        several = (support.base_feature, support.layer4, *stages)
         self.num_parts = len(several)
         for i, ragged in enumerate(several):
             values, valid = ragged.pad()

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hdmnet.models.batch import Batch
-from hdmnet.models.packed import PackedRows
+from hdmnet.models.hdmnet.meta_learner import SupportMaps
+from hdmnet.models.packed import PackedRows, Rows
 
 
 @dataclass
@@ -43,15 +44,16 @@ class SupportFeatures(Batch):
     """S supports, of their foreground only.
 
     Attributes:
-        stages: One a matching stage, finest first: S items (M_l, C), the pyramid's features.
+        stages: One a matching stage, finest first: S items (M_l, C), the pyramid's features. `SupportMaps` in a
+            forward pass that goes over query and supports together.
         prototype: (S, C_r) float, masked mean of the reduced mid-level features.
         base_feature: S items (M, C_5).
         layer4: S items (M, C_4).
         gram: (S, C_2, C_2) float; None without an ensemble.
     """
 
-    stages: list[PackedRows]
+    stages: list[PackedRows] | SupportMaps
     prototype: Tensor
-    base_feature: PackedRows
-    layer4: PackedRows
+    base_feature: Rows
+    layer4: Rows
     gram: Tensor | None

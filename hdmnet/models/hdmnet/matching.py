@@ -29,7 +29,7 @@ from hdmnet.models.attention import CrossAttention, merge_heads, to_map, to_toke
 from hdmnet.models.checks import check_positive
 from hdmnet.models.hdmnet.matching_variants import attend as attend_variant
 from hdmnet.models.hdmnet.matching_variants import check_variant
-from hdmnet.models.packed import PackedRows, find_foreground
+from hdmnet.models.packed import Rows, find_foreground
 
 COUNT_EPS = 1e-9
 MIN_BOUNDED = 0.05
@@ -154,7 +154,7 @@ class CorrelationMatching(CrossAttention):
         foreground = find_foreground(support_mask.flatten(0, 1), (support.shape[3], support.shape[4]))
         return self.match(query, foreground.gather(support.flatten(0, 1)), prior, shots=support.shape[1])
 
-    def match(self, query: Tensor, support: PackedRows, prior: Tensor, *, shots: int) -> tuple[Tensor, Tensor]:
+    def match(self, query: Tensor, support: Rows, prior: Tensor, *, shots: int) -> tuple[Tensor, Tensor]:
         """As `forward`, from the foreground of B·K supports: items of (M_s, C), those of query 0 first."""
         size = (query.shape[2], query.shape[3])
         source, valid = support.merge(shots).pad()  # (B, M, C)

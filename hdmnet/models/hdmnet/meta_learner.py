@@ -7,7 +7,9 @@ stage l.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate, pairwise
 from typing import Any, cast
@@ -19,8 +21,8 @@ from torch import Tensor, nn
 from hdmnet.models.checks import check_share
 from hdmnet.models.hdmnet.decoder import Decoder
 from hdmnet.models.hdmnet.matching import CorrelationMatching
-from hdmnet.models.hdmnet.pyramid import Pyramid
-from hdmnet.models.packed import PackedRows, find_foreground
+from hdmnet.models.hdmnet.pyramid import STRIDES, Pyramid
+from hdmnet.models.packed import Foreground, PackedRows, PaddedForeground, Rows, find_foreground
 
 PRIOR_WEIGHT = 10.0  # of the prior masks where they join the query's features; the release uses it only there
 PROTOTYPE_EPS = 5e-4
@@ -61,6 +63,19 @@ class Reduction(nn.Sequential):
         weight = cast("nn.Conv2d", self[0]).weight
         made = [F.conv2d(part, weight[:, low:high]) for part, (low, high) in zip(parts, pairwise(bounds), strict=True)]
         return reduce(torch.add, made)
+
+
+@dataclass
+class SupportMaps:
+    """Supports that are yet to go through the pyramid, together with the queries: one pass for both.
+
+    Attributes:
+        merged: (S, C, h_1, w_1) float, from `MetaLearner.embed_support`.
+        foregrounds: Of the stages, finest first.
+    """
+
+    merged: Tensor
+    foregrounds: list[PaddedForeground]
 
 
 class MetaLearner(nn.Module):
@@ -150,19 +165,37 @@ class MetaLearner(nn.Module):
         prototype = prototypes.mean(1)[:, :, None, None]
         return (share + self.query_merge.convolve(prototype, prior, first=self.reduced_channels)).relu_()
 
-    def support_stages(self, merged: Tensor, mask: Tensor) -> list[PackedRows]:
-        """The pyramid of S supports, of which the foreground is kept, one `PackedRows` of S items (M_l, C) a stage."""
+    def stage_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Sizes (h_l, w_l) of the stages, finest first, of features of a size (h_1, w_1)."""
+        strides = accumulate(STRIDES[: len(self.matching)], operator.mul)
+        return [(-(-size[0] // stride), -(-size[1] // stride)) for stride in strides]
+
+    def support_stages(
+        self, merged: Tensor, mask: Tensor, foregrounds: Sequence[Foreground] | None = None
+    ) -> list[PackedRows]:
+        """The pyramid of S supports, of which the foreground is kept.
+
+        Args:
+            merged: (S, C, h_1, w_1) float, from `embed_support`.
+            mask: (S, H, W) float, 1 on foreground, 0 elsewhere.
+            foregrounds: Of the stages, for who has them already.
+
+        Returns:
+            S items (M_l, C) a stage.
+        """
         stages = self.pyramid(merged)
-        return [find_foreground(mask, (s.shape[2], s.shape[3])).gather(s) for s in stages]
+        if foregrounds is None:
+            foregrounds = [find_foreground(mask, (s.shape[2], s.shape[3])) for s in stages]
+        return [foreground.gather(s) for foreground, s in zip(foregrounds, stages, strict=True)]
 
     def match(
-        self, query: Tensor, support: list[PackedRows], prior: Tensor, *, shots: int
+        self, query: Tensor, support: list[PackedRows] | SupportMaps, prior: Tensor, *, shots: int
     ) -> tuple[Tensor, list[Tensor]]:
         """Match at every stage and decode.
 
         Args:
             query: (B, C, h_1, w_1) float, from `embed_query`.
-            support: B·K items a stage, from `support_stages`, those of query 0 first.
+            support: B·K items a stage, from `support_stages`, those of query 0 first; or what they are made of.
             prior: (B, 2, h, w) float.
             shots: K.
 
@@ -170,7 +203,15 @@ class MetaLearner(nn.Module):
             Logits (B, 2, h_1, w_1) and correlation maps, finest first, each (B, h_l, w_l).
         """
         matched, maps = [], []
-        for matching, q, s in zip(self.matching, self.pyramid(query), support, strict=True):
+        queries: list[Tensor]
+        rows: Sequence[Rows]
+        if isinstance(support, SupportMaps):
+            stages = self.pyramid(torch.cat([query, support.merged]))
+            queries = [x[: len(query)] for x in stages]
+            rows = [own.gather(x[len(query) :]) for own, x in zip(support.foregrounds, stages, strict=True)]
+        else:
+            queries, rows = self.pyramid(query), support
+        for matching, q, s in zip(self.matching, queries, rows, strict=True):
             enriched, correlation = cast("CorrelationMatching", matching).match(q, s, prior, shots=shots)
             matched.append(enriched)
             maps.append(correlation)

@@ -6,7 +6,8 @@ classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,13 +18,38 @@ from hdmnet.models.checks import check_choice, check_switch
 from hdmnet.models.folding import BATCH_NORMS
 from hdmnet.models.hdmnet.ensemble import Ensemble, gram_distance, gram_matrix
 from hdmnet.models.hdmnet.features import QueryFeatures, SupportFeatures
-from hdmnet.models.hdmnet.meta_learner import MetaLearner
+from hdmnet.models.hdmnet.meta_learner import MetaLearner, SupportMaps
 from hdmnet.models.method import FINAL, FewShotMethod, Segmentation
-from hdmnet.models.packed import PackedRows, find_foreground
+from hdmnet.models.packed import (
+    Foreground,
+    PaddedForeground,
+    Rows,
+    find_foreground,
+    find_foregrounds,
+    measure_capacities,
+    pad_foreground,
+)
 from hdmnet.models.prior import prior_mask
-from hdmnet.models.trunk import FrozenTrunk
+from hdmnet.models.trunk import FrozenTrunk, PreparedTrunk, TrunkFeatures
 
 NORMS = ("fixed", "bn", "syncbn")
+
+
+@dataclass
+class _Plan:
+    """What a forward pass on all pictures at once has to know beforehand.
+
+    Attributes:
+        trunk: Its weights in the precision of the call.
+        shots: K.
+        capacity: Positions of a support, as features, that hold its foreground.
+        stage_capacities: The same of a query's K supports, at each stage.
+    """
+
+    trunk: PreparedTrunk
+    shots: int
+    capacity: int
+    stage_capacities: list[int]
 
 
 class HDMNet(FewShotMethod):
@@ -42,6 +68,7 @@ class HDMNet(FewShotMethod):
     """
 
     reported: tuple[str, ...] = (FINAL, "meta")
+    takes_host_masks = True
 
     def __init__(
         self,
@@ -82,14 +109,62 @@ class HDMNet(FewShotMethod):
 
         The class that `class_index` names must not be suppressed by the base learner.
         """
-        supports = self.encode_support(support_images.flatten(0, 1), support_masks.flatten(0, 1))
-        query = self.encode_query(query_image)
-        return self.match(query, supports, shots=support_images.shape[1], class_index=class_index)
+        shots = support_images.shape[1]
+        support_images, support_masks = support_images.flatten(0, 1), support_masks.flatten(0, 1)
+        if self._goes_at_once(query_image, support_images):
+            plan = self._plan(query_image, support_masks, shots, coarse=torch.compiler.is_compiling())
+            query, supports = self._encode_at_once(query_image, support_images, support_masks, plan)
+        else:
+            supports = self.encode_support(support_images, support_masks)
+            query = self.encode_query(query_image)
+        return self.match(query, supports, shots=shots, class_index=class_index)
+
+    def _goes_at_once(self, queries: Tensor, supports: Tensor) -> bool:
+        """Whether all pictures go through the network together; a CPU takes less memory and time for one at a time."""
+        return queries.shape[2:] == supports.shape[2:] and (not queries.is_cpu or torch.compiler.is_compiling())
+
+    @torch.compiler.disable
+    def _plan(self, images: Tensor, masks: Tensor, shots: int, *, coarse: bool) -> _Plan:
+        """What depends on values, of pictures (B, 3, H, W) float and masks (B·K, H, W) any dtype.
+
+        `coarse` is of `measure_capacities`.
+        """
+        capacities = measure_capacities(masks == 1, self._map_sizes(images), shots, coarse=coarse)
+        return _Plan(self.trunk.prepare(images.device), shots, capacities[0][0], capacities[1][1:])
+
+    def _encode_at_once(
+        self, queries: Tensor, supports: Tensor, masks: Tensor, plan: _Plan
+    ) -> tuple[QueryFeatures, SupportFeatures]:
+        """As `encode_query` and `encode_support`, in one batch, and with sizes that depend on no value but the plan.
+
+        The pyramid goes over the supports in `match`, together with the queries.
+        """
+        mask = (masks.to(supports.device, non_blocking=True) == 1).to(supports.dtype)
+        features = self.trunk(torch.cat([queries, supports * mask[:, None]]), plan.trunk)
+        query, support = features.split(len(queries))
+        size, *stage_sizes = self._map_sizes(queries)
+        described, merged = self._describe_supports([support], mask, pad_foreground(mask, size, plan.capacity))
+        stages = [
+            pad_foreground(mask, stage, capacity, plan.shots)
+            for stage, capacity in zip(stage_sizes, plan.stage_capacities, strict=True)
+        ]
+        described.stages = SupportMaps(merged, stages)
+        return self._describe_queries([query], (queries.shape[2], queries.shape[3])), described
+
+    def _map_sizes(self, images: Tensor) -> list[tuple[int, int]]:
+        """Sizes (h, w) of features and of stages, of pictures (B, 3, H, W)."""
+        stride = self.trunk.feature_info[0].stride
+        size = (-(-images.shape[2] // stride), -(-images.shape[3] // stride))
+        return [size, *self.meta_learner.stage_sizes(size)]
 
     def encode_query(self, images: Tensor) -> QueryFeatures:
         """Encode query pictures (B, 3, H, W) float, normalised: all that `match` needs of them."""
+        return self._describe_queries(self.trunk.encode(images), (images.shape[2], images.shape[3]))
+
+    def _describe_queries(self, parts: Iterable[TrunkFeatures], size: tuple[int, int]) -> QueryFeatures:
+        """From what the trunk says of pictures of a size (H, W)."""
         reduced, base_features, layer4, grams = [], [], [], []
-        for features in self.trunk.encode(images):
+        for features in parts:
             reduced.append(self.meta_learner.reduce_query(features.layer3, features.layer2))
             base_features.append(features.base_feature)
             layer4.append(features.layer4)
@@ -102,7 +177,7 @@ class HDMNet(FewShotMethod):
             layer4=torch.cat(layer4),
             gram=torch.cat(grams) if grams else None,
             base_scores=self.trunk.classify(base_feature),
-            size=(images.shape[2], images.shape[3]),
+            size=size,
         )
 
     def encode_support(self, images: Tensor, masks: Tensor) -> SupportFeatures:
@@ -116,31 +191,53 @@ class HDMNet(FewShotMethod):
             All that `match` needs of them.
         """
         # Mask the pictures: what is not foreground is the mean colour (0 after normalisation).
-        mask = (masks == 1).to(images.dtype)
+        mask = (masks.to(images.device, non_blocking=True) == 1).to(images.dtype)
         masked = images * mask[:, None]
-        reduced, base_features, layer4, grams = [], [], [], []
+        if images.is_cpu:
+            features, merged = self._describe_supports(self.trunk.encode(masked), mask)
+            features.stages = self.meta_learner.support_stages(merged, mask)
+            return features
+        # Before the trunk runs: there is less to wait for, if the masks lie on the GPU too.
+        size, *stages = find_foregrounds(masks == 1, self._map_sizes(images), images.device)
+        features, merged = self._describe_supports([self.trunk(masked)], mask, size)
+        features.stages = self.meta_learner.support_stages(merged, mask, stages)
+        return features
+
+    def _describe_supports(
+        self, parts: Iterable[TrunkFeatures], mask: Tensor, foreground: Foreground | PaddedForeground | None = None
+    ) -> tuple[SupportFeatures, Tensor]:
+        """From what the trunk says of masked pictures, with masks (S, H, W) float.
+
+        Returns:
+            All but the stages, and the features (S, C, h, w) that the stages are made of.
+        """
+        reduced, grams = [], []
+        base_features: list[Any] = []
+        layer4: list[Any] = []
         start = 0
-        for features in self.trunk.encode(masked):
+        for features in parts:
             chunk = mask[start : start + len(features.layer4)]
             start += len(chunk)
             # Keep the foreground of the high-level features, for the priors.
-            foreground = find_foreground(chunk, (features.layer4.shape[2], features.layer4.shape[3]))
-            base_features.append(foreground.gather(features.base_feature))
-            layer4.append(foreground.gather(features.layer4))
+            size = (features.layer4.shape[2], features.layer4.shape[3])
+            own = find_foreground(chunk, size) if foreground is None else foreground
+            base_features.append(own.gather(features.base_feature))
+            layer4.append(own.gather(features.layer4))
             # Reduce the mid-level features, for matching.
             reduced.append(self.meta_learner.reduce_support(features.layer3, features.layer2))
             # Describe the picture's style, for the ensemble.
             if self.ensemble is not None:
                 grams.append(gram_matrix(features.layer2))
-        # Merge them with their prototype, and run the pyramid.
+        # Merge them with their prototype.
         merged, prototype = self.meta_learner.embed_support(torch.cat(reduced), mask)
-        return SupportFeatures(
-            stages=self.meta_learner.support_stages(merged, mask),
+        described = SupportFeatures(
+            stages=[],
             prototype=prototype,
-            base_feature=PackedRows.cat(base_features),
-            layer4=PackedRows.cat(layer4),
+            base_feature=type(base_features[0]).cat(base_features),
+            layer4=type(layer4[0]).cat(layer4),
             gram=torch.cat(grams) if grams else None,
         )
+        return described, merged
 
     def match(
         self, query: QueryFeatures, support: SupportFeatures, *, shots: int, class_index: Tensor | None = None
@@ -181,7 +278,7 @@ class HDMNet(FewShotMethod):
             is_probability=self.ensemble is not None,
         )
 
-    def prior(self, query: Tensor, keys: PackedRows, *, shots: int) -> Tensor:
+    def prior(self, query: Tensor, keys: Rows, *, shots: int) -> Tensor:
         """One prior mask (B, 1, h, w); see `prior_mask`."""
         return prior_mask(query, keys, shots=shots, normalise=self.prior_norm)
 

@@ -112,7 +112,7 @@ class PFENet(FewShotMethod):
         reduced = self.down_support(mid)
         mask = upsample(mask, (reduced.shape[2], reduced.shape[3]))  # soft
         prototype = (reduced * mask).sum((2, 3)) / (mask.sum((2, 3)) + PROTOTYPE_EPS)
-        return SupportFeatures(prototype, pack_masked(layer4, mask4))
+        return SupportFeatures(prototype, pack_masked(layer4, mask4, whole=self.training and not layer4.is_cpu))
 
     def match(self, query: QueryFeatures, support: SupportFeatures, *, shots: int) -> Segmentation:
         """Segment B encoded queries by B·K encoded supports, those of query 0 first.

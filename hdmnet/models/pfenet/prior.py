@@ -10,25 +10,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hdmnet.models.packed import Foreground, PackedRows
-from hdmnet.models.prior import BLOCK, EPS, inner_products, stretch
+from hdmnet.models.packed import Foreground, PackedRows, send
+from hdmnet.models.prior import BLOCK, EPS, PRODUCTS_GPU, inner_products, stretch
 
 
 @torch.no_grad()
-def pack_masked(features: Tensor, masks: Tensor) -> PackedRows:
+def pack_masked(features: Tensor, masks: Tensor, *, whole: bool = False) -> PackedRows:
     """Keep of masked features what the prior can depend on.
 
     Args:
         features: (S, C, h, w) float, 0 wherever the mask is 0.
         masks: (S, 1, h, w) float in [0, 1].
+        whole: Keep all positions: on a GPU nothing is waited for then.
 
     Returns:
         S items (M, C): the positions under the mask and, where there is another, one of the masked-out ones. These are
         all alike: their feature is 0, and so is their similarity to anything.
     """
+    if whole:
+        rows = features.flatten(2).transpose(1, 2)  # (S, M, C)
+        return PackedRows(rows.flatten(0, 1), (rows.shape[1],) * len(rows))
     outside = masks.flatten(1) == 0  # (S, h·w)
     kept = ~outside | (outside & (outside.cumsum(1) == 1))
-    return Foreground(kept.flatten().nonzero()[:, 0], tuple(kept.sum(1).tolist())).gather(features)
+    kept = kept.cpu()  # the one wait, where this is a GPU
+    index = send(kept.flatten().nonzero()[:, 0], features.device)
+    return Foreground(index, tuple(kept.sum(1).tolist())).gather(features)
 
 
 @torch.no_grad()
@@ -39,6 +45,9 @@ def prior_masks(query: Tensor, supports: PackedRows, *, shots: int) -> Tensor:
     """
     dtype = torch.promote_types(query.dtype, torch.float32)  # 1e-7 is nothing to 16 bits
     lengths: Tensor = query.to(dtype).norm(dim=1)  # (B, h, w)
+    if not query.is_cpu:
+        found = _largest_cosines(query.flatten(2), supports.pad()[0], lengths.flatten(1), shots)
+        return stretch(found).view(-1, shots, *lengths.shape[1:])
     maps = torch.stack([
         _largest_cosine(query[i // shots : i // shots + 1], rows.values, lengths[i // shots])
         for i, rows in enumerate(supports.unbind())
@@ -54,4 +63,20 @@ def _largest_cosine(query: Tensor, keys: Tensor, lengths: Tensor) -> Tensor:
         products = inner_products(query, block)  # (M, h, w)
         norms = block.to(lengths.dtype).norm(dim=1)[:, None, None]
         best = torch.maximum(best, (products.to(lengths.dtype) / (norms * lengths + EPS)).amax(0))
+    return best
+
+
+def _largest_cosines(query: Tensor, keys: Tensor, lengths: Tensor, shots: int) -> Tensor:
+    """As `_largest_cosine`, of queries (B, C, N) with lengths (B, N) and keys (B·K, M, C), all together: (B, K, N).
+
+    Keys that only pad are 0, as masked-out positions are, of which each support that needs padding has one.
+    """
+    best: Tensor | None = None
+    for block in keys.to(query.dtype).split(max(PRODUCTS_GPU // (len(keys) * query.shape[2]), 16), 1):
+        block = block.unflatten(0, (-1, shots))  # (B, K, m, C)
+        products = torch.bmm(block.flatten(1, 2), query).unflatten(1, block.shape[1:3])  # (B, K, m, N)
+        norms = block.to(lengths.dtype).norm(dim=3)[..., None]
+        found = (products.to(lengths.dtype) / (norms * lengths[:, None, None] + EPS)).amax(2)
+        best = found if best is None else torch.maximum(best, found)
+    assert best is not None
     return best

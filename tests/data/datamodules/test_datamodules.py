@@ -244,6 +244,17 @@ def test_batches_move_to_a_device_with_all_their_tensors():
         assert (moved.query_id, moved.support_ids) == (batch.query_id, batch.support_ids)
 
 
+def test_what_the_host_reads_stays_on_the_cpu():
+    data = few_shot()
+    batch = next(iter(data.train_dataloader()))
+    for keeps in (False, True):
+        data.keeps_masks = keeps
+        moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
+        on_cpu = {name for name, value in vars(moved).items() if isinstance(value, torch.Tensor) and value.is_cpu}
+        assert on_cpu == {"index", "seed_index"} | ({"support_masks"} if keeps else set())
+        assert moved.support_ids == batch.support_ids
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU")
 def test_loader_pins_memory():
     batch = next(iter(few_shot().val_dataloader()))

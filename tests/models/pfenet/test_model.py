@@ -6,6 +6,7 @@ from torch import nn
 
 from hdmnet.models.backbones.build import build_backbone
 from hdmnet.models.base_learner import BaseLearner
+from hdmnet.models.pfenet import prior
 from hdmnet.models.pfenet.enrichment import check_scales, scale_size
 from hdmnet.models.pfenet.model import PFENet
 from hdmnet.models.pfenet.prior import pack_masked, prior_masks
@@ -109,3 +110,20 @@ def test_learning_rate_of_every_group():
     ]  # fmt: skip
     assert {group["lr"] for group in groups} == {0.025}
     assert "alpha_conv" not in {g["name"] for g in make_model(ppm_scales=[1.0]).parameter_groups(1.0)}
+
+
+@pytest.mark.parametrize("budget", [2**27, 1])
+def test_priors_of_all_supports_at_once_are_the_same(budget, monkeypatch):
+    """What a GPU does; in training it keeps all positions."""
+    torch.manual_seed(0)
+    query, features = torch.randn(2, 5, 4, 6), torch.randn(6, 5, 4, 6)
+    masks = torch.rand(6, 1, 4, 6) * (torch.rand(6, 1, 4, 6) > 0.5)
+    masks[1], masks[4] = 0, 1
+    monkeypatch.setattr(prior, "PRODUCTS_GPU", budget)
+    packed, whole = (pack_masked(features * masks, masks, whole=whole) for whole in (False, True))
+    assert set(whole.counts) == {24}
+    expected = prior_masks(query, packed, shots=3)
+    for rows in (packed, whole):
+        best = prior._largest_cosines(query.flatten(2), rows.pad()[0], query.norm(dim=1).flatten(1), 3)
+        torch.testing.assert_close(prior.stretch(best).view(2, 3, 4, 6), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(prior_masks(query, whole, shots=3), expected, rtol=0, atol=1e-6)
