@@ -31,7 +31,7 @@ LayoutName = Literal["index", "binary", "coco", "fss"]
 
 IMAGE_FOLDERS = ("images", "JPEGImages", "imgs", "img")
 SPLIT_FOLDERS = ("train", "valid", "val", "test")
-MASK_FOLDERS = ("masks", "SegmentationClass", "labels", "annotations", "mask")
+MASK_FOLDERS = ("masks", "SegmentationClassPNG", "SegmentationClass", "labels", "annotations", "mask")
 _LARGEST_SIDE = 65535  # px: what JPEG can hold
 CLASS_FILES = ("classes.txt", "class_names.txt", "labels.txt")
 # What annotation tools write into a list of classes for values that are no class.
