@@ -205,6 +205,13 @@ class DatasetContract:
                 assert own[labels == label].all()  # where classes overlap another one may be on top
             assert set(np.unique(labels)) <= {0, 255, *range(1, len(classes) + 1)}
 
+    def test_the_pixels_of_several_classes_are_those_of_each(self, dataset):
+        for image_id in self.some_ids(dataset):
+            classes = [*list(dataset.class_areas(image_id))[:2], len(dataset.class_names)]
+            found = dataset.find_classes(image_id, classes)
+            each = [dataset.read_class_mask(image_id, value) == 1 for value in classes]
+            np.testing.assert_array_equal(found, np.any(each, axis=0))
+
     def test_classes_are_held_out(self, dataset):
         split = dataset.class_split(self.fold)
         values = set(range(1, len(dataset.class_names) + 1))

@@ -53,7 +53,7 @@ def _move_keys(config: dict[str, Any]) -> None:
     if dataset:
         dataset.setdefault("backbone", backbone.get("name"))
         dataset.setdefault("augment", augment.get("name"))
-        dataset.setdefault("novel_pixels", None)  # later than 0.2, as the year
+        dataset.setdefault("novel_pixels", None)  # files of before have neither this nor a year
         if dataset.get("_target_") == "hdmnet.data.datasets.coco.CocoDataset":
             dataset.setdefault("year", 2014)
     if model and "name" not in model:  # HDMNet was the only method

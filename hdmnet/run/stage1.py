@@ -44,7 +44,7 @@ _TRAINING_ARGUMENTS = (
     *("accumulate_grad_batches", "devices", "fast_dev_run", "gradient_clip_algorithm", "gradient_clip_val"),
     *("limit_train_batches", "max_time", "num_nodes", "overfit_batches", "precision", "sync_batchnorm"),
 )
-# Keys of the data set that 0.2 did not have, and their defaults: what was trained then is found.
+# Newer keys of the data set and their defaults: base learners of before there were these are found.
 _LATER_KEYS = {"novel_pixels": None, "year": 2014}
 
 
