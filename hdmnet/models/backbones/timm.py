@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -115,14 +116,14 @@ def _weight_arguments(
         return {}
     file = find_file(weights, weights_dir)
     if file is not None:
-        state = read_state(file)
+        state = read_state(file, min(skeleton.state_dict()))
         missing = sorted(skeleton.state_dict().keys() - state.keys())
         if missing:
             raise ValueError(
                 f"weights {str(weights)!r} do not fit timm's {name!r}: {len(missing)} missing {missing[:3]}"
             )
         return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
-    arguments = {"pretrained": True, "cache_dir": weights_dir}
+    arguments = {"pretrained": True, "cache_dir": None if weights_dir is None else os.path.expanduser(weights_dir)}
     if weights == "default":
         return arguments
     tags = [key.partition(".")[2] for key in timm.models.get_arch_pretrained_cfgs(name)]
