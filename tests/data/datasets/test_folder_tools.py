@@ -52,13 +52,29 @@ def test_a_category_without_annotations_is_left_out_and_named(tmp_path, caplog, 
         dataset = FolderDataset(write_coco(tmp_path, content), num_folds=3)
     assert dataset.class_names == ("cat", "dog", "bird")
     assert dataset.folds == ((1,), (2,), (3,))
-    note = f"{tmp_path}/annotations.json: no annotation of category 0 ({name!r}), 9 ('fish'): left out of the classes"
-    assert dataset.tree.notes == (note,)
+    note = f"folder: no annotation of category 0 ({name!r}), 9 ('fish'): left out of the classes"
+    assert dataset.unused_categories() == note
     assert note in caplog.text
     dataset.check()
     chosen = FolderDataset(tmp_path, classes=["fish", "cat"])
-    assert (chosen.class_names, chosen.tree.notes) == (("fish", "cat"), ())
+    assert (chosen.class_names, chosen.tree.unused) == (("fish", "cat"), ())
     assert chosen.class_areas("1") == {2: 25}
+
+
+def test_of_two_jsons_a_category_is_left_out_that_neither_uses(tmp_path):
+    """One that only the training's has annotations of is a class of both."""
+    for split, names in (("train", ("cat", "dog")), ("val", ("cat",))):
+        content = coco_content(names)
+        for image in content["images"]:
+            image["file_name"] = f"{split}{image['file_name']}"
+            save(tmp_path / "images" / image["file_name"], np.zeros((10, 12, 3), dtype=np.uint8))
+        content["categories"] = [{"id": n, "name": name} for n, name in enumerate(("animals", "cat", "dog", "emu"))]
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+    dataset = FolderDataset(tmp_path)
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.tree.unused == ((0, "animals"), (3, "emu"))
+    assert dataset.ids("val") == ["val1"]
+    assert FolderDataset(tmp_path, classes=["dog"]).tree.unused == ()
 
 
 def test_two_categories_of_one_name_are_refused_if_both_are_used(tmp_path):

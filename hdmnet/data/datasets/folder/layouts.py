@@ -348,8 +348,8 @@ def _read_coco_file(places: Places, path: Path, content: dict[str, Any]) -> Tree
 def _join(places: Places, train: Tree, val: Tree) -> Tree:
     """One tree of two JSONs; classes of one name are one class, and those of the first come first."""
     names = _choose(places.class_list(), list(dict.fromkeys(train.class_names + val.class_names)), str(places.root))
-    both = set(train.unused) & set(val.unused)
-    unused = {one for one in train.unused + val.unused if one in both or one[1] not in names}
+    in_both = set(train.unused) & set(val.unused)
+    unused = {one for one in train.unused + val.unused if one in in_both or one[1] not in names}
     apart = train.origin != val.origin
     pictures: dict[str, Path] = {}
     regions: dict[str, Regions] = {}
