@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from hdmnet.cli.parser import OneLineParser
+from hdmnet.runtime.console import print_in_any_encoding
 from hdmnet.runtime.errors import InputError, one_line, user_message, wants_traceback
 
 _COMMAND_LINE_ERROR = 2  # as the other entry points; 1 where the runs are at fault
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 done, 1 the runs or the folder are at fault, 2 the command line is.
     """
+    print_in_any_encoding()
     try:
         arguments = _parser().parse_args(argv)
         if arguments.episodes < 0:

@@ -30,6 +30,7 @@ from hdmnet.data.io.upright import IMAGE_SUFFIXES
 from hdmnet.data.io.user_pictures import read_user_picture
 from hdmnet.runtime.atomic import replacing
 from hdmnet.runtime.errors import InputError, user_message
+from hdmnet.runtime.home import expand_home
 from hdmnet.runtime.malloc import keep_freed_memory
 from hdmnet.visual.colours import PREDICTION
 
@@ -52,7 +53,8 @@ def parse_supports(value: Any) -> Supports | None:
     """Read the key `support`.
 
     Args:
-        value: IMG:MASK or IMG:x0,y0,x1,y1, a list of them, or such a list by class; null.
+        value: IMG:MASK or IMG:x0,y0,x1,y1, a list of them, or such a list by class, {NAME: […], …} or [[NAME, …], …];
+            null.
 
     Returns:
         Pictures with masks or boxes by class; None for null.
@@ -63,6 +65,8 @@ def parse_supports(value: Any) -> Supports | None:
     plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     if plain is None:
         return None
+    if isinstance(plain, list) and plain and all(isinstance(one, list) and one for one in plain):
+        plain = {one[0]: one[1:] for one in plain}
     by_class = plain if isinstance(plain, dict) else {DEFAULT_CLASS: plain}
     supports = {str(name): [_parse_support(word) for word in _words(words)] for name, words in by_class.items()}
     empty = [name for name, pairs in supports.items() if not pairs]
@@ -84,14 +88,14 @@ def _words(value: Any) -> list[str]:
 
 def _parse_support(word: str) -> tuple[Path, Path | Box]:
     colons = [place for place, letter in enumerate(word) if letter == ":"]
-    splits = [(Path(word[:at]).expanduser(), word[at + 1 :].strip()) for at in colons if word[:at] and word[at + 1 :]]
+    splits = [(expand_home(word[:at]), word[at + 1 :].strip()) for at in colons if word[:at] and word[at + 1 :]]
     if not splits:
         raise InputError(f"support has {word!r}: expected IMG:MASK or IMG:x0,y0,x1,y1")
     # Names may hold colons: the last one counts that leaves a picture that is there.
     image, mask = next((split for split in splits[::-1] if split[0].is_file()), splits[-1])
     numbers = _numbers(mask)
     if numbers is None or Path(mask).exists():
-        return image, Path(mask).expanduser()
+        return image, expand_home(mask)
     if len(numbers) != 4:
         raise InputError(f"support has {word!r}: expected four numbers for a box, IMG:x0,y0,x1,y1")
     x0, y0, x1, y1 = numbers
@@ -122,7 +126,7 @@ def find_queries(value: Any) -> list[Path]:
     plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     queries: list[Path] = []
     for word in [] if plain is None else plain if isinstance(plain, list) else [plain]:
-        path = Path(str(word)).expanduser()
+        path = expand_home(str(word))
         found = sorted(map(Path, glob.glob(str(path)))) if re.search(r"[*?]", path.name) and not path.exists() else []
         for one in found or [path]:
             queries += sorted(_pictures_in(one)) if one.is_dir() else [one]
@@ -160,7 +164,7 @@ def predict(cfg: DictConfig, supports: Supports | None, queries: Sequence[Path])
     elif not segmenter.classes:
         raise InputError(f"support is not given and ckpt={cfg.ckpt} keeps none; expected support=[IMG:MASK,…]")
     if cfg.save is not None:
-        segmenter.save(Path(cfg.save).expanduser())
+        segmenter.save(cfg.save)
     failed = 0
     done = write_predictions(segmenter, queries, output, maps=cfg.maps)
     for answer in tqdm(done, total=len(queries), desc="predict", unit="picture"):

@@ -21,6 +21,7 @@ from hdmnet.runtime import ranks, signals
 from hdmnet.runtime.atomic import remove_leftovers
 from hdmnet.runtime.checkpoint_file import BEST, LAST, PREVIOUS, read_checkpoint, write_durably
 from hdmnet.runtime.errors import InputError
+from hdmnet.runtime.home import expand_home
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -63,7 +64,7 @@ class RunCheckpoint(Checkpoint):
             raise InputError(f"callbacks.checkpoint.mode={mode!r}; expected max or min")
         if every_n_minutes < 0:
             raise InputError(f"callbacks.checkpoint.every_n_minutes={every_n_minutes}; expected a number of at least 0")
-        self.dirpath, self.monitor, self.mode = Path(dirpath), monitor, mode
+        self.dirpath, self.monitor, self.mode = expand_home(dirpath), monitor, mode
         self.every_n_minutes = every_n_minutes
         self.best_model_path = self.last_model_path = ""  # while there is none
         self.best_model_score: float | None = None

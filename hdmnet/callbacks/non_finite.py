@@ -33,6 +33,7 @@ from torch.optim import Optimizer
 from hdmnet.data.types import Episode, SegmentationSample
 from hdmnet.runtime.checkpoint_file import write_atomically
 from hdmnet.runtime.errors import InputError, one_line
+from hdmnet.runtime.home import expand_home
 from hdmnet.runtime.private_api import leave_step_out, steps_by_flag
 from hdmnet.runtime.provenance import git_state, library_versions
 from hdmnet.tasks.base_learner import BaseLearnerTask
@@ -88,7 +89,7 @@ class NonFiniteGuard(Callback):
     def __init__(self, *, policy: str, directory: str | Path) -> None:
         if policy not in ("stop", "skip"):
             raise InputError(f"optim.on_nonfinite={policy!r}: expected stop or skip")
-        self.policy, self.directory = policy, Path(directory)
+        self.policy, self.directory = policy, expand_home(directory)
         self.config: dict[str, Any] = {}
         self.skipped_in_a_row = self.num_skipped = 0
         self._parts: list[_Part] = []

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hdmnet.data.types import Episode, EvaluationBatch
 from hdmnet.runtime.errors import InputError
+from hdmnet.runtime.home import expand_home
 from hdmnet.visual.episode_grid import Picture, draw_batch_item, save_sheet, stack_rows
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class EpisodePictures(Callback):
             raise InputError(f"every_n_epochs is {every_n_epochs}; expected 1 or more")
         self.num_episodes = num_episodes
         self.every_n_epochs = every_n_epochs
-        self.directory = directory
+        self.directory = None if directory is None else expand_home(directory)
         self._rows: dict[int, Picture] = {}
 
     def _due(self, trainer: Trainer) -> bool:

@@ -23,12 +23,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hdmnet.cli.errors import composition_message, is_group
 from hdmnet.cli.fresh_folder import new_folders
+from hdmnet.cli.home import NoHomeError
 from hdmnet.cli.quoting import quote_paths
 from hdmnet.config.checks import validate
 from hdmnet.config.paths import HYDRA_VERSION_BASE, conf_dir, make_paths_absolute
 from hdmnet.config.schemas import register_schemas
 from hdmnet.config.values import num_devices
 from hdmnet.runtime import ranks, resume, signals
+from hdmnet.runtime.console import print_in_any_encoding
 from hdmnet.runtime.errors import ConfigError, UserError, exit_code, one_line, user_message, wants_traceback
 from hdmnet.runtime.private_api import hydra_parser
 from hdmnet.runtime.provenance import available_cpus
@@ -70,6 +72,7 @@ def entry_point(config_name: str) -> Callable[[Job], Callable[..., None]]:
 
 def run_command(config_name: str, job: Job) -> int:
     """Run an entry point's job on the command line in `sys.argv`; returns the exit code."""
+    print_in_any_encoding()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing and exiting
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its newest version
     # `+sweep=table9` is how Hydra's users write what is `sweep=table9` here.
@@ -128,6 +131,8 @@ def _compose_and_run(config_name: str, job: Job) -> int:
 
     try:
         hydra.main(str(conf_dir()), config_name, HYDRA_VERSION_BASE)(task)()
+    except NoHomeError as error:
+        raise cast(UserError, error.__cause__) from None
     except Exception as error:
         if begun or launcher.current.jobs or isinstance(error, UserError):
             raise

@@ -13,6 +13,8 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from hdmnet.cli.home import expand_home_of_command
+
 #: Folders that were not there before this command, which Hydra makes or has made for it.
 new_folders: set[Path] = set()
 
@@ -22,16 +24,18 @@ _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 class FreshFolder(Callback):
     """Hydra's callback (`hydra.callbacks` of the entry points): before anything is written, a dated folder is made.
 
-    Where another command has it already, it becomes `…_2`, `…_3`. A folder without a date is what somebody asked for;
-    `own_folder` keeps two runs out of it.
+    Before that `~` is replaced in the whole config. Where another command has the folder already, it becomes `…_2`,
+    `…_3`. A folder without a date is what somebody asked for; `own_folder` keeps two runs out of it.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Of one run."""
+        expand_home_of_command(config)
         _make_fresh(config, "hydra.run.dir")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Of the jobs of a multirun."""
+        expand_home_of_command(config)
         _make_fresh(config, "hydra.sweep.dir")
 
 

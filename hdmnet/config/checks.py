@@ -65,6 +65,11 @@ _OPTIONAL_COUNT = (_optional(_integer(1)), "null or an integer of at least 1")
 _LIMIT = (lambda value: value == -1 or _integer(1)(value), "-1 (no limit) or an integer of at least 1")
 _FACTOR = (lambda value: _is_number(value) and value >= 0, "a number of at least 0")
 _COMPILE_MODES = (None, "default", "reduce-overhead", "max-autotune")  # of torch.compile
+_OPTIONAL_BOOL = (_optional(_is_bool), "null, true or false")
+_BATCHES = (
+    _optional(lambda value: _integer(0)(value) or (_is_number(value) and 0 <= value <= 1)),
+    "null, a number of batches, or a share from 0.0 to 1.0",
+)
 # Keys (of the same check, in one string), what a value must be, and how to say that.
 _CHECKS: dict[str, tuple[Check, str]] = {
     "dataset.name backbone.name": (_is_name, "a name of 1 to 100 characters, without / or \\ and with no dot in front"),
@@ -85,6 +90,22 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     "optim.max_steps optim.max_epochs optim.base.max_steps optim.base.max_epochs": _LIMIT,
     "reuse_memory_gb optim.lr optim.base.lr optim.base.head_lr_factor": (_above_0, "a number above 0"),
     "compile": (lambda value: value in _COMPILE_MODES, "null, default, reduce-overhead or max-autotune"),
+    "trainer.num_nodes trainer.accumulate_grad_batches trainer.check_val_every_n_epoch": _OPTIONAL_COUNT,
+    "trainer.min_epochs trainer.min_steps trainer.log_every_n_steps": (_optional(_integer(0)), "null or an integer"),
+    "trainer.max_epochs trainer.max_steps trainer.num_sanity_val_steps": (
+        _optional(_integer(-1)),
+        "null or an integer",
+    ),
+    "trainer.limit_train_batches trainer.limit_val_batches trainer.limit_test_batches": _BATCHES,
+    "trainer.limit_predict_batches trainer.overfit_batches": _BATCHES,
+    "trainer.gradient_clip_val": (
+        _optional(lambda value: _is_number(value) and value >= 0),
+        "null or a number from 0 on",
+    ),
+    "trainer.enable_progress_bar trainer.enable_checkpointing trainer.enable_model_summary": _OPTIONAL_BOOL,
+    "trainer.use_distributed_sampler trainer.sync_batchnorm trainer.barebones trainer.inference_mode": _OPTIONAL_BOOL,
+    "trainer.detect_anomaly trainer.benchmark": _OPTIONAL_BOOL,
+    "trainer.deterministic": (lambda value: value == "warn" or _optional(_is_bool)(value), "null, true, false or warn"),
     "optim.weight_decay optim.power optim.base.weight_decay optim.base.power": _FACTOR,
 }
 

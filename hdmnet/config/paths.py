@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
+from hdmnet.config.values import RESOLVER
 from hdmnet.runtime.errors import MissingFileError
+from hdmnet.runtime.home import expand_home
 
 CONF_VARIABLE = "HDMNET_CONF"
 HYDRA_VERSION_BASE = "1.3"
@@ -28,7 +31,7 @@ def conf_dir() -> Path:
 def user_conf_dirs() -> tuple[Path, ...]:
     """The user's own folders of configs, `HDMNET_CONF=DIR[:DIR]`, absolute: with groups as in conf/."""
     names = [name for name in os.environ.get(CONF_VARIABLE, "").split(os.pathsep) if name.strip()]
-    folders = tuple(Path(name).expanduser().absolute() for name in names)
+    folders = tuple(expand_home(name).absolute() for name in names)
     for folder in folders:
         if not folder.is_dir():
             raise MissingFileError(f"{CONF_VARIABLE} names {str(folder)!r}; expected a folder of configs")
@@ -68,10 +71,33 @@ def _options(group: str, folders: tuple[Path, ...]) -> dict[str, tuple[str | Non
     return found
 
 
+def expand_home_in(cfg: DictConfig | ListConfig) -> None:
+    """Replace `~` at the beginning of every value of a config, in place, also where an environment variable gave it.
+
+    Raises:
+        InputError: There is such a value, and the user has no home folder.
+    """
+    raw: Any = OmegaConf.to_container(cfg, resolve=False)
+    for key, value in raw.items() if isinstance(raw, dict) else enumerate(raw or ()):
+        if isinstance(value, dict | list):
+            expand_home_in(cfg[key])
+        elif isinstance(value, str) and value.startswith("~"):
+            cfg[key] = str(expand_home(value))
+        # What refers to another key alone follows that one; what a resolver gives stands nowhere else.
+        elif isinstance(value, str) and RESOLVER.search(value):
+            try:
+                resolved = cfg[key]
+            except OmegaConfBaseException:  # refused when the config is checked
+                continue
+            if isinstance(resolved, str) and resolved.startswith("~"):
+                cfg[key] = str(expand_home(resolved))
+
+
 def make_paths_absolute(cfg: DictConfig, run_dir: str | Path) -> None:
-    """Fix the folders of `paths` in place: absolute from the current folder, `~` expanded, `run_dir` filled in."""
+    """Fix the folders of `paths` in place: absolute from the current folder, `run_dir` filled in; `~` everywhere."""
+    expand_home_in(cfg)
     with open_dict(cfg):
         for key in list(cfg.paths):
             if cfg.paths[key] is not None:
-                cfg.paths[key] = str(Path(cfg.paths[key]).expanduser().absolute())
+                cfg.paths[key] = str(Path(cfg.paths[key]).absolute())
         cfg.paths.run_dir = str(Path(run_dir).absolute())

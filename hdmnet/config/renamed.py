@@ -56,6 +56,8 @@ def _move_keys(config: dict[str, Any]) -> None:
         dataset.setdefault("novel_pixels", None)  # files of before have neither this nor a year
         if dataset.get("_target_") == "hdmnet.data.datasets.coco.CocoDataset":
             dataset.setdefault("year", 2014)
+        if str(dataset.get("_target_")).endswith("FolderDataset"):
+            dataset.setdefault("colours", None)
     if model and "name" not in model:  # HDMNet was the only method
         model["name"] = "baseline" if str(model.get("_target_")).endswith("baseline") else "hdmnet"
         model["encoder"] = "base_learner"

@@ -27,6 +27,7 @@ from hdmnet.data.datasets.files import check_unique
 from hdmnet.data.datasets.skipped_files import tell_skipped
 from hdmnet.runtime.atomic import replacing
 from hdmnet.runtime.errors import DatasetError, MissingFileError
+from hdmnet.runtime.home import expand_home
 from hdmnet.runtime.provenance import available_cpus
 
 logger = logging.getLogger(__name__)
@@ -187,7 +188,9 @@ def load_catalog(
         raise DatasetError(f"the {split} list of {dataset.name} is empty, expected at least one image id")
     check_unique(ids, f"the {split} list of {dataset.name}")
     key = None if cache_dir is None else _cache_key(dataset, split, ids, skip)
-    path = None if key is None or cache_dir is None else Path(cache_dir) / f"{dataset.name}-{split}-{key[:16]}.npz"
+    path = (
+        None if key is None or cache_dir is None else expand_home(cache_dir) / f"{dataset.name}-{split}-{key[:16]}.npz"
+    )
     found = None if path is None or key is None else _read_cache(path, key)
     if found is None:
         workers = available_cpus() if num_workers is None else num_workers
@@ -265,7 +268,7 @@ def _cache_key(dataset: SegmentationDataset, split: Split, ids: list[str], skip:
     # The number of classes decides which mask values are refused, so it belongs to the inputs.
     first = f"{_FORMAT}-skip" if skip else _FORMAT  # other files are looked into, and otherwise
     for text in (first, dataset.name, split, str(len(dataset.class_names)), fingerprint, *ids):
-        inputs.update(f"{len(text)}:{text}".encode())
+        inputs.update(f"{len(text)}:{text}".encode(errors="surrogateescape"))
     return inputs.hexdigest()
 
 
@@ -287,7 +290,7 @@ def _read_cache(path: Path, key: str) -> tuple[_Rows, _Skipped] | None:
 
 def _digest(key: str, pairs: _Rows, skipped: str) -> str:
     """Checksum of a cache file; the zip format's own does not cover its headers, and thus not the array's type."""
-    head = f"{key} {pairs.dtype.str} {pairs.shape} {skipped}".encode()
+    head = f"{key} {pairs.dtype.str} {pairs.shape} {skipped}".encode(errors="surrogateescape")
     return hashlib.sha256(head + np.ascontiguousarray(pairs).tobytes()).hexdigest()
 
 

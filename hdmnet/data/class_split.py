@@ -32,6 +32,15 @@ class ClassSplit:
         return tuple(sorted({*self.val, *self.test}))
 
 
+def single_class(dataset: str, name: str) -> str:
+    """Why a data set of one class cannot be trained on, and what it is for."""
+    return (
+        f"{dataset} has a single class, {name!r}, and a training needs base classes beside the novel ones: train on "
+        "another data set, then test this one (python -m hdmnet.evaluate ckpt=… without dataset.num_folds and "
+        "dataset.folds) or segment its pictures (python -m hdmnet.predict ckpt=…)"
+    )
+
+
 def hold_out(num_classes: int, novel: tuple[int, ...], fold: int) -> ClassSplit:
     """The split whose novel classes are validated and tested on, and all others trained on."""
     base = sorted(set(range(1, num_classes + 1)).difference(novel))

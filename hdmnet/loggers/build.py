@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from hdmnet.config.instantiate import instantiate_all
 from hdmnet.config.values import HDMNET, method_of, to_plain, to_stored
+from hdmnet.runtime.home import expand_home
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -74,7 +75,7 @@ def _differences(cfg: DictConfig) -> list[str]:
     """What the command line changed of the setting, sorted; of an evaluation also what the training's had changed."""
     folders = [Path(cfg.paths.run_dir)]
     if cfg.ckpt is not None:
-        folders.append(Path(cfg.ckpt).expanduser().absolute().parent.parent)
+        folders.append(expand_home(cfg.ckpt).absolute().parent.parent)
     files = [folder / ".hydra" / "overrides.yaml" for folder in folders]
     if not files[0].is_file():
         return [_digest(cfg)]
@@ -102,5 +103,5 @@ def _shorten(text: str, length: int) -> str:
     """Cut a text that is too long; a hash keeps it apart from others with the same beginning."""
     if len(text) <= length:
         return text
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    digest = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
     return f"{text[: length - 9]} {digest}"

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from hdmnet.runtime.atomic import replacing
+from hdmnet.runtime.home import expand_home
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +35,7 @@ class CsvLogger(CSVLogger):
     runs_in = ("train",)
 
     def __init__(self, save_dir: str | Path, flush_logs_every_n_steps: int = 100) -> None:
-        super().__init__(save_dir, name="", version="", flush_logs_every_n_steps=flush_logs_every_n_steps)
+        super().__init__(expand_home(save_dir), name="", version="", flush_logs_every_n_steps=flush_logs_every_n_steps)
 
     @property
     @rank_zero_experiment

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from hdmnet.runtime.atomic import replacing
 from hdmnet.runtime.errors import one_line
+from hdmnet.runtime.home import expand_home
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -100,7 +101,7 @@ class DashboardLogger(WandbLogger):
     ) -> None:
         # Only a checkpoint that will be written over has to be copied.
         policy = "mutable" if log_model == "all" else "immutable"
-        super().__init__(save_dir=save_dir, log_model=log_model, add_file_policy=policy, **arguments)  # type: ignore[arg-type]
+        super().__init__(save_dir=str(expand_home(save_dir)), log_model=log_model, add_file_policy=policy, **arguments)  # type: ignore[arg-type]
         self.mode = _mode(offline)
         self.init_timeout, self.finish_timeout = init_timeout, finish_timeout
         self._wandb_init.pop("anonymous", None)  # Lightning 2.6 passes it, wandb 0.31 warns of it
@@ -127,6 +128,8 @@ class DashboardLogger(WandbLogger):
 
     def _start(self) -> Any:
         """Begin the W&B run, offline or not at all where it has to be."""
+        if os.path.expanduser("~") == "~":  # a container's user: W&B keeps its cache and its settings in a home folder
+            os.environ["HOME"] = self._wandb_init["dir"]
         import wandb  # takes a second, and only a run that logs to it needs it
 
         arguments = self._wandb_init | {"id": self._wandb_init["id"] or run_id(Path(self._wandb_init["dir"]))}

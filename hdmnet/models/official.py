@@ -7,8 +7,8 @@ surplus or misshapen. BAM, HDMNet and PFENet name the layers of their trunk alik
 
 from __future__ import annotations
 
+import os
 import re
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from hdmnet.models.tensor_file import read_tensors, unwrap
 
 NUM_BASE = {"pascal": 15, "coco": 60}
 OFFICIAL_BACKBONES = ("resnet50_v2", "vgg16")
@@ -52,35 +54,25 @@ def translate(key: str, rules: tuple[tuple[str, str], ...]) -> str:
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint of the release, the ``module.`` prefix removed; nothing in the file is run.
+    """The tensors of a checkpoint of the release, prefixes as ``module.`` removed; nothing in the file is run.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged, is no checkpoint, or would run code.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     checkpoint = f"checkpoint {str(path)!r}"
     if not path.is_file():
         raise FileNotFoundError(f"{checkpoint} not found; expected a file of the official release")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch remarks on odd files before it refuses them
-            state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds here; none may pass as a traceback
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"cannot read {checkpoint}: damaged, or more than plain tensors (nothing was run); expected a "
-            f"state dict saved by torch.save [{reason[:120]}]"
-        ) from error
-    if isinstance(state, dict) and any(key in state for key in OUR_KEYS):
+    content = read_tensors(path, "checkpoint")
+    if isinstance(content, dict) and any(key in content for key in OUR_KEYS):
         raise ValueError(f"{checkpoint} was written by hdmnet; expected a file of the official release")
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+    try:
+        plain = unwrap(content)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint} {error}") from None
+    if plain is None:
         raise ValueError(f"{checkpoint} holds no state dict; expected a mapping of names to tensors")
-    plain = {str(key).removeprefix("module."): value for key, value in state.items()}
-    if len(plain) < len(state):
-        raise ValueError(f"{checkpoint} names some tensors twice, with and without 'module.'; expected one of each")
     # What is not an ordinary array of numbers would be cast or refused with a traceback on loading.
     odd = [k for k, v in plain.items() if v.is_meta or v.layout != torch.strided or v.is_complex() or v.is_quantized]
     if odd:

@@ -13,6 +13,7 @@ from typing import Any
 from hdmnet.config.paths import option_of
 from hdmnet.run.result import read_result, test_entries
 from hdmnet.runtime.errors import InputError, MissingFileError, one_line
+from hdmnet.runtime.home import expand_home
 
 RESULT = "result.json"
 BENCHMARKS = ("pascal", "coco", "shapes")  # data sets that this package brings along
@@ -211,7 +212,7 @@ def collect(named: Iterable[str | Path]) -> Collection:
         FileNotFoundError: A path does not exist, or there is no result under any of them.
         ValueError: There are results, but all are damaged.
     """
-    paths = [Path(name).expanduser() for name in named]
+    paths = [expand_home(name) for name in named]
     warnings: list[str] = []
     files: dict[Path, None] = {}  # in order, each once
     for path in paths:

@@ -16,6 +16,7 @@ from hdmnet.reporting.page import make_page
 from hdmnet.reporting.tables import make_tables
 from hdmnet.runtime.atomic import replacing
 from hdmnet.runtime.errors import InputError
+from hdmnet.runtime.home import expand_home
 
 _FIGURES = (6, 7, 8, 9, 12, 13)
 _FORMATS = {"md": to_markdown, "tex": to_latex, "csv": to_csv}
@@ -36,7 +37,7 @@ def write_report(named: Iterable[str | Path], out: str | Path, *, num_episodes: 
         FileNotFoundError: A path does not exist or there is no result under any.
         ValueError: `out` is a file, or no result can be read.
     """
-    out = Path(out).expanduser()
+    out = expand_home(out)
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; expected a folder, which is made if needed")
     found = collect(named)
@@ -119,4 +120,4 @@ def _merged(warnings: Sequence[str]) -> list[str]:
 
 def _write(path: Path, text: str) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

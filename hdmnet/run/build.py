@@ -23,6 +23,7 @@ from hdmnet.data.datasets.skipped_files import SkippedFiles
 from hdmnet.models.backbones.prepare import prepare_trunk
 from hdmnet.models.base_learner import FEATURE_CHANNELS, BaseLearner
 from hdmnet.run.checkpoints import load_strictly
+from hdmnet.run.trainer_arguments import new_trainer
 from hdmnet.runtime import signals
 from hdmnet.runtime.errors import ConfigError, InputError
 from hdmnet.runtime.private_api import leave_sigterm_alone
@@ -263,9 +264,9 @@ def build_trainer(
     **changes: Any,
 ) -> L.Trainer:
     """A Lightning Trainer from ``cfg.trainer``, its bars headed by `stage`; `changes` replace its arguments."""
-    if not cfg.trainer.enable_progress_bar:  # Lightning refuses the two together
+    if cfg.trainer.enable_progress_bar is False:  # Lightning refuses the two together
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
-    trainer: L.Trainer = instantiate(cfg.trainer, **({"callbacks": callbacks, "logger": logger} | changes))
+    trainer = new_trainer(cfg, **({"callbacks": callbacks, "logger": logger} | changes))
     head_bars(trainer, stage)
     if signals.are_handled():
         leave_sigterm_alone(trainer)
@@ -320,7 +321,7 @@ def epoch_length(cfg: DictConfig, samples: int | None, batch_size: int, max_step
         )
     if samples is None or max_steps is None or max_steps < 1:
         return samples
-    samples_per_step = batch_size * num_processes(cfg) * int(cfg.trainer.accumulate_grad_batches)
+    samples_per_step = batch_size * num_processes(cfg) * int(cfg.trainer.accumulate_grad_batches or 1)
     steps = samples // samples_per_step
     if steps < 1 or max_steps % steps == 0:
         return samples
@@ -330,11 +331,9 @@ def epoch_length(cfg: DictConfig, samples: int | None, batch_size: int, max_step
 
 def num_processes(cfg: DictConfig) -> int:
     """Processes of the run; "auto", "0,2" and [0, 2] as Lightning counts them."""
-    devices, nodes = cfg.trainer.devices, int(cfg.trainer.num_nodes)
+    devices, nodes = cfg.trainer.devices, int(cfg.trainer.num_nodes or 1)
     if isinstance(devices, str) and "," in devices:
         devices = [part for part in devices.split(",") if part.strip()]
-    if not isinstance(devices, int | str):
-        return len(devices) * nodes
-    if str(devices) in ("auto", "-1"):
+    if devices is None or str(devices) in ("auto", "-1"):
         return max(1 if cfg.trainer.accelerator == "cpu" else torch.cuda.device_count(), 1) * nodes
-    return int(devices) * nodes
+    return (int(devices) if isinstance(devices, int | str) else len(devices)) * nodes

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hdmnet.run.result import read_result
+from hdmnet.runtime.home import expand_home
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def training_facts(checkpoint: str | Path, entry: Mapping[str, Any] | None) -> d
         The run's result with its path under `origin`; where that is not there, versions and commit out of the
         checkpoint; None where nothing is known.
     """
-    run_dir = Path(checkpoint).expanduser().absolute().parent.parent
+    run_dir = expand_home(checkpoint).absolute().parent.parent
     try:
         return {**read_result(run_dir), "origin": str(run_dir / "result.json")}
     except (ValueError, OSError):  # not finished, moved away from its folder, or damaged: then without it

@@ -6,6 +6,7 @@ import logging
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,6 +33,7 @@ from hdmnet.run.build import (
     epoch_length,
     head_bars,
     needs_base_learner,
+    num_processes,
     warn_of_slow_precision,
 )
 from hdmnet.run.checkpoints import load_official, load_strictly, run_entry, run_state_dict
@@ -39,9 +41,11 @@ from hdmnet.run.compare_results import compare_results, print_comparison, traini
 from hdmnet.run.disk_check import check_free_disk
 from hdmnet.run.result import make_result, print_fold_table, write_result
 from hdmnet.run.stage1 import obtain_base_learner
+from hdmnet.run.trainer_arguments import check_batches, check_trainer
 from hdmnet.runtime import signals
 from hdmnet.runtime.checkpoint_file import RUN_KEY, newest_whole, read_checkpoint
 from hdmnet.runtime.errors import InputError
+from hdmnet.runtime.home import expand_home
 from hdmnet.runtime.malloc import keep_freed_memory
 from hdmnet.runtime.provenance import git_state
 from hdmnet.runtime.warnings import silence_known_warnings
@@ -98,6 +102,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         data.setup()  # every list, mask and class count is checked before any training
         check_free_disk(cfg, data.num_base)
         data.episodes_per_epoch = epoch_length(cfg, data.episodes_per_epoch, cfg.batch_size, cfg.trainer.max_steps)
+        check_batches(cfg, partial(data.count_batches, num_processes(cfg)))
     with timer("base_learner"):
         encoder: nn.Module
         if start is not None or point is not None:  # it holds its encoder: nothing to train or to look for
@@ -142,9 +147,10 @@ def evaluate(cfg: DictConfig, checkpoint: dict[str, Any]) -> dict[str, Any]:
     timer = Timer()
     warn_of_slow_precision(cfg)
     with timer("data"):
+        check_trainer(cfg, trains=False)
         task, data = prepare_evaluation(cfg, checkpoint)
     trainer = build_trainer(cfg, "test", callbacks=build_callbacks(cfg, "test"), logger=build_loggers(cfg, "evaluate"))
-    path = Path(cfg.ckpt).expanduser().absolute()
+    path = expand_home(cfg.ckpt).absolute()
     entry = checkpoint.get(RUN_KEY)
     facts = training_facts(path, entry)
     return test(cfg, task, data, trainer, timer, checkpoint=path, trained=facts, trained_on=_trained_on(entry))
@@ -192,14 +198,18 @@ def test(
         trained_on: Data set, fold and shots of that run, where they are not the config's own.
     """
     head_bars(trainer, "test")
+    tests = trainer.limit_test_batches > 0
     with timer("test"):
-        trainer.test(task, datamodule=data, verbose=False)
+        if tests:
+            trainer.test(task, datamodule=data, verbose=False)
+        else:
+            task.test_nothing()
     too_few = data.too_few_images().get(data.test_list, {})
     figures = {
         name: summarise_seeds(seeds, task.class_names, too_few=too_few) for name, seeds in task.test_results.items()
     }
     controls: dict[str, float] = {}
-    if cfg.dataset.controls and cfg.support_mask == "given":
+    if tests and cfg.dataset.controls and cfg.support_mask == "given":
         with timer("controls"):
             controls["every_object_foreground"] = every_object_foreground(data)
             controls["support_mask_ones"] = _test_with_ones(cfg, task, data)
@@ -295,6 +305,7 @@ def _check_config(cfg: DictConfig, *, resumed: bool) -> dict[str, Any] | None:
     Returns:
         The content of the checkpoint that a new run begins from; None where it begins from nothing, or is resumed.
     """
+    check_trainer(cfg, trains=True)
     check_builds(cfg)
     if cfg.callbacks.get("checkpoint") is None:
         raise InputError("callbacks.checkpoint is missing; a run needs it to choose the weights that are tested")

@@ -31,6 +31,7 @@ from hdmnet.config.renamed import upgrade
 from hdmnet.config.values import HDMNET, method_of
 from hdmnet.runtime.atomic import replacing
 from hdmnet.runtime.errors import InputError, MissingFileError
+from hdmnet.runtime.home import expand_home
 from hdmnet.runtime.provenance import git_state, hardware, library_versions
 
 FIXED_KEYS = (
@@ -129,7 +130,8 @@ def write_result(path: str | Path, result: Mapping[str, Any]) -> Path:
     _check_result(result, "result")
     text = json.dumps(_plain(result, "result"), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     with replacing(path, durable=True) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # A file's name need not be UTF-8; what stands for its other bytes is escaped as JSON escapes it.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
 
 
@@ -140,7 +142,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: If there is none.
         ValueError: If it is not JSON or lacks a fixed key.
     """
-    path = Path(path)
+    path = expand_home(path)
     if path.is_dir():
         path = path / "result.json"
     if not path.is_file():
@@ -223,6 +225,8 @@ def _elsewhere(result: Mapping[str, Any]) -> str:
 def left_out_notes(entry: Mapping[str, Any]) -> list[str]:
     """What has to be said beside an mIoU that leaves classes out, in one line; older results tell of no class."""
     seeds, num_classes = len(entry["miou_per_seed"]), len(entry["iou_per_class"])
+    if entry["num_episodes"] == 0:
+        return ["nothing was tested (trainer.limit_test_batches=0): there is no mIoU"]
     reasons: dict[str, list[str]] = {}
     for name, about in (entry.get("classes_left_out") or {}).items():
         where = "" if about["seeds"] == seeds else f" in {about['seeds']} of {seeds} test seeds"
@@ -241,7 +245,9 @@ def _skipped_notes(result: Mapping[str, Any]) -> list[str]:
 
 
 def print_fold_table(result: Mapping[str, Any]) -> None:
-    """Print `format_fold_table`, also to a terminal that cannot show `±`."""
+    """Print `format_fold_table`, also to a terminal that cannot show `±` or the name of a class."""
     encoding = sys.stdout.encoding or "utf-8"
     text = format_fold_table(result)
-    print(text.encode(encoding, errors="replace").decode(encoding), flush=True)
+    if "±".encode(encoding, errors="ignore") == b"":
+        text = text.replace("±", "+-")
+    print(text.encode(encoding, errors="backslashreplace").decode(encoding), flush=True)

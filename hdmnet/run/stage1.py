@@ -116,7 +116,8 @@ def _turn_to_train(path: Path, who: str) -> Iterator[bool]:
         if not mine:
             yield False
             return
-        holder.write_text(f"{who} (process {os.getpid()} on {socket.gethostname()})", encoding="utf-8")
+        about = f"{who} (process {os.getpid()} on {socket.gethostname()})"
+        holder.write_text(about, encoding="utf-8", errors="backslashreplace")
         try:
             yield True
         finally:
@@ -205,6 +206,7 @@ def train_base_learner(cfg: DictConfig, learner: BaseLearner, data: BaseLearnerD
         callbacks=[checkpoint, *build_callbacks(cfg, "base_learner")],
         logger=False,
         check_val_every_n_epoch=base.val_every_epochs,
+        val_check_interval=None,
         **limits,
     )
     log.info("base learner: training it (stage 1), to be kept as %s", path)
@@ -236,4 +238,6 @@ def _stage1_limits(cfg: DictConfig) -> dict[str, int]:
     steps = base.max_steps
     if cap not in (None, -1) and cap != cfg.optim.max_steps:
         steps = cap if steps == -1 else min(steps, cap)
+    if steps == base.max_epochs == -1:
+        raise InputError("optim.base.max_epochs=-1 and optim.base.max_steps=-1: expected a limit of stage 1 by one")
     return {"max_epochs": base.max_epochs, "max_steps": steps}

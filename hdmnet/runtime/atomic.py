@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hdmnet.runtime.home import expand_home
+
 
 @contextmanager
 def replacing(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
@@ -23,7 +25,7 @@ def replacing(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
     Yields:
         The temporary path to write to: hidden, unique, never taken for a finished file.
     """
-    path = Path(path)
+    path = expand_home(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Opened by the caller, not by `tempfile`, which would leave files that other users of a shared folder cannot read.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import os
+import re
 import warnings
 import zipfile
 import zlib
@@ -15,6 +17,7 @@ import torch
 
 from hdmnet.runtime.atomic import replacing, sync
 from hdmnet.runtime.errors import CheckpointError, MissingFileError
+from hdmnet.runtime.home import expand_home
 
 log = logging.getLogger(__name__)
 
@@ -23,23 +26,28 @@ BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "last-previous.ckpt"  # in a ru
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of any kind; returns its top-level mapping.
+    """Read a checkpoint of any kind, or tensors in a `.safetensors` file; returns its top-level mapping.
 
     Raises:
         MissingFileError: There is no such file.
         CheckpointError: The file is damaged, holds code, or is no mapping.
     """
-    path = Path(path).expanduser()
+    path = expand_home(path)
     if not path.is_file():
         raise MissingFileError(f"checkpoint {str(path)!r} not found; expected the path of a .ckpt or .pth file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on odd files before it refuses them
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            if path.suffix == ".safetensors":
+                content = importlib.import_module("safetensors.torch").load_file(path)
+            else:
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds here
+        more = re.search(r"GLOBAL (\S+)", str(error))
+        why = "damaged, or more than tensors and plain containers" if more is None else f"{more[1]} beside tensors"
         raise CheckpointError(
-            f"checkpoint {str(path)!r} cannot be read: damaged, or more than tensors and plain containers (nothing in "
-            "it was run); expected a file written by hdmnet or by the official release"
+            f"checkpoint {str(path)!r} cannot be read: {why} (nothing in it was run); expected a file written by "
+            "hdmnet or by the official release"
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"checkpoint {str(path)!r} holds a {type(content).__name__}; expected a mapping")

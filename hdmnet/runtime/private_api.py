@@ -38,6 +38,13 @@ def writes_log(trainer: Trainer) -> bool:
     return bool(trainer._logger_connector.should_update_logs)
 
 
+def starts_by_multiprocessing(trainer: Trainer) -> bool:
+    """Whether the ranks are spawned or forked (`ddp_spawn`, `ddp_notebook`): what they learn ends with them."""
+    from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+
+
 def leave_sigterm_alone(trainer: Trainer) -> None:
     """Take SIGTERM from Lightning, where `hdmnet.runtime.signals` handles it.
 

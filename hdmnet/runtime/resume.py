@@ -26,6 +26,7 @@ from hdmnet.config.renamed import upgrade
 from hdmnet.config.values import to_plain, to_stored
 from hdmnet.runtime.atomic import replacing
 from hdmnet.runtime.errors import InputError, MissingFileError
+from hdmnet.runtime.home import expand_home
 from hdmnet.runtime.run_folder import is_held, own_folder, remove_unused
 
 log = logging.getLogger(__name__)
@@ -208,7 +209,7 @@ def _newest_unfinished(asked: RunRecord, *, any_ckpt: bool) -> RunRecord | None:
 
 def _named(wanted: str, asked: RunRecord) -> tuple[RunRecord, Path | None]:
     """The run of a folder, or of a checkpoint in it, and the checkpoint."""
-    path = Path(wanted).expanduser().absolute()
+    path = expand_home(wanted).absolute()
     if not path.exists():
         raise MissingFileError(f"resume={wanted}: not found; expected auto, last, a run's folder or its checkpoint")
     checkpoint = path if path.is_file() else None

@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from hdmnet.config.checks import validate
-from hdmnet.config.paths import make_paths_absolute
+from hdmnet.config.paths import expand_home_in, make_paths_absolute
 from hdmnet.config.values import num_devices
 from hdmnet.runtime import resume
 from hdmnet.runtime.errors import InputError, one_line
@@ -168,6 +168,8 @@ class SweepLauncher(Launcher):
         composed = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(composed):
             composed.hydra.job.id = composed.hydra.job.num = number
+        with read_write(composed), read_write(composed.hydra):
+            expand_home_in(composed)
         HydraConfig.instance().set_config(composed)  # for ${hydra:...} in the config
         hydra_cfg = composed.hydra
         task_overrides = list(hydra_cfg.overrides.task)

@@ -178,6 +178,12 @@ class FewShotTask(L.LightningModule):
             for metric in seeds:
                 metric.reset()
 
+    def test_nothing(self) -> None:
+        """Put the figures of a test without any episode into `test_results`."""
+        count = len(self.class_names)
+        nothing = {"miou": math.nan, "fb_iou": math.nan, "iou_per_class": [math.nan] * count, "counts": [0] * count}
+        self.test_results = {name: [nothing] * self.num_test_seeds for name in self.test_metrics}
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over the model's groups, and its schedule, stepped every iteration."""
         assert self.make_optimizer is not None

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -137,6 +138,11 @@ def as_json(found: dict[str, list[Row]], about: dict[str, Any], context: Context
     }
 
 
+def path(text: str) -> Path:
+    """A path of the command line, `~` replaced."""
+    return Path(os.path.expanduser(text))
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -150,9 +156,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", default="fp32", help="model: fp32, bf16 or both (default: fp32)")
     parser.add_argument("--dense", action="store_true", help="model: also time the dense form")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
-    parser.add_argument("--json", type=Path, default=None, help="write everything here")
-    parser.add_argument("--markdown", type=Path, default=None, help="write the tables here as Markdown")
-    parser.add_argument("--plot", type=Path, default=None, help="growth: write the plot here (default: beside --json)")
+    parser.add_argument("--json", type=path, default=None, help="write everything here")
+    parser.add_argument("--markdown", type=path, default=None, help="write the tables here as Markdown")
+    parser.add_argument("--plot", type=path, default=None, help="growth: write the plot here (default: beside --json)")
     parser.add_argument("--measure", default=None, help=argparse.SUPPRESS)  # the child of `peak_memory`
     return parser
 

@@ -20,16 +20,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
+from hdmnet.cli.compose import compose_words
 from hdmnet.cli.parser import run_main
 from hdmnet.config.checks import validate
-from hdmnet.config.paths import conf_dir
-from hdmnet.config.schemas import register_schemas
 from hdmnet.data.catalog import Catalog, class_areas, training_view
 from hdmnet.data.datasets.base import SegmentationDataset, Split
 from hdmnet.data.datasets.folder.dataset import FolderDataset
@@ -89,6 +85,7 @@ def look_around(dataset: FolderDataset, findings: Findings) -> None:
     """
     tree = dataset.tree
     findings.wrong += tree.problems
+    findings.notes += [dataset.unused_categories()] if tree.unused else []
     if tree.unlabelled:
         findings.notes.append(f"{_some([str(path) for path in tree.unlabelled])}: no mask, left out")
     if findings.areas and not any(findings.areas.values()):
@@ -241,12 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words.insert(0, "dataset=folder")
 
     def body() -> bool:
-        register_schemas()
-        try:
-            with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
-                cfg = compose("train", overrides=words)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ValueError(" ".join(str(error).split())) from None
+        cfg = compose_words("train", words)
         validate(cfg)
         return check(cfg)
 

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from hdmnet.cli.compose import compose_words
 from hdmnet.config.checks import validate
-from hdmnet.config.paths import HYDRA_VERSION_BASE, conf_dir, make_paths_absolute
-from hdmnet.config.schemas import register_schemas
+from hdmnet.config.paths import make_paths_absolute
 from hdmnet.config.stored import evaluation_config
 from hdmnet.run.checkpoints import run_entry
 from hdmnet.runtime.checkpoint_file import read_checkpoint
@@ -28,9 +27,7 @@ def compose_config(checkpoint: Path, overrides: Sequence[str], run_dir: str) -> 
     Returns:
         The config, and the checkpoint's content.
     """
-    register_schemas()
-    with initialize_config_dir(config_dir=str(conf_dir()), version_base=HYDRA_VERSION_BASE):
-        cfg = compose("evaluate", overrides=list(overrides))
+    cfg = compose_words("evaluate", overrides)
     cfg.ckpt = str(checkpoint)
     make_paths_absolute(cfg, run_dir)
     content = read_checkpoint(checkpoint)

@@ -30,6 +30,8 @@ from typing import Any
 from faults_runs import INTERRUPTED, SETTINGS, Runner, Session, differences, load, metric_rows
 from faults_servers import hanging, refusing
 
+from hdmnet.runtime.home import expand_home
+
 DDP = ("trainer=ddp_cpu", "trainer.devices=2", "optim.batch_size=1")
 WORKERS = 2
 
@@ -365,7 +367,7 @@ def write(outcomes: Sequence[Outcome], references: dict[str, Reference], output:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the harness; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder for all runs and the report")
+    parser.add_argument("--output", type=expand_home, required=True, help="folder for all runs and the report")
     parser.add_argument("--only", action="append", default=[], help="name of a part; may be given several times")
     parser.add_argument("--kills", type=int, default=20, help="SIGKILLs, with one process and with two")
     parser.add_argument("--terms", type=int, default=5, help="SIGTERMs, with one process and with two")

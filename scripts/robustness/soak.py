@@ -159,19 +159,15 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 def train(out: Path, *, steps: int, evaluations: int, workers: int, overrides: Sequence[str]) -> Path:
     """Train in a new folder below `out`; returns it."""
-    from hydra import compose, initialize_config_dir
-
+    from hdmnet.cli.compose import compose_words
     from hdmnet.config.checks import validate
-    from hdmnet.config.paths import HYDRA_VERSION_BASE, conf_dir, make_paths_absolute
-    from hdmnet.config.schemas import register_schemas
+    from hdmnet.config.paths import make_paths_absolute
     from hdmnet.run.pipeline import train as run
 
     run_dir = next(out / f"run{number}" for number in itertools.count() if not (out / f"run{number}").exists())
     words = [*_SMALL, f"paths.output_dir={out}", f"num_workers={workers}", f"optim.max_steps={steps}"]
     words += [f"dataset.episodes_per_epoch={steps // evaluations * _BATCH}", *overrides]
-    register_schemas()
-    with initialize_config_dir(config_dir=str(conf_dir()), version_base=HYDRA_VERSION_BASE):
-        cfg = compose("train", overrides=words)
+    cfg = compose_words("train", words)
     make_paths_absolute(cfg, run_dir)
     validate(cfg)
     run_dir.mkdir(parents=True)

@@ -204,6 +204,11 @@ def test_help_is_quick_and_loads_nothing_heavy(tmp_path):
         ("ckpt='ä'", "ä"),
         ("fold=1", 1),
         ("dataset.image_size=[65,97]", [65, 97]),
+        ("dataset.root=~/data", "~/data"),
+        ("support=[~/a.png:~/b.png,c.png:1,2,3,4]", ["~/a.png:~/b.png", "c.png:1", 2, 3, 4]),
+        ("dataset.classes=[bow_(weapon),cat]", ["bow_(weapon)", "cat"]),
+        ("dataset.name=bow_(weapon)", "bow_(weapon)"),
+        ("ckpt=runs/lr=2/a#b.ckpt", "runs/lr=2/a#b.ckpt"),
         ("ckpt=null", None),
         ("paths.data_dir=/plain/a b/c-d_e.f", "/plain/a b/c-d_e.f"),
     ],
@@ -213,7 +218,11 @@ def test_paths_of_any_letters_need_no_quotes(word, value):
 
 
 @pytest.mark.parametrize(
-    "word", ["fold=0,1,2", "a=choice(1,2)", "a=range(1,3)", "ablation=glob(table5_*)", "x=${oc.env:Ä}", "-m", "~a", "a"]
+    "word",
+    [
+        *("fold=0,1,2", "a=choice(1,2)", "a=range(1,3)", "ablation=glob(table5_*)", "x=${oc.env:Ä}", "-m", "~a", "a"),
+        *("x=tag(log, interval(1e-5,1e-3))", "x=[sort(3,1),2]", "x=-1.5e-3", "x=[a.b-c_d/e+f%g@h?i|j\\k]"),
+    ],
 )
 def test_what_hydra_means_something_by_stays(word):
     assert quote_paths(word) == word

@@ -22,6 +22,7 @@ def parsed(word):
         ("query=[a[1].png]", ["a[1].png"]),
         ("support=[ä.png:10,20,30.5,40,b=c.png:m.png]", ["ä.png:10", 20, 30.5, 40, "b=c.png:m.png"]),
         ("support={cat:[ä.png:m.png],dog:[b.png:1,2,3,4]}", {"cat": ["ä.png:m.png"], "dog": ["b.png:1", 2, 3, 4]}),
+        ("support={ä:[a.png:m.png],b (c):[~/b.png:1,2,3,4]}", [["ä", "a.png:m.png"], ["b (c)", "~/b.png:1", 2, 3, 4]]),
     ],
 )
 def test_names_that_hydra_refuses_are_quoted(word, value):
@@ -37,7 +38,7 @@ def test_names_that_hydra_refuses_are_quoted(word, value):
         "support={cat:[a.png:m.png]}",
         "output=käfer",  # no key of ours
         "query=[a.png",  # beyond mending: Hydra's refusal names it
-        "support={ä:[a.png:m.png]}",
+        "support={ä:a.png:m.png}",  # no list
         "--help",
     ],
 )

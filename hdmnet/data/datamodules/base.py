@@ -7,7 +7,7 @@ resume change nothing. Batches travel as uint8 and become normalised float32 on 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar, cast
 
 import cv2
 import lightning as L
@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from hdmnet.data.catalog import load_catalog, training_view
+from hdmnet.data.class_split import single_class
 from hdmnet.data.episodes.samplers import EpochSampler, EvalSampler
 from hdmnet.data.normalise import normalise
 from hdmnet.data.types import Episode, EvaluationBatch, SegmentationSample
@@ -194,6 +195,11 @@ class FoldDataModule(L.LightningDataModule):
         """Number of processes over all machines; 1 without a trainer."""
         return self.trainer.world_size if self.trainer is not None else 1
 
+    @property
+    def _overfits(self) -> bool:
+        """Whether the same samples are trained on in every epoch (`trainer.overfit_batches`)."""
+        return self.trainer is not None and bool(cast(Any, self.trainer).overfit_batches)
+
     def prepare_data(self) -> None:
         """Check the files and builds the catalogs that will be needed, on one process a machine."""
         self.dataset.check(files=self.skips is None)
@@ -222,6 +228,9 @@ class FoldDataModule(L.LightningDataModule):
         """Training images of the fold: a base class with enough area and, if filtered, no pixel of a novel class."""
         split = self.class_split
         if not split.train:
+            names = self.dataset.class_names
+            if len(names) == 1:
+                raise DatasetError(single_class(self.dataset.name, names[0]))
             raise DatasetError(
                 f"all {len(split.novel)} classes of {self.dataset.name} are novel, which is for evaluation only: set "
                 "dataset.num_folds or dataset.folds to train"
@@ -242,7 +251,7 @@ class FoldDataModule(L.LightningDataModule):
                 "; lower batch_size or raise the samples an epoch"
             )
         sampler: Sampler[int] = (
-            EpochSampler(num_train, rank=rank, world_size=world_size, start=self.start)
+            EpochSampler(num_train, rank=rank, world_size=world_size, start=self.start, repeat=self._overfits)
             if num_train is not None
             else EvalSampler(num_eval, rank=rank, world_size=world_size)
         )

@@ -87,7 +87,7 @@ class BaseLearnerDataModule(FoldDataModule):
         view, catalog = self._train_view(), self._catalog("train")
         kept = np.isin(catalog.ids[catalog.image_index], view.ids)
         areas = np.stack([catalog.class_value[kept], catalog.area[kept]]).astype("<i8")
-        return hashlib.sha256("\n".join(self.train_ids).encode() + areas.tobytes()).hexdigest()
+        return hashlib.sha256("\n".join(self.train_ids).encode(errors="surrogateescape") + areas.tobytes()).hexdigest()
 
     def train_dataloader(self) -> DataLoader[SegmentationSample]:
         """Loader of this rank's training images; raises ValueError if an epoch fills no batch."""

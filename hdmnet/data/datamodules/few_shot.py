@@ -190,11 +190,22 @@ class FewShotDataModule(FoldDataModule):
             if manifest is not None and manifest.too_few
         }
 
+    def count_batches(self, num_processes: int, what: Split) -> int:
+        """Batches of each of several processes: of "train" in an epoch, of "val" and "test" the fewest there can be."""
+        if what == "train":
+            return (self.episodes_per_epoch or 0) // num_processes // self.batch_size
+        manifests = self.test_manifests if what == "test" or self.val_manifest is None else [self.val_manifest]
+        specs = (spec for manifest in manifests for spec in manifest)
+        count = len({(spec.class_value, spec.query_id, spec.support_ids) for spec in specs})  # with reuse run once each
+        return max(1, -(-(count // num_processes) // self.eval_batch_size))
+
     def digest(self) -> str:
         """Hex sha256 over the test's images, their classes and areas: the same where the labels are."""
         catalog = self._catalog(self.test_list)
         counts = np.stack([catalog.image_index, catalog.class_value, catalog.area]).astype("<i8")
-        return hashlib.sha256("\n".join(catalog.ids.tolist()).encode() + counts.tobytes()).hexdigest()
+        return hashlib.sha256(
+            "\n".join(catalog.ids.tolist()).encode(errors="surrogateescape") + counts.tobytes()
+        ).hexdigest()
 
     def skipped_files(self) -> list[dict[str, Any]]:
         """What `dataset.on_error=skip` left out so far, on all processes; empty where nothing may be.

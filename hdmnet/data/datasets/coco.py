@@ -137,7 +137,7 @@ class CocoDataset(TreeDataset):
             parts.append(fingerprint_files(self.root / "masks" / folder, names=names, extra=[folder]))
             if (self.root / folder).is_dir():
                 parts.append(fingerprint_files(self.root / folder, names=[f"{stem}.jpg" for stem in stems]))
-        return hashlib.sha256("\n".join([*parts, *ids]).encode()).hexdigest()
+        return hashlib.sha256("\n".join([*parts, *ids]).encode(errors="surrogateescape")).hexdigest()
 
     def check(self, *, files: bool = True) -> None:
         """Check that the tree is whole, before any training; without `files` not each image's own.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from hdmnet.runtime.errors import DatasetError, MissingFileError
+from hdmnet.runtime.home import expand_home
 
 
 def strip_path(line: str) -> str:
@@ -49,7 +50,7 @@ def find_list(listed: str, folder: Path, *, names: str) -> Path:
     Raises:
         FileNotFoundError: If there is none; `names` are those that would have been taken for a list too.
     """
-    for candidate in (folder / listed, folder / f"{listed}.txt", Path(listed)):
+    for candidate in (folder / listed, folder / f"{listed}.txt", expand_home(listed)):
         if candidate.is_file():
             return candidate
     raise MissingFileError(
@@ -137,4 +138,4 @@ def fingerprint_files(folder: str | Path, *, names: Iterable[str] | None = None,
     except (FileNotFoundError, NotADirectoryError):
         raise MissingFileError(f"folder of masks {folder} is missing") from None
     rows.sort()
-    return hashlib.sha256("\n".join([*extra, "", *rows]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([*extra, "", *rows]).encode(errors="surrogateescape")).hexdigest()

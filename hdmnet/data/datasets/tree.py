@@ -11,6 +11,7 @@ from hdmnet.data.datasets.base import LabelMapDataset, Split
 from hdmnet.data.io.arrays import UInt8Array
 from hdmnet.data.io.masks import read_mask
 from hdmnet.data.io.pictures import read_image, read_size
+from hdmnet.runtime.home import expand_home
 
 
 class TreeDataset(LabelMapDataset):
@@ -42,7 +43,7 @@ class TreeDataset(LabelMapDataset):
         split_rule: SplitRule | None = None,
         min_area: int = 2 * 32 * 32,
     ) -> None:
-        self.root = Path(root)
+        self.root = expand_home(root)
         given: dict[Split, str | None] = {"train": train_list, "val": val_list}
         self.lists = self.default_lists | {split: listed for split, listed in given.items() if listed is not None}
         self.num_folds = num_folds

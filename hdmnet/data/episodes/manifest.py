@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from hdmnet.data.catalog import CatalogView
 from hdmnet.data.datasets.base import Split
 from hdmnet.runtime.atomic import replacing
 from hdmnet.runtime.errors import DatasetError, MissingFileError
+from hdmnet.runtime.home import expand_home
 
 EvaluationProtocol = Literal["uniform", "official"]
 
@@ -248,10 +248,11 @@ def read_manifest(path: str | Path) -> StoredManifest:
         FileNotFoundError: There is no such file.
         ValueError: The file is not a manifest, is damaged or was edited.
     """
-    if not os.path.isfile(path):
+    path = expand_home(path)
+    if not path.is_file():
         raise MissingFileError(f"episode manifest {path} is missing: give the path of one that was written")
     try:
-        header, *rows, trailer = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        header, *rows, trailer = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         known = header["format"] == _FORMAT
         episodes = tuple(EpisodeSpec(index, query, value, tuple(ids)) for index, query, value, ids in rows)
         manifest = StoredManifest(header, episodes)

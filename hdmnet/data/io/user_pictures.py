@@ -22,6 +22,7 @@ from hdmnet.data.io.arrays import UInt8Array
 from hdmnet.data.io.object_masks import object_mask, pil_object_mask, read_object_mask
 from hdmnet.data.io.upright import SIDEWAYS, exif_orientation, fit_mask, orientation, read_upright, same_shape, turn
 from hdmnet.runtime.errors import DatasetError, MissingFileError
+from hdmnet.runtime.home import expand_home
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def read_user_mask(mask: Any, picture: UInt8Array, turned: int = 1, *, name: str
 
 def _existing(path: str | Path, what: str) -> Path:
     """The path, `~` expanded, of a file that is there."""
-    found = Path(path).expanduser()
+    found = expand_home(path)
     if not found.is_file():
         raise MissingFileError(f"{what} {path} not found; expected the path of a picture file")
     return found

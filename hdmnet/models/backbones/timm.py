@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -215,9 +216,10 @@ def _create(
     if str(weights) in PACKAGES:
         state = read_package(str(weights), skeleton.state_dict())
     elif file is not None:
-        state = read_state(file)
+        state = read_state(file, min(skeleton.state_dict()))
     if state is None:
-        loading = {"cache_dir": weights_dir, **_published(timm, model, str(weights))}
+        cache = None if weights_dir is None else os.path.expanduser(weights_dir)
+        loading = {"cache_dir": cache, **_published(timm, model, str(weights))}
         try:
             return timm.create_model(model, pretrained=True, **loading, **arguments)
         except OSError as error:

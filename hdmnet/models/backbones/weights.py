@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-import warnings
+import os
 from collections.abc import Mapping
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
 
-import torch
 import torchvision
 from torch import Tensor
 
 from hdmnet.models.backbones.base import SequentialBackbone
+from hdmnet.models.tensor_file import inner_state, read_tensors, unwrap
 
 _STEM = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3")  # of a ResNet; the last four only of a deep stem
+# A key of each architecture.
+_PROBES = {"resnet": "layer1.0.conv1.weight", "vgg": "features.0.weight", "mobilenet": "features.0.0.weight"}
 # The name in torchvision, and the weights that are the default.
 _TORCHVISION = {
     "resnet18": ("resnet18", "IMAGENET1K_V1"),
@@ -60,17 +61,17 @@ def load_weights(
 
 def find_file(weights: str | Path, weights_dir: str | Path | None) -> Path | None:
     """The file that `weights` names, here or in `weights_dir`, in this order."""
-    path = Path(weights).expanduser()
-    candidates = [path] if weights_dir is None else [path, Path(weights_dir) / path]
+    path = Path(os.path.expanduser(weights))
+    candidates = [path] if weights_dir is None else [path, Path(os.path.expanduser(weights_dir)) / path]
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def _read_state(name: str, weights: str | Path, weights_dir: str | Path | None) -> dict[str, Tensor]:
     """The tensors that `weights` stand for: a file, else torchvision's."""
-    path = Path(weights).expanduser()
+    path = Path(os.path.expanduser(weights))
     file = find_file(weights, weights_dir)
     if file is not None:
-        return read_state(file)
+        return read_state(file, next(key for kind, key in _PROBES.items() if name.startswith(kind)))
     if name not in _TORCHVISION or path.suffix or path.parent != Path():
         elsewhere = "" if weights_dir is None else f", nor in {str(weights_dir)!r} (paths.weights_dir)"
         known = " or a torchvision weights name for" if name in _TORCHVISION else " (torchvision has no"
@@ -86,7 +87,7 @@ def _read_state(name: str, weights: str | Path, weights_dir: str | Path | None) 
             f"unknown torchvision weights {str(weights)!r} for {name!r}; expected {names}, a file or null"
         ) from None
     try:
-        folder = None if weights_dir is None else str(weights_dir)  # None: torch's own cache
+        folder = None if weights_dir is None else os.path.expanduser(weights_dir)  # None: torch's own cache
         return dict(entry.get_state_dict(model_dir=folder, map_location="cpu", check_hash=True, weights_only=True))
     except (OSError, RuntimeError) as error:  # RuntimeError: what came has another hash
         raise OSError(
@@ -95,33 +96,27 @@ def _read_state(name: str, weights: str | Path, weights_dir: str | Path | None) 
         ) from error
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict on disk, unwrapped, DDP's prefix removed.
+def read_state(path: Path, wanted: str) -> dict[str, Tensor]:
+    """The tensors of a state dict on disk, unwrapped, without the prefixes of DDP, `torch.compile` and a larger model.
+
+    Args:
+        path: The file.
+        wanted: A key that the network has.
 
     Raises:
         ValueError: The file holds something else.
     """
+    content = read_tensors(path, "weights")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file  # comes with timm
-
-            state: Any = load_file(path)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch remarks on odd files before it refuses them
-                state = torch.load(path, map_location="cpu", weights_only=True)
-    except ModuleNotFoundError:
-        raise ValueError(f"weights {str(path)!r} need safetensors: pip install safetensors") from None
-    except Exception as error:
-        raise ValueError(
-            f"cannot read weights {str(path)!r}: not a state dict of torch or safetensors ({type(error).__name__})"
-        ) from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"weights {str(path)!r} hold no state dict; expected a mapping of names to tensors")
-    return {str(k).removeprefix("module."): v for k, v in state.items()}
+        state = unwrap(content)
+        if state is None:
+            found = (
+                f"the keys {', '.join(map(str, content))[:80]}" if isinstance(content, dict) else type(content).__name__
+            )
+            raise ValueError(f"hold no state dict but {found}; expected a mapping of names to tensors")
+        return inner_state(state, wanted)
+    except ValueError as error:
+        raise ValueError(f"weights {str(path)!r} {error}") from None
 
 
 def _own_key(name: str, key: str, ends: list[int]) -> str:
@@ -170,7 +165,7 @@ def read_package(package: str, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         )
     stored, keys = (
         {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
-        for state in (read_state(files[0]), own)
+        for state in (read_state(files[0], min(own)), own)
     )
     renamed = dict(zip(keys, stored.values(), strict=False))
     alike = [

@@ -95,7 +95,9 @@ def coco_2017(tmp_path):
     cats = {1: "person", 7: "dog"}
     write_json(root / "annotations/instances_train2017.json", [one, two], cats, [(one, 1, 0), (two, 7, 8)])
     other = {3: "dog", 4: "cat", 9: "person"}
-    write_json(root / "annotations/instances_val2017.json", [one, three], other, [(one, 3, 4), (three, 9, 1)])
+    write_json(
+        root / "annotations/instances_val2017.json", [one, three], other, [(one, 3, 4), (three, 9, 1), (three, 4, 6)]
+    )
     for split in ("train", "val"):
         write_json(root / f"annotations/person_keypoints_{split}2017.json", [one], {1: "person"}, [])
     return root
@@ -110,7 +112,7 @@ def test_a_json_for_training_and_one_for_validation(coco_2017):
     assert (dataset.ids("train"), dataset.ids("val")) == (train, val)
     for image_id, expected, shade in (
         *((train[0], box(1, 0), 1), (train[1], box(2, 8), 2)),
-        *((val[0], box(2, 4), 1), (val[1], box(1, 1), 3)),
+        *((val[0], box(2, 4), 1), (val[1], box(1, 1) + box(3, 6), 3)),
     ):
         np.testing.assert_array_equal(dataset.read_mask(image_id), expected)
         assert abs(int(dataset.read_image(image_id)[0, 0, 0]) - shade) <= 1
@@ -121,7 +123,7 @@ def test_a_json_for_training_and_one_for_validation(coco_2017):
     swapped = FolderDataset(coco_2017, annotations=given, classes=["dog", "cat"])
     assert (swapped.ids("train"), swapped.class_names) == (val, ("dog", "cat"))
     np.testing.assert_array_equal(swapped.read_mask(val[0]), box(1, 4))
-    assert not swapped.read_mask(val[1]).any()
+    np.testing.assert_array_equal(swapped.read_mask(val[1]), box(2, 6))
     (coco_2017 / "val.txt").write_text(f"{val[1]}.jpg\n")
     listed = FolderDataset(coco_2017, val_list="val.txt")
     assert (listed.ids("train"), listed.ids("val")) == (train, val[1:])
@@ -131,7 +133,7 @@ def test_one_of_the_jsons_alone_finds_its_folder(coco_2017):
     dataset = FolderDataset(coco_2017, annotations="annotations/instances_val2017.json")
     dataset.check()
     assert dataset.ids("train") == dataset.ids("val") == [f"{number:012}" for number in (1, 3)]
-    np.testing.assert_array_equal(dataset.read_mask("000000000003"), box(3, 1))
+    np.testing.assert_array_equal(dataset.read_mask("000000000003"), box(3, 1) + box(2, 6))
 
 
 def test_a_folder_for_each_split_as_roboflow_writes_them(tmp_path):

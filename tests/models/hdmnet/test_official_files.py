@@ -170,7 +170,9 @@ def test_truncated_file(kept, tmp_path, tiny_state):
     torch.save(tiny_state, path)
     data = path.read_bytes()
     path.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
-    with pytest.raises(ValueError, match=r"cannot read checkpoint .*damaged, or more than plain tensors") as error:
+    with pytest.raises(
+        ValueError, match=r"cannot read checkpoint .*: (it is damaged|it is an empty file|beside tensors it holds)"
+    ) as error:
         read_state_dict(path)
     assert "\n" not in str(error.value)
 
@@ -194,7 +196,7 @@ def test_hostile_pickle_is_not_run(form, tmp_path, tiny_state):
         torch.save({"state_dict": tiny_state, "args": Bomb(trace)}, path)
     else:
         torch.save({"layer0.0.weight": Bomb(trace)}, path, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(ValueError, match=r"nothing was run") as error:
+    with pytest.raises(ValueError, match=r"code would have to be run \(none was\)") as error:
         read_state_dict(path)
     assert "\n" not in str(error.value)
     assert not trace.exists()

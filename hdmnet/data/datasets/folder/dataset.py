@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
-from hdmnet.data.class_split import SplitRule
+from hdmnet.data.class_split import SplitRule, single_class
 from hdmnet.data.datasets.base import LabelMapDataset, NovelPixels, Split, apply_table, label_table
 from hdmnet.data.datasets.files import read_ids, refuse_shared_ids, require_ids
 from hdmnet.data.datasets.folder.layouts import LayoutName, Places, scan
@@ -20,8 +22,19 @@ from hdmnet.data.io.masks import read_mask
 from hdmnet.data.io.object_masks import read_object_mask
 from hdmnet.data.io.upright import IMAGE_SUFFIXES, fit_mask, orientation, read_upright, upright_size
 from hdmnet.runtime.errors import DatasetError, MissingFileError
+from hdmnet.runtime.home import expand_home
 
+log = logging.getLogger(__name__)
+
+_SHOWN = 10  # names in a message
 _READER = "2"  # part of the fingerprint: another number when masks are read by another rule
+
+
+def _expanded(path: Any) -> Any:
+    """A path, or several, that begins with `~`."""
+    if path is None or isinstance(path, str):
+        return None if path is None else str(expand_home(path))
+    return [str(expand_home(one)) for one in path]
 
 
 class FolderDataset(LabelMapDataset):
@@ -49,6 +62,8 @@ class FolderDataset(LabelMapDataset):
         classes: Names of the classes that count, in order, or a file with one a line; None: the folder's classes.txt,
             else all that there are. Of index masks the folder's classes.txt names the values 1, 2, …, and those that do
             not count are background; without it this names the values.
+        colours: For masks in colours, a file that names the class of each, see `hdmnet/data/io/colour_masks.py`; None:
+            `classes` where it tells colours, or the folder's labelmap.txt.
         images: Folder of the pictures below the root; None: by its usual name.
         masks: The same for the masks.
         annotations: COCO-style JSON below the root, or two, for training and for validation; None: those there are.
@@ -75,6 +90,7 @@ class FolderDataset(LabelMapDataset):
         name: str = "folder",
         layout: LayoutName | None = None,
         classes: str | Sequence[str] | None = None,
+        colours: str | None = None,
         images: str | None = None,
         masks: str | None = None,
         annotations: str | Sequence[str] | None = None,
@@ -90,8 +106,11 @@ class FolderDataset(LabelMapDataset):
         if root is None:
             raise DatasetError("dataset.root is not given, expected the folder of your pictures and masks: set it")
         self.name = name
-        self.root = Path(root).expanduser()
-        self.tree = scan(Places(self.root, images, masks, annotations, classes), layout)
+        self.root = expand_home(root)
+        images, masks, annotations = (_expanded(one) for one in (images, masks, annotations))
+        self.tree = scan(Places(self.root, images, masks, annotations, classes, colours), layout)
+        if self.tree.unused:
+            log.info("%s", self.unused_categories())
         self.class_names = self.tree.class_names
         self._class_values = _class_values(self.tree.stored)
         self.split_rule = split_rule
@@ -105,11 +124,19 @@ class FolderDataset(LabelMapDataset):
                 f"dataset.num_folds={num_folds}, but {folds} has {self.num_folds}: leave out one of them"
             )
 
+    def unused_categories(self) -> str:
+        """One line that names the categories of a JSON that are no classes, as no annotation has them."""
+        shown = [f"{category} ({name!r})" for category, name in self.tree.unused]
+        more = f" and {len(shown) - _SHOWN:,} more" if len(shown) > _SHOWN else ""
+        return f"{self.name}: no annotation of category {', '.join(shown[:_SHOWN])}{more}: left out of the classes"
+
     def _deal_folds(self, num_folds: int | None) -> tuple[tuple[int, ...], ...]:
         """Novel classes of each fold, their numbers differing by one at most."""
         values = np.arange(1, len(self.class_names) + 1)
         if num_folds is None or num_folds == 1:
             return (tuple(values.tolist()),)
+        if len(values) == 1:
+            raise DatasetError(f"dataset.num_folds={num_folds}: {single_class(self.name, self.class_names[0])}")
         if not 2 <= num_folds <= len(values):
             raise DatasetError(f"dataset.num_folds={num_folds}: expected 1 to {len(values)}, one class a fold at least")
         parts = np.array_split(values, num_folds)
@@ -139,7 +166,7 @@ class FolderDataset(LabelMapDataset):
         return tuple(folds)
 
     def _find(self, listed: str, what: str) -> Path:
-        for path in (self.root / listed, Path(listed)):
+        for path in (self.root / listed, expand_home(listed)):
             if path.is_file():
                 return path
         raise MissingFileError(f"{what}={listed} is a file neither in {self.root} nor in {Path.cwd()}: correct it")
@@ -178,8 +205,9 @@ class FolderDataset(LabelMapDataset):
         return mask if self._class_values is None else apply_table(mask, self._class_values)
 
     def _read_indices(self, image_id: str) -> UInt8Array:
-        """Mask file of layout "index" as (H, W) uint8, its values as stored."""
-        return self._upright(image_id, read_mask(self.tree.masks[image_id][0][1]))
+        """Mask file of layout "index" as (H, W) uint8, its values as stored; those of the classes for colours."""
+        read = read_mask if self.tree.colours is None else self.tree.colours.read
+        return self._upright(image_id, read(self.tree.masks[image_id][0][1]))
 
     def read_class_mask(self, image_id: str, class_value: int) -> UInt8Array:
         """Mask of one class as (H, W) uint8: 1 all of its pixels, 0 all else, 255 ignore."""
@@ -288,11 +316,13 @@ class FolderDataset(LabelMapDataset):
         paths += [self.tree.pictures[image_id] for image_id in ids if image_id in self.tree.pictures]
         paths += sorted({self.tree.annotations[image_id] for image_id in ids if image_id in self.tree.annotations})
         rows = [_READER, self.tree.layout, *self.class_names, *ids, *map(str, self.tree.stored)]
+        if self.tree.colours is not None:
+            rows += map(str, self.tree.colours.colours.labels)
         for path in paths:
             if path.exists():
                 stat = path.stat()
                 rows.append(f"{os.path.relpath(path, self.root)}\0{stat.st_size}\0{stat.st_mtime_ns}")
-        return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+        return hashlib.sha256("\n".join(rows).encode(errors="surrogateescape")).hexdigest()
 
     def check(self, *, files: bool = True) -> None:
         """Check that every image of the lists is there, before any training.

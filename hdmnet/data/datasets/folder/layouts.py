@@ -1,7 +1,8 @@
 """The usual shapes of a folder with pictures and masks: which there are, how to tell them apart, what each holds.
 
     index   images/**/NAME.jpg, masks/**/NAME.png    values are class indices: 0 background, 1 the first line of
-                                                     classes.txt, 2 the second and so on; 255 is ignored
+                                                     classes.txt, 2 the second and so on; 255 is ignored. Or colours,
+                                                     named by labelmap.txt (hdmnet/data/io/colour_masks.py)
     binary  images/**/NAME.jpg, masks/CLASS/**/NAME.png or masks/**/NAME/CLASS.png    one mask a class and picture
     coco    pictures and a COCO-style JSON: polygons or run lengths of any categories; or two, of which one is for
             training and one for validation, by their own or their folders' names
@@ -16,16 +17,20 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from hdmnet.data.datasets.base import Split
 from hdmnet.data.datasets.files import check_unique, read_ids
 from hdmnet.data.io.arrays import IGNORE, MAX_LABELS
+from hdmnet.data.io.colour_masks import BACKGROUND, ColourList, ColourMasks, find_colours
 from hdmnet.data.io.upright import list_files
 from hdmnet.runtime.errors import DatasetError, MissingFileError
+from hdmnet.runtime.home import expand_home
 
 LayoutName = Literal["index", "binary", "coco", "fss"]
 
@@ -34,9 +39,10 @@ SPLIT_FOLDERS = ("train", "valid", "val", "test")
 MASK_FOLDERS = ("masks", "SegmentationClassPNG", "SegmentationClass", "labels", "annotations", "mask")
 _LARGEST_SIDE = 65535  # px: what JPEG can hold
 CLASS_FILES = ("classes.txt", "class_names.txt", "labels.txt")
+COLOUR_FILES = ("labelmap.txt", "label_colors.txt", "class_dict.csv", *CLASS_FILES)
 # What annotation tools write into a list of classes for values that are no class.
 _IGNORED = frozenset({"__ignore__", "_ignore_"})
-_NO_CLASS = frozenset({"background", "_background_", "__background__"}) | _IGNORED
+_NO_CLASS = BACKGROUND | _IGNORED
 _SHAPES = (
     "index (images/NAME.jpg, masks/NAME.png), binary (masks/CLASS/NAME.png), coco (a JSON with images, annotations and "
     "categories), fss (CLASS/NAME.jpg with CLASS/NAME.png)"
@@ -65,6 +71,8 @@ class Tree:
         annotations: For coco, the JSON of each picture, by id.
         origin: For coco, the folder that the JSON's file names start from.
         splits: Ids of the pictures for training and for validation, where there is a JSON for each; else empty.
+        unused: For coco, id and name of each category that no annotation has, and which is no class therefore.
+        colours: For index, reads masks in colours; None: their values are the classes.
         problems: A line for each file that belongs to nothing.
         unlabelled: Pictures without any mask, which are left out.
     """
@@ -78,6 +86,8 @@ class Tree:
     annotations: dict[str, Path] = field(default_factory=dict)
     origin: Path | None = None
     splits: dict[Split, tuple[str, ...]] = field(default_factory=dict)
+    unused: tuple[tuple[int, str], ...] = ()
+    colours: ColourMasks | None = None
     problems: tuple[str, ...] = ()
     unlabelled: tuple[Path, ...] = ()
 
@@ -92,6 +102,7 @@ class Places:
         masks: Folder of the masks.
         annotations: COCO-style JSON, or two: for training, for validation.
         classes: Names of the classes that count, in order, or a file with one a line.
+        colours: File that names the class of each colour, of masks in colours.
     """
 
     root: Path
@@ -99,6 +110,7 @@ class Places:
     masks: str | None = None
     annotations: str | Sequence[str] | None = None
     classes: str | Sequence[str] | None = None
+    colours: str | None = None
 
     def folder(self, given: str | None, usual: Sequence[str]) -> Path | None:
         """The folder that was given, else the first with a usual name; None if there is none."""
@@ -128,22 +140,42 @@ class Places:
         return None if lines is None else tuple(name for name in lines if not _is_no_class(name))
 
     def own_list(self) -> list[str] | None:
-        """The lines of the folder's classes.txt or the like; None if there is none."""
-        file = next((self.root / name for name in CLASS_FILES if (self.root / name).is_file()), None)
-        return None if file is None else read_ids(file, str)
+        """The lines of the folder's classes.txt or the like; None if there is none, or one of colours."""
+        file = self._first(CLASS_FILES)
+        return None if file is None or find_colours(file) is not None else read_ids(file, str)
 
     def given_list(self) -> list[str] | None:
         """The names that were given, or the lines of the file; None if there are none."""
         if self.classes is None:
             return None
         if isinstance(self.classes, str):
-            path = self.root / self.classes if (self.root / self.classes).is_file() else Path(self.classes)
-            if not path.is_file():
-                raise MissingFileError(f"list of classes {self.classes!r} is in neither {self.root} nor {Path.cwd()}")
-            return read_ids(path, str)
+            path = self._find(self.classes, "classes")
+            colours = find_colours(path)
+            return read_ids(path, str) if colours is None else list(colours.class_names)
         names = [str(name) for name in self.classes]
         check_unique(names, "dataset.classes")
         return names
+
+    def colour_list(self) -> ColourList | None:
+        """Which class each colour is: as given, by a list of classes that has colours, or as in the folder."""
+        if self.colours is not None:
+            path = self._find(self.colours, "colours")
+            if (colours := find_colours(path)) is None:
+                raise DatasetError(f"{path} holds no colour, expected NAME:R,G,B in each line: correct dataset.colours")
+            return colours
+        if isinstance(self.classes, str) and (colours := find_colours(self._find(self.classes, "classes"))) is not None:
+            return colours
+        usual = self._first(COLOUR_FILES)
+        return None if usual is None else find_colours(usual)
+
+    def _find(self, listed: str, what: str) -> Path:
+        path = self.root / listed if (self.root / listed).is_file() else expand_home(listed)
+        if not path.is_file():
+            raise MissingFileError(f"list of {what} {listed!r} is in neither {self.root} nor {Path.cwd()}")
+        return path
+
+    def _first(self, usual: Sequence[str]) -> Path | None:
+        return next((self.root / name for name in usual if (self.root / name).is_file()), None)
 
 
 def _is_no_class(name: str) -> bool:
@@ -189,15 +221,21 @@ def _recognise(places: Places, has_json: bool) -> LayoutName:
 
 def _scan_index(places: Places) -> Tree:
     own, given = places.own_list(), places.given_list()
+    listed = places.colour_list()
+    if listed is not None:
+        names = tuple(_choose(places.class_list(), listed.class_names, str(listed.path)))
+        values = None if own is None else ("background", *itertools.dropwhile(_is_no_class, own))
+        return replace(_pair_index(places, names), colours=ColourMasks(listed, names, places=values))
     lines = given if own is None else own
     if lines is None:
         raise MissingFileError(
             f"{places.root} has index masks and no list of classes: write classes.txt, the name of value 1 in its first"
-            " line and so on, or set dataset.classes"
+            " line and so on, or set dataset.classes; for masks in colours write labelmap.txt, NAME:R,G,B in each line,"
+            " or set dataset.colours"
         )
     # What annotation tools write before the first class (__ignore__, _background_) takes no value.
-    names = list(itertools.dropwhile(_is_no_class, lines))
-    named = {name: value for value, name in enumerate(names, start=1) if not _is_no_class(name)}
+    lines = list(itertools.dropwhile(_is_no_class, lines))
+    named = {name: value for value, name in enumerate(lines, start=1) if not _is_no_class(name)}
     chosen = list(named) if own is None or given is None else [name for name in given if not _is_no_class(name)]
     for name in chosen:
         if name not in named:
@@ -207,19 +245,23 @@ def _scan_index(places: Places) -> Tree:
                 f"masks' values ({known}): choose among these, or take that list away to name the values by "
                 "dataset.classes"
             )
-    if not chosen or len(names) > MAX_LABELS:
+    if not chosen or len(lines) > MAX_LABELS:
         raise DatasetError(
-            f"{places.root} has index masks and {len(names):,} classes, expected 1 to {MAX_LABELS}, as such masks are "
+            f"{places.root} has index masks and {len(lines):,} classes, expected 1 to {MAX_LABELS}, as such masks are "
             "of 8 bits: give each class masks of its own (layout binary or fss)"
         )
-    values = dict.fromkeys(_IGNORED, IGNORE) | {name: value for value, name in enumerate(chosen, start=1)}
-    stored = (0, *(values.get(name if name in named else name.lower(), 0) for name in names))
+    by_name = dict.fromkeys(_IGNORED, IGNORE) | {name: value for value, name in enumerate(chosen, start=1)}
+    stored = (0, *(by_name.get(name if name in named else name.lower(), 0) for name in lines))
+    tree = _pair_index(places, tuple(chosen))
+    return tree if stored == tuple(range(len(stored))) else replace(tree, stored=stored)
+
+
+def _pair_index(places: Places, names: tuple[str, ...]) -> Tree:
     pictures, folder = places.pictures(), places.mask_folder()
     masks = _single(list_files(folder), folder)
     files = {image_id: [(0, masks[image_id])] for image_id in pictures if image_id in masks}
     lost = [path for name, path in masks.items() if name not in pictures]
-    tree = _tree("index", tuple(chosen), pictures, files, lost)
-    return tree if stored == tuple(range(len(stored))) else replace(tree, stored=stored)
+    return _tree("index", names, pictures, files, lost)
 
 
 def _scan_binary(places: Places) -> Tree:
@@ -234,7 +276,7 @@ def _scan_binary(places: Places) -> Tree:
             "no class may be called as a picture is, rename one of them"
         )
     entries = fitting[0] or fitting[1]
-    names = _choose(places, {class_name for _, _, class_name in entries})
+    names = _choose(places.class_list(), {class_name for _, _, class_name in entries}, str(places.root))
     files: dict[str, list[tuple[int, Path]]] = {}
     for name, image_id, class_name in entries:
         if class_name in names:
@@ -248,7 +290,7 @@ def _scan_binary(places: Places) -> Tree:
 def _scan_fss(places: Places) -> Tree:
     folders = {folder.name: folder for folder in _subfolders(places.root)}
     found = {name: _pairs(folder) for name, folder in folders.items()}
-    names = _choose(places, {name for name, (pairs, _, _) in found.items() if pairs})
+    names = _choose(places.class_list(), {name for name, (pairs, _, _) in found.items() if pairs}, str(places.root))
     pictures: dict[str, Path] = {}
     files: dict[str, list[tuple[int, Path]]] = {}
     lost: list[Path] = []
@@ -305,7 +347,9 @@ def _read_coco_file(places: Places, path: Path, content: dict[str, Any]) -> Tree
 
 def _join(places: Places, train: Tree, val: Tree) -> Tree:
     """One tree of two JSONs; classes of one name are one class, and those of the first come first."""
-    names = _choose(places, list(dict.fromkeys(train.class_names + val.class_names)))
+    names = _choose(places.class_list(), list(dict.fromkeys(train.class_names + val.class_names)), str(places.root))
+    in_both = set(train.unused) & set(val.unused)
+    unused = {one for one in train.unused + val.unused if one in in_both or one[1] not in names}
     apart = train.origin != val.origin
     pictures: dict[str, Path] = {}
     regions: dict[str, Regions] = {}
@@ -334,6 +378,7 @@ def _join(places: Places, train: Tree, val: Tree) -> Tree:
         regions=regions,
         annotations=annotations,
         splits=splits,
+        unused=() if places.class_list() else tuple(sorted(unused)),
         problems=train.problems + val.problems,
         unlabelled=train.unlabelled + val.unlabelled,
     )
@@ -341,11 +386,14 @@ def _join(places: Places, train: Tree, val: Tree) -> Tree:
 
 def _read_coco(places: Places, path: Path, content: dict[str, Any]) -> Tree:
     named = {_integer(category["id"], "category id", path): str(category["name"]) for category in content["categories"]}
-    check_unique(list(named.values()), f"categories of {path}")
-    in_order = [named[category] for category in sorted(named)]
-    names = _choose(places, in_order)
+    # Roboflow's category 0 is the project itself: no annotation has it, and a class may bear its name.
+    used = named.keys() & {annotation["category_id"] for annotation in content["annotations"]} or named.keys()
+    check_unique([named[category] for category in used], f"categories of {path}")
+    listed = places.class_list()
+    in_order = dict.fromkeys(named[category] for category in sorted(named) if listed or category in used)
+    names = _choose(listed, list(in_order), str(path))
     values = {category: names.get(name, 0) for category, name in named.items()}  # 0: not chosen
-    folder = _coco_pictures(places, path, [str(image["file_name"]) for image in content["images"]])
+    folder, num_parts = _coco_pictures(places, path, content["images"])
     entries: dict[Any, list[tuple[int, Any, bool]]] = {image["id"]: [] for image in content["images"]}
     problems = []
     for annotation in content["annotations"]:
@@ -356,14 +404,18 @@ def _read_coco(places: Places, path: Path, content: dict[str, Any]) -> Tree:
             crowd = bool(annotation.get("iscrowd"))
             entries[image].append((values[category], annotation.get("segmentation"), crowd))
     pictures, regions = {}, {}
-    for image in sorted(content["images"], key=lambda image: str(image["file_name"])):
-        name = PurePosixPath(str(image["file_name"]))
-        if name.is_absolute() or ".." in name.parts or not name.name:
-            raise DatasetError(f"{path}: file_name {str(name)!r} leads outside, expected a path below {folder}")
+    for image in sorted(content["images"], key=lambda image: str(_file_name(image, num_parts))):
+        name = _file_name(image, num_parts)
+        if name.is_absolute() or re.match("[A-Za-z]:/", str(name)) or ".." in name.parts or not name.name:
+            shown = str(image.get("file_name", name))
+            raise DatasetError(
+                f"{path}: file_name {shown!r} leads outside, expected a path below {folder}: write it as the picture "
+                "lies there"
+            )
         image_id = name.with_suffix("").as_posix()
         if image_id in pictures:
             raise DatasetError(f"{path} names picture {image_id!r} twice, expected each once: rename or remove one")
-        pictures[image_id] = folder / name
+        pictures[image_id] = _locate(folder, image, name)
         height, width = (_integer(image[side], f"{side} of {image_id!r}", path) for side in ("height", "width"))
         if not (0 < height <= _LARGEST_SIDE and 0 < width <= _LARGEST_SIDE):
             raise DatasetError(
@@ -378,6 +430,7 @@ def _read_coco(places: Places, path: Path, content: dict[str, Any]) -> Tree:
         regions=regions,
         annotations=dict.fromkeys(order, path),
         origin=folder,
+        unused=() if listed else tuple((category, named[category]) for category in sorted(named.keys() - used)),
         problems=tuple(problems),
     )
 
@@ -389,15 +442,33 @@ def _integer(value: Any, what: str, path: Path) -> int:
         raise DatasetError(f"{path}: {what} is {str(value)[:80]!r}, expected an integer: export it again") from None
 
 
-def _coco_pictures(places: Places, path: Path, names: list[str]) -> Path:
-    """The folder that the JSON's file names start from: that in which the most of some names are."""
-    if not names:
+def _coco_pictures(places: Places, path: Path, images: list[dict[str, Any]]) -> tuple[Path, int]:
+    """The folder that the JSON's file names start from, and how many parts of a URL count: where most of some are."""
+    if not images:
         raise DatasetError(f"{path} names no image, expected at least one")
     given = places.folder(places.images, IMAGE_FOLDERS)
     folders = [folder for folder in (given, places.root, path.parent) if folder is not None]
     parents = dict.fromkeys((given or places.root, places.root))
     folders += [folder for parent in parents for folder in _subfolders(parent)]  # as COCO has one for each JSON
-    return max(folders, key=lambda folder: sum((folder / name).is_file() for name in names[:100]))
+
+    def found(where: tuple[Path, int]) -> int:
+        folder, num_parts = where
+        return sum(_locate(folder, image, _file_name(image, num_parts)).is_file() for image in images[:100])
+
+    return max(itertools.product(folders, (1, 2)), key=found)
+
+
+def _file_name(image: Mapping[str, Any], num_parts: int) -> PurePosixPath:
+    """Path of a picture, Windows's too; without `file_name`, as in LVIS, the last parts of its URL."""
+    if not image.get("file_name") and "coco_url" in image:
+        return PurePosixPath(*urlsplit(str(image["coco_url"])).path.split("/")[-num_parts:])
+    return PurePosixPath(str(image["file_name"]).replace("\\", "/"))
+
+
+def _locate(folder: Path, image: Mapping[str, Any], name: PurePosixPath) -> Path:
+    r"""A picture's file; some programs unpack Windows's `images\1.jpg` to a file of that very name."""
+    raw = str(image.get("file_name"))
+    return folder / raw if "\\" in raw and not (folder / name).is_file() and (folder / raw).is_file() else folder / name
 
 
 def _find_jsons(places: Places) -> dict[Path, dict[str, Any]]:
@@ -447,16 +518,15 @@ def _tree(
     )
 
 
-def _choose(places: Places, found: Sequence[str] | set[str]) -> dict[str, int]:
+def _choose(listed: Sequence[str] | None, found: Sequence[str] | set[str], where: str) -> dict[str, int]:
     """Value of each class: in the order of the list of classes, without one as found (a set: by name)."""
-    listed = places.class_list()
     for name in listed or ():
         if name not in found:
             known = ", ".join(sorted(found)[:5])
-            raise DatasetError(f"class {name!r} of the list of classes is not in {places.root}, which has {known} …")
+            raise DatasetError(f"class {name!r} of the list of classes is not in {where}, which has {known} …")
     names = tuple(listed or (sorted(found) if isinstance(found, set) else found))
     if not names:
-        raise DatasetError(f"{places.root} has no classes, expected at least one: check the masks and dataset.classes")
+        raise DatasetError(f"{where} has no classes, expected at least one: check the masks and dataset.classes")
     return {name: value for value, name in enumerate(names, start=1)}
 
 
