@@ -157,6 +157,65 @@ def test_empty_masks_are_noted(checked, content):
     assert "4 classes, 1 images without any" in out
 
 
+def test_what_vanishes_at_the_networks_size_is_counted(checked, content):
+    first, second, *_ = [name for name, entry in content[0].items() if name.startswith(content[1][2])]
+
+    def damage(root):
+        for name in (first, second):
+            mask = np.zeros((48, 48), dtype=np.uint8)
+            mask[1, 1] = 1
+            write_mask(root / f"masks/{name}.png", mask * 3)
+
+    code, out, _ = checked("index", damage, "dataset.image_size=24")
+    line = (
+        f"2 objects (a class in a picture) vanish at the network's 24x24: {content[1][2]} (2); they are never supports"
+    )
+    assert (code, [note[: len(line)] for note in lines(out, "note")]) == (0, [line])
+    code, out, _ = checked("index", damage, "dataset.image_size=48")
+    assert lines(out, "note") == []
+
+
+def test_links_and_what_is_left_out_are_noted(checked, tmp_path):
+    def damage(root):
+        (root / "images/again").symlink_to(root / "images")
+        (root / "images/site").symlink_to(root / "not mounted")
+        (root / "images/raw.nef").touch()
+
+    code, out, _ = checked("binary", damage)
+    images = tmp_path / "images"
+    assert (code, lines(out, "wrong")) == (1, [f"link {images}/site leads nowhere"])
+    assert lines(out, "note") == [
+        f"{images}/raw.nef: no picture by its name, left out",
+        f"{images}/again leads to {images}, which is read already: not followed",
+    ]
+
+
+def test_doubled_ids_are_one_line(checked):
+    def damage(root):
+        content = json.loads((root / "annotations.json").read_text())
+        content["images"][0]["id"] = content["images"][1]["id"]
+        (root / "annotations.json").write_text(json.dumps(content))
+
+    code, _, err = checked("coco", damage)
+    assert code == 1
+    assert len(err.splitlines()) == 1
+    assert "have the same id" in err
+
+
+def test_crowds_are_counted(checked):
+    def damage(root):
+        content = json.loads((root / "annotations.json").read_text())
+        content["annotations"][0]["iscrowd"] = 1
+        (root / "annotations.json").write_text(json.dumps(content))
+
+    code, out, _ = checked("coco", damage)
+    (note,) = lines(out, "note")
+    assert code == 0
+    assert "1 annotations marked as crowds (iscrowd 1), ignored (255); if they are objects" in note
+    code, out, _ = checked("coco", damage, "dataset.crowd=class")
+    assert "0 images without any" in out
+
+
 def test_what_a_json_names_and_is_not_there(checked):
     def damage(root):
         next((root / "images").rglob("*.jpg")).unlink()

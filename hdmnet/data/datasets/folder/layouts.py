@@ -20,8 +20,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 from hdmnet.data.datasets.files import check_unique, read_ids
+from hdmnet.data.io.annotations import refuse_doubled
 from hdmnet.data.io.arrays import IGNORE, MAX_LABELS
-from hdmnet.data.io.upright import list_files
+from hdmnet.data.io.listing import Listing, is_picture, list_files
 from hdmnet.runtime.errors import DatasetError, MissingFileError
 
 LayoutName = Literal["index", "binary", "coco", "fss"]
@@ -61,6 +62,10 @@ class Tree:
         annotations: For coco, the JSON.
         problems: A line for each file that belongs to nothing.
         unlabelled: Pictures without any mask, which are left out.
+        others: Files in the folders of pictures and masks that are neither by their names.
+        links: A line for each link to a folder that is not followed, as it leads to one that is read anyway.
+        crowds: Ids of images by what became of their annotations with `iscrowd: 1`, one for each: see `CROWD_VALUES`.
+        bare: Ids of images with annotations that have no segmentation, one for each.
     """
 
     layout: LayoutName
@@ -72,6 +77,10 @@ class Tree:
     annotations: Path | None = None
     problems: tuple[str, ...] = ()
     unlabelled: tuple[Path, ...] = ()
+    others: tuple[Path, ...] = ()
+    links: tuple[str, ...] = ()
+    crowds: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    bare: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,8 @@ class Places:
         masks: Folder of the masks.
         annotations: COCO-style JSON.
         classes: Names of the classes that count, in order, or a file with one a line.
+        crowd: What annotations with `iscrowd: 1` are, see `CROWD_VALUES`; None: objects of the classes that have no
+            other annotation, else ignored.
     """
 
     root: Path
@@ -91,6 +102,19 @@ class Places:
     masks: str | None = None
     annotations: str | None = None
     classes: str | Sequence[str] | None = None
+    crowd: str | None = None
+    _listed: dict[Path, Listing] = field(default_factory=dict, init=False, compare=False)
+
+    def files_in(self, folder: Path) -> Listing:
+        """What lies in a folder; listed once."""
+        if folder not in self._listed:
+            self._listed[folder] = list_files(folder)
+        return self._listed[folder]
+
+    @property
+    def listings(self) -> tuple[Listing, ...]:
+        """What was listed so far."""
+        return tuple(self._listed.values())
 
     def folder(self, given: str | None, usual: Sequence[str]) -> Path | None:
         """The folder that was given, else the first with a usual name; None if there is none."""
@@ -105,7 +129,7 @@ class Places:
         folder = self.folder(self.images, IMAGE_FOLDERS)
         if folder is None:
             raise MissingFileError(f"{self.root} has no folder of pictures (images/): make it or set dataset.images")
-        return _single(list_files(folder), folder)
+        return _single(self.files_in(folder).pictures, folder)
 
     def mask_folder(self) -> Path:
         """Folder of the masks."""
@@ -166,12 +190,12 @@ def _recognise(places: Places, has_json: bool) -> LayoutName:
     images = places.folder(places.images, IMAGE_FOLDERS)
     masks = places.folder(places.masks, MASK_FOLDERS)
     if images is not None and masks is not None:
-        pictures, files = list_files(images), list_files(masks)
+        pictures, files = places.files_in(images).pictures, places.files_in(masks).pictures
         if any(name in pictures for name in files):
             fits.append("index")
         if any(owner in pictures for name in files for owner, _ in _owners(name)):
             fits.append("binary")
-    elif images is None and any(pair for folder in _subfolders(places.root) for pair in _pairs(folder)[0]):
+    elif images is None and any(pairs for pairs, _, _ in _class_folders(places).values()):
         fits.append("fss")
     if len(fits) != 1:
         found = f"fits {' and '.join(fits)}" if fits else "has none of the known layouts"
@@ -207,16 +231,16 @@ def _scan_index(places: Places) -> Tree:
     values = dict.fromkeys(_IGNORED, IGNORE) | {name: value for value, name in enumerate(chosen, start=1)}
     stored = (0, *(values.get(name if name in named else name.lower(), 0) for name in names))
     pictures, folder = places.pictures(), places.mask_folder()
-    masks = _single(list_files(folder), folder)
+    masks = _single(places.files_in(folder).pictures, folder)
     files = {image_id: [(0, masks[image_id])] for image_id in pictures if image_id in masks}
     lost = [path for name, path in masks.items() if name not in pictures]
-    tree = _tree("index", tuple(chosen), pictures, files, lost)
+    tree = _tree(places, "index", tuple(chosen), pictures, files, lost)
     return tree if stored == tuple(range(len(stored))) else replace(tree, stored=stored)
 
 
 def _scan_binary(places: Places) -> Tree:
     pictures, folder = places.pictures(), places.mask_folder()
-    masks = _single(list_files(folder), folder)
+    masks = _single(places.files_in(folder).pictures, folder)
     # Either every mask lies in its class's folder or every one in its picture's.
     by_style = [[(name, *_owners(name)[style]) for name in masks if _owners(name)] for style in (0, 1)]
     fitting = [[entry for entry in entries if entry[1] in pictures] for entries in by_style]
@@ -234,25 +258,32 @@ def _scan_binary(places: Places) -> Tree:
         else:
             files.setdefault(image_id, [])  # labelled, by none of the classes that were chosen
     used = {name for name, _, _ in entries}
-    return _tree("binary", tuple(names), pictures, files, [path for name, path in masks.items() if name not in used])
+    lost = [path for name, path in masks.items() if name not in used]
+    return _tree(places, "binary", tuple(names), pictures, files, lost)
 
 
 def _scan_fss(places: Places) -> Tree:
-    folders = {folder.name: folder for folder in _subfolders(places.root)}
-    found = {name: _pairs(folder) for name, folder in folders.items()}
+    found = _class_folders(places)
     names = _choose(places, {name for name, (pairs, _, _) in found.items() if pairs})
     pictures: dict[str, Path] = {}
     files: dict[str, list[tuple[int, Path]]] = {}
     lost: list[Path] = []
     alone: list[Path] = []
-    for name, value in names.items():
-        pairs, pictures_alone, masks_alone = found[name]
+    for name, (pairs, pictures_alone, masks_alone) in found.items():
+        if not pairs:
+            alone += [*pictures_alone, *masks_alone]
+        if name not in names:
+            continue  # no class, or none that is chosen
+        value = names[name]
         pictures |= {f"{name}/{stem}": picture for stem, picture, _ in pairs}
         files |= {f"{name}/{stem}": [(value, mask)] for stem, _, mask in pairs}
         lost += masks_alone
         alone += pictures_alone
-    tree = _tree("fss", tuple(names), pictures, files, lost)
-    return replace(tree, unlabelled=tuple(alone))
+    tree = _tree(places, "fss", tuple(names), pictures, files, lost)
+    others = tuple(path for path in tree.others if path.parent != places.root)  # those there are lists, say
+    for name, beside in places.files_in(places.root).pictures.items():
+        alone += beside if "/" not in name else ()
+    return replace(tree, unlabelled=tuple(alone), others=others)
 
 
 def _scan_coco(places: Places, jsons: dict[Path, dict[str, Any]]) -> Tree:
@@ -270,22 +301,33 @@ def _scan_coco(places: Places, jsons: dict[Path, dict[str, Any]]) -> Tree:
 
 
 def _read_coco(places: Places, path: Path, content: dict[str, Any]) -> Tree:
-    named = {_integer(category["id"], "category id", path): str(category["name"]) for category in content["categories"]}
+    categories = [one | {"id": _integer(one["id"], "category id", path)} for one in content["categories"]]
+    refuse_doubled(categories, f"categories of {path}", "name")
+    refuse_doubled(content["images"], f"images of {path}", "file_name")
+    named = {category["id"]: str(category["name"]) for category in categories}
     check_unique(list(named.values()), f"categories of {path}")
     in_order = [named[category] for category in sorted(named)]
     names = _choose(places, in_order)
     values = {category: names.get(name, 0) for category, name in named.items()}  # 0: not chosen
     folder = _coco_pictures(places, path, [str(image["file_name"]) for image in content["images"]])
     entries: dict[Any, list[tuple[int, Any, bool]]] = {image["id"]: [] for image in content["images"]}
-    problems = []
+    with_objects = {one["category_id"] for one in content["annotations"] if not one.get("iscrowd")}
+    crowds: dict[str, list[Any]] = {}
+    bare, problems = [], []
     for annotation in content["annotations"]:
         image, category = annotation["image_id"], annotation["category_id"]
         if image not in entries or category not in values:
             problems.append(f"annotation {annotation.get('id', '?')} of {path}: no such image or category in the file")
         elif values[category]:
-            crowd = bool(annotation.get("iscrowd"))
-            entries[image].append((values[category], annotation.get("segmentation"), crowd))
-    pictures, regions = {}, {}
+            use, segmentation = "class", annotation.get("segmentation")
+            if annotation.get("iscrowd"):
+                use = places.crowd or ("ignore" if category in with_objects else "class")
+                crowds.setdefault(use, []).append(image)
+            if segmentation == []:
+                bare.append(image)
+            if use != "zero":
+                entries[image].append((values[category], segmentation, use == "ignore"))
+    pictures, regions, ids = {}, {}, {}
     for image in sorted(content["images"], key=lambda image: str(image["file_name"])):
         name = PurePosixPath(str(image["file_name"]))
         if name.is_absolute() or ".." in name.parts or not name.name:
@@ -293,7 +335,7 @@ def _read_coco(places: Places, path: Path, content: dict[str, Any]) -> Tree:
         image_id = name.with_suffix("").as_posix()
         if image_id in pictures:
             raise DatasetError(f"{path} names picture {image_id!r} twice, expected each once: rename or remove one")
-        pictures[image_id] = folder / name
+        pictures[image_id], ids[image["id"]] = folder / name, image_id
         height, width = (_integer(image[side], f"{side} of {image_id!r}", path) for side in ("height", "width"))
         if not (0 < height <= _LARGEST_SIDE and 0 < width <= _LARGEST_SIDE):
             raise DatasetError(
@@ -308,14 +350,26 @@ def _read_coco(places: Places, path: Path, content: dict[str, Any]) -> Tree:
         regions=regions,
         annotations=path,
         problems=tuple(problems),
+        unlabelled=_not_named(set(pictures.values())),
+        crowds={use: tuple(ids[image] for image in several) for use, several in crowds.items()},
+        bare=tuple(ids[image] for image in bare),
     )
+
+
+def _not_named(named: set[Path]) -> tuple[Path, ...]:
+    """Pictures that lie beside those that a JSON names."""
+    folders = sorted({path.parent for path in named})
+    beside = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
+    return tuple(sorted(path for path in beside if is_picture(path) and path not in named and path.name[0] != "."))
 
 
 def _integer(value: Any, what: str, path: Path) -> int:
     try:
-        return int(value)
+        if not isinstance(value, float) or value.is_integer():
+            return int(value)
     except ValueError:
-        raise DatasetError(f"{path}: {what} is {str(value)[:80]!r}, expected an integer: export it again") from None
+        pass
+    raise DatasetError(f"{path}: {what} is {str(value)[:80]!r}, expected an integer: export it again")
 
 
 def _coco_pictures(places: Places, path: Path, names: list[str]) -> Path:
@@ -349,6 +403,7 @@ def _find_jsons(places: Places) -> dict[Path, dict[str, Any]]:
 
 
 def _tree(
+    places: Places,
     layout: LayoutName,
     names: tuple[str, ...],
     pictures: dict[str, Path],
@@ -361,8 +416,13 @@ def _tree(
         class_names=names,
         pictures={image_id: pictures[image_id] for image_id in sorted(masks)},
         masks=masks,
-        problems=tuple(f"mask {path} has no picture" for path in lost),
+        problems=(
+            *(f"mask {path} has no picture" for path in lost),
+            *(f"link {path} leads nowhere" for listing in places.listings for path in listing.broken),
+        ),
         unlabelled=tuple(path for image_id, path in pictures.items() if image_id not in masks),
+        others=tuple(path for listing in places.listings for path in listing.others),
+        links=tuple(line for listing in places.listings for line in listing.links),
     )
 
 
@@ -386,14 +446,14 @@ def _owners(name: str) -> list[tuple[str, str]]:
     return [(rest, first), (start, last)] if rest else []
 
 
-def _subfolders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _pairs(folder: Path) -> tuple[list[tuple[str, Path, Path]], list[Path], list[Path]]:
-    """A class folder of FSS-1000: (stem, picture, mask), pictures without a mask, masks without a picture."""
-    pairs, pictures, masks = [], [], []
-    for stem, paths in list_files(folder).items():
+def _class_folders(places: Places) -> dict[str, tuple[list[tuple[str, Path, Path]], list[Path], list[Path]]]:
+    """FSS-1000's folders by class: (stem, picture, mask), pictures without a mask, masks without a picture."""
+    found: dict[str, tuple[list[tuple[str, Path, Path]], list[Path], list[Path]]] = {}
+    for name, paths in places.files_in(places.root).pictures.items():
+        class_name, _, stem = name.partition("/")
+        if not stem:
+            continue  # it lies beside the folders
+        pairs, pictures, masks = found.setdefault(class_name, ([], [], []))
         mask = [path for path in paths if path.suffix.lower() == ".png"]
         picture = [path for path in paths if path.suffix.lower() != ".png"]
         if len(mask) == len(picture) == 1:
@@ -401,7 +461,7 @@ def _pairs(folder: Path) -> tuple[list[tuple[str, Path, Path]], list[Path], list
         else:
             masks += mask
             pictures += picture
-    return pairs, pictures, masks
+    return found
 
 
 def _single(files: dict[str, list[Path]], folder: Path) -> dict[str, Path]:
