@@ -143,7 +143,7 @@ def test_where_nothing_vanishes_manifests_are_as_ever():
 def test_an_empty_support_is_replaced_by_the_next_of_the_draw(shot, allow_repeats, tmp_path):
     dataset, options = Specks(), {"shot": shot, "allow_repeats": allow_repeats}
     plain, manifest = manifest_of(dataset, None, **options), manifest_of(dataset, found(dataset), **options)
-    assert manifest.header == plain.header | {"vanished": {"image_size": [32, 40], "pairs": 6}}
+    assert manifest.header == plain.header | {"vanished": {"image_size": [32, 40], "objects": 6}}
     barred, changed = specks(dataset), 0
     whole = manifest_of(dataset, None, shot=5, allow_repeats=True)  # one round of all five other pictures
     for before, after, all_five in zip(plain, manifest, whole, strict=True):
@@ -167,12 +167,23 @@ def test_fewer_shots_are_the_first_of_more():
     assert [spec.support_ids for spec in one] == [spec.support_ids[:1] for spec in three]
 
 
-def test_a_class_of_which_too_much_vanishes_is_refused():
+def test_classes_of_which_too_much_vanishes_have_too_few():
     dataset = Specks()
-    line = r"class 1 \(a\) has only 4 images in specks fold 0 val, as 2 vanish at the network's size, shot=4 needs at"
-    with pytest.raises(ValueError, match=line):
+    line = (
+        r"none of the 3 classes of specks fold 0 val has the 5 images that shot=4 needs .*; the most has a, 4: .*, or "
+    )
+    with pytest.raises(ValueError, match=line + r"raise dataset.image_size \(of the objects 6 vanish"):
         manifest_of(dataset, found(dataset), shot=4)
     manifest_of(dataset, None, shot=4)
+    of_one = Vanished(SIZE, frozenset(pair for pair in found(dataset).pairs if pair[1] == 2))
+    manifest = manifest_of(dataset, of_one, shot=4)
+    assert manifest.too_few == {2: 4}
+    assert manifest.header["vanished"]["objects"] == 2
+    assert {spec.class_value for spec in manifest} == {1, 3}
+    assert manifest.tell_too_few().endswith(
+        "b (4); add images, lower shot or set dataset.allow_repeats=true, or raise dataset.image_size (of the objects 2 "
+        "vanish at the network's size)"
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- DataModules
@@ -185,11 +196,13 @@ def test_supports_of_all_lists_show_something_and_it_is_told(caplog):
         data.setup("test")
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 2
-    begin = "specks fold 0 {}: 8 of 24 objects (a class in a picture) vanish at the network's 32x40: {}; they are never"
+    begin = (
+        "objects (a class in an image) of specks fold 0 {} that vanish at the network's 32x40: 8, of {}; they are never"
+    )
     assert told[0].startswith(begin.format("train", "e (2), f (2), g (2), h (2)"))
-    assert "as queries train on an empty mask" in told[0]
+    assert "as queries their targets are empty" in told[0]
     assert told[1].startswith(begin.format("val", "a (2), b (2), c (2), d (2)"))
-    assert "as queries are scored at their own size" in told[1]
+    assert "as queries they are scored at their own size" in told[1]
     counts = {"train": dict.fromkeys("efgh", 2), "val": dict.fromkeys("abcd", 2)}
     assert data.result_facts()["vanished"] == counts
     empty_queries = 0

@@ -195,9 +195,9 @@ class EpisodeManifest(Manifest):
         height, width = self.header["vanished"]["image_size"]
         query = "their targets are empty" if self.header["split"] == "train" else "they are scored at their own size"
         return (
-            f"{self.header['vanished']['objects']:,} objects (a class in an image) of {_where(self.header)} vanish at "
-            f"the network's {height}x{width}: {', '.join(shown[:_MOST_NAMES])}{rest}; they are never supports, as "
-            f"queries {query}; dataset.image_size and dataset.min_area change it"
+            f"objects (a class in an image) of {_where(self.header)} that vanish at the network's {height}x{width}: "
+            f"{self.header['vanished']['objects']:,}, of {', '.join(shown[:_MOST_NAMES])}{rest}; they are never supports, "
+            f"as queries {query}; dataset.image_size and dataset.min_area change it"
         )
 
     def __len__(self) -> int:
@@ -354,7 +354,7 @@ def _too_few(
 def _tell_vanished(num_vanished: dict[int, int]) -> str:
     """What else lets classes have more images, where objects vanish."""
     total = sum(num_vanished.values())
-    return f", or raise dataset.image_size, at which {total:,} objects vanish" if total else ""
+    return f", or raise dataset.image_size (of the objects {total:,} vanish at the network's size)" if total else ""
 
 
 def _draw(count: int, words: list[int]) -> list[int]:

@@ -126,9 +126,7 @@ def test_brush_masks_that_are_all_marked_as_crowds_are_objects(copy, roots):
     for image_id in whole.ids("val"):
         np.testing.assert_array_equal(dataset.read_mask(image_id), whole.read_mask(image_id))
     (told,) = dataset.left_out()
-    assert (
-        "24 annotations marked as crowds (iscrowd 1), taken as objects as their classes have no others" in told.tell()
-    )
+    assert "(iscrowd 1), taken as an object, 24 in all: their classes have no others" in told.tell()
     ignoring = FolderDataset(root, crowd="ignore")
     assert objects_of(ignoring) == 0
     assert ignoring.fingerprint("val") != dataset.fingerprint("val")
@@ -140,8 +138,8 @@ def test_in_a_mixed_export_crowds_are_ignored_and_counted(copy, roots):
     mark_crowds(root, lambda number, category: number == 0 or category == 20)
     dataset, whole = FolderDataset(root), FolderDataset(roots["coco"])
     told = {one.what.split(",")[1].strip(): one for one in dataset.left_out()}
-    ignored = told["ignored (255); if they are objects"]
-    assert ignored.what.startswith("3 annotations marked as crowds (iscrowd 1), ignored (255); if they are objects")
+    ignored = told["ignored (255)"]
+    assert ignored.what.startswith("annotation marked as a crowd (iscrowd 1), ignored (255), 3 in all; if they are")
     assert ignored.what.endswith("set dataset.crowd=class")
     for image_id in whole.ids("val"):
         expected = whole.read_mask(image_id)
@@ -233,7 +231,7 @@ def test_annotations_without_a_segmentation_are_told(copy):
     root = copy("coco")
     change_json(root, lambda content: content["annotations"][0].update(segmentation=[]))
     (told,) = FolderDataset(root).left_out()
-    assert told.what == "1 annotations without a segmentation, which mark nothing"
+    assert told.what == "annotation without a segmentation, which marks nothing"
 
 
 def test_what_is_left_out_in_words():

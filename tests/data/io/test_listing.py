@@ -64,3 +64,12 @@ def test_a_heic_file_says_what_to_do(tmp_path):
     assert list_files(tmp_path).pictures == {"a": [path]}
     with pytest.raises(ValueError, match=r"a\.HEIC cannot be read .*: convert it to JPEG or PNG"):
         read_image(path)
+
+
+def test_lists_pictures_by_name_below_the_folder(tmp_path):
+    for name in ("b.jpg", "a/1.PNG", "a/1.jpg", "a/.hidden.png", ".git/x.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    listed = {"a/1": [tmp_path / "a/1.PNG", tmp_path / "a/1.jpg"], "b": [tmp_path / "b.jpg"]}
+    assert list_files(tmp_path).pictures == listed
+    assert list(listed) == list(list_files(tmp_path).pictures)

@@ -23,7 +23,7 @@ from hdmnet.data.io.object_masks import read_object_mask
 from hdmnet.data.io.upright import fit_mask, orientation, read_upright, upright_size
 from hdmnet.runtime.errors import DatasetError, MissingFileError
 
-_CROWDS = {"ignore": "ignored (255)", "zero": "left out", "class": "taken as objects"}
+_CROWDS = {"ignore": "ignored (255)", "zero": "left out", "class": "taken as an object"}
 _READER = "3"  # part of the fingerprint: another number when masks are read by another rule
 
 
@@ -318,12 +318,12 @@ class FolderDataset(LabelMapDataset):
             LeftOut(f"{unlabelled}, left out", tuple(map(str, tree.unlabelled))),
             LeftOut("no picture by its name, left out", tuple(map(str, tree.others))),
             LeftOut("not followed", tree.links),
-            LeftOut(f"{len(tree.bare):,} annotations without a segmentation, which mark nothing", tree.bare),
+            LeftOut("annotation without a segmentation, which marks nothing", tree.bare),
         ]
         for use, ids in tree.crowds.items():
-            what = f"{len(ids):,} annotations marked as crowds (iscrowd 1), {_CROWDS[use]}"
+            what = f"annotation marked as a crowd (iscrowd 1), {_CROWDS[use]}, {len(ids):,} in all"
             if self.crowd is None and use == "class":
-                what += " as their classes have no others; dataset.crowd=ignore ignores them"
+                what += ": their classes have no others; dataset.crowd=ignore ignores them"
             elif self.crowd is None:
                 what += "; if they are objects, as brush masks out of CVAT are, set dataset.crowd=class"
             found.append(LeftOut(what, ids))
