@@ -9,6 +9,7 @@ at the picture's size.
 from __future__ import annotations
 
 import glob
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +26,9 @@ from tqdm import tqdm
 
 from hdmnet.apps.segmenter import DEFAULT_CLASS, Prediction, Segmenter
 from hdmnet.config.values import to_plain
+from hdmnet.data.datasets.base import LeftOut
+from hdmnet.data.io.listing import IMAGE_SUFFIXES, is_picture
 from hdmnet.data.io.masks import voc_palette, write_mask
-from hdmnet.data.io.upright import IMAGE_SUFFIXES
 from hdmnet.data.io.user_pictures import read_user_picture
 from hdmnet.runtime.atomic import replacing
 from hdmnet.runtime.errors import InputError, user_message
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from hdmnet.data.io.arrays import UInt8Array
+
+log = logging.getLogger(__name__)
 
 Box = tuple[float, float, float, float]
 Supports = dict[str, list[tuple[Path, Path | Box]]]
@@ -125,20 +129,21 @@ def find_queries(value: Any) -> list[Path]:
     """
     plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     queries: list[Path] = []
+    left_out: list[str] = []
     for word in [] if plain is None else plain if isinstance(plain, list) else [plain]:
         path = expand_home(str(word))
         found = sorted(map(Path, glob.glob(str(path)))) if re.search(r"[*?]", path.name) and not path.exists() else []
         for one in found or [path]:
-            queries += sorted(_pictures_in(one)) if one.is_dir() else [one]
+            inside = sorted(path for path in one.iterdir() if path.name[0] != ".") if one.is_dir() else [one]
+            chosen = [path for path in inside if path == one or (is_picture(path) and path.is_file())]
+            queries += chosen
+            left_out += [str(path) for path in inside if path not in chosen]
+    if left_out:
+        log.warning("query: %s", LeftOut("no picture by its name, left out", tuple(left_out)).tell())
     if not queries:
         shown = "is not given" if plain is None else f"{plain} holds no picture ({', '.join(sorted(IMAGE_SUFFIXES))})"
         raise InputError(f"query {shown}; expected query=[IMG_OR_FOLDER,…]")
     return queries
-
-
-def _pictures_in(folder: Path) -> list[Path]:
-    named = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    return [path for path in named if path.is_file() and not path.name.startswith(".")]
 
 
 # -------------------------------------------------------------------------------------------------------- the command

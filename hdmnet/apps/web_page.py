@@ -27,7 +27,7 @@ from hdmnet.apps import brush
 from hdmnet.apps.brush import Example
 from hdmnet.apps.segmenter import Segmenter
 from hdmnet.config.values import to_plain
-from hdmnet.data.io.upright import IMAGE_SUFFIXES
+from hdmnet.data.io.listing import IMAGE_SUFFIXES
 from hdmnet.runtime.errors import FileError, InputError, user_message
 from hdmnet.runtime.malloc import keep_freed_memory
 from hdmnet.visual.colours import PREDICTION

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 IntArray = npt.NDArray[np.int64]
 StrArray = npt.NDArray[np.str_]
 
-_FORMAT = "hdmnet-catalog-1"
+_FORMAT = "hdmnet-catalog-2"  # 2: palettes are compared
 _CHUNK = 64  # images a task: small enough for an even load and a moving bar, large enough to hide the pipe
 _MIN_PARALLEL = 512  # fewer images than this are scanned sooner than worker processes start
 
@@ -187,17 +187,17 @@ def load_catalog(
     if not ids:
         raise DatasetError(f"the {split} list of {dataset.name} is empty, expected at least one image id")
     check_unique(ids, f"the {split} list of {dataset.name}")
-    key = None if cache_dir is None else _cache_key(dataset, split, ids, skip)
+    key = None if cache_dir is None else cache_key(dataset, split, ids, skip)
     path = (
         None if key is None or cache_dir is None else expand_home(cache_dir) / f"{dataset.name}-{split}-{key[:16]}.npz"
     )
-    found = None if path is None or key is None else _read_cache(path, key)
+    found = None if path is None or key is None else read_cache(path, key)
     if found is None:
         workers = available_cpus() if num_workers is None else num_workers
         title = f"{dataset.name} {split} masks"
         found = _scan(dataset, ids, skip, num_workers=workers, progress=progress, title=title)
         if path is not None and key is not None:
-            _write_cache(path, key, *found)
+            write_cache(path, key, *found)
     pairs, skipped = found
     if skipped:
         logger.warning("%s", tell_skipped([why for _, why in skipped], len(ids), f"{split} images of {dataset.name}"))
@@ -260,7 +260,8 @@ def _pointers(counts: npt.NDArray[np.intp]) -> IntArray:
     return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
 
 
-def _cache_key(dataset: SegmentationDataset, split: Split, ids: list[str], skip: bool) -> str | None:
+def cache_key(dataset: SegmentationDataset, split: Split, ids: list[str], skip: bool) -> str | None:
+    """Key of what is known of a list's masks; None where it cannot be told whether they have changed."""
     fingerprint = dataset.fingerprint(split)
     if fingerprint is None:
         return None
@@ -272,7 +273,7 @@ def _cache_key(dataset: SegmentationDataset, split: Split, ids: list[str], skip:
     return inputs.hexdigest()
 
 
-def _read_cache(path: Path, key: str) -> tuple[_Rows, _Skipped] | None:
+def read_cache(path: Path, key: str) -> tuple[_Rows, _Skipped] | None:
     """Pairs and skipped images of a cache file, or None when there is none or it cannot be trusted."""
     if not path.exists():
         return None
@@ -294,8 +295,8 @@ def _digest(key: str, pairs: _Rows, skipped: str) -> str:
     return hashlib.sha256(head + np.ascontiguousarray(pairs).tobytes()).hexdigest()
 
 
-def _write_cache(path: Path, key: str, pairs: _Rows, skipped: _Skipped) -> None:
-    """Write a cache file; several processes may do so at once."""
+def write_cache(path: Path, key: str, pairs: _Rows, skipped: _Skipped) -> None:
+    """Write a cache file of (n, m) rows; several processes may do so at once."""
     text = json.dumps(skipped) if skipped else ""
     digest = _digest(key, pairs, text)
     try:

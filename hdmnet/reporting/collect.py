@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from hdmnet.config.paths import option_of
 from hdmnet.run.result import read_result, test_entries
 from hdmnet.runtime.errors import InputError, MissingFileError, one_line
 from hdmnet.runtime.home import expand_home
+from hdmnet.runtime.walk import walk_folders
 
 RESULT = "result.json"
 BENCHMARKS = ("pascal", "coco", "shapes")  # data sets that this package brings along
@@ -129,15 +129,14 @@ class Collection:
 
 
 def _find(named: Path, unfinished: list[str]) -> list[Path]:
-    """Result files of one argument; `unfinished` gets the run folders below it that hold none."""
+    """Result files of one argument; `unfinished` gets the folders below it that hold none."""
     if named.is_file():
         return [named]
     if not named.is_dir():
         raise MissingFileError(f"{named} not found; expected a run folder, a folder of runs or a result.json")
     found = []
-    for name, folders, files in os.walk(named):  # symbolic links to folders are not followed
-        folder = Path(name)
-        folders.sort()
+    twice: list[str] = []  # no news: what a second link leads to is found all the same
+    for folder, folders, files in walk_folders(named, twice, unreadable=unfinished):
         if RESULT in files:
             found.append(folder / RESULT)
         elif ".hydra" in folders and _is_run(folder):

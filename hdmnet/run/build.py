@@ -24,7 +24,7 @@ from hdmnet.models.backbones.prepare import prepare_trunk
 from hdmnet.models.base_learner import FEATURE_CHANNELS, BaseLearner
 from hdmnet.run.checkpoints import load_strictly
 from hdmnet.run.trainer_arguments import new_trainer
-from hdmnet.runtime import signals
+from hdmnet.runtime import ranks, signals
 from hdmnet.runtime.errors import ConfigError, InputError
 from hdmnet.runtime.private_api import leave_sigterm_alone
 from hdmnet.runtime.provenance import emulates_bfloat16, git_state, library_versions, processor
@@ -67,6 +67,8 @@ def build_dataset(cfg: DictConfig, *, check: bool = True) -> SegmentationDataset
         raise InputError(f"dataset.num_folds={node['num_folds']}: expected {dataset.num_folds}, as {dataset.name} has")
     if check:
         dataset.check(files=skipped_files(cfg) is None)
+        for one in dataset.left_out() if ranks.rank() == 0 else ():
+            log.warning("%s: %s", dataset.name, one.tell())
     return dataset
 
 

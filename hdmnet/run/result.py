@@ -13,6 +13,8 @@
     trained_on:        of an evaluation, {dataset, fold, shot} of the training, where the checkpoint tells it
     too_few_images:    classes that no episode is drawn of: {list: {name: number of images}}
     skipped:           files that `dataset.on_error=skip` left out: [{split, why, episodes}], see `skipped_files`
+    vanished:          {list: {class: objects of which nothing is left at the network's size}}; they are no supports
+    left_out:          what of the data set's folders and files is not used: [{what, count, names [at most 100]}]
     manifest_sha256 config versions git_commit git_dirty hardware timings {phase: seconds}
 """
 

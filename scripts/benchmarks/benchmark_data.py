@@ -291,9 +291,9 @@ def run_catalog(context: Context) -> list[Row]:
         folder.mkdir()
         context.progress.step(f"catalog: {number} images")
         dataset, pairs = simulate(folder, number)
-        key = catalog_module._cache_key(dataset, "train", dataset.ids("train"), skip=False)
+        key = catalog_module.cache_key(dataset, "train", dataset.ids("train"), skip=False)
         assert key is not None, "it has a fingerprint"
-        catalog_module._write_cache(cache / f"{dataset.name}-train-{key[:16]}.npz", key, pairs, [])
+        catalog_module.write_cache(cache / f"{dataset.name}-train-{key[:16]}.npz", key, pairs, [])
         context.progress.step("catalog: loading")
 
         def load() -> Catalog:

@@ -26,11 +26,13 @@ from tqdm import tqdm
 from hdmnet.cli.compose import compose_words
 from hdmnet.cli.parser import run_main
 from hdmnet.config.checks import validate
+from hdmnet.config.values import image_size
 from hdmnet.data.catalog import Catalog, class_areas, training_view
 from hdmnet.data.datasets.base import SegmentationDataset, Split
 from hdmnet.data.datasets.folder.dataset import FolderDataset
-from hdmnet.data.episodes.manifest import EpisodeManifest, images_needed
+from hdmnet.data.episodes.manifest import EpisodeManifest, find_positions, images_needed
 from hdmnet.data.io.upright import orientation
+from hdmnet.data.vanished import Vanished, vanished_classes
 from hdmnet.run.build import build_dataset
 from hdmnet.runtime.provenance import available_cpus
 from hdmnet.visual.contact_sheet import draw_contact_sheets
@@ -41,39 +43,47 @@ _SHOWN = 5  # names in a note
 
 @dataclass
 class Findings:
-    """What was found: `wrong` and `notes` line by line, and areas in pixels, by class, of each image that is right."""
+    """What was found: `wrong` and `notes` line by line, and areas in pixels, by class, of each image that is right.
+
+    `vanished` holds image id and class value where nothing of a class is left at the network's size.
+    """
 
     wrong: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     areas: dict[str, dict[int, int]] = field(default_factory=dict)
+    vanished: set[tuple[str, int]] = field(default_factory=set)
 
 
-def read_through(dataset: SegmentationDataset, ids: Sequence[str], findings: Findings) -> None:
+def read_through(dataset: SegmentationDataset, ids: Sequence[str], size: tuple[int, int], findings: Findings) -> None:
     """Decode every picture and every mask.
 
     Args:
         dataset: The data set.
         ids: The images, each once.
-        findings: Gets the areas, and a line for each image with something wrong.
+        size: (H, W) of the network's input.
+        findings: Gets the areas, what vanishes, and a line for each image with something wrong.
     """
     with ThreadPoolExecutor(available_cpus()) as pool:  # decoding leaves Python's lock alone
-        results = pool.map(partial(_read, dataset), ids)
+        results = pool.map(partial(_read, dataset, size), ids)
         for image_id, result in zip(ids, tqdm(results, total=len(ids), desc=dataset.name, unit="image"), strict=True):
             if isinstance(result, str):
                 findings.wrong.append(result)
             else:
-                findings.areas[image_id] = result
+                findings.areas[image_id], vanished = result
+                findings.vanished |= {(image_id, value) for value in vanished}
 
 
-def _read(dataset: SegmentationDataset, image_id: str) -> dict[int, int] | str:
+def _read(dataset: SegmentationDataset, size: tuple[int, int], image_id: str) -> tuple[dict[int, int], list[int]] | str:
     try:
         areas = class_areas(dataset, image_id)
         dataset.read_image(image_id)
+        counting = {value: area for value, area in areas.items() if area >= dataset.min_area}
+        vanished = vanished_classes(dataset, image_id, counting, size)
     except (ValueError, OSError) as error:
         return " ".join(str(error).split())
     except KeyError:
         return f"image {image_id!r} of a list is not there"
-    return areas
+    return areas, vanished
 
 
 def look_around(dataset: FolderDataset, findings: Findings) -> None:
@@ -84,10 +94,7 @@ def look_around(dataset: FolderDataset, findings: Findings) -> None:
         findings: Gets it; its areas are there already.
     """
     tree = dataset.tree
-    findings.wrong += tree.problems
     findings.notes += [dataset.unused_categories()] if tree.unused else []
-    if tree.unlabelled:
-        findings.notes.append(f"{_some([str(path) for path in tree.unlabelled])}: no mask, left out")
     if findings.areas and not any(findings.areas.values()):
         remedy = "255 is ignored, so put masks of 0 and 255 as masks/CLASS/NAME.png" if tree.layout == "index" else ""
         findings.wrong.append(f"no mask of {dataset.root} holds any class{': ' if remedy else ''}{remedy}")
@@ -143,7 +150,8 @@ def count_classes(
     split, settings = dataset.class_split(cfg.fold), cfg.dataset
     catalogs = {name: make_catalog(dataset, ids[name], findings) for name in ids}
     lacking: list[str] = []
-    counts: dict[tuple[int, str], int] = {}
+    counts: dict[tuple[int, str], tuple[int, int]] = {}
+    vanished = Vanished(image_size(settings.image_size), frozenset(findings.vanished))
     for name, classes, kind in (
         ("train", split.train, "base"),
         ("val", split.val, "novel"),
@@ -157,17 +165,22 @@ def count_classes(
                 filtered = settings.filter_novel and settings.novel_pixels is None
                 view = training_view(catalogs[name], dataset, split, filter_novel=filtered)
             about = {"dataset": dataset.name, "fold": split.fold, "split": name, "seed": 0, "num_episodes": None}
-            manifest = EpisodeManifest(view, shot=cfg.shot, allow_repeats=settings.allow_repeats, **about)
+            about |= {"allow_repeats": settings.allow_repeats, "vanished": vanished}
+            manifest = EpisodeManifest(view, shot=cfg.shot, **about)
+            findings.notes += filter(None, [manifest.tell_vanished()])
             lacking += [manifest.tell_too_few(everything)] if manifest.too_few else []
         except ValueError as error:
             lacking.append(str(error))
-        counts |= {(value, kind): number for value, number in zip(view.classes, np.diff(view.class_ptr), strict=True)}
+        gone = find_positions(view, vanished.pairs)
+        for value, number in zip(view.classes, np.diff(view.class_ptr).tolist(), strict=True):
+            counts[value, kind] = number, len(gone.get(value, ()))
     findings.wrong = findings.wrong or lacking
     needed = images_needed(cfg.shot, allow_repeats=settings.allow_repeats)
     width = max(len("class"), *map(len, dataset.class_names))
     lines = [f"{'class':<{width}}  in fold {cfg.fold}   images that count (at least {dataset.min_area} px of it)"]
-    for (value, kind), number in sorted(counts.items()):
-        mark = "" if number >= needed else f"   too few: shot={cfg.shot} needs {needed}"
+    for (value, kind), (number, num_gone) in sorted(counts.items()):
+        mark = f"   {num_gone:,} vanish" if num_gone else ""
+        mark += "" if number - num_gone >= needed else f"   too few: shot={cfg.shot} needs {needed}"
         lines.append(f"{dataset.class_names[value - 1]:<{width}}  {kind:<9}   {number:>6,}{mark}")
     return lines
 
@@ -199,7 +212,12 @@ def check(cfg: DictConfig) -> bool:
     ids = {split: dataset.ids(split) for split in dataset.splits}
     every = list(dict.fromkeys(itertools.chain(*ids.values())))
     findings = Findings()
-    read_through(dataset, every, findings)
+    read_through(dataset, every, image_size(cfg.dataset.image_size), findings)
+    for one in dataset.left_out():
+        if one.wrong:
+            findings.wrong += one.names
+        else:
+            findings.notes.append(one.tell())
     if isinstance(dataset, FolderDataset):
         look_around(dataset, findings)
     if not findings.wrong:  # else the missing files are among what was found

@@ -22,7 +22,6 @@ from typing import Any
 sys.path[:0] = [folder for folder in (str(Path(__file__).parent),) if folder not in sys.path]
 
 from prepare_common import (  # noqa: E402
-    CROWD_VALUES,
     PaintItem,
     category_values,
     count_workers,
@@ -36,6 +35,8 @@ from prepare_common import (  # noqa: E402
 
 from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
 from hdmnet.data.datasets.coco import YEARS  # noqa: E402
+from hdmnet.data.datasets.files import check_unique  # noqa: E402
+from hdmnet.data.io.annotations import CROWD_VALUES, refuse_doubled  # noqa: E402
 
 NAME = "prepare_coco"
 NUM_CATEGORIES = 80
@@ -68,9 +69,9 @@ def load_instances(path: Path, pictures: Path, masks: Path) -> Instances:
     try:
         content = json.loads(path.read_bytes())
         values = category_values(content["categories"])
+        refuse_doubled(content["images"], "images", "file_name")
+        check_unique([Path(str(image["file_name"])).stem for image in content["images"]], "its list of images")
         annotations: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
-        if len(annotations) != len(content["images"]):
-            raise ValueError("two pictures have the same id")
         for annotation in content["annotations"]:
             # Only what painting needs: bounding boxes and areas would be sent to the workers for nothing.
             kept = {key: annotation[key] for key in ("id", "category_id", "segmentation")}
@@ -160,12 +161,13 @@ def prepare_split(root: Path, folder: str, *, crowd: str, workers: int, allow_pa
     masks.mkdir(parents=True, exist_ok=True)
     check_record(masks, crowd, len(instances.values))
     remove_stale(masks)
-    on_disk = {path.name for path in pictures.iterdir()}
+    on_disk = {path.name for path in pictures.iterdir() if not path.name.startswith(".")}
     present = [item for item in instances.items if item.picture.name in on_disk]
     rest = unfinished(present, lambda item: item.mask)
     work = partial(paint_chunk, values=instances.values, crowd=crowd)
     problems = run_chunks(work, rest, workers=workers, title=folder)
-    return report(folder, instances.items, present, problems, allow_partial=allow_partial)
+    beside = len(on_disk - {item.picture.name for item in instances.items})
+    return report(folder, instances.items, present, problems, crowd=crowd, beside=beside, allow_partial=allow_partial)
 
 
 def report(
@@ -174,6 +176,8 @@ def report(
     present: Sequence[PaintItem],
     problems: Sequence[str],
     *,
+    crowd: str,
+    beside: int,
     allow_partial: bool,
 ) -> bool:
     """Print the counts of a split, and what is wrong with it.
@@ -183,6 +187,8 @@ def report(
         items: The pictures of the JSON.
         present: Those on the disk.
         problems: A line for each mask that could not be painted.
+        crowd: What a crowd region painted.
+        beside: Number of files in the pictures' folder that the JSON does not name.
         allow_partial: Whether missing pictures are only a warning.
 
     Returns:
@@ -195,6 +201,16 @@ def report(
         f"{folder}: {len(items):,} pictures in the JSON, {len(present):,} on the disk, "
         f"{len(present) - len(lacking):,} masks, {num_empty:,} without annotations"
     )
+    every = [annotation for item in present for annotation in item.annotations]
+    num_crowds = sum(bool(annotation["iscrowd"]) for annotation in every)
+    bare = sum(annotation["segmentation"] == [] for annotation in every)
+    for number, text in (
+        (num_crowds, f"annotations are marked as crowds (iscrowd 1) and painted by --crowd {crowd}"),
+        (bare, "annotations have no segmentation and are not painted"),
+        (beside, f"files in {folder} are not named by the JSON and left out"),
+    ):
+        if number:
+            print(f"{folder}: {number:,} {text}")
     if num_missing:
         there = {item.picture for item in present}
         first = next(item.picture for item in items if item.picture not in there)

@@ -26,7 +26,8 @@ from typing import IO, Any, BinaryIO, NoReturn, TypeVar, cast
 import numpy as np
 from tqdm import tqdm
 
-from hdmnet.data.io.annotations import decode_segmentation
+from hdmnet.data.datasets.palettes import Colour, refuse_other_palette
+from hdmnet.data.io.annotations import CROWD_VALUES, decode_segmentation, refuse_doubled
 from hdmnet.data.io.arrays import IGNORE, MAX_LABELS, UInt8Array
 from hdmnet.data.io.masks import read_mask, write_mask
 from hdmnet.data.io.pictures import PNG_END, read_size
@@ -39,9 +40,6 @@ Item = TypeVar("Item")
 
 CHUNK_SIZE = 32
 STALE_SECONDS = 3600.0
-
-#: The values of `--crowd`, and what each paints; None = the annotation's own class.
-CROWD_VALUES: dict[str, int | None] = {"ignore": IGNORE, "zero": 0, "class": None}
 
 
 def warn(name: str, text: str) -> None:
@@ -278,7 +276,7 @@ def _write_stream(stream: IO[bytes], target: Path) -> None:
         shutil.copyfileobj(stream, file)
 
 
-def category_values(categories: Iterable[Mapping[str, Any]]) -> dict[int, int]:
+def category_values(categories: Sequence[Mapping[str, Any]]) -> dict[int, int]:
     """Number the categories of an instances file: class = position, from 1, in ascending category id.
 
     Args:
@@ -288,8 +286,9 @@ def category_values(categories: Iterable[Mapping[str, Any]]) -> dict[int, int]:
         Class value of every category id.
 
     Raises:
-        ValueError: If there is none, or there are more than fit in 8 bits.
+        ValueError: If there is none, two have one id, or there are more than fit in 8 bits.
     """
+    refuse_doubled(categories, "categories", "name")
     ids = sorted({int(category["id"]) for category in categories})
     if not 1 <= len(ids) <= MAX_LABELS:
         raise DatasetError(f"found {len(ids)} categories, expected 1 to {MAX_LABELS}, as class {IGNORE} means ignore")
@@ -402,11 +401,12 @@ class ConvertItem:
     name: str
 
 
-def convert_chunk(items: Iterable[ConvertItem]) -> list[str]:
+def convert_chunk(items: Iterable[ConvertItem], *, colours: dict[int, tuple[Colour, Path]]) -> list[str]:
     """Write some VOC or SBD masks as palette PNGs.
 
     Args:
         items: The masks.
+        colours: Of VOC's own masks, from `common_colours`: one with another palette has other values, too.
 
     Returns:
         A line for each mask that failed.
@@ -415,6 +415,7 @@ def convert_chunk(items: Iterable[ConvertItem]) -> list[str]:
     for item in items:
         try:
             if isinstance(item.source, Path) and item.source.suffix == ".png":
+                refuse_other_palette(item.source, colours)
                 mask = read_mask(item.source)
             else:
                 mask = read_sbd(io.BytesIO(item.source) if isinstance(item.source, bytes) else item.source, item.name)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path[:0] = [folder for folder in (str(Path(__file__).parent),) if folder not in sys.path]
@@ -30,6 +31,7 @@ from prepare_common import (  # noqa: E402
 
 from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
 from hdmnet.data.datasets.files import read_ids  # noqa: E402
+from hdmnet.data.datasets.palettes import common_colours  # noqa: E402
 from hdmnet.data.datasets.pascal import LISTS  # noqa: E402
 
 NAME = "prepare_pascal"
@@ -166,7 +168,8 @@ def prepare(root: Path, voc_tar: Path | None, sbd: Path | None, *, workers: int,
     pictures = {path.name for path in (root / "JPEGImages").iterdir()}
     present = [item for item in items if item.picture.name in pictures]
     rest = unfinished(present, lambda item: item.mask)
-    problems = run_chunks(convert_chunk, rest, workers=workers, title=target.name)
+    own = [item.source for item in items if isinstance(item.source, Path) and item.source.suffix == ".png"]
+    problems = run_chunks(partial(convert_chunk, colours=common_colours(own)), rest, workers=workers, title=target.name)
     return report(root, num_missing_pictures=len(items) - len(present), problems=problems, allow_partial=allow_partial)
 
 

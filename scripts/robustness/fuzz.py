@@ -7,7 +7,7 @@ Every input is read in a child process under a time and a memory limit. It ends 
 
     accepted   read, or built anew
     refused    one line that names what is wrong
-    crash      any other error, a dead child, or no memory left
+    crash      any other error, a dead child, no memory left; or accepted, but not as an independent reader reads it
     hang       no answer in time
     executed   something in it ran: a command, a connection, a file outside the scratch folder
 

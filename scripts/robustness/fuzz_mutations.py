@@ -1,7 +1,8 @@
 """Mutations of files and words for fuzz.py: each a function of a seeded generator, so that a case comes again.
 
-Bytes are flipped, cut, repeated and spliced; PNG chunks and JPEG segments get right sums again, as a decoder would look
-no further otherwise; JSON and checkpoints are changed value by value, so that they get past the parser.
+Bytes are flipped, cut, repeated and spliced; texts get other encodings, palettes another order; PNG chunks and JPEG
+segments get right sums again, as a decoder would look no further otherwise; JSON and checkpoints are changed value by
+value, so that they get past the parser.
 """
 
 from __future__ import annotations
@@ -79,8 +80,11 @@ def mutate_png(data: bytes, rng: random.Random) -> bytes:
     chunks = list(_png_chunks(data))
     place = rng.randrange(len(chunks))
     name, body = chunks[place]
-    kind = rng.randrange(5)
-    if kind == 0:
+    kind = rng.randrange(7)
+    palette = next((number for number, chunk in enumerate(chunks) if chunk[0] == b"PLTE"), None)
+    if kind > 4 and palette is not None:
+        chunks[palette] = (b"PLTE", _other_palette(chunks[palette][1], rng))
+    elif kind == 0:
         del chunks[place]
     elif kind == 1:
         chunks.insert(rng.randrange(len(chunks) + 1), (name, body))
@@ -90,6 +94,21 @@ def mutate_png(data: bytes, rng: random.Random) -> bytes:
         chunks[place] = (name, mutate_bytes(body, rng) if body else rng.randbytes(4))
     parts = [struct.pack(">I", len(b)) + n + b + struct.pack(">I", zlib.crc32(n + b)) for n, b in chunks]
     return data[:8] + b"".join(parts)
+
+
+def _other_palette(body: bytes, rng: random.Random) -> bytes:
+    """The entries in another order, fewer of them, or others."""
+    entries = [body[place : place + 3] for place in range(0, len(body), 3)]
+    kind = rng.randrange(4)
+    if kind == 0:
+        rng.shuffle(entries)
+    elif kind == 1:
+        entries = entries[: rng.randrange(1, 8)]
+    elif kind == 2:
+        entries = [bytes([rng.choice((0, 0, 60, 220)), 0, 0]) for _ in entries]
+    else:
+        entries[rng.randrange(min(8, len(entries)))] = rng.choice((b"\0\0\0", b"\xff\xff\xff", rng.randbytes(3)))
+    return b"".join(entries)
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -107,7 +126,35 @@ def mutate_json(data: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.02:
         return b"[" * 100_000  # deeper than Python's stack
     tree = mutate_tree(json.loads(data), rng)
-    return json.dumps(tree, default=str).encode("utf-8", "surrogatepass")
+    return encode(json.dumps(tree, default=str, ensure_ascii=rng.random() < 0.9), rng)
+
+
+def encode(text: str, rng: random.Random) -> bytes:
+    """A text in one of the encodings that editors and exporters write; mostly UTF-8."""
+    encoding = "utf-8" if rng.random() < 0.9 else rng.choice(("utf-8-sig", "utf-16", "latin-1", "cp1252", "shift-jis"))
+    return text.encode(encoding, "surrogatepass" if encoding == "utf-8" else "replace")
+
+
+def mutate_coco(data: bytes, rng: random.Random) -> bytes:
+    """Give entries of an annotation file ids of others, mark crowds, take segmentations away; or change any value."""
+    if rng.random() < 0.6:
+        return mutate_json(data, rng)
+    content = json.loads(data)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        annotation = rng.choice(content["annotations"])
+        kind = rng.randrange(5)
+        if kind < 2:
+            entries = content[rng.choice(("images", "images", "annotations", "categories"))]
+            rng.choice(entries)["id"] = rng.choice(entries)["id"]
+        elif kind == 2:
+            annotation["iscrowd"] = 1 - annotation["iscrowd"]
+        elif kind == 3:
+            annotation["segmentation"] = rng.choice(([], rng.choice(content["annotations"])["segmentation"]))
+        else:
+            category = rng.choice(content["categories"])["id"]
+            for one in content["annotations"]:
+                one["iscrowd"] = 1 if one["category_id"] == category else one["iscrowd"]
+    return encode(json.dumps(content), rng)
 
 
 def mutate_tree(tree: Any, rng: random.Random) -> Any:
@@ -148,6 +195,8 @@ def mutate_lines(data: bytes, rng: random.Random) -> bytes:
     """Repeat, drop, swap or replace lines of a list; or any byte."""
     if rng.random() < 0.3:
         return mutate_bytes(data, rng)
+    if rng.random() < 0.2:
+        return encode(data.decode() + "größe\r\n", rng)
     lines = data.split(b"\n")
     place = rng.randrange(len(lines))
     kind = rng.randrange(4)

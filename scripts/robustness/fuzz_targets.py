@@ -8,12 +8,14 @@ import json
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import fuzz_folders
 import fuzz_mutations as mutate
+import fuzz_reference as reference
 import numpy as np
 import prepare_coco
 import prepare_common
@@ -76,11 +78,13 @@ def all_kinds(scratch: Path) -> dict[str, Kind]:
     """
     runs, trees = _Checkpoints(scratch / "seeds"), _Trees(scratch / "trees")
     pictures = _pictures()
+    folders = tuple(json.dumps(fuzz_folders.describe(layout)).encode() for layout in ("index", "binary", "fss"))
     return {
         "png": Kind(120, "mask.png", pictures["png"], mutate.mutate_png, _read_mask),
         "jpeg": Kind(120, "picture.jpg", pictures["jpeg"], mutate.mutate_bytes, _read_picture),
         "other pictures": Kind(40, "picture.tif", pictures["other"], mutate.mutate_bytes, _read_picture),
-        "coco json": Kind(80, "annotations.json", (trees.coco,), mutate.mutate_json, trees.read_coco),
+        "coco json": Kind(80, "annotations.json", (trees.coco,), mutate.mutate_coco, trees.read_coco),
+        "own folder": Kind(40, "folder.json", folders, fuzz_folders.mutate, fuzz_folders.read),
         "list": Kind(40, "classes.txt", trees.lists, mutate.mutate_lines, trees.read_lists),
         "result.json": Kind(20, "result.json", (runs.result,), mutate.mutate_json, lambda path: void(collect([path]))),
         "manifest": Kind(20, "episodes.jsonl", (runs.manifest,), mutate.mutate_bytes, _read_manifest),
@@ -134,8 +138,8 @@ def _pictures() -> dict[str, tuple[bytes, ...]]:
 
 def _read_mask(path: Path) -> None:
     first = _first_refusal(
-        lambda: masks.read_mask(path),
-        lambda: read_object_mask(path, f"mask {path}"),
+        lambda: reference.same(masks.read_mask(path), reference.index_mask(path), "class indices"),
+        lambda: reference.same(read_object_mask(path, f"mask {path}"), reference.object_mask(path), "object"),
         lambda: user_pictures.read_user_mask(path, np.zeros((24, 32, 3), dtype=np.uint8)),
         lambda: _read_picture(path),
     )
@@ -145,10 +149,10 @@ def _read_mask(path: Path) -> None:
 
 def _read_picture(path: Path) -> None:
     first = _first_refusal(
-        lambda: pictures.read_image(path),
+        lambda: reference.same(pictures.read_image(path), reference.picture(path, upright=False), "stored picture"),
         lambda: pictures.read_size(path),
-        lambda: user_pictures.read_user_picture(path),
-        lambda: read_upright(path),
+        lambda: reference.same(read_upright(path), reference.picture(path, upright=True), "upright picture"),
+        lambda: reference.same(user_pictures.read_user_picture(path)[0], read_upright(path), "user's picture"),
     )
     if first is not None:
         raise first
@@ -187,34 +191,63 @@ class _Trees:
 
     def read_coco(self, path: Path) -> None:
         """As `dataset=folder` reads it, and as scripts/data/prepare_coco.py paints it."""
-        first = _first_refusal(lambda: self._read_folder(annotations=str(path)), lambda: self._paint(path))
+        first = _first_refusal(lambda: self._compare(path), lambda: self._paint(path))
         if first is not None:
             raise first
 
-    def _read_folder(self, **arguments: Any) -> None:
+    def _read_folder(self, **arguments: Any) -> FolderDataset:
         dataset = FolderDataset(self.root, layout="coco", **arguments)
         dataset.check()
         for image_id in dataset.ids("val"):
             class_areas(dataset, image_id)
+        return dataset
+
+    def _compare(self, path: Path) -> None:
+        """Read a JSON, and hold each class's mask against pycocotools'."""
+        dataset = self._read_folder(annotations=str(path))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        coco = reference.coco_index(content)
+        names = {str(category["name"]): category["id"] for category in content["categories"]}
+        for image in content["images"]:
+            image_id = PurePosixPath(str(image["file_name"]).replace("\\", "/")).with_suffix("").as_posix()
+            regions, ignored = reference.coco_masks(coco, image["id"], crowd=None)
+            for region in regions.values():
+                ignored &= ~region
+            for value, name in enumerate(dataset.class_names, start=1):
+                mask = dataset.read_class_mask(image_id, value)
+                expected = np.where(regions.get(names[name], False), 1, np.where(ignored, 255, 0))
+                reference.same(mask, expected, f"{name} in {image_id}")
 
     def _paint(self, path: Path) -> None:
+        painted = path.parent / "painted"
         try:
-            instances = prepare_coco.load_instances(path, self.root / "images", path.parent / "painted")
+            instances = prepare_coco.load_instances(path, self.root / "images", painted)
         except (ValueError, OSError) as error:  # what the script prints as one line
             raise mutate.RefusedError(str(error)) from None
         problems = prepare_common.paint_chunk(instances.items, values=instances.values, crowd="ignore")
         if any("\n" in problem for problem in problems):
             raise RuntimeError(f"a problem has several lines: {problems}")
+        if not problems:
+            coco = reference.coco_index(json.loads(path.read_bytes()))
+            for image in coco.dataset["images"]:
+                file = painted / PurePosixPath(str(image["file_name"])).with_suffix(".png")
+                reference.same(reference.painted(coco, image["id"]), reference.index_mask(file), f"painted {file.name}")
 
     def read_lists(self, path: Path) -> None:
         """As a list of ids, of classes, and of folds."""
         first = _first_refusal(
-            lambda: self._read_folder(val_list=str(path)),
-            lambda: self._read_folder(classes=str(path)),
+            lambda: self._same_lines(path, self._read_folder(val_list=str(path)).ids("val")),
+            lambda: self._same_lines(path, self._read_folder(classes=str(path)).class_names),
             lambda: self._read_folder(folds=str(path)),
         )
         if first is not None:
             raise first
+
+    def _same_lines(self, path: Path, found: Sequence[str]) -> None:
+        lines = path.read_bytes().decode("utf-8-sig").splitlines()
+        expected = [line.strip() for line in lines if line.strip()]
+        if len(found) != len(expected) or not all(map(str.startswith, expected, found)):  # an id may have its suffix
+            raise reference.WrongError(f"read {list(found)}, expected {expected}")
 
 
 def _read_manifest(path: Path) -> None:

@@ -58,6 +58,20 @@ def predict(tmp_path, start, *words):
     return commands.call("predict", tmp_path, f"ckpt={start}", "device=cpu", f"output={tmp_path / 'out'}", *words)
 
 
+def test_what_a_folder_of_queries_holds(tmp_path, caplog):
+    """Every kind of picture, by its name in any capitals; what is none is told, hidden files apart."""
+    names = ("a.JPG", "b.jfif", "c.jpe", "d.avif", "e.gif", "f.jp2", "g.ppm", "h.mpo", "j.HEIC")
+    for name in (*names, "notes.txt", ".hidden.jpg", "raw.NEF"):
+        (tmp_path / name).touch()
+    (tmp_path / "sub.png").mkdir()
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "not there")
+    (tmp_path / "linked").symlink_to(tmp_path)
+    assert find_queries(str(tmp_path)) == [tmp_path / name for name in names]
+    left_out = ", ".join(f"{tmp_path}/{name}" for name in ("gone.jpg", "linked", "notes.txt", "raw.NEF", "sub.png"))
+    assert caplog.messages == [f"query: {left_out}: no picture by its name, left out"]
+    assert find_queries(f"{tmp_path}/linked") == [tmp_path / "linked" / name for name in names]
+
+
 def test_queries_of_all_kinds_and_one_line_for_those_that_are_none(folder, start, tmp_path):
     words = (f"support=[{folder}/a.png:{folder}/a_mask.png]", f"query=[{folder}/queries,{folder}/gone.png]")
     answer = predict(tmp_path, start, *words)
@@ -68,6 +82,7 @@ def test_queries_of_all_kinds_and_one_line_for_those_that_are_none(folder, start
     assert "gone.png not found" in lines[1]
     assert "2 of 7 queries could not be segmented" in lines[2]
     assert "predict: " in answer.err
+    assert f"query: {folder}/queries/notes.txt: no picture by its name, left out" in answer.out
     found = {path.name for path in (tmp_path / "out").iterdir() if path.is_file()}
     kinds = ("mask.png", "probability.png", "overlay.jpg")
     assert found == {f"{name}_{kind}" for name in SIZES for kind in kinds}

@@ -204,13 +204,13 @@ def test_damaged_cache_is_rebuilt(
 def test_no_flipped_byte_of_the_cache_passes(dataset: FolderMasks, tmp_path: Path) -> None:
     load_catalog(dataset, "train", tmp_path / "cache", progress=False)
     (path,) = (tmp_path / "cache").iterdir()
-    key = catalog_module._cache_key(dataset, "train", dataset.ids("train"), skip=False)
-    pairs, _ = catalog_module._read_cache(path, key)
+    key = catalog_module.cache_key(dataset, "train", dataset.ids("train"), skip=False)
+    pairs, _ = catalog_module.read_cache(path, key)
     data = path.read_bytes()
     refused = 0
     for place in range(len(data)):
         path.write_bytes(data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1 :])
-        found = catalog_module._read_cache(path, key)
+        found = catalog_module.read_cache(path, key)
         refused += found is None
         if found is not None:  # e.g. a byte of the zip's time stamps
             np.testing.assert_array_equal(found[0], pairs)

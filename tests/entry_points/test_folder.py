@@ -38,7 +38,14 @@ def test_two_layouts_give_the_same_figures(roots, start, tmp_path):
 
 def test_trains_on_a_folder_and_tests_what_it_trained(roots, tmp_path):
     words = ("dataset=folder", *REAL, f"dataset.root={roots['binary']}", "dataset.num_folds=2", "dataset.name=mine")
+    notes = roots["binary"] / "images/notes.txt"
+    notes.touch()
     answer = run("train", tmp_path / "run", *words, "fold=1")
+    assert f"mine: {notes}: no picture by its name, left out" in answer.out
+    assert answer.result["left_out"] == [
+        {"what": "no picture by its name, left out", "count": 1, "names": [str(notes)]}
+    ]
+    assert answer.result["vanished"] == {}
     assert (answer.result["dataset"], answer.result["fold"]) == ("mine", 1)
     assert len(answer.result["test"]["iou_per_class"]) == 2
     best = answer.folder / "checkpoints" / "best.ckpt"

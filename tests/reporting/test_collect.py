@@ -17,6 +17,18 @@ def test_finds_results_at_any_depth_each_once(tmp_path):
     assert found.warnings == []
 
 
+def test_runs_behind_links_are_found_each_once(tmp_path):
+    here, away = tmp_path / "here", tmp_path / "disk"
+    one, two = write_run(here, "sweep/0_fold0", fold=0), write_run(away, "1_fold1", fold=1)
+    (here / "moved").symlink_to(away)
+    (here / "latest").symlink_to(one)
+    (away / "up").symlink_to(here)
+    found = collect([here])
+    assert {run.folder for run in found.runs} == {here / "moved" / two.name, one}
+    assert len(found.runs) == 2
+    assert found.warnings == []
+
+
 def test_tells_unfinished_damaged_and_dirty_runs(tmp_path):
     good = write_run(tmp_path, "good", git_dirty=True)
     (tmp_path / "unfinished" / ".hydra").mkdir(parents=True)

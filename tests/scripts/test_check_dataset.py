@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ def checked(content, tmp_path, capsys):
 
     def check(layout, damage=lambda root: None, *words):
         root = tmp_path / "data"
+        shutil.rmtree(root, ignore_errors=True)
         root.mkdir()
         write(layout, root, content)
         damage(root)
@@ -155,6 +157,65 @@ def test_empty_masks_are_noted(checked, content):
     code, out, _ = checked("fss", damage)
     assert (code, lines(out, "note")) == (0, [f"{name}: nothing is marked in the mask"])
     assert "4 classes, 1 images without any" in out
+
+
+def test_what_vanishes_at_the_networks_size_is_counted(checked, content):
+    first = next(name for name in content[0] if name.startswith(content[1][2]))
+
+    def damage(root):
+        mask = np.zeros((48, 48), dtype=np.uint8)
+        mask[1, 1] = 3
+        write_mask(root / f"masks/{first}.png", mask)
+
+    code, out, _ = checked("index", damage, "dataset.image_size=24")
+    begin = "objects (a class in an image) of folder fold 0 val that vanish at the network's 24x24: 1, of "
+    (note,) = lines(out, "note")
+    assert note.startswith(f"{begin}{content[1][2]} (1); they are never supports")
+    assert "   1 vanish" in next(row for row in out.splitlines() if row.startswith(content[1][2]))
+    assert code == 0
+    code, out, _ = checked("index", damage, "dataset.image_size=48")
+    assert lines(out, "note") == []
+
+
+def test_links_and_what_is_left_out_are_noted(checked, tmp_path):
+    def damage(root):
+        (root / "images/again").symlink_to(root / "images")
+        (root / "images/site").symlink_to(root / "not mounted")
+        (root / "images/raw.nef").touch()
+
+    code, out, _ = checked("binary", damage)
+    images = tmp_path / "data/images"
+    assert (code, lines(out, "wrong")) == (1, [f"link {images}/site leads nowhere"])
+    assert lines(out, "note") == [
+        f"{images}/raw.nef: no picture by its name, left out",
+        f"{images}/again leads to {images}, which is read already: not followed",
+    ]
+
+
+def test_doubled_ids_are_one_line(checked):
+    def damage(root):
+        content = json.loads((root / "annotations.json").read_text())
+        content["images"][0]["id"] = content["images"][1]["id"]
+        (root / "annotations.json").write_text(json.dumps(content))
+
+    code, _, err = checked("coco", damage)
+    assert code == 1
+    assert len(err.splitlines()) == 1
+    assert "have the same id" in err
+
+
+def test_crowds_are_counted(checked):
+    def damage(root):
+        content = json.loads((root / "annotations.json").read_text())
+        content["annotations"][0]["iscrowd"] = 1
+        (root / "annotations.json").write_text(json.dumps(content))
+
+    code, out, _ = checked("coco", damage)
+    (note,) = lines(out, "note")
+    assert code == 0
+    assert "annotation marked as a crowd (iscrowd 1), ignored (255), 1 in all; if they are objects" in note
+    code, out, _ = checked("coco", damage, "dataset.crowd=class")
+    assert "0 images without any" in out
 
 
 def test_what_a_json_names_and_is_not_there(checked):

@@ -233,6 +233,49 @@ def test_coco_refuses_a_damaged_json_in_one_line(coco_tree, capsys, content, mes
     assert message in one_line(capsys)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["images"][1].update(id=c["images"][0]["id"]), "have the same id 0, expected one each"),
+        (lambda c: c["images"][1].update(file_name=c["images"][0]["file_name"]), "more than once"),
+        (lambda c: c["categories"].append({"id": 7, "name": "other"}), "'7' and 'other' have the same id 7"),
+    ],
+)
+def test_coco_refuses_doubled_ids_in_one_line(coco_tree, capsys, change, message):
+    change_json(coco_tree, "train2014", change)
+    assert run_coco(coco_tree) == 1
+    assert message in one_line(capsys)
+    assert not list((coco_tree / "masks").glob("*/*.png"))
+
+
+def test_coco_counts_crowds_and_what_is_left_out(coco_tree, capsys):
+    def change(content):
+        for number, annotation in enumerate(content["annotations"]):
+            annotation["iscrowd"] = int(number < 3 and not isinstance(annotation["segmentation"], list))
+        content["annotations"][3].update(segmentation=[], iscrowd=0)
+        change.crowds = sum(annotation["iscrowd"] for annotation in content["annotations"])
+
+    change_json(coco_tree, "val2014", change)
+    (coco_tree / "val2014/other.jpg").touch()
+    assert run_coco(coco_tree, "--crowd", "zero") == 0
+    out = capsys.readouterr().out
+    crowds = f"val2014: {change.crowds} annotations are marked as crowds (iscrowd 1) and painted by --crowd zero"
+    assert (crowds in out) == (change.crowds > 0)
+    assert "val2014: 1 annotations have no segmentation and are not painted" in out
+    assert "val2014: 1 files in val2014 are not named by the JSON and left out" in out
+
+
+def test_pictures_that_are_not_painted_are_told_by_the_data_set(coco_tree):
+    assert run_coco(coco_tree) == 0
+    dataset = CocoDataset(coco_tree)
+    assert dataset.left_out() == []
+    lost = sorted((coco_tree / "masks/val2014").glob("*.png"))[2]
+    lost.unlink()
+    (told,) = dataset.left_out()
+    assert told.names == (f"val2014/{lost.stem}",)
+    assert told.what.startswith("no mask, left out")
+
+
 def test_coco_refuses_file_names_that_lead_elsewhere(coco_tree, capsys):
     change_json(coco_tree, "train2014", lambda content: content["images"][0].update(file_name="../../x.jpg"))
     assert run_coco(coco_tree) == 1

@@ -24,6 +24,7 @@ from hdmnet.data.types import (
     FeatureKey,
     collate_episodes,
 )
+from hdmnet.data.vanished import Vanished, find_vanished
 from hdmnet.runtime.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -109,6 +110,8 @@ class FewShotDataModule(FoldDataModule):
         self.test_manifests: tuple[EpisodeManifest, ...] = ()
         self._trained_on: list[str] = []
         self._told: set[frozenset[int]] = set()
+        self._vanished_objects: dict[Split, Vanished] = {}
+        self._told_vanished: set[str] = set()
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
@@ -172,6 +175,7 @@ class FewShotDataModule(FoldDataModule):
             num_episodes=num_episodes,
             protocol=self.protocol if protocol is None else protocol,
             allow_repeats=self.allow_repeats,
+            vanished=self._vanished(split),
         )
         if manifest.too_few and frozenset(manifest.too_few) not in self._told and self.rank == 0:
             self._told.add(frozenset(manifest.too_few))  # of validation and test mostly the same
@@ -179,6 +183,11 @@ class FewShotDataModule(FoldDataModule):
             if split == "train" and self.filter_novel:
                 unfiltered = self._catalog("train").view(self.class_split.train, min_area=self.dataset.min_area)
             log.warning("%s", manifest.tell_too_few(unfiltered))
+        vanish = manifest.tell_vanished()
+        # In the control with masks of ones another module has said it.
+        if vanish is not None and vanish not in self._told_vanished and self.rank == 0 and self.support_mask == "given":
+            self._told_vanished.add(vanish)
+            log.warning("%s", vanish)
         return manifest
 
     def too_few_images(self) -> dict[str, dict[str, int]]:
@@ -198,6 +207,29 @@ class FewShotDataModule(FoldDataModule):
         specs = (spec for manifest in manifests for spec in manifest)
         count = len({(spec.class_value, spec.query_id, spec.support_ids) for spec in specs})  # with reuse run once each
         return max(1, -(-(count // num_processes) // self.eval_batch_size))
+
+    def vanished_objects(self) -> dict[str, dict[str, int]]:
+        """By list, how many objects of each class vanish at the network's size; only lists with some."""
+        known = (self.train_manifest, self.val_manifest, *self.test_manifests[:1])
+        return {
+            manifest.header["split"]: {self._names([value])[0]: count for value, count in manifest.num_vanished.items()}
+            for manifest in known
+            if manifest is not None and manifest.num_vanished
+        }
+
+    def _vanished(self, split: Split) -> Vanished:
+        """Objects of a list that vanish at the network's size; looked for once."""
+        if split not in self._vanished_objects:
+            self._vanished_objects[split] = find_vanished(
+                self.dataset,
+                split,
+                self._catalog(split),
+                self.image_size,
+                self.cache_dir,
+                skip=self.skips is not None,
+                progress=self.rank == 0,
+            )
+        return self._vanished_objects[split]
 
     def digest(self) -> str:
         """Hex sha256 over the test's images, their classes and areas: the same where the labels are."""
@@ -230,6 +262,8 @@ class FewShotDataModule(FoldDataModule):
             "data_sha256": self.digest(),
             "skipped": self.skipped_files(),
             "too_few_images": self.too_few_images(),
+            "vanished": self.vanished_objects(),
+            "left_out": [one.as_dict() for one in self.dataset.left_out()],
         }
 
     def train_dataloader(self) -> DataLoader[Episode]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -19,6 +19,32 @@ from hdmnet.runtime.errors import DatasetError
 
 Split = Literal["train", "val", "test"]
 NovelPixels = Literal["background", "ignore"]
+
+_SHOWN, _LISTED = 5, 100  # names in a line, and in a file
+
+
+class LeftOut(NamedTuple):
+    """Something in a data set's folders or files that it does not use, or not as it stands there.
+
+    Attributes:
+        what: Why it is left out, such as "no mask, left out"; the names stand before it.
+        names: Of each: a path, an id, a line.
+        wrong: Whether it cannot be meant so.
+    """
+
+    what: str
+    names: tuple[str, ...]
+    wrong: bool = False
+
+    def tell(self) -> str:
+        """One line with the first names and, of many, their number."""
+        total = len(self.names)
+        more = f" and {total - _SHOWN:,} more ({total:,} in all)" if total > _SHOWN else ""
+        return f"{', '.join(self.names[:_SHOWN])}{more}: {self.what}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `result.json`: what, how many, and the names, the first hundred of many."""
+        return {"what": self.what, "count": len(self.names), "names": list(self.names[:_LISTED])}
 
 
 class SegmentationDataset(ABC):
@@ -138,6 +164,10 @@ class SegmentationDataset(ABC):
         """
         for split in self.splits:
             self.ids(split)
+
+    def left_out(self) -> list[LeftOut]:
+        """What of the data set's folders and files is not used; by default nothing that is known of."""
+        return []
 
     def image_size(self, image_id: str) -> tuple[int, int] | None:
         """Size (H, W) of the picture where it can be told without decoding, else None.

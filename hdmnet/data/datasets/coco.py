@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from hdmnet.data.class_split import SplitRule
-from hdmnet.data.datasets.base import Split
+from hdmnet.data.datasets.base import LeftOut, Split
 from hdmnet.data.datasets.files import (
     find_list,
     fingerprint_files,
@@ -138,6 +138,17 @@ class CocoDataset(TreeDataset):
             if (self.root / folder).is_dir():
                 parts.append(fingerprint_files(self.root / folder, names=[f"{stem}.jpg" for stem in stems]))
         return hashlib.sha256("\n".join([*parts, *ids]).encode(errors="surrogateescape")).hexdigest()
+
+    def left_out(self) -> list[LeftOut]:
+        """Pictures of the splits without a list that have no mask."""
+        without: list[str] = []
+        splits: tuple[Split, ...] = ("train", "val")
+        for split in splits:
+            if self.lists[split] is None:
+                pictures = self._list_folder(self.root, self.folder(split), ".jpg")
+                without += sorted(pictures.difference(self.ids(split)))
+        what = "no mask, left out: scripts/data/prepare_coco.py paints it"
+        return [LeftOut(what, tuple(without))] if without else []
 
     def check(self, *, files: bool = True) -> None:
         """Check that the tree is whole, before any training; without `files` not each image's own.

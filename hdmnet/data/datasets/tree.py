@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
 from hdmnet.data.class_split import SplitRule
 from hdmnet.data.datasets.base import LabelMapDataset, Split
+from hdmnet.data.datasets.palettes import Colour, common_colours, refuse_other_palette
 from hdmnet.data.io.arrays import UInt8Array
 from hdmnet.data.io.masks import read_mask
 from hdmnet.data.io.pictures import read_image, read_size
@@ -65,6 +67,16 @@ class TreeDataset(LabelMapDataset):
     def read_mask(self, image_id: str) -> UInt8Array:
         """Mask as (H, W) uint8 at original size: 0 background, 1..C class, 255 ignore."""
         return read_mask(self.mask_path(image_id))
+
+    def class_areas(self, image_id: str) -> dict[int, int]:
+        """Pixels of each class; refuses what is no mask, and one whose palette is not that of the others."""
+        areas = super().class_areas(image_id)
+        refuse_other_palette(self.mask_path(image_id), self._colours)
+        return areas
+
+    @cached_property
+    def _colours(self) -> dict[int, tuple[Colour, Path]]:
+        return common_colours([self.mask_path(image_id) for split in self.splits for image_id in self.ids(split)])
 
     def image_size(self, image_id: str) -> tuple[int, int]:
         """Size (H, W) of the picture, from its header; refuses one that is cut short."""

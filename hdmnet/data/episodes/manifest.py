@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from hdmnet.data.catalog import CatalogView
 from hdmnet.data.datasets.base import Split
+from hdmnet.data.vanished import Vanished
 from hdmnet.runtime.atomic import replacing
 from hdmnet.runtime.errors import DatasetError, MissingFileError
 from hdmnet.runtime.home import expand_home
@@ -100,6 +101,9 @@ class EpisodeManifest(Manifest):
     Attributes:
         view: Images and classes that episodes are drawn from.
         too_few: Number of images of each class, by class value, that has too few for an episode and is never drawn.
+        num_vanished: Number of images, by class value, in which nothing of the class is left at the network's size.
+            They are queries, but no supports: in their place the next of the same draw are taken. Where there are any
+            the header says so.
 
     Args:
         view: Images and classes to draw from. Classes with too few images are left out, see `too_few`.
@@ -109,6 +113,7 @@ class EpisodeManifest(Manifest):
         protocol: "uniform", or "official" for the release's in-order walk.
         allow_repeats: Where a class has fewer images than the shot needs, but two, take each as a support as often as
             every other, up to one time more, instead of leaving the class out.
+        vanished: Objects that vanish at the network's size; None: none.
 
     Raises:
         ValueError: An argument is out of range, the view is empty, or every class has too few images.
@@ -126,6 +131,7 @@ class EpisodeManifest(Manifest):
         num_episodes: int | None,
         protocol: EvaluationProtocol = "uniform",
         allow_repeats: bool = False,
+        vanished: Vanished | None = None,
     ) -> None:
         """Check that every episode can be drawn; nothing is drawn yet."""
         self.header = {
@@ -140,8 +146,14 @@ class EpisodeManifest(Manifest):
         }
         where = _where(self.header)
         _check_arguments(view, where, shot=shot, num_episodes=num_episodes, protocol=protocol)
-        self.too_few = _too_few(view, where, shot=shot, allow_repeats=allow_repeats)
+        pairs = frozenset() if vanished is None else vanished.pairs
+        self.num_vanished = {value: len(positions) for value, positions in find_positions(view, pairs).items()}
+        if vanished is not None and self.num_vanished:
+            about = {"image_size": list(vanished.size), "objects": sum(self.num_vanished.values())}
+            self.header["vanished"] = about
+        self.too_few = _too_few(view, where, self.num_vanished, shot=shot, allow_repeats=allow_repeats)
         self.view = view.without(list(self.too_few)) if self.too_few else view
+        self._no_supports = find_positions(self.view, pairs)
         self.shot = int(shot)
         self.allow_repeats = allow_repeats
         self.num_episodes = num_episodes
@@ -165,10 +177,27 @@ class EpisodeManifest(Manifest):
             counts = dict(zip(unfiltered.classes, np.diff(unfiltered.class_ptr), strict=True))
             if kept := sum(counts[value] >= needed for value in self.too_few):
                 remedy += f", or dataset.novel_pixels=ignore, by which {kept} would have enough"
+        gone = {value: self.num_vanished[value] for value in self.too_few if value in self.num_vanished}
+        remedy += _tell_vanished(gone)
         return (
             f"{len(shown)} of {len(names)} classes of {_where(self.header)} have fewer than the {needed} images that "
             f"shot={self.shot} needs (query and supports) and are left out of the episodes: "
             f"{', '.join(shown[:_MOST_NAMES])}{rest}; {remedy}"
+        )
+
+    def tell_vanished(self) -> str | None:
+        """One line that counts what vanishes at the network's size, and says what becomes of it; None: nothing does."""
+        if not self.num_vanished:
+            return None
+        names = dict(zip(self.view.classes, self.view.class_names, strict=True))
+        shown = [f"{names[value]} ({count})" for value, count in self.num_vanished.items()]
+        rest = f" and {len(shown) - _MOST_NAMES:,} more" if len(shown) > _MOST_NAMES else ""
+        height, width = self.header["vanished"]["image_size"]
+        query = "their targets are empty" if self.header["split"] == "train" else "they are scored at their own size"
+        return (
+            f"objects (a class in an image) of {_where(self.header)} that vanish at the network's {height}x{width}: "
+            f"{self.header['vanished']['objects']:,}, of {', '.join(shown[:_MOST_NAMES])}{rest}; they are never "
+            f"supports, as queries {query}; dataset.image_size and dataset.min_area change it"
         )
 
     def __len__(self) -> int:
@@ -188,11 +217,16 @@ class EpisodeManifest(Manifest):
         values = self.view.classes_of(query)
         class_value = int(values[_below(len(values), words[0])])
         images = self.view.images_of(class_value)
+        barred = self._no_supports.get(class_value, frozenset())
+        if barred:  # all of them may come before the last that is taken
+            usable = len(images) - len(barred | {query})
+            words = self._words(_EPISODE_WORDS, index, len(words) + len(barred) * -(-self.shot // usable)).tolist()
         own = int(np.searchsorted(images, query))  # the query is always among them
         picks = _draw(len(images) - 1, words[1:])
-        supports = (images[pick + (pick >= own)] for pick in picks)  # positions from the query's on move up by one
+        supports = (int(images[pick + (pick >= own)]) for pick in picks)  # positions from the query's on move up by one
+        taken = [support for support in supports if support not in barred][: self.shot]
         ids = self.view.ids
-        return EpisodeSpec(index, str(ids[query]), class_value, tuple(str(ids[support]) for support in supports))
+        return EpisodeSpec(index, str(ids[query]), class_value, tuple(str(ids[support]) for support in taken))
 
     def __getstate__(self) -> dict[str, Any]:
         """State for worker processes, without the cached passes: each process makes its own."""
@@ -290,18 +324,38 @@ def images_needed(shot: int, *, allow_repeats: bool) -> int:
     return 2 if allow_repeats else shot + 1
 
 
-def _too_few(view: CatalogView, where: str, *, shot: int, allow_repeats: bool) -> dict[int, int]:
-    """Number of images of each class, by class value, that has fewer than an episode needs; refuses it of all."""
+def find_positions(view: CatalogView, pairs: frozenset[tuple[str, int]]) -> dict[int, frozenset[int]]:
+    """Positions of a view's images in some pairs of image id and class value, by class value; classes without none."""
+    found = {}
+    for value in sorted({value for _, value in pairs}.intersection(view.classes)):
+        images = view.images_of(value).tolist()
+        positions = frozenset(one for one in images if (str(view.ids[one]), value) in pairs)
+        if positions:
+            found[value] = positions
+    return found
+
+
+def _too_few(
+    view: CatalogView, where: str, num_vanished: dict[int, int], *, shot: int, allow_repeats: bool
+) -> dict[int, int]:
+    """Number of images that show something, by class value, of each class with too few; refuses it of all classes."""
     needed = images_needed(shot, allow_repeats=allow_repeats)
-    counts = np.diff(view.class_ptr).tolist()
+    images = zip(view.classes, np.diff(view.class_ptr).tolist(), strict=True)
+    counts = [count - num_vanished.get(value, 0) for value, count in images]
     most, name = max(zip(counts, view.class_names, strict=True), key=lambda pair: pair[0])
     if most < needed:
         remedy = f"lower shot to {most - 1}, set dataset.allow_repeats=true, or " if most > 1 else ""
         raise DatasetError(
             f"none of the {len(counts)} classes of {where} has the {needed} images that shot={shot} needs (query and"
-            f" supports); the most has {name}, {most}: {remedy}add images"
+            f" supports); the most has {name}, {most}: {remedy}add images{_tell_vanished(num_vanished)}"
         )
     return {value: count for value, count in zip(view.classes, counts, strict=True) if count < needed}
+
+
+def _tell_vanished(num_vanished: dict[int, int]) -> str:
+    """What else lets classes have more images, where objects vanish."""
+    total = sum(num_vanished.values())
+    return f", or raise dataset.image_size (of the objects {total:,} vanish at the network's size)" if total else ""
 
 
 def _draw(count: int, words: list[int]) -> list[int]:

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from hdmnet.data.datasets.skipped_files import UnreadableError, first_readable
+from hdmnet.data.datasets.skipped_files import STRIDE, UnreadableError, first_readable
 from hdmnet.data.io.arrays import IGNORE
 from hdmnet.data.transforms import derive_seed, resize_image, resize_pair
 from hdmnet.data.types import Episode, SegmentationSample
+from hdmnet.runtime.errors import DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Role in `derive_seed` of a pass's permutation; the images' roles start at 0.
 _PERMUTATION_ROLE = -1
+
+_MOST_ATTEMPTS = 10  # of an augmentation that loses a support's object
 
 
 def read_pair(
@@ -174,8 +177,20 @@ class TrainEpisodes(_Episodes):
             image, mask = read_pair(
                 self.dataset, image_id, spec.class_value, ignored=self.ignored, skip=self.skips is not None
             )
-            pairs.append(self.augment(image, mask, derive_seed(self.seed, index, role)))
+            pair = self.augment(image, mask, derive_seed(self.seed, index, role))
+            if role > 0 and not (pair[1] == 1).any():
+                pair = self._augment_again(image, mask, index, role)
+                _refuse_empty(self.dataset, image_id, spec.class_value, pair[1])
+            pairs.append(pair)
         return self._pack(spec, pairs[0], pairs[1:])
+
+    def _augment_again(self, image: UInt8, mask: UInt8, index: int, role: int) -> tuple[UInt8, UInt8]:
+        """Augment a support whose object got lost by further seeds until it does not; in the end, resize it."""
+        for attempt in range(1, _MOST_ATTEMPTS):
+            pair = self.augment(image, mask, derive_seed(self.seed, index + attempt * STRIDE, role))
+            if (pair[1] == 1).any():
+                return pair
+        return resize_pair(image, mask, self.augment.image_size)
 
 
 class EvalEpisodes(_Episodes):
@@ -212,8 +227,7 @@ class EvalEpisodes(_Episodes):
         """Return an episode; `Episode.index` counts within its seed."""
         seed_index, spec = self.locate(index)
         image, mask = read_pair(self.dataset, spec.query_id, spec.class_value)
-        pairs = (read_pair(self.dataset, one, spec.class_value) for one in spec.support_ids)
-        supports = [resize_pair(*pair, self.image_size) for pair in pairs]
+        supports = [self._read_support(one, spec.class_value) for one in spec.support_ids]
         episode = self._pack(spec, resize_pair(image, mask, self.image_size), supports, seed_index=seed_index)
         episode.query_mask_original = _mask_tensor(mask)
         if self.support_mask == "ones":
@@ -235,9 +249,15 @@ class EvalEpisodes(_Episodes):
 
     def support_pair(self, image_id: str, class_value: int) -> tuple[Tensor, Tensor]:
         """A support as (3, H, W) uint8 RGB with its mask (H, W) uint8, 0, 1 or 255, as in an `Episode`."""
-        image, mask = resize_pair(*read_pair(self.dataset, image_id, class_value), self.image_size)
+        image, mask = self._read_support(image_id, class_value)
         binary = _mask_tensor(mask)
         return _image_tensor(image), binary.fill_(1) if self.support_mask == "ones" else binary
+
+    def _read_support(self, image_id: str, class_value: int) -> tuple[UInt8, UInt8]:
+        """A support (H, W, 3) uint8 with its mask (H, W) uint8, which is not empty."""
+        image, mask = resize_pair(*read_pair(self.dataset, image_id, class_value), self.image_size)
+        _refuse_empty(self.dataset, image_id, class_value, mask)
+        return image, mask
 
     def query_mask_original(self, image_id: str, class_value: int) -> Tensor:
         """A query's mask (H0, W0) uint8, 0, 1 or 255, at original size."""
@@ -327,6 +347,16 @@ class EvalSegmentation(Dataset[SegmentationSample]):
         pair = read_pair(self.dataset, image_id, self.classes, ignored=self.ignored)
         image, mask = resize_pair(*pair, self.image_size)
         return SegmentationSample(_image_tensor(image), _mask_tensor(mask), image_id)
+
+
+def _refuse_empty(dataset: SegmentationDataset, image_id: str, class_value: int, mask: UInt8) -> None:
+    """Refuse a support without a pixel of its class, which the manifest would have barred had it been told."""
+    if not (mask == 1).any():
+        raise DatasetError(
+            f"{dataset.mask_location(image_id)}: nothing of {dataset.class_names[class_value - 1]} is left at the "
+            f"network's {mask.shape[0]}x{mask.shape[1]}, so it is no support: raise dataset.image_size or "
+            "dataset.min_area"
+        )
 
 
 def _image_tensor(image: UInt8) -> Tensor:

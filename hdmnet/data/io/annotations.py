@@ -6,12 +6,17 @@ Both are looked through before pycocotools gets them: its C code trusts them, an
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from hdmnet.data.io.arrays import IGNORE
 from hdmnet.runtime.errors import DatasetError
+
+#: What to make of a region that is marked as a crowd (`iscrowd: 1`): its value, None: an object of its class.
+CROWD_VALUES: dict[str, int | None] = {"ignore": IGNORE, "zero": 0, "class": None}
 
 _FARTHEST = 100_000  # pixels: no coordinate of a picture is farther off
 
@@ -59,6 +64,29 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> npt.NDArr
         warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
         decoded: npt.NDArray[np.bool_] = coco_mask.decode(code).astype(bool)
     return decoded
+
+
+def refuse_doubled(entries: Sequence[Mapping[str, Any]], what: str, name: str) -> None:
+    """Refuse images or categories of which two have one id: each would get the objects of both.
+
+    An entry that is there twice, with the same name, does no harm.
+
+    Args:
+        entries: The images or categories of a COCO-style file.
+        what: Which they are, with their file, for the message.
+        name: Their key for the name: "file_name", "name".
+
+    Raises:
+        ValueError: Two have one id.
+    """
+    first: dict[Any, Any] = {}
+    for entry in entries:
+        named = entry.get(name)
+        if first.setdefault(entry["id"], named) != named:
+            raise DatasetError(
+                f"{what}: {str(first[entry['id']])!r} and {str(named)!r} have the same id {entry['id']!r}, expected "
+                "one each: export them anew (where files are merged, with new ids)"
+            )
 
 
 def check_polygons(polygons: list[Any]) -> None:

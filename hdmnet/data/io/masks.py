@@ -66,6 +66,26 @@ def _decode_indices(path: str | Path) -> UInt8Array | None:
     return mask if mask is not None and mask.ndim == 2 else None  # type: ignore[return-value]
 
 
+def read_palette(path: Path) -> UInt8Array | None:
+    """Colours that a viewer shows of a mask's values, (n, 3) uint8 RGB of 0..n-1; None of a mask without a palette.
+
+    A palette that shows each value as the grey of that number says nothing and is none.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read; one line that names the path.
+    """
+    picture = decode(path, "mask", header_only=True)
+    if picture.mode != "P":
+        return None
+    if picture.format == "PNG" and picture.palette is not None:
+        colours = bytes(picture.palette.getdata()[1])  # RGB; of other formats only decoding tells
+    else:
+        colours = bytes(decode(path, "mask").getpalette("RGB") or ())
+    palette = np.frombuffer(colours[: len(colours) // 3 * 3], dtype=np.uint8).reshape(-1, 3)
+    return None if (palette == np.arange(len(palette))[:, None]).all() else palette
+
+
 def voc_palette() -> list[int]:
     """The colour map of PASCAL VOC, which shows a mask's classes in any viewer: RGB of each of the 256 indices."""
     palette = []

@@ -8,12 +8,15 @@ Which value is the object is told from those that there are:
     0 and one other, or one alone                    the other: 0/1, 0/255, 0/5; all of it; nothing of it
     one small number (under 64), 255, perhaps 0      the number; 255 is ignored, as in VOC
     the same, the number on a stray pixel or two     255
-    more, in colours of a palette                    refused: several classes
     more, small numbers more often than bright ones  refused: several classes, unless there are too many for that
     more                                             soft: from half of full brightness on
 
 Alpha that varies tells alone (a cut-out). Of RGB one colour on black is taken, from half of its brightness on; stray
 pixels that are nearly black, such as (0, 1, 1) in masks of FSS-1000, are black.
+
+Of a palette the colours tell, as a viewer shows them, and not the order of its entries, which programs change: it is
+read as grey, RGB or RGBA. Only where VOC's colours say that the values are classes, or a value and 255 have two
+colours on black, it is the values.
 
 Dimension letters: h w size of a mask, C channels.
 """
@@ -25,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hdmnet.data.io.arrays import IGNORE
+from hdmnet.data.io.masks import voc_palette
 from hdmnet.data.io.pictures import decode
 from hdmnet.data.io.upright import exif_orientation, turn
 from hdmnet.runtime.errors import DatasetError
@@ -42,6 +46,7 @@ _MOST_CLASSES = 32  # more values than this in one mask are shades, not classes
 _NEARLY_BLACK = 16  # likewise
 _STRAY = 1000  # a number on so many times fewer pixels than 255 is a slip
 _SPREAD = 0.3  # how far two pixels of one colour may differ in a channel's share: a JPEG scatters a little
+_DIM = 32  # of 255: in a palette, how far an entry may be off the shades of one colour: fewer entries are rounder ones
 
 
 def read_object_mask(path: Path, name: str) -> UInt8Array:
@@ -61,17 +66,63 @@ def pil_object_mask(picture: Image.Image, name: str) -> UInt8Array:
     """The same of a PIL image of any mode: (h, w) uint8, 0, 1 and 255; raises ValueError likewise."""
     picture.load()  # turns a TIFF, which then has no orientation any more
     turned = exif_orientation(picture)
-    indices = picture.mode == "P"
-    if indices and _is_grey(picture.getpalette("RGB")):
-        picture, indices = picture.convert("L"), False  # shades kept as a palette: what it shows
-    elif picture.mode not in ("1", "L", "P", "LA", "RGB", "RGBA", "F") and not picture.mode.startswith("I"):
+    if picture.mode in ("P", "PA"):
+        return turn(_palette_mask(picture, name), turned)
+    if picture.mode in ("L", "RGB") and np.any(picture.info.get("transparency", 0)):
+        picture = picture.convert(f"{picture.mode}A")  # one of its colours is transparent, and not black
+    elif picture.mode not in ("1", "L", "LA", "RGB", "RGBA", "F") and not picture.mode.startswith("I"):
         picture = picture.convert("RGB")  # CMYK and the like
-    return turn(object_mask(np.asarray(picture), name, indices=indices), turned)
+    return turn(object_mask(np.asarray(picture), name), turned)
 
 
-def _is_grey(palette: list[int] | None) -> bool:
-    colours = np.array(palette or [0, 0, 0]).reshape(-1, 3)
-    return bool((colours == colours[:, :1]).all())
+def _palette_mask(picture: Image.Image, name: str) -> UInt8Array:
+    """The mask (h, w) of a picture with a palette, by the colours that a viewer shows."""
+    shown = np.asarray(picture.convert("RGBA"))
+    if picture.mode == "PA":
+        return object_mask(shown, name)
+    values = np.asarray(picture)
+    used = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
+    table = np.zeros((256, 4), dtype=np.int16)
+    table[values.ravel()] = shown.reshape(-1, 4)
+    colours = table[used]
+    if len(used) > 1 and (colours == colours[0]).all():
+        raise DatasetError(
+            f"{name} holds {len(used)} values and a palette that shows them in one colour: save it as grey, 0 and 255"
+        )
+    if _are_classes(used, colours):
+        return object_mask(values, name, indices=True)
+    solid = colours[colours[:, 3] >= _HALF, :3]
+    if len(solid) <= _MOST_CLASSES and not _are_shades(solid):  # more: a photograph, cut out
+        raise DatasetError(f"{name} holds several colours: expected one on black, for one class")
+    if (colours[:, 3] != colours[0, 3]).any():
+        return object_mask(shown, name)
+    if (colours[:, :3] == colours[:, :1]).all() and (colours[:, 0] != used).any():  # shades, not numbers of classes
+        return np.asarray(shown[..., 0] >= max(colours[:, 0].max() / 2, 1), dtype=np.uint8)
+    return object_mask(shown[..., :3], name)
+
+
+def _are_classes(used: NDArray[Any], colours: NDArray[Any]) -> bool:
+    """Whether the values of a palette's picture name classes, and 255 what is ignored.
+
+    Args:
+        used: (n,) the values, ascending.
+        colours: (n, 4) int16 RGBA of each.
+    """
+    visible = (colours[:, :3] > 0).any(axis=1) & (colours[:, 3] > 0)
+    if (visible != (used > 0)).any():
+        return False
+    others, their_colours = used[visible], colours[visible, :3]
+    if (their_colours == np.reshape(voc_palette(), (-1, 3))[others]).all():
+        return True
+    return _is_number_and_ignored(others) and not _are_shades(their_colours)
+
+
+def _are_shades(colours: NDArray[Any]) -> bool:
+    """Whether colours (n, 3) int16 lie between black and the brightest of them."""
+    brightness = colours.max(axis=1, keepdims=True, initial=0)
+    most = int(brightness.max(initial=0))
+    line = brightness / max(most, 1) * colours[brightness[:, 0].argmax()] if len(colours) else colours
+    return bool((np.abs(colours - line) <= np.maximum(_SPREAD * brightness, _DIM)).all())
 
 
 def object_mask(array: NDArray[Any], name: str, *, indices: bool = False) -> UInt8Array:
@@ -80,7 +131,7 @@ def object_mask(array: NDArray[Any], name: str, *, indices: bool = False) -> UIn
     Args:
         array: (h, w) or (h, w, C) with 1 to 4 channels: bool, integers, or floats in [0, 1].
         name: What to call it in messages.
-        indices: Values are indices of a palette in colours, hence never soft.
+        indices: Values are class indices, hence never soft.
 
     Returns:
         (h, w) uint8: 0, 1 and 255.
@@ -129,13 +180,18 @@ def _one_channel(array: NDArray[Any], name: str) -> NDArray[Any]:
     return np.asarray(coloured, dtype=np.uint8)
 
 
+def _is_number_and_ignored(others: NDArray[Any]) -> bool:
+    """Whether the values but 0, ascending, are a small number and 255."""
+    return len(others) == 2 and int(others[0]) < _SMALL and int(others[1]) == IGNORE
+
+
 def _one_class(values: NDArray[Any], name: str, *, indices: bool) -> UInt8Array:
     """Integers (h, w) to 0/1/255, by the rules in this file's head."""
     found, counts = np.unique(values, return_counts=True)
     others = found[found > 0]
     if len(others) <= 1:
         return (values > 0).astype(np.uint8)
-    if len(others) == 2 and int(others[0]) < _SMALL and int(others[1]) == IGNORE:
+    if _is_number_and_ignored(others):
         stray = _STRAY * int(counts[-2]) <= int(counts[-1])
         mask: UInt8Array = (values == others[int(stray)]).astype(np.uint8)
         if stray:

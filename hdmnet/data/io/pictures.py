@@ -80,6 +80,9 @@ def decode(path: str | Path, what: str, *, header_only: bool = False) -> Image.I
             with Image.open(path) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise DatasetError(f"{picture.width * picture.height:,} pixels, expected at most {MAX_PIXELS:,}")
+                frames = getattr(picture, "n_frames", 1) if what == "mask" and picture.format != "MPO" else 1
+                if frames > 1:
+                    raise DatasetError(f"it holds {frames} pictures, expected one")
                 if not header_only:
                     picture.load()
                 return picture
@@ -87,7 +90,9 @@ def decode(path: str | Path, what: str, *, header_only: bool = False) -> Image.I
         raise MissingFileError(f"{what} {path} is missing: restore it, or take its id off the list") from None
     except Exception as error:  # what Pillow raises depends on the byte that is damaged
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DatasetError(f"{what} {path} cannot be read ({reason}): replace the file by a whole one") from None
+        heic = Path(path).suffix.lower() in (".heic", ".heif", ".hif")
+        remedy = "convert it to JPEG or PNG" if heic else "replace the file by a whole one"
+        raise DatasetError(f"{what} {path} cannot be read ({reason}): {remedy}") from None
 
 
 def _refuse_other_kinds(path: str | Path, what: str) -> None:

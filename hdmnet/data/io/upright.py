@@ -6,7 +6,6 @@ picture; so do we here, other than for VOC and COCO, whose masks are drawn on th
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,27 +20,9 @@ if TYPE_CHECKING:
 
     from hdmnet.data.io.arrays import UInt8Array
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
-
 _ORIENTATION = 0x0112  # the EXIF tag: 1 upright, 2..8 flipped or turned
 #: EXIF orientation: from this value on height and width change places.
 SIDEWAYS = 5
-
-
-def list_files(folder: Path) -> dict[str, list[Path]]:
-    """List the pictures in a folder and its subfolders; hidden ones are left out.
-
-    Returns:
-        Paths by name, which is the path below the folder without its suffix ("cats/1"), both ascending.
-    """
-    found: dict[str, list[Path]] = {}
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            path = Path(parent, name)
-            if path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
-    return {name: sorted(found[name]) for name in sorted(found)}
 
 
 def read_upright(path: Path) -> UInt8Array:

@@ -236,7 +236,7 @@ def test_coco_polygons_crowds_and_other_folders(tmp_path):
     }
     (tmp_path / "_annotations.coco.json").write_text(json.dumps(content | {"annotations": annotations}))
     (tmp_path / "other.json").write_text("[]")
-    dataset = FolderDataset(tmp_path)
+    dataset = FolderDataset(tmp_path, crowd="ignore")
     assert dataset.class_names == ("cat", "dog")
     expected = np.zeros((10, 12), dtype=np.uint8)
     expected[:, :6] = 255

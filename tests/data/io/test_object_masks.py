@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
-from hdmnet.data.io.object_masks import object_mask, read_object_mask
+from hdmnet.data.io.masks import voc_palette
+from hdmnet.data.io.object_masks import object_mask, pil_object_mask, read_object_mask
 from hdmnet.data.io.upright import turn
 
 BLOB = np.zeros((16, 24), dtype=bool)
 BLOB[4:12, 5:20] = True
 ONE = BLOB.astype(np.uint8)
+ROWS, COLUMNS = np.indices(BLOB.shape, dtype=np.uint8)
 SOFT = np.asarray(Image.fromarray(ONE * np.uint8(255)).resize((96, 64), Image.Resampling.BICUBIC))
 FULL = np.full(BLOB.shape, 255, dtype=np.uint8)
 
@@ -20,11 +22,20 @@ def stacked(*channels):
     return np.dstack([np.asarray(channel, dtype=np.uint8) for channel in channels])
 
 
-def palette(values, colours):
+def palette(values, colours, **info):
     picture = Image.fromarray(values)
     picture.putpalette(colours)
+    picture.info |= info
     return picture
 
+
+def shown(colour, edge=0):
+    """The blob in one colour on black, with a soft edge, as a viewer shows it."""
+    picture = Image.fromarray(stacked(*(ONE * np.uint8(part) for part in colour)))
+    return picture.filter(ImageFilter.GaussianBlur(edge)) if edge else picture
+
+
+ADAPTIVE = Image.Palette.ADAPTIVE
 
 KINDS = {
     "0/1": ONE,
@@ -47,6 +58,29 @@ KINDS = {
     "palette of colours": palette(ONE * 3, [0, 0, 0, 9, 9, 0, 0, 0, 9, 128, 0, 0]),
     "palette of greys": palette(ONE, [0, 0, 0, 255, 255, 255]),
     "palette of grey 0/1": palette(ONE, [0, 0, 0, 1, 1, 1]),
+    # The same with palettes in another order, as programs write them that make palettes or optimise them.
+    "red first": palette(1 - ONE, [220, 0, 0, 0, 0, 0]),
+    "white first and an unused green": palette(1 - ONE, [255, 255, 255, 0, 0, 0, 10, 200, 30]),
+    "grey inverted": palette(255 - 255 * ONE, [value for value in range(255, -1, -1) for _ in range(3)]),
+    "two reds, two blacks": palette((1 - ONE) * 2 + COLUMNS % 2, [220, 0, 0] * 2 + [0, 0, 0] * 2),
+    "quantize": shown((220, 0, 0)).quantize(2),
+    "quantize to 16": shown((220, 0, 0)).quantize(16),
+    "adaptive": shown((30, 40, 200)).convert("P", palette=ADAPTIVE, colors=8),
+    "the web's palette": shown((255, 255, 255)).convert("P"),
+    "the web's palette, green": shown((0, 153, 51)).convert("P"),
+    "soft red": shown((220, 0, 0), 1).convert("P", palette=ADAPTIVE, colors=16),
+    "soft white": shown((255, 255, 255), 1).convert("P"),
+    "white on nearly black": palette(1 - ONE, [255, 255, 255, 2, 2, 2]),
+    "dim shades": palette(ONE * 2 + (ROWS == 3), [0, 0, 0, 20, 20, 20, 70, 70, 70]),
+    "soft grey with a dim edge": palette(ONE * 2 + (ROWS == 3), [0, 0, 0, 51, 51, 51, 255, 255, 255]),
+    "transparent behind": palette(1 - ONE, [200, 0, 0, 255, 255, 255], transparency=1),
+    "transparent around black": palette(1 - ONE, [0, 0, 0, 255, 255, 255], transparency=1),
+    "cut-out of 200 colours": palette(
+        np.where(BLOB, np.arange(ONE.size).reshape(ONE.shape) % 200 + 1, 0).astype(np.uint8),
+        np.random.default_rng(0).integers(0, 256, 768).tolist(),
+        transparency=0,
+    ),
+    "VOC's colours": palette(ONE * 15, voc_palette()),
 }
 
 
@@ -59,6 +93,43 @@ def saved(path, kind):
 def test_every_usual_mask_is_the_same(tmp_path, kind):
     path = saved(tmp_path / "m.png", KINDS[kind])
     np.testing.assert_array_equal(read_object_mask(path, "m"), ONE)
+
+
+@pytest.mark.parametrize("kind", [name for name in KINDS if isinstance(KINDS[name], Image.Image)])
+def test_a_palette_is_read_as_a_viewer_shows_it(tmp_path, kind):
+    """Also of a GIF, and of an opened picture; and another order of the entries changes nothing."""
+    picture = KINDS[kind]
+    np.testing.assert_array_equal(pil_object_mask(picture.copy(), "m"), ONE)
+    order = np.random.default_rng(1).permutation(256)
+    entries = np.zeros((256, 3), dtype=np.uint8)
+    colours = np.array(picture.getpalette("RGB")).reshape(-1, 3)
+    entries[order[: len(colours)]] = colours
+    moved = palette(order.astype(np.uint8)[np.asarray(picture)], entries.ravel().tolist())
+    if (transparent := picture.info.get("transparency")) is not None:
+        moved.info["transparency"] = int(order[transparent])
+    for suffix in ("png", "gif"):
+        path = tmp_path / f"m.{suffix}"
+        moved.save(path)
+        np.testing.assert_array_equal(read_object_mask(path, "m"), ONE)
+
+
+def test_a_transparent_colour_of_a_picture_without_palette(tmp_path):
+    """What a viewer shows is a black object, or a picture that is cut out, on nothing."""
+    Image.fromarray(255 - ONE * 255).save(tmp_path / "grey.png", transparency=255)
+    np.testing.assert_array_equal(read_object_mask(tmp_path / "grey.png", "m"), ONE)
+    Image.fromarray(ONE * 255).save(tmp_path / "black.png", transparency=0)
+    np.testing.assert_array_equal(read_object_mask(tmp_path / "black.png", "m"), ONE)
+    picture = np.random.default_rng(0).integers(0, 200, (*ONE.shape, 3), dtype=np.uint8)
+    picture[~BLOB] = (1, 254, 3)
+    Image.fromarray(picture).save(tmp_path / "rgb.png", transparency=(1, 254, 3))
+    np.testing.assert_array_equal(read_object_mask(tmp_path / "rgb.png", "m"), ONE)
+
+
+def test_of_several_pictures_in_one_file_none_is_chosen(tmp_path):
+    pages = [Image.fromarray(ONE * 255), Image.fromarray(255 - ONE * 255)]
+    pages[0].save(tmp_path / "m.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(ValueError, match=r"m\.tif cannot be read \(it holds 2 pictures, expected one\)"):
+        read_object_mask(tmp_path / "m.tif", "m")
 
 
 @pytest.mark.parametrize(
@@ -152,10 +223,36 @@ def test_several_classes_are_refused(mask):
         object_mask(mask, "m")
 
 
-def test_of_a_palette_in_colours_several_indices_are_classes(tmp_path):
-    path = saved(tmp_path / "m.png", palette(index_mask(0, 200, 201), list(range(256)) * 3))
-    with pytest.raises(ValueError, match=r"^m holds 2 classes \(200, 201\)"):
-        read_object_mask(path, "m")
+BANDS = index_mask(0, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (palette(index_mask(0, 200, 201), voc_palette()), r"holds 2 classes \(200, 201\)"),
+        (palette(index_mask(0, 1, 8), voc_palette()), r"holds 2 classes \(1, 8\)"),  # two reds, by VOC's colours
+        (palette(index_mask(0, 1, 2, 255), voc_palette()), r"holds 3 classes \(1, 2, 255\)"),
+        (palette(BANDS, [0, 0, 0, 200, 0, 0, 0, 200, 0]), "holds several colours: expected one on black"),
+        (palette(BANDS, [0, 0, 0, 0, 0, 80, 250, 0, 0]), "holds several colours"),  # one of them dim
+        (palette(BANDS, [0, 0, 0, 200, 0, 0, 0, 200, 0], transparency=0), "holds several colours"),
+        (palette(ONE, [255, 255, 255, 200, 0, 0]), "holds several colours"),  # on white
+        (palette(ONE, [0] * 768), "holds 2 values and a palette that shows them in one colour"),
+        (palette(BANDS, list(np.repeat(range(256), 3))), r"holds 2 classes \(1, 2\)"),
+    ],
+)
+def test_several_classes_in_a_palette_are_refused(mask, message):
+    with pytest.raises(ValueError, match=f"^m {message}"):
+        pil_object_mask(mask, "m")
+
+
+WHITE_LAST = [0, 0, 0, 200, 0, 0, *[0] * 759, 255, 255, 255]
+
+
+@pytest.mark.parametrize("colours", [voc_palette(), WHITE_LAST], ids=["VOC", "white"])
+def test_255_beside_a_number_in_another_colour_is_ignored(colours):
+    mask = ONE.copy()
+    mask[13:] = 255
+    np.testing.assert_array_equal(pil_object_mask(palette(mask, colours), "m"), mask)
 
 
 @pytest.mark.parametrize(

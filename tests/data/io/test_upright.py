@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from hdmnet.data.io.upright import fit_mask, list_files, orientation, read_upright, turn, upright_size
+from hdmnet.data.io.upright import fit_mask, orientation, read_upright, turn, upright_size
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (5, 8, 3), dtype=np.uint8)
 BLOB = np.zeros((5, 8), dtype=bool)
@@ -68,12 +68,3 @@ def test_refuses_what_is_no_picture_in_one_line(tmp_path):
 def test_damaged_exif_data_are_passed_over(tmp_path):
     Image.fromarray(COLOURS).save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert orientation(tmp_path / "a.jpg") == 1
-
-
-def test_lists_pictures_by_name_below_the_folder(tmp_path):
-    for name in ("b.jpg", "a/1.PNG", "a/1.jpg", "a/.hidden.png", ".git/x.png", "notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    listed = {"a/1": [tmp_path / "a/1.PNG", tmp_path / "a/1.jpg"], "b": [tmp_path / "b.jpg"]}
-    assert list_files(tmp_path) == listed
-    assert list(listed) == list(list_files(tmp_path))

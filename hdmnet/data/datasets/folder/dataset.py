@@ -7,27 +7,31 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from hdmnet.data.class_split import SplitRule, single_class
-from hdmnet.data.datasets.base import LabelMapDataset, NovelPixels, Split, apply_table, label_table
+from hdmnet.data.datasets.base import LabelMapDataset, LeftOut, NovelPixels, Split, apply_table, label_table
 from hdmnet.data.datasets.files import read_ids, refuse_shared_ids, require_ids
 from hdmnet.data.datasets.folder.layouts import LayoutName, Places, scan
-from hdmnet.data.io.annotations import decode_segmentation
+from hdmnet.data.datasets.palettes import Colour, common_colours, refuse_other_palette
+from hdmnet.data.io.annotations import CROWD_VALUES, decode_segmentation
 from hdmnet.data.io.arrays import IGNORE, BoolArray, UInt8Array
+from hdmnet.data.io.listing import is_picture
 from hdmnet.data.io.masks import read_mask
 from hdmnet.data.io.object_masks import read_object_mask
-from hdmnet.data.io.upright import IMAGE_SUFFIXES, fit_mask, orientation, read_upright, upright_size
+from hdmnet.data.io.upright import fit_mask, orientation, read_upright, upright_size
 from hdmnet.runtime.errors import DatasetError, MissingFileError
 from hdmnet.runtime.home import expand_home
 
 log = logging.getLogger(__name__)
 
 _SHOWN = 10  # names in a message
-_READER = "2"  # part of the fingerprint: another number when masks are read by another rule
+_CROWDS = {"ignore": "ignored (255)", "zero": "left out", "class": "taken as an object"}
+_READER = "3"  # part of the fingerprint: another number when masks are read by another rule
 
 
 def _expanded(path: Any) -> Any:
@@ -44,7 +48,7 @@ class FolderDataset(LabelMapDataset):
 
     Where masks of several classes overlap, each class keeps all of its pixels, in its area and its own mask. In a map
     of all classes, which holds 254 at most, smaller regions lie on larger ones. What a COCO-style JSON marks as a
-    crowd, or a binary mask as 255 beside 1, is ignored where nothing else lies on it.
+    crowd (see `crowd`), or a binary mask as 255 beside 1, is ignored where nothing else lies on it.
 
     Splits: without lists every image is in both. Training takes only images without novel classes and evaluation only
     images with one, so the two do not share any; but the base learner is then validated on what it trained on. With
@@ -67,6 +71,8 @@ class FolderDataset(LabelMapDataset):
         images: Folder of the pictures below the root; None: by its usual name.
         masks: The same for the masks.
         annotations: COCO-style JSON below the root, or two, for training and for validation; None: those there are.
+        crowd: What annotations with `iscrowd: 1` are: "ignore" (255), "zero" (background) or "class" (objects, as brush
+            masks out of CVAT); None: objects of the classes that have no other annotation in the file, else ignored.
         num_folds: Number of folds that the classes are dealt out to, as evenly as can be; None or 1: no folds, all
             classes are novel.
         folds: File that names each fold's novel classes, one fold a line, split by commas (a name that holds one in
@@ -94,6 +100,7 @@ class FolderDataset(LabelMapDataset):
         images: str | None = None,
         masks: str | None = None,
         annotations: str | Sequence[str] | None = None,
+        crowd: str | None = None,
         num_folds: int | None = None,
         folds: str | None = None,
         split_rule: SplitRule = "contiguous",
@@ -107,8 +114,11 @@ class FolderDataset(LabelMapDataset):
             raise DatasetError("dataset.root is not given, expected the folder of your pictures and masks: set it")
         self.name = name
         self.root = expand_home(root)
+        if crowd is not None and crowd not in CROWD_VALUES:
+            raise DatasetError(f"dataset.crowd={crowd}: expected {', '.join(CROWD_VALUES)} or null")
+        self.crowd = crowd
         images, masks, annotations = (_expanded(one) for one in (images, masks, annotations))
-        self.tree = scan(Places(self.root, images, masks, annotations, classes, colours), layout)
+        self.tree = scan(Places(self.root, images, masks, annotations, classes, colours, crowd), layout)
         if self.tree.unused:
             log.info("%s", self.unused_categories())
         self.class_names = self.tree.class_names
@@ -186,7 +196,7 @@ class FolderDataset(LabelMapDataset):
 
     def _parse(self, line: str) -> str:
         path = PurePosixPath(line)
-        named = line not in self.tree.pictures and path.suffix.lower() in IMAGE_SUFFIXES
+        named = line not in self.tree.pictures and is_picture(Path(line))
         return path.with_suffix("").as_posix() if named else line
 
     def read_image(self, image_id: str) -> UInt8Array:
@@ -241,6 +251,7 @@ class FolderDataset(LabelMapDataset):
     def class_areas(self, image_id: str) -> dict[int, int]:
         """Pixels of each class, those below another one too; see the base class."""
         if self.tree.layout == "index":
+            refuse_other_palette(self.tree.masks[image_id][0][1], self._colours)
             if self._class_values is not None:
                 self._check_indices(image_id)
             return super().class_areas(image_id)
@@ -258,6 +269,10 @@ class FolderDataset(LabelMapDataset):
                 f"{self.mask_location(image_id)} holds class index {known + found[0]}, expected 0..{known - 1} or "
                 f"{IGNORE} (the list of classes in {self.root} names no more): prepare the mask again or mend the list"
             )
+
+    @cached_property
+    def _colours(self) -> dict[int, tuple[Colour, Path]]:
+        return common_colours([files[0][1] for files in self.tree.masks.values()])
 
     def _upright(self, image_id: str, mask: UInt8Array) -> UInt8Array:
         picture = self.tree.pictures[image_id]
@@ -315,7 +330,7 @@ class FolderDataset(LabelMapDataset):
         paths = [path for image_id in ids for _, path in self.tree.masks.get(image_id, ())]
         paths += [self.tree.pictures[image_id] for image_id in ids if image_id in self.tree.pictures]
         paths += sorted({self.tree.annotations[image_id] for image_id in ids if image_id in self.tree.annotations})
-        rows = [_READER, self.tree.layout, *self.class_names, *ids, *map(str, self.tree.stored)]
+        rows = [_READER, self.tree.layout, str(self.crowd), *self.class_names, *ids, *map(str, self.tree.stored)]
         if self.tree.colours is not None:
             rows += map(str, self.tree.colours.colours.labels)
         for path in paths:
@@ -323,6 +338,27 @@ class FolderDataset(LabelMapDataset):
                 stat = path.stat()
                 rows.append(f"{os.path.relpath(path, self.root)}\0{stat.st_size}\0{stat.st_mtime_ns}")
         return hashlib.sha256("\n".join(rows).encode(errors="surrogateescape")).hexdigest()
+
+    def left_out(self) -> list[LeftOut]:
+        """Files, links and annotations that are not used, each kind with the reason."""
+        tree = self.tree
+        jsons = sorted({path.name for path in tree.annotations.values()})
+        unlabelled = f"not named by {' or '.join(jsons)}" if jsons else "no mask"
+        found = [
+            LeftOut("left out", tree.problems, wrong=True),
+            LeftOut(f"{unlabelled}, left out", tuple(map(str, tree.unlabelled))),
+            LeftOut("no picture by its name, left out", tuple(map(str, tree.others))),
+            LeftOut("not followed", tree.links),
+            LeftOut("annotation without a segmentation, which marks nothing", tree.bare),
+        ]
+        for use, ids in tree.crowds.items():
+            what = f"annotation marked as a crowd (iscrowd 1), {_CROWDS[use]}, {len(ids):,} in all"
+            if self.crowd is None and use == "class":
+                what += ": their classes have no others; dataset.crowd=ignore ignores them"
+            elif self.crowd is None:
+                what += "; if they are objects, as brush masks out of CVAT are, set dataset.crowd=class"
+            found.append(LeftOut(what, ids))
+        return [one for one in found if one.names]
 
     def check(self, *, files: bool = True) -> None:
         """Check that every image of the lists is there, before any training.

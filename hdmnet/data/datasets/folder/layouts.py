@@ -26,9 +26,10 @@ from urllib.parse import urlsplit
 
 from hdmnet.data.datasets.base import Split
 from hdmnet.data.datasets.files import check_unique, read_ids
+from hdmnet.data.io.annotations import refuse_doubled
 from hdmnet.data.io.arrays import IGNORE, MAX_LABELS
 from hdmnet.data.io.colour_masks import BACKGROUND, ColourList, ColourMasks, find_colours
-from hdmnet.data.io.upright import list_files
+from hdmnet.data.io.listing import Listing, is_picture, list_files
 from hdmnet.runtime.errors import DatasetError, MissingFileError
 from hdmnet.runtime.home import expand_home
 
@@ -75,6 +76,10 @@ class Tree:
         colours: For index, reads masks in colours; None: their values are the classes.
         problems: A line for each file that belongs to nothing.
         unlabelled: Pictures without any mask, which are left out.
+        others: Files in the folders of pictures and masks that are neither by their names.
+        links: A line for each link to a folder that is not followed, as it leads to one that is read anyway.
+        crowds: Ids of images by what became of their annotations with `iscrowd: 1`, one for each: see `CROWD_VALUES`.
+        bare: Ids of images with annotations that have no segmentation, one for each.
     """
 
     layout: LayoutName
@@ -90,6 +95,10 @@ class Tree:
     colours: ColourMasks | None = None
     problems: tuple[str, ...] = ()
     unlabelled: tuple[Path, ...] = ()
+    others: tuple[Path, ...] = ()
+    links: tuple[str, ...] = ()
+    crowds: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    bare: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,8 @@ class Places:
         annotations: COCO-style JSON, or two: for training, for validation.
         classes: Names of the classes that count, in order, or a file with one a line.
         colours: File that names the class of each colour, of masks in colours.
+        crowd: What annotations with `iscrowd: 1` are, see `CROWD_VALUES`; None: objects of the classes that have no
+            other annotation, else ignored.
     """
 
     root: Path
@@ -111,6 +122,19 @@ class Places:
     annotations: str | Sequence[str] | None = None
     classes: str | Sequence[str] | None = None
     colours: str | None = None
+    crowd: str | None = None
+    _listed: dict[Path, Listing] = field(default_factory=dict, init=False, compare=False)
+
+    def files_in(self, folder: Path) -> Listing:
+        """What lies in a folder; listed once."""
+        if folder not in self._listed:
+            self._listed[folder] = list_files(folder)
+        return self._listed[folder]
+
+    @property
+    def listings(self) -> tuple[Listing, ...]:
+        """What was listed so far."""
+        return tuple(self._listed.values())
 
     def folder(self, given: str | None, usual: Sequence[str]) -> Path | None:
         """The folder that was given, else the first with a usual name; None if there is none."""
@@ -125,7 +149,7 @@ class Places:
         folder = self.folder(self.images, IMAGE_FOLDERS)
         if folder is None:
             raise MissingFileError(f"{self.root} has no folder of pictures (images/): make it or set dataset.images")
-        return _single(list_files(folder), folder)
+        return _single(self.files_in(folder).pictures, folder)
 
     def mask_folder(self) -> Path:
         """Folder of the masks."""
@@ -206,12 +230,12 @@ def _recognise(places: Places, has_json: bool) -> LayoutName:
     images = places.folder(places.images, IMAGE_FOLDERS)
     masks = places.folder(places.masks, MASK_FOLDERS)
     if images is not None and masks is not None:
-        pictures, files = list_files(images), list_files(masks)
+        pictures, files = places.files_in(images).pictures, places.files_in(masks).pictures
         if any(name in pictures for name in files):
             fits.append("index")
         if any(owner in pictures for name in files for owner, _ in _owners(name)):
             fits.append("binary")
-    elif images is None and any(pair for folder in _subfolders(places.root) for pair in _pairs(folder)[0]):
+    elif images is None and any(pairs for pairs, _, _ in _class_folders(places).values()):
         fits.append("fss")
     if len(fits) != 1:
         found = f"fits {' and '.join(fits)}" if fits else "has none of the known layouts"
@@ -258,15 +282,15 @@ def _scan_index(places: Places) -> Tree:
 
 def _pair_index(places: Places, names: tuple[str, ...]) -> Tree:
     pictures, folder = places.pictures(), places.mask_folder()
-    masks = _single(list_files(folder), folder)
+    masks = _single(places.files_in(folder).pictures, folder)
     files = {image_id: [(0, masks[image_id])] for image_id in pictures if image_id in masks}
     lost = [path for name, path in masks.items() if name not in pictures]
-    return _tree("index", names, pictures, files, lost)
+    return _tree(places, "index", names, pictures, files, lost)
 
 
 def _scan_binary(places: Places) -> Tree:
     pictures, folder = places.pictures(), places.mask_folder()
-    masks = _single(list_files(folder), folder)
+    masks = _single(places.files_in(folder).pictures, folder)
     # Either every mask lies in its class's folder or every one in its picture's.
     by_style = [[(name, *_owners(name)[style]) for name in masks if _owners(name)] for style in (0, 1)]
     fitting = [[entry for entry in entries if entry[1] in pictures] for entries in by_style]
@@ -284,25 +308,32 @@ def _scan_binary(places: Places) -> Tree:
         else:
             files.setdefault(image_id, [])  # labelled, by none of the classes that were chosen
     used = {name for name, _, _ in entries}
-    return _tree("binary", tuple(names), pictures, files, [path for name, path in masks.items() if name not in used])
+    lost = [path for name, path in masks.items() if name not in used]
+    return _tree(places, "binary", tuple(names), pictures, files, lost)
 
 
 def _scan_fss(places: Places) -> Tree:
-    folders = {folder.name: folder for folder in _subfolders(places.root)}
-    found = {name: _pairs(folder) for name, folder in folders.items()}
+    found = _class_folders(places)
     names = _choose(places.class_list(), {name for name, (pairs, _, _) in found.items() if pairs}, str(places.root))
     pictures: dict[str, Path] = {}
     files: dict[str, list[tuple[int, Path]]] = {}
     lost: list[Path] = []
     alone: list[Path] = []
-    for name, value in names.items():
-        pairs, pictures_alone, masks_alone = found[name]
+    for name, (pairs, pictures_alone, masks_alone) in found.items():
+        if not pairs:
+            alone += [*pictures_alone, *masks_alone]
+        if name not in names:
+            continue  # no class, or none that is chosen
+        value = names[name]
         pictures |= {f"{name}/{stem}": picture for stem, picture, _ in pairs}
         files |= {f"{name}/{stem}": [(value, mask)] for stem, _, mask in pairs}
         lost += masks_alone
         alone += pictures_alone
-    tree = _tree("fss", tuple(names), pictures, files, lost)
-    return replace(tree, unlabelled=tuple(alone))
+    tree = _tree(places, "fss", tuple(names), pictures, files, lost)
+    others = tuple(path for path in tree.others if path.parent != places.root)  # those there are lists, say
+    for name, beside in places.files_in(places.root).pictures.items():
+        alone += beside if "/" not in name else ()
+    return replace(tree, unlabelled=tuple(alone), others=others)
 
 
 def _scan_coco(places: Places, jsons: dict[Path, dict[str, Any]]) -> Tree:
@@ -355,6 +386,8 @@ def _join(places: Places, train: Tree, val: Tree) -> Tree:
     regions: dict[str, Regions] = {}
     annotations: dict[str, Path] = {}
     splits: dict[Split, tuple[str, ...]] = {}
+    crowds: dict[str, tuple[str, ...]] = {}
+    bare: list[str] = []
     parts: tuple[tuple[Split, Tree], ...] = (("train", train), ("val", val))
     for split, tree in parts:
         assert tree.origin is not None
@@ -371,6 +404,9 @@ def _join(places: Places, train: Tree, val: Tree) -> Tree:
             entries = [(values[value], *rest) for value, *rest in about.entries if values[value]]
             regions[image_id] = Regions(about.size, entries)
         splits[split] = tuple(sorted(ids.values()))
+        bare += [ids[one] for one in tree.bare]
+        for use, several in tree.crowds.items():
+            crowds[use] = (*crowds.get(use, ()), *(ids[one] for one in several))
     return Tree(
         layout="coco",
         class_names=tuple(names),
@@ -380,12 +416,17 @@ def _join(places: Places, train: Tree, val: Tree) -> Tree:
         splits=splits,
         unused=() if places.class_list() else tuple(sorted(unused)),
         problems=train.problems + val.problems,
-        unlabelled=train.unlabelled + val.unlabelled,
+        unlabelled=_not_named(set(pictures.values())),
+        crowds=crowds,
+        bare=tuple(bare),
     )
 
 
 def _read_coco(places: Places, path: Path, content: dict[str, Any]) -> Tree:
-    named = {_integer(category["id"], "category id", path): str(category["name"]) for category in content["categories"]}
+    categories = [one | {"id": _integer(one["id"], "category id", path)} for one in content["categories"]]
+    refuse_doubled(categories, f"categories of {path}", "name")
+    refuse_doubled(content["images"], f"images of {path}", "file_name")
+    named = {category["id"]: str(category["name"]) for category in categories}
     # Roboflow's category 0 is the project itself: no annotation has it, and a class may bear its name.
     used = named.keys() & {annotation["category_id"] for annotation in content["annotations"]} or named.keys()
     check_unique([named[category] for category in used], f"categories of {path}")
@@ -395,15 +436,23 @@ def _read_coco(places: Places, path: Path, content: dict[str, Any]) -> Tree:
     values = {category: names.get(name, 0) for category, name in named.items()}  # 0: not chosen
     folder, num_parts = _coco_pictures(places, path, content["images"])
     entries: dict[Any, list[tuple[int, Any, bool]]] = {image["id"]: [] for image in content["images"]}
-    problems = []
+    with_objects = {one["category_id"] for one in content["annotations"] if not one.get("iscrowd")}
+    crowds: dict[str, list[Any]] = {}
+    bare, problems = [], []
     for annotation in content["annotations"]:
         image, category = annotation["image_id"], annotation["category_id"]
         if image not in entries or category not in values:
             problems.append(f"annotation {annotation.get('id', '?')} of {path}: no such image or category in the file")
         elif values[category]:
-            crowd = bool(annotation.get("iscrowd"))
-            entries[image].append((values[category], annotation.get("segmentation"), crowd))
-    pictures, regions = {}, {}
+            use, segmentation = "class", annotation.get("segmentation")
+            if annotation.get("iscrowd"):
+                use = places.crowd or ("ignore" if category in with_objects else "class")
+                crowds.setdefault(use, []).append(image)
+            if segmentation == []:
+                bare.append(image)
+            if use != "zero":
+                entries[image].append((values[category], segmentation, use == "ignore"))
+    pictures, regions, ids = {}, {}, {}
     for image in sorted(content["images"], key=lambda image: str(_file_name(image, num_parts))):
         name = _file_name(image, num_parts)
         if name.is_absolute() or re.match("[A-Za-z]:/", str(name)) or ".." in name.parts or not name.name:
@@ -415,7 +464,7 @@ def _read_coco(places: Places, path: Path, content: dict[str, Any]) -> Tree:
         image_id = name.with_suffix("").as_posix()
         if image_id in pictures:
             raise DatasetError(f"{path} names picture {image_id!r} twice, expected each once: rename or remove one")
-        pictures[image_id] = _locate(folder, image, name)
+        pictures[image_id], ids[image["id"]] = _locate(folder, image, name), image_id
         height, width = (_integer(image[side], f"{side} of {image_id!r}", path) for side in ("height", "width"))
         if not (0 < height <= _LARGEST_SIDE and 0 < width <= _LARGEST_SIDE):
             raise DatasetError(
@@ -432,14 +481,26 @@ def _read_coco(places: Places, path: Path, content: dict[str, Any]) -> Tree:
         origin=folder,
         unused=() if listed else tuple((category, named[category]) for category in sorted(named.keys() - used)),
         problems=tuple(problems),
+        unlabelled=_not_named(set(pictures.values())),
+        crowds={use: tuple(ids[image] for image in several) for use, several in crowds.items()},
+        bare=tuple(ids[image] for image in bare),
     )
+
+
+def _not_named(named: set[Path]) -> tuple[Path, ...]:
+    """Pictures that lie beside those that a JSON names."""
+    folders = sorted({path.parent for path in named})
+    beside = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
+    return tuple(sorted(path for path in beside if is_picture(path) and path not in named and path.name[0] != "."))
 
 
 def _integer(value: Any, what: str, path: Path) -> int:
     try:
-        return int(value)
+        if not isinstance(value, float) or value.is_integer():
+            return int(value)
     except ValueError:
-        raise DatasetError(f"{path}: {what} is {str(value)[:80]!r}, expected an integer: export it again") from None
+        pass
+    raise DatasetError(f"{path}: {what} is {str(value)[:80]!r}, expected an integer: export it again")
 
 
 def _coco_pictures(places: Places, path: Path, images: list[dict[str, Any]]) -> tuple[Path, int]:
@@ -449,7 +510,8 @@ def _coco_pictures(places: Places, path: Path, images: list[dict[str, Any]]) -> 
     given = places.folder(places.images, IMAGE_FOLDERS)
     folders = [folder for folder in (given, places.root, path.parent) if folder is not None]
     parents = dict.fromkeys((given or places.root, places.root))
-    folders += [folder for parent in parents for folder in _subfolders(parent)]  # as COCO has one for each JSON
+    below = (path for parent in parents for path in sorted(parent.iterdir()))  # as COCO has one for each JSON
+    folders += [path for path in below if path.is_dir() and not path.name.startswith(".")]
 
     def found(where: tuple[Path, int]) -> int:
         folder, num_parts = where
@@ -501,6 +563,7 @@ def _find_jsons(places: Places) -> dict[Path, dict[str, Any]]:
 
 
 def _tree(
+    places: Places,
     layout: LayoutName,
     names: tuple[str, ...],
     pictures: dict[str, Path],
@@ -513,8 +576,13 @@ def _tree(
         class_names=names,
         pictures={image_id: pictures[image_id] for image_id in sorted(masks)},
         masks=masks,
-        problems=tuple(f"mask {path} has no picture" for path in lost),
+        problems=(
+            *(f"mask {path} has no picture" for path in lost),
+            *(f"link {path} leads nowhere" for listing in places.listings for path in listing.broken),
+        ),
         unlabelled=tuple(path for image_id, path in pictures.items() if image_id not in masks),
+        others=tuple(path for listing in places.listings for path in listing.others),
+        links=tuple(line for listing in places.listings for line in listing.links),
     )
 
 
@@ -537,14 +605,14 @@ def _owners(name: str) -> list[tuple[str, str]]:
     return [(rest, first), (start, last)] if rest else []
 
 
-def _subfolders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _pairs(folder: Path) -> tuple[list[tuple[str, Path, Path]], list[Path], list[Path]]:
-    """A class folder of FSS-1000: (stem, picture, mask), pictures without a mask, masks without a picture."""
-    pairs, pictures, masks = [], [], []
-    for stem, paths in list_files(folder).items():
+def _class_folders(places: Places) -> dict[str, tuple[list[tuple[str, Path, Path]], list[Path], list[Path]]]:
+    """FSS-1000's folders by class: (stem, picture, mask), pictures without a mask, masks without a picture."""
+    found: dict[str, tuple[list[tuple[str, Path, Path]], list[Path], list[Path]]] = {}
+    for name, paths in places.files_in(places.root).pictures.items():
+        class_name, _, stem = name.partition("/")
+        if not stem:
+            continue  # it lies beside the folders
+        pairs, pictures, masks = found.setdefault(class_name, ([], [], []))
         mask = [path for path in paths if path.suffix.lower() == ".png"]
         picture = [path for path in paths if path.suffix.lower() != ".png"]
         if len(mask) == len(picture) == 1:
@@ -552,7 +620,7 @@ def _pairs(folder: Path) -> tuple[list[tuple[str, Path, Path]], list[Path], list
         else:
             masks += mask
             pictures += picture
-    return pairs, pictures, masks
+    return found
 
 
 def _single(files: dict[str, list[Path]], folder: Path) -> dict[str, Path]:

@@ -182,6 +182,10 @@ class ShapesDataset(LabelMapDataset):
         """Picture as (H, W, 3) uint8 RGB."""
         return self.sample(image_id).image.copy()
 
+    def image_size(self, image_id: str) -> tuple[int, int] | None:
+        """Size (H, W) of the pictures where all have the same."""
+        return None if self._settings.vary_size else self._settings.image_size
+
     def read_mask(self, image_id: str) -> NDArray[np.uint8]:
         """Mask as (H, W) uint8: 0 background, 1..C class value, 255 objects of which less than 40 % can be seen."""
         return self.sample(image_id).mask.copy()
