@@ -181,8 +181,8 @@ def test_classes_of_which_too_much_vanishes_have_too_few():
     assert manifest.header["vanished"]["objects"] == 2
     assert {spec.class_value for spec in manifest} == {1, 3}
     assert manifest.tell_too_few().endswith(
-        "b (4); add images, lower shot or set dataset.allow_repeats=true, or raise dataset.image_size (of the objects 2 "
-        "vanish at the network's size)"
+        "b (4); add images, lower shot or set dataset.allow_repeats=true, or raise dataset.image_size (of the objects "
+        "2 vanish at the network's size)"
     )
 
 
