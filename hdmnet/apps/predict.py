@@ -27,7 +27,7 @@ from tqdm import tqdm
 from hdmnet.apps.segmenter import DEFAULT_CLASS, Prediction, Segmenter
 from hdmnet.config.values import to_plain
 from hdmnet.data.datasets.base import LeftOut
-from hdmnet.data.io.listing import IMAGE_SUFFIXES, is_picture
+from hdmnet.data.io.listing import is_picture
 from hdmnet.data.io.masks import voc_palette, write_mask
 from hdmnet.data.io.user_pictures import read_user_picture
 from hdmnet.runtime.atomic import replacing
@@ -141,7 +141,7 @@ def find_queries(value: Any) -> list[Path]:
     if left_out:
         log.warning("query: %s", LeftOut("no picture by its name, left out", tuple(left_out)).tell())
     if not queries:
-        shown = "is not given" if plain is None else f"{plain} holds no picture ({', '.join(sorted(IMAGE_SUFFIXES))})"
+        shown = "is not given" if plain is None else f"{plain} holds no picture by its name (.jpg, .png, …)"
         raise InputError(f"query {shown}; expected query=[IMG_OR_FOLDER,…]")
     return queries
 

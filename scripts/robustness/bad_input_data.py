@@ -16,7 +16,7 @@ from bad_input_bench import Bench, cut, first, repaint
 from bad_input_cases import FILES, Case, Prepare
 from PIL import Image
 
-from hdmnet.data.io.masks import read_mask
+from hdmnet.data.io.masks import read_mask, voc_palette
 
 Damage = Callable[[Path], object]
 DATA_CASES: list[Case] = []
@@ -67,6 +67,17 @@ def _save(mode: str, form: str = "PNG") -> Damage:
         Image.fromarray(read_mask(path)).convert(mode).save(path, format=form)
 
     return change
+
+
+def _renumber(path: Path) -> None:
+    """What an optimiser of PNGs does: only the colours in use, sorted; a viewer shows the same."""
+    values = read_mask(path)
+    used = np.unique(values)[::-1]
+    table = np.zeros(256, dtype=np.uint8)
+    table[used] = np.arange(len(used))
+    picture = Image.fromarray(table[values])
+    picture.putpalette(np.reshape(voc_palette(), (-1, 3))[used].ravel().tolist())
+    picture.save(path)
 
 
 def _on(what: str, do: Damage, split: str = "train") -> Damage:
@@ -127,6 +138,7 @@ for _split in ("train", "val"):
 _index = _on("mask", lambda path: repaint(path, 21))
 _add("a class index above the range", "holds class index 21, expected 0..20 or 255", _index)
 _add("a mask in colours", "is a picture of mode RGB, expected class indices", _on("mask", _save("RGB")))
+_add("a mask whose palette a program has renumbered", "has changed a palette", _on("mask", _renumber))
 _add("a mask of 16 bits", "is a picture of mode I", _on("mask", _make_deep))
 _jpeg = _on("mask", _save("L", "JPEG"))
 _add("a mask that is a JPEG", "is a JPEG, whose compression changes indices", _jpeg)

@@ -38,6 +38,25 @@ def _predict(*words: str, picture: Callable[[Path], object] | None = None) -> Pr
     return prepare
 
 
+def _save_palette(path: Path, colours: list[int]) -> None:
+    """A mask of the values 0, 1 and 2 in a palette."""
+    picture = Image.fromarray(np.repeat(np.arange(3, dtype=np.uint8), 8 * 32).reshape(24, 32))
+    picture.putpalette(colours)
+    picture.save(path)
+
+
+def _two_pages(path: Path) -> None:
+    pages = [Image.new("L", (32, 24), 255 * number) for number in (0, 1)]
+    pages[0].save(path, format="TIFF", save_all=True, append_images=pages[1:])
+
+
+def _speck(place: Path) -> None:
+    Image.new("RGB", (900, 700)).save(place / "a.png")
+    mask = Image.new("L", (900, 700))
+    mask.putpixel((331, 333), 255)
+    mask.save(place / "m.png")
+
+
 for _given, _code, _names, _prepare in (
     ("no checkpoint", 1, "ckpt is not given", lambda bench, place: ["query=[a.png]"]),
     ("a support without a mask", 1, "expected IMG:MASK", _predict("support=[{place}/a.png]")),
@@ -63,6 +82,38 @@ for _given, _code, _names, _prepare in (
         _predict("query=[{place}/q]", picture=lambda p: (p / "q").mkdir()),
     ),
     ("no query", 1, "query is not given", _predict("query=null")),
+    (
+        "a support's mask whose palette shows several colours",
+        1,
+        "m.png holds several colours",
+        _predict(picture=lambda p: _save_palette(p / "m.png", [0, 0, 0, 200, 0, 0, 0, 200, 0])),
+    ),
+    (
+        "a support's mask whose palette shows one colour only",
+        1,
+        "a palette that shows them in one colour",
+        _predict(picture=lambda p: _save_palette(p / "m.png", [0] * 9)),
+    ),
+    (
+        "a support's mask of two pages",
+        1,
+        "m.png cannot be read (it holds 2 pictures, expected one)",
+        _predict(picture=lambda p: _two_pages(p / "m.png")),
+    ),
+    (
+        "a support's object that vanishes at the network's size",
+        1,
+        "vanish at the network's 65x65",
+        _predict(picture=lambda p: _speck(p)),
+    ),
+    (
+        "a HEIC picture as query",
+        1,
+        "1 of 1 queries could not be segmented",
+        _predict(
+            "query=[{place}/q.heic]", picture=lambda p: (p / "q.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+        ),
+    ),
     ("a text as support", 1, "a.png cannot be read", _predict(picture=lambda p: write_text(p / "a.png", "text"))),
     ("a device that is not there", 1, "cuda:77", _predict("device=cuda:77")),
     ("an image size of 0", 1, "image_size=0", _predict("image_size=0")),
@@ -93,6 +144,11 @@ def _folder(*words: str, change: Callable[[dict[str, Any]], object] | None = Non
 
 def _segmentation(value: Any) -> Callable[[dict[str, Any]], object]:
     return lambda content: content["annotations"][0].update(segmentation=value)
+
+
+def _segmentations(value: Any) -> Callable[[dict[str, Any]], object]:
+    """One for the objects of the first class in all pictures."""
+    return lambda content: [one.update(segmentation=value) for one in content["annotations"] if one["category_id"] == 1]
 
 
 for _given, _names, _prepare in (
@@ -132,6 +188,22 @@ for _given, _names, _prepare in (
         "an annotation with a category that is not there",
         "category",
         _folder(change=lambda c: c["annotations"][0].update(category_id=9)),
+    ),
+    (
+        "two images of one id",
+        "'p1.jpg' and 'p2.jpg' have the same id 1, expected one each",
+        _folder(change=lambda c: c["images"][1].update(id=1)),
+    ),
+    (
+        "two categories of one id",
+        "'class 1' and 'class 2' have the same id 1, expected one each",
+        _folder(change=lambda c: c["categories"][1].update(id=1)),
+    ),
+    ("an unknown rule for crowds", "dataset.crowd=maybe: expected ignore, zero, class", _folder("dataset.crowd=maybe")),
+    (
+        "objects that vanish at the network's size",
+        "of the objects 4 vanish at the network's size",
+        _folder("dataset.image_size=9", change=_segmentations([[11.0, 8.0, 12.0, 8.0, 12.0, 9.0, 11.0, 9.0]])),
     ),
     (
         "a run-length code of another size",
