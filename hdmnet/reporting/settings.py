@@ -7,10 +7,13 @@ change. So a full run fills every row that is the full method, and a free sweep 
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from hdmnet.config.paths import HYDRA_VERSION_BASE, conf_dir, find_option, option_of
 from hdmnet.config.schemas import register_schemas
@@ -61,22 +64,34 @@ def _composed(option: str | None, backbone: str, ablation: str | None, method: s
 
     Of a data set or a method from outside, which conf/ does not know, what belongs to it is left out.
     """
-    from hydra import compose, initialize_config_dir
-
     words = [f"dataset={option or FOLDER}"]
     if find_option("backbone", backbone) is not None:
         words.append(f"backbone={backbone}")
-    if ablation is not None:
-        if find_option("ablation", ablation) is None:
-            return None
-        words.append(f"ablation={ablation}")
     if known := find_option("model", method) is not None:
         words += [] if method == HDMNET else [f"model={method}"]
-    register_schemas()
-    with initialize_config_dir(config_dir=str(conf_dir()), version_base=HYDRA_VERSION_BASE):
-        plain = to_plain(compose("train", words))
+    if ablation is None:
+        cfg = _compose(*words)
+    elif (file := find_option("ablation", ablation)) is None:
+        return None
+    elif "defaults" in (row := OmegaConf.load(file)):  # names options of other groups
+        cfg = _compose(*words, f"ablation={ablation}")
+    else:  # a tenth of the time
+        cfg = copy.deepcopy(_compose(*words))
+        OmegaConf.set_struct(cfg, False)
+        cfg.merge_with(row)
+    plain = to_plain(cfg)
     unknown = (() if known else _OF_THE_METHOD) + (() if option else ("dataset.",))
     return {key: value for key, value in _settings_of(plain, plain).items() if not key.startswith(unknown)}
+
+
+@cache
+def _compose(*words: str) -> DictConfig:
+    """The training's config of a command line."""
+    from hydra import compose, initialize_config_dir
+
+    register_schemas()
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base=HYDRA_VERSION_BASE):
+        return compose("train", list(words))
 
 
 def defaults_of(run: Run) -> Settings:

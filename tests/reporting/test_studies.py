@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from hdmnet.reporting.collect import collect
 from hdmnet.reporting.paper import paper_tables
-from hdmnet.reporting.settings import deviations, flatten, is_papers_dataset, settings_of
+from hdmnet.reporting.settings import deviations, flatten, is_papers_dataset, row_values, settings_of
 from hdmnet.reporting.studies import ablation_studies, full_studies, row_of
+from tests.helpers.configs import recorded
 from tests.helpers.reports import write_run
 
 ALL = tuple(name for table in paper_tables().values() for name in table.ablations)
@@ -146,3 +149,20 @@ def test_settings_leave_out_what_belongs_to_the_machine_fold_and_seed(runs_of):
     )
     assert settings_of(one) == settings_of(two)
     assert flatten({"a": {"b": 1.0}, "c": [1, None]}) == {"a.b": "1", "c": "[1, null]"}
+
+
+def test_a_row_changes_what_hydra_makes_of_its_file():
+    """Most files are laid over the config, not composed: against what is recorded of the whole composition."""
+    sections = recorded()
+    for name, changes in sections.items():
+        option = name.removeprefix("train ablation=")
+        if option in (name, "none"):
+            continue
+        found = row_values("shapes", "resnet_narrow", (option,))[option]
+        keys = {line[2:].partition(": ")[0] for line in changes} - {"ablation"}
+        settings = {key for key in keys if key.partition(".")[0] not in ("callbacks", "trainer")}
+        assert found.keys() == settings, option
+        for line in changes:
+            key, _, value = line.removeprefix("+ ").partition(": ")
+            if line.startswith("+ ") and key in found and "${" not in value:
+                assert flatten({key: json.loads(value)})[key] == found[key], option

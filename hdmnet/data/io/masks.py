@@ -7,6 +7,7 @@ give wrong labels silently.
 
 from __future__ import annotations
 
+import functools
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,13 +87,14 @@ def read_palette(path: Path) -> UInt8Array | None:
     return None if (palette == np.arange(len(palette))[:, None]).all() else palette
 
 
-def voc_palette() -> list[int]:
+@functools.cache
+def voc_palette() -> tuple[int, ...]:
     """The colour map of PASCAL VOC, which shows a mask's classes in any viewer: RGB of each of the 256 indices."""
-    palette = []
+    palette: list[int] = []
     for index in range(256):
         # Bits 0, 3, 6 of the index are red's highest bits, and so on: so VOC's development kit defines it.
         palette += [sum(((index >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)]
-    return palette
+    return tuple(palette)
 
 
 def write_mask(path: Path, mask: UInt8Array) -> None:

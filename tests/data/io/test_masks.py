@@ -61,7 +61,7 @@ def test_written_mask_is_a_palette_png_and_leaves_nothing_else(tmp_path):
     write_mask(tmp_path / "m.png", INDICES)
     with Image.open(tmp_path / "m.png") as written:
         assert written.mode == "P"
-        assert written.getpalette() == voc_palette()
+        assert written.getpalette() == list(voc_palette())
     np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), INDICES)
     assert [path.name for path in tmp_path.iterdir()] == ["m.png"]
 
