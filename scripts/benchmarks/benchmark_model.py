@@ -39,6 +39,7 @@ class Spec:
         precision: "fp32" or "bf16".
         device: "cpu" or "cuda".
         backbone: Name of the backbone.
+        compiled: Mode of `torch.compile`, or "aot_eager", which traces all and compiles nothing; empty: not compiled.
     """
 
     case: str
@@ -49,6 +50,7 @@ class Spec:
     precision: str = "fp32"
     device: str = "cpu"
     backbone: str = "resnet50"
+    compiled: str = ""
 
     def small(self) -> Spec:
         """The same on small pictures, to load what is loaded at the first call."""
@@ -140,8 +142,11 @@ def build_case(spec: Spec) -> Callable[[], object]:
         ours.to(memory_format=torch.contiguous_format)
     if spec.case.startswith("meta_"):
         ours.trunk = StoredTrunk(ours.trunk, spec.side, spec.device)  # type: ignore[assignment]
-    step = build_training if spec.case.endswith("train") else build_evaluation
-    return step(ours if spec.form == "ours" else dense, spec)
+    model = ours if spec.form == "ours" else dense
+    if spec.compiled:
+        how = {"backend": spec.compiled} if spec.compiled == "aot_eager" else {"mode": spec.compiled}
+        model.compile(**how, dynamic=False)
+    return (build_training if spec.case.endswith("train") else build_evaluation)(model, spec)
 
 
 def case_memory(context: Context, spec: Spec) -> Memory:

@@ -17,7 +17,7 @@ import benchmark_evaluation
 import torch
 from benchmark_measure import machine
 from gpu_job import ROOT, Job, backbone, data_dir, write_untrained
-from gpu_speed import run_training_step
+from gpu_speed import run_compiled, run_training_step
 from gpu_training import run_distillation, run_profile, run_training
 
 from hdmnet.data.datasets.pascal import CLASS_NAMES
@@ -51,6 +51,7 @@ def run_section(letter: str, spool: Path, work: Path, limit: float, rehearse: bo
         "d": run_training,
         "e": run_distillation,
         "f": run_profile,
+        "g": run_compiled,
     }
     sections[letter](job)
 

@@ -13,6 +13,7 @@ import torch
 from benchmark_measure import measure_call, synchronise
 from benchmark_model import Spec, build_case
 from gpu_job import Job
+from gpu_trace import trace_calls
 
 # Sides, shots and batches, in the order of worth; the first two have goals.
 SETTINGS = ((473, 1, 4), (633, 5, 4), (473, 5, 4), (633, 1, 4), (473, 1, 6), (633, 5, 6), (473, 5, 6), (633, 1, 6))
@@ -81,6 +82,31 @@ def _run_parts(job: Job) -> None:
                 job.row(f"{key}_memory_ratio", f"{label}: of its memory", found[1] / base[1])
 
 
+def run_compiled(job: Job) -> None:
+    """The training step whose forward pass torch compiles, beside the one that it does not compile."""
+    spec = replace(_spec(job, "train", *((65, 1, 2) if job.rehearse else SETTINGS[0])), precision="bf16")
+    eager = measure(spec)
+    if eager is None:
+        raise RuntimeError("the step that is not compiled does not fit into the memory")
+    for mode in ("aot_eager",) if job.rehearse else ("default", "reduce-overhead"):
+        if job.left() < 20 and not job.rehearse:
+            job.note(f"no time left for {mode}")
+            return
+        title = f"{spec.side}², {spec.shots}-shot, batch {spec.batch}, bf16, compiled ({mode})"
+        torch.compiler.reset()
+        start = time.perf_counter()
+        call = build_case(replace(spec, compiled=mode))
+        call()
+        job.row(f"{mode}/first_s", f"{title}: building and first step", time.perf_counter() - start, "s")
+        found = settle(call, spec.device)
+        job.row(f"{mode}/rate", title, spec.batch / found[0], "episodes/s")
+        job.row(f"{mode}/ratio", f"{title}: times as fast as not compiled", eager[0] / found[0])
+        job.row(f"{mode}/memory_ratio", f"{title}: of its memory", found[1] / eager[1])
+        figures = trace_calls(call, 2 if job.rehearse else 5, spec.device)
+        for key in ("kernels", "launches", "waits"):
+            job.row(f"{mode}/{key}", f"{title}: {key} a step", getattr(figures, key))
+
+
 def _spec(job: Job, case: str, side: int, shots: int, batch: int) -> Spec:
     name = "resnet_narrow" if job.rehearse else "resnet50"
     return Spec(case, side=side, shots=shots, batch=batch, device=job.device, backbone=name)
@@ -99,16 +125,18 @@ def measure(spec: Spec) -> Measured | None:
 
 
 def _measure(spec: Spec) -> Measured:
-    """The median of blocks of calls that follow one another without a wait, as those of a training do."""
     with number_format(spec.precision):
-        call = build_case(replace(spec, precision="bf16" if spec.precision == "bf16" else "fp32"))
-        for _ in range(3):  # algorithms are chosen, optimiser states and folded weights made
-            call()
-        memory = measure_call(call, spec.device)
-        once = time_calls(call, 1, spec.device)
-        calls = max(1, min(10, round(0.5 / once))) if spec.device == "cuda" else 1
-        blocks = [time_calls(call, calls, spec.device) for _ in range(3)]
-    return statistics.median(blocks), memory.total
+        return settle(build_case(replace(spec, precision="bf16" if spec.precision == "bf16" else "fp32")), spec.device)
+
+
+def settle(call: Callable[[], object], device: str) -> Measured:
+    """The median of blocks of calls that follow one another without a wait, as those of a training do."""
+    for _ in range(3):  # algorithms are chosen, optimiser states and folded weights made
+        call()
+    memory = measure_call(call, device)
+    once = time_calls(call, 1, device)
+    calls = max(1, min(10, round(0.5 / once))) if device == "cuda" else 1
+    return statistics.median(time_calls(call, calls, device) for _ in range(3)), memory.total
 
 
 def time_calls(call: Callable[[], object], calls: int, device: str) -> float:

@@ -178,7 +178,7 @@ def test_results_of_several_calls_become_one_page(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sections", "a,z"], "--sections a,z: expected some of a,b,f,c,d,e"),
+        (["--sections", "a,z"], "--sections a,z: expected some of a,b,f,c,g,d,e"),
         (["--sections", ","], "expected some of"),
         (["--minutes", "0", "--rehearse"], "--minutes 0.0: expected more than 0"),
         (["--merge", "none.json"], "none.json"),
@@ -277,6 +277,7 @@ def test_a_rehearsal_from_start_to_end(tmp_path):
     assert rows["b"]["65_1shot_batch2/ours_bf16_ratio"]["value"] > 0
     assert rows["b"]["matching/fp32_memory_ratio"]["value"] > 0
     assert rows["c"]["1shot_bf16-mixed/ratio"]["value"] > 0
+    assert rows["g"]["aot_eager/kernels"]["value"] > 100
     assert rows["d"]["steps"]["value"] == 4
     assert {"miou", "time_train", "time_test", "stage1", "episodes_per_second"} <= rows["d"].keys()
     assert {"with_0", "without_0", "difference"} <= rows["e"].keys()

@@ -62,14 +62,18 @@ class InverseSoftmaxAttention(torch.autograd.Function):
         """Gradients of q, k and v from that of the message (B, N, e), the scores made again."""
         q, k, v, totals = ctx.saved_tensors
         grad_q, grad_k, grad_v = torch.zeros_like(q), torch.empty_like(k), torch.empty_like(v)
-        for part in _blocks(q, k):
-            attention = _exponentials(q, k[:, part], ctx.temperature).div_(totals[:, part])  # (B, m, N), rows sum to 1
-            grad_v[:, part] = torch.bmm(attention, grad)
-            # Softmax backward; the sum over the query of A * dA is v_j · dv_j.
-            grad_scores = torch.bmm(v[:, part], grad.transpose(1, 2))
-            grad_scores.sub_((v[:, part] * grad_v[:, part]).sum(2, keepdim=True)).mul_(attention)
-            grad_k[:, part] = torch.bmm(grad_scores, q)
-            grad_q.baddbmm_(grad_scores.transpose(1, 2), k[:, part])
+        # In 32 bits, as the forward pass: `torch.compile` traces this where mixed precision is on.
+        with torch.autocast(q.device.type, enabled=False):
+            for part in _blocks(q, k):
+                attention = _exponentials(q, k[:, part], ctx.temperature).div_(
+                    totals[:, part]
+                )  # (B, m, N), rows sum to 1
+                grad_v[:, part] = torch.bmm(attention, grad)
+                # Softmax backward; the sum over the query of A * dA is v_j · dv_j.
+                grad_scores = torch.bmm(v[:, part], grad.transpose(1, 2))
+                grad_scores.sub_((v[:, part] * grad_v[:, part]).sum(2, keepdim=True)).mul_(attention)
+                grad_k[:, part] = torch.bmm(grad_scores, q)
+                grad_q.baddbmm_(grad_scores.transpose(1, 2), k[:, part])
         return grad_q.div_(ctx.temperature), grad_k.div_(ctx.temperature), grad_v, None
 
 

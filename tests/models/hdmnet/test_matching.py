@@ -139,3 +139,14 @@ def test_no_score_outlives_its_block():
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
         layer(query.requires_grad_(), support, torch.ones(1, 2, 20, 20), prior)
     assert max(kept) < 400 * 800 / 2
+
+
+def test_a_backward_pass_under_mixed_precision_is_that_without():
+    """`torch.compile` traces it there."""
+    q, k, v = (torch.randn(2, n, 8) for n in (9, 12, 12))
+    leaves = [x.requires_grad_() for x in (F.normalize(q, dim=2), F.normalize(k, dim=2), v)]
+    message = matching.InverseSoftmaxAttention.apply(*leaves, 0.1)
+    expected = torch.autograd.grad(message.square().sum(), leaves, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(message.square().sum(), leaves)
+    assert all(map(torch.equal, found, expected))
