@@ -159,11 +159,13 @@ def count_classes(
     ):
         if not classes:
             continue
-        view = everything = catalogs[name].view(classes, min_area=dataset.min_area)
+        everything = catalogs[name].view(classes, min_area=dataset.min_area)
+        filtered = kind == "base" and settings.filter_novel and settings.novel_pixels is None
+        unwanted = split.novel if filtered else ()
+        view = catalogs[name].view(classes, min_area=dataset.min_area, exclude=unwanted)
         try:
             if kind == "base":
-                filtered = settings.filter_novel and settings.novel_pixels is None
-                view = training_view(catalogs[name], dataset, split, filter_novel=filtered)
+                training_view(catalogs[name], dataset, split, filter_novel=filtered)
             about = {"dataset": dataset.name, "fold": split.fold, "split": name, "seed": 0, "num_episodes": None}
             about |= {"allow_repeats": settings.allow_repeats, "vanished": vanished}
             manifest = EpisodeManifest(view, shot=cfg.shot, **about)

@@ -112,6 +112,7 @@ def test_where_every_picture_holds_every_class_the_way_out_is_said(tmp_path, cap
         "all 3 training images of folder fold 0 hold a novel class (sky, road), and dataset.filter_novel=true leaves "
         "such images out: set dataset.novel_pixels=ignore to train on them, the novel pixels ignored"
     ]
+    assert [line.split()[1:3] for line in out.splitlines() if line.startswith(("car", "tree"))] == [["base", "0"]] * 2
     assert check_dataset.main([*words, "dataset.novel_pixels=ignore"]) == 0
     assert capsys.readouterr().out.endswith("nothing wrong\n")
 
