@@ -131,6 +131,8 @@ def needs_base_learner(cfg: DictConfig) -> bool:
 
 def build_backbone(cfg: DictConfig, **changes: Any) -> Backbone:
     """The config's backbone; `changes` replace arguments of it, where the config has them."""
+    if "weights" not in changes and cfg.backbone.get("frozen") and cfg.backbone.get("weights") is None:
+        log.warning("backbone.weights=null and backbone.frozen=true: the backbone is random and stays so")
     own = {"mean", "std", "feature_channels"}  # of the run
     node = {key: value for key, value in to_plain(cfg)["backbone"].items() if key not in own}
     backbone: Backbone = instantiate(node, **{key: value for key, value in changes.items() if key in node})

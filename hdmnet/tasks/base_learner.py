@@ -55,7 +55,7 @@ class BaseLearnerTask(L.LightningModule):
     """Loss, optimiser and metric of stage 1.
 
     Args:
-        model: The base learner; all of it trains.
+        model: The base learner; all of it trains, but for a backbone that is frozen.
         optimiser: Learning rates and schedule.
     """
 
@@ -104,8 +104,9 @@ class BaseLearnerTask(L.LightningModule):
         settings, model = self.optimiser_settings, self.model
         head = [p for m in (model.pyramid_pooling, model.reduce, model.classifier) for p in m.parameters()]
         groups = [{"params": head, "lr": settings.lr * settings.head_lr_factor, "name": "head"}]
-        if settings.freeze_backbone != "all":
-            groups.append({"params": list(model.backbone.parameters()), "lr": settings.lr, "name": "backbone"})
+        learning = [parameter for parameter in model.backbone.parameters() if parameter.requires_grad]
+        if learning:
+            groups.append({"params": learning, "lr": settings.lr, "name": "backbone"})
         optimizer: torch.optim.Optimizer
         if settings.optimizer == "sgd":
             optimizer = torch.optim.SGD(

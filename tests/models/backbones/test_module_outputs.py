@@ -34,7 +34,11 @@ def test_later_modules_and_those_that_never_run_are_thrown_away():
 def test_threads_do_not_get_each_others_outputs():
     outputs = ModuleOutputs(Net(), ["first", "stages.0"], [])
     entered, found = threading.Barrier(2), {}
-    outputs.net.stages[1].register_forward_hook(lambda *_: entered.wait(timeout=30) and None)
+
+    def wait(*_):
+        entered.wait(timeout=30)  # both have seen all their outputs
+
+    outputs.net.stages[1].register_forward_pre_hook(wait)
 
     def run(size):
         found[size] = [output.shape[-1] for output in outputs(torch.randn(1, 3, size, size))]
