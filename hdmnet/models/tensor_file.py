@@ -64,7 +64,10 @@ def why_unreadable(path: Path, error: Exception) -> str:
             "alone by torch.save: model.state_dict() where they were made, or of a file that you trust "
             "x.state_dict(), or x['state_dict'], of x = torch.load(FILE, weights_only=False)"
         )
-    return f"it is damaged, or not a state dict saved by torch.save ({type(error).__name__})"
+    return (
+        "it is damaged, or holds more than tensors, for which code would have to be run (none was); expected a state "
+        f"dict saved by torch.save ({type(error).__name__})"
+    )
 
 
 def _read_safetensors(path: Path, what: str) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 # -------------------------------------------------------------------------------------------------- ways to save a mask
 
 
-def _palette(values: Array, colours: list[int], **info: Any) -> Image.Image:
+def _palette(values: Array, colours: Sequence[int], **info: Any) -> Image.Image:
     picture = Image.fromarray(values.astype(np.uint8))
     picture.putpalette(colours)
     picture.info.update(info)

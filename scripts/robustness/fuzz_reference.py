@@ -9,6 +9,7 @@ import contextlib
 import functools
 import io
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,14 @@ def coco_index(content: dict[str, Any]) -> Any:
     return coco
 
 
+def _region(coco: Any, annotation: dict[str, Any]) -> Array:
+    """Where an annotation is, (H, W) 0/1."""
+    with warnings.catch_warnings():  # pycocotools' own, with NumPy 2
+        warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
+        region: Array = coco.annToMask(annotation)
+    return region
+
+
 def coco_masks(coco: Any, image_id: Any, *, crowd: str | None) -> tuple[dict[Any, Array], Array]:
     """Where each category is in an image and where it is ignored, (H, W) bool each, by pycocotools.
 
@@ -161,7 +170,7 @@ def coco_masks(coco: Any, image_id: Any, *, crowd: str | None) -> tuple[dict[Any
     ignored = np.zeros(size, dtype=bool)
     for annotation in coco.imgToAnns[image_id]:
         category = annotation["category_id"]
-        region = coco.annToMask(annotation).astype(bool) if annotation["segmentation"] else np.zeros(size, dtype=bool)
+        region = _region(coco, annotation).astype(bool) if annotation["segmentation"] else np.zeros(size, dtype=bool)
         use = crowd or ("ignore" if category in with_objects else "class")
         if annotation.get("iscrowd") and use != "class":
             ignored |= region & (use == "ignore")
@@ -177,7 +186,7 @@ def painted(coco: Any, image_id: Any) -> Array:
     mask = np.zeros((int(image["height"]), int(image["width"])), dtype=np.uint8)
     for annotation in coco.imgToAnns[image_id]:
         if annotation["segmentation"]:
-            region = coco.annToMask(annotation) == 1
+            region = _region(coco, annotation) == 1
             mask[region] = IGNORE if annotation.get("iscrowd") else values[annotation["category_id"]]
     return mask
 

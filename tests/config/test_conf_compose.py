@@ -72,7 +72,7 @@ def test_one_option_of_each_group_composes_with_evaluate_too(compose_config, fil
         ("backbone=mobilenet_v2", "augment=official", "ablation=no_distillation", "model.num_stages=1", "shot=2"),
         (
             "backbone=timm",
-            "backbone.name=convnext_atto",
+            "backbone.model=convnext_atto",
             "augment=paper",
             "optim.base.augment=bam",
             "model.num_stages=4",

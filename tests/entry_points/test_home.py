@@ -176,7 +176,7 @@ def test_without_a_home_folder_the_commands_say_so(no_home, tmp_path, door, word
 
 
 def test_scripts(home, capsys):
-    write("binary", home / "data", shapes_content(num_pictures=8, one_class=True, side=48))
+    write("binary", home / "data", shapes_content(num_pictures=16, one_class=True, side=48))
     assert check_dataset.main(["dataset.root=~/data"]) == 0
     assert "nothing wrong" in capsys.readouterr().out
     assert check_dataset.main(["dataset.root=~/nowhere"]) == 1

@@ -7,7 +7,7 @@ resume change nothing. Batches travel as uint8 and become normalised float32 on 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 
 import cv2
 import lightning as L
@@ -198,7 +198,7 @@ class FoldDataModule(L.LightningDataModule):
     @property
     def _overfits(self) -> bool:
         """Whether the same samples are trained on in every epoch (`trainer.overfit_batches`)."""
-        return self.trainer is not None and bool(cast(Any, self.trainer).overfit_batches)
+        return bool(getattr(self.trainer, "overfit_batches", 0))
 
     def prepare_data(self) -> None:
         """Check the files and builds the catalogs that will be needed, on one process a machine."""

@@ -81,7 +81,7 @@ def test_palettes_that_change_no_value_are_taken(root):
     expected = [read_mask(path) for path in paths]
     for number, (path, mask) in enumerate(zip(paths, expected, strict=True)):
         picture = Image.fromarray(mask)
-        colours = voc_palette()[: 3 * int(mask.max()) + 3]
+        colours = list(voc_palette()[: 3 * int(mask.max()) + 3])
         if number % 4 == 1:
             colours += [9, 9, 9] * 20
         if number % 4 == 2:
@@ -101,7 +101,7 @@ def test_a_value_in_the_colour_of_another_is_refused_though_others_lack_it(tmp_p
     common = common_colours([tmp_path / "a.png", tmp_path / "b.png"])
     refuse_other_palette(tmp_path / "c.png", common)
     picture = Image.fromarray(mask_of(7))
-    picture.putpalette([0, 0, 0] * 7 + voc_palette()[9:12])
+    picture.putpalette([0, 0, 0] * 7 + list(voc_palette()[9:12]))
     picture.save(tmp_path / "c.png")
     with pytest.raises(
         ValueError, match=r"c\.png shows value 7 as RGB \(128, 128, 0\), but .* shows 3 as \(128, 128, 0\)"

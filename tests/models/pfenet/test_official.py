@@ -310,5 +310,5 @@ def test_what_does_not_fit_is_refused_in_one_line(state, tmp_path):
     with pytest.raises(ValueError, match=r"dataset='shapes': the release has only pascal, coco"):
         load_official_checkpoint(path, "shapes", "vgg16", 1)
     path.write_bytes(pickle.dumps(print))
-    with pytest.raises(ValueError, match="nothing was run"):
+    with pytest.raises(ValueError, match=r"\(none was\)"):
         load_official_checkpoint(path, "coco", "vgg16", 1)

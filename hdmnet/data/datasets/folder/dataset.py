@@ -251,7 +251,8 @@ class FolderDataset(LabelMapDataset):
     def class_areas(self, image_id: str) -> dict[int, int]:
         """Pixels of each class, those below another one too; see the base class."""
         if self.tree.layout == "index":
-            refuse_other_palette(self.tree.masks[image_id][0][1], self._colours)
+            if self.tree.colours is None:  # else the colours themselves say which class a value is
+                refuse_other_palette(self.tree.masks[image_id][0][1], self._colours)
             if self._class_values is not None:
                 self._check_indices(image_id)
             return super().class_areas(image_id)
