@@ -106,7 +106,7 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     "trainer.use_distributed_sampler trainer.sync_batchnorm trainer.barebones trainer.inference_mode": _OPTIONAL_BOOL,
     "trainer.detect_anomaly trainer.benchmark": _OPTIONAL_BOOL,
     "trainer.deterministic": (lambda value: value == "warn" or _optional(_is_bool)(value), "null, true, false or warn"),
-    "optim.weight_decay optim.power optim.base.weight_decay optim.base.power": _FACTOR,
+    "keep_features_gb optim.weight_decay optim.power optim.base.weight_decay optim.base.power": _FACTOR,
 }
 
 _CHOICES: dict[str, tuple[str, ...]] = {

@@ -54,6 +54,7 @@ class TrainSchema(ExperimentSchema):
 
     resume: str | None = None
     compile: str | None = None
+    keep_features_gb: float = 0.0
 
 
 @dataclass

@@ -4,7 +4,8 @@
 * The four branches of the pyramid pooling are upsampled from 1, 4, 9 and 36 cells and then convolved 3×3 with half of
   that layer's weights. Both are linear, so the weights are applied to the 50 cells, and one product with a constant
   matrix spreads the result: a fortieth of the operations, and the pooled channels never exist at full size.
-* On a CPU, pictures go through a few at a time: their activations stay in its cache.
+* On a CPU, pictures go through a few at a time: their activations stay in its cache. The features of pictures that come
+  again can be kept there (`FrozenTrunk.keep_features`).
 
 Results differ from the plain modules' by rounding only.
 
@@ -15,6 +16,7 @@ of all branches (50), C_5 channels of "feature 5", N base classes.
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
@@ -68,6 +70,7 @@ class FrozenTrunk(nn.Module):
             raise ValueError(f"the backbone has {len(base_learner.backbone.feature_info)} levels; expected three")
         self.base_learner = base_learner.requires_grad_(False)
         self._prepared: list[tuple[Any, PreparedTrunk]] = []  # in a list: no part of the state dict
+        self._kept: KeptFeatures | None = None
         self.train(False)
 
     @property
@@ -100,8 +103,21 @@ class FrozenTrunk(nn.Module):
     def encode(self, images: Tensor) -> Iterator[TrunkFeatures]:
         """As `forward`, some of the pictures (B, 3, H, W) after the other, as many as are best encoded at once."""
         prepared = self.prepare(images.device)
+        if self._kept is not None and images.is_cpu:
+            yield from (self._kept(prepared, picture) for picture in images.split(1))
+            return
         for chunk in _chunks(images):
             yield prepared(chunk)
+
+    def keep_features(self, num_bytes: float) -> None:
+        """Keep the features of the pictures that come first, on a CPU, and give them when the very same come again.
+
+        Pictures are encoded one by one then, so that what is kept changes no bit of a result.
+
+        Args:
+            num_bytes: Memory for it.
+        """
+        self._kept = KeptFeatures(num_bytes)
 
     @torch.no_grad()
     def classify(self, base_feature: Tensor) -> Tensor:
@@ -152,3 +168,32 @@ class PreparedTrunk:
             images = images.to(dtype=self.dtype, memory_format=torch.channels_last)
             layer2, layer3, layer4 = encode(self.backbone, images, size_of=LAYER3)[-3:]
             return TrunkFeatures(layer2, layer3, layer4, self.pooling(layer4))
+
+
+class KeptFeatures:
+    """Features of single pictures by their content, up to so many bytes.
+
+    Attributes:
+        num_bytes: Memory of what is kept.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.num_bytes = 0
+        self._limit = limit
+        self._prepared: PreparedTrunk | None = None
+        self._features: dict[bytes, TrunkFeatures] = {}
+
+    def __call__(self, prepared: PreparedTrunk, picture: Tensor) -> TrunkFeatures:
+        """The features of a picture (1, 3, H, W) float."""
+        if self._prepared is not prepared:  # other weights, or another precision
+            self._prepared, self.num_bytes = prepared, 0
+            self._features.clear()
+        key = hashlib.blake2b(picture.numpy().tobytes() + repr(picture.shape).encode(), digest_size=16).digest()
+        if key in self._features:
+            return self._features[key]
+        features = prepared(picture)
+        size = sum(value.numel() * value.element_size() for value in vars(features).values())
+        if self.num_bytes + size <= self._limit:
+            self._features[key] = features
+            self.num_bytes += size
+        return features

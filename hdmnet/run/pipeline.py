@@ -21,6 +21,7 @@ from hdmnet.config.values import to_plain
 from hdmnet.loggers.build import build_loggers
 from hdmnet.loggers.wandb import one_wandb_run
 from hdmnet.metrics import FewShotIoU
+from hdmnet.models.trunk import FrozenTrunk
 from hdmnet.run.build import (
     build_dataset,
     build_encoder,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hdmnet.data.datamodules.few_shot import FewShotDataModule
+    from hdmnet.models.method import FewShotMethod
     from hdmnet.tasks.few_shot import FewShotTask
 
 log = logging.getLogger(__name__)
@@ -116,9 +118,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     task = build_task(cfg, build_model(cfg, encoder), data)
     if start is not None:
         load_strictly(task.model, run_state_dict(start), f"ckpt={cfg.ckpt}")
-    if cfg.compile is not None:
-        task.model.compile(mode=cfg.compile, dynamic=False)
     trainer = build_trainer(cfg, "stage 2", callbacks=build_callbacks(cfg, "train"), logger=build_loggers(cfg, "train"))
+    _speed_up(cfg, task.model, trainer.strategy.root_device)
     _checkpoint_callback(trainer)  # refused before anything is trained
     with timer("train"), signals.polling():
         trainer.fit(task, datamodule=data, ckpt_path=point)
@@ -127,6 +128,26 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if chosen is not None:
         load_strictly(task.model, run_state_dict(_run_checkpoint(chosen)), str(chosen))
     return test(cfg, task, data, trainer, timer, checkpoint=chosen, trained=None, trained_on=None)
+
+
+def _speed_up(cfg: DictConfig, model: FewShotMethod, device: torch.device) -> None:
+    """Do what `compile` and `keep_features_gb` ask for.
+
+    Raises:
+        ValueError: Features cannot be kept, or would be of no use.
+    """
+    compiled = cfg.get("compile")  # a job written by an earlier version lacks both
+    if cfg.get("keep_features_gb"):
+        trunk, asked = getattr(model, "trunk", None), f"keep_features_gb={cfg.keep_features_gb:g}"
+        if not isinstance(trunk, FrozenTrunk):
+            raise InputError(f"{asked}: model={cfg.model.name} has no trunk that keeps features; leave it out")
+        if device.type != "cpu" or compiled is not None:
+            raise InputError(f"{asked}: features are kept on a CPU, of what is not compiled; expected 0")
+        if cfg.augment.get("name") not in ("none", "flip"):
+            raise InputError(f"{asked}: no augmented picture comes again; expected augment=none or augment=flip")
+        trunk.keep_features(cfg.keep_features_gb * 1e9)
+    if compiled is not None:
+        model.compile(mode=compiled, dynamic=False)
 
 
 @one_wandb_run()

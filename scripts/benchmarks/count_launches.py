@@ -413,6 +413,7 @@ def measure(
     validate(cfg)
     data = build_few_shot_data(cfg, build_dataset(cfg))
     data.setup()
+    data.episodes_per_epoch = (STEPS + 1) * data.batch_size  # a validation follows
     L.seed_everything(0, verbose=False)
     task = build_task(cfg, build_model(cfg, build_encoder(cfg, data.num_base, weights=None)), data)
     watch = Watch()

@@ -185,6 +185,8 @@ def test_paths_become_absolute(compose_config, monkeypatch, tmp_path):
         ("selection=bset", "selection=bset: expected best or last; did you mean 'best'"),
         ("protocol=x", "protocol=x: expected uniform or official$"),
         ("support_mask=one", "support_mask=one: expected given or ones; did you mean 'ones'"),
+        ("compile=fast", "compile=fast: expected null, default, reduce-overhead or max-autotune$"),
+        ("keep_features_gb=-1", "keep_features_gb=-1.0: expected a number of at least 0"),
     ],
 )
 def test_wrong_values_are_refused_on_one_line(compose_config, override, message):

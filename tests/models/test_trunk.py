@@ -76,3 +76,32 @@ def test_precision_follows_autocast_and_inference_mode_leaves_no_trace():
     layer = nn.Conv2d(128, 1, 1)
     layer(trunk(images).layer4).sum().backward()  # features of weights prepared in inference mode would refuse
     assert trunk(images).layer4.dtype == torch.float32
+
+
+def test_features_of_pictures_that_come_again_are_kept_within_the_memory(monkeypatch):
+    encoded = []
+    run = trunk_module.PreparedTrunk.__call__
+    monkeypatch.setattr(
+        trunk_module.PreparedTrunk, "__call__", lambda self, images: encoded.append(len(images)) or run(self, images)
+    )
+    trunk, images = FrozenTrunk(make_learner()), torch.randn(4, 3, 33, 41)
+    alone = [trunk(image[None]) for image in images]
+    one = sum(getattr(alone[0], field).nbytes for field in FIELDS)
+    encoded.clear()
+    trunk.keep_features(2.5 * one)
+    for expected in ([1, 1, 1, 1], [1, 1]):  # two of them are kept
+        found = list(trunk.encode(images))
+        assert encoded == expected
+        assert all(
+            torch.equal(getattr(a, field), getattr(b, field))
+            for a, b in zip(found, alone, strict=True)
+            for field in FIELDS
+        )
+        encoded.clear()
+    assert trunk._kept.num_bytes == 2 * one
+    with torch.no_grad():
+        next(trunk.base_learner.parameters()).mul_(2)  # other weights: nothing kept is right any more
+    assert not torch.equal(next(trunk.encode(images)).layer4, alone[0].layer4)
+    assert encoded == [1]
+    list(trunk.encode(images[:1].reshape(1, 3, 41, 33)))  # the same numbers are another picture in another shape
+    assert encoded == [1, 1]

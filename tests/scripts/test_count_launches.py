@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers.commands import ROOT
 
-TINY = ("dataset.image_size=65", "batch_size=2", "dataset.episodes_per_epoch=8")
+TINY = ("dataset.image_size=65", "batch_size=2")
 
 
 @pytest.mark.slow
