@@ -25,7 +25,7 @@ import torch
 SCRIPT = Path(__file__).with_name("benchmark.py")
 MB = 1e6
 # Blocks from this size on are mapped apart and given back when freed: resident memory then is live memory.
-_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
 
 @dataclass
@@ -150,7 +150,7 @@ def peak_memory(spec: Any) -> Memory:
     """
     command = [sys.executable, str(SCRIPT), "--measure", json.dumps(asdict(spec)), "--threads"]
     command.append(str(torch.get_num_threads()))
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | _MALLOC, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | MALLOC, check=False)
     if done.returncode:
         raise RuntimeError(f"measuring {spec} failed: {done.stderr.strip().splitlines()[-1:]}")
     return Memory(**json.loads(done.stdout.splitlines()[-1]))

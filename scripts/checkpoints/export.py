@@ -21,10 +21,11 @@ The name's ending chooses the format: `.onnx` (`pip install 'hdmnet[export]'`) o
 | `logits` | float32 (B, C, 2, H, W), background and foreground of each class; C is 1 with `--shot K` |
 | `probability` | float32 (B, C, H, W) of foreground; above 0.5 is the object |
 
-B, H, W, H_s and W_s are free: any height and width from `smallest_side` on, multiples of nothing; K is fixed. Best is
-`image_size`, which the network was trained at. Both, class names, K, mean and std stand in the file: `metadata_props`
-of ONNX, `hdmnet.json` of torch.export. Masks are those of `Segmenter.predict` if the picture is resized to `image_size`
-as it does it (OpenCV, linear), and the logits back to the picture's size (bilinear, corners aligned) and compared.
+B, H, W, H_s and W_s are free: any height and width from `smallest_side` on, multiples of nothing; K is fixed. With a
+backbone of timm's, which pads pictures, `only_size` stands in place of `smallest_side`: H, W. Best is `image_size`,
+which the network was trained at. Both, class names, K, mean and std stand in the file: `metadata_props` of ONNX,
+`hdmnet.json` of torch.export. Masks are those of `Segmenter.predict` if the picture is resized to `image_size` as it
+does it (OpenCV, linear), and the logits back to the picture's size (bilinear, corners aligned) and compared.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A network as one file that runs without this package: ONNX, or torch.export's .pt2.
 
 Either the supports are part of the file (query in) or they are inputs (query, supports and their masks in). Pictures
-are float32 RGB from 0 to 255, normalised inside; batch, height and width are free. Before a file gets its name it is
-read again, run, and compared with the model.
+are float32 RGB from 0 to 255, normalised inside; batch, height and width are free. Of a backbone that pads pictures
+(`multiple_of`, for a ViT's patches) height and width are the segmenter's: exporters can follow that for one size only.
+Before a file gets its name it is read again, run, and compared with the model.
 
 Dimension letters: B queries, C classes, K shots, H W pixels of queries, H_s W_s of supports.
 """
@@ -86,15 +87,21 @@ def export(segmenter: Segmenter, path: str | Path, *, shots: int | None = None) 
     else:
         module = SupportAsInput(model, recipe.mean, recipe.std)
     least = module.model.smallest_side
-    about = export_metadata(segmenter, shots, least)
     height, width = (max(side, least) for side in segmenter.image_size)
     sizes = tuple(dict.fromkeys([(least, least), (least + 7, 2 * least), (height, width), (height, width + 13)]))
+    fixed = None
+    if model.trunk.base_learner.backbone.multiple_of > 1:
+        if (height, width) != segmenter.image_size:
+            raise InputError(f"export: image_size={list(segmenter.image_size)}: expected sides of at least {least}")
+        fixed, sizes = (height, width), ((height, width),)
+    about = export_metadata(segmenter, shots, least, fixed)
+    shapes = dynamic_shapes(shots, least, fixed)
     with _quiet():
-        program = trace(module.eval(), shots)
+        program = trace(module.eval(), shots, shapes, fixed)
     with replacing(path) as temporary:
         if path.suffix == ".onnx":
             with _quiet():
-                write_onnx(program, about, temporary, shots, least)
+                write_onnx(program, about, temporary, shapes)
             answer = open_onnx(temporary)
         else:
             write_pt2(program, about, temporary)
@@ -125,13 +132,16 @@ def _check(segmenter: Segmenter, path: Path, shots: int | None) -> None:
         _require_onnx(path)
 
 
-def export_metadata(segmenter: Segmenter, shots: int | None, least: int) -> dict[str, str]:
+def export_metadata(
+    segmenter: Segmenter, shots: int | None, least: int, fixed: tuple[int, int] | None
+) -> dict[str, str]:
     """What a file says of itself: `metadata_props` of ONNX, `hdmnet.json` of torch.export; lists are JSON.
 
     Args:
         segmenter: As in `export`.
         shots: As in `export`.
         least: Smallest height and width admitted.
+        fixed: The only (H, W) admitted; None: any.
 
     Returns:
         Texts by name.
@@ -142,7 +152,7 @@ def export_metadata(segmenter: Segmenter, shots: int | None, least: int) -> dict
         "classes": json.dumps(list(fitted) if shots is None else []),
         "shots": json.dumps([one.shots for one in fitted.values()] if shots is None else [shots]),
         "image_size": json.dumps(list(recipe.image_size)),
-        "smallest_side": str(least),
+        **({"smallest_side": str(least)} if fixed is None else {"only_size": json.dumps(list(fixed))}),
         "input": "float32 RGB from 0 to 255, (batch, 3, height, width); normalised inside with mean and std",
         "output": "probability above 0.5 is foreground; logits are background and foreground",
         "mean": json.dumps(list(recipe.mean)),
@@ -153,9 +163,11 @@ def export_metadata(segmenter: Segmenter, shots: int | None, least: int) -> dict
 # ------------------------------------------------------------------------------------------------------------ writing
 
 
-def dynamic_shapes(shots: int | None, least: int) -> tuple[Any, ...]:
-    """The free dimensions of each input, of sides from `least` on; see `export` for `shots`."""
+def dynamic_shapes(shots: int | None, least: int, fixed: tuple[int, int] | None) -> tuple[Any, ...]:
+    """The free dimensions of each input; see `export` for `shots`, `export_metadata` for the others."""
     batch = Dim("batch")
+    if fixed is not None:
+        return ({0: batch},) * (1 if shots is None else len(INPUTS))
     query, supports = (
         {0: batch, first: Dim(f"{name}height", min=least), first + 1: Dim(f"{name}width", min=least)}
         for name, first in (("", 2), ("support_", 3))
@@ -163,36 +175,39 @@ def dynamic_shapes(shots: int | None, least: int) -> tuple[Any, ...]:
     return (query,) if shots is None else (query, supports, {0: batch, 2: supports[3], 3: supports[4]})
 
 
-def trace(module: SupportAsInput | SupportFitted, shots: int | None) -> ExportedProgram:
+def trace(
+    module: SupportAsInput | SupportFitted, shots: int | None, shapes: tuple[Any, ...], fixed: tuple[int, int] | None
+) -> ExportedProgram:
     """Export with free batch, height and width.
 
     Args:
         module: What to export, in evaluation mode.
         shots: As in `export`.
+        shapes: From `dynamic_shapes`.
+        fixed: As in `export_metadata`.
 
     Returns:
         The program.
     """
     least = module.model.smallest_side
     # No two sizes alike, and none the least, so that nothing is taken for constant.
-    query = random_pictures(2, (least + 16, least + 40))
+    query = random_pictures(2, fixed or (least + 16, least + 40))
     inputs: tuple[Tensor, ...] = (query,)
     if shots is not None:
-        size = (least + 24, least + 56)
+        size = fixed or (least + 24, least + 56)
         inputs = (query, random_pictures(2 * shots, size).unflatten(0, (2, shots)), random_masks(2, shots, size))
     with torch.no_grad():
         return torch.export.export(
             module,
             inputs,
-            dynamic_shapes=dynamic_shapes(shots, least),
+            dynamic_shapes=shapes,
             # Some sizes can only be seen to be right when the program runs.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
 
 
-def write_onnx(program: ExportedProgram, about: dict[str, str], path: Path, shots: int | None, least: int) -> None:
-    """Write an ONNX file; see `export_metadata` for `about`, `dynamic_shapes` for the last two."""
-    shapes = dynamic_shapes(shots, least)
+def write_onnx(program: ExportedProgram, about: dict[str, str], path: Path, shapes: tuple[Any, ...]) -> None:
+    """Write an ONNX file; see `export_metadata` for `about`, `dynamic_shapes` for `shapes`."""
     written = torch.onnx.export(
         program,
         dynamo=True,
