@@ -107,11 +107,12 @@ for _given, _code, _names, _prepare in (
         _predict(picture=lambda p: _speck(p)),
     ),
     (
-        "a HEIC picture as query",
+        "a HEIC picture as support",
         1,
-        "1 of 1 queries could not be segmented",
+        "q.heic cannot be read",
         _predict(
-            "query=[{place}/q.heic]", picture=lambda p: (p / "q.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+            "support=[{place}/q.heic:{place}/m.png]",
+            picture=lambda p: (p / "q.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99)),
         ),
     ),
     ("a text as support", 1, "a.png cannot be read", _predict(picture=lambda p: write_text(p / "a.png", "text"))),
@@ -144,11 +145,6 @@ def _folder(*words: str, change: Callable[[dict[str, Any]], object] | None = Non
 
 def _segmentation(value: Any) -> Callable[[dict[str, Any]], object]:
     return lambda content: content["annotations"][0].update(segmentation=value)
-
-
-def _segmentations(value: Any) -> Callable[[dict[str, Any]], object]:
-    """One for the objects of the first class in all pictures."""
-    return lambda content: [one.update(segmentation=value) for one in content["annotations"] if one["category_id"] == 1]
 
 
 for _given, _names, _prepare in (
@@ -200,11 +196,6 @@ for _given, _names, _prepare in (
         _folder(change=lambda c: c["categories"][1].update(id=1)),
     ),
     ("an unknown rule for crowds", "dataset.crowd=maybe: expected ignore, zero, class", _folder("dataset.crowd=maybe")),
-    (
-        "objects that vanish at the network's size",
-        "of the objects 4 vanish at the network's size",
-        _folder("dataset.image_size=9", change=_segmentations([[11.0, 8.0, 12.0, 8.0, 12.0, 9.0, 11.0, 9.0]])),
-    ),
     (
         "a run-length code of another size",
         "its run lengths add up to 5",

@@ -95,7 +95,7 @@ OTHERS = {
     "gzip": (b"\x1f\x8b\x08", "it is a gzip archive: unpack it"),
     "TorchScript": (torchscript, r"it is TorchScript; save torch.jit.load\(FILE\).state_dict\(\)"),
     "a zip": (archive, "it is a zip archive of weights.npy …, not of torch.save"),
-    "other bytes": (b"abc", "it is damaged, or not a state dict saved by torch.save"),
+    "other bytes": (b"abc", r"it is damaged, or holds more than tensors, .*expected a state dict saved by torch.save"),
 }
 
 
