@@ -80,8 +80,8 @@ def pets(tmp_path_factory):
     """The path of an ONNX file of a toy, the toy, and the segmenter that it says it is of."""
     segmenter = fit(make_segmenter(), "cat", "dog")
     path, toy = tmp_path_factory.mktemp("pets") / "pets.onnx", Toy(57)
-    about = network_file.export_metadata(segmenter, None, 57)
-    network_file.write_onnx(network_file.trace(toy, None), about, path, None, 57)
+    about, shapes = network_file.export_metadata(segmenter, None, 57, None), network_file.dynamic_shapes(None, 57, None)
+    network_file.write_onnx(network_file.trace(toy, None, shapes, None), about, path, shapes)
     return path, toy, segmenter
 
 
@@ -104,7 +104,9 @@ def test_the_network_is_traced_at_any_size(pets):
     """What every exporter goes on from."""
     *_, segmenter = pets
     supports = [one.features for one in segmenter.fitted.values()]
-    program = network_file.trace(SupportFitted(segmenter.model, MEAN, STD, supports).eval(), None).module()
+    shapes = network_file.dynamic_shapes(None, 57, None)
+    network = SupportFitted(segmenter.model, MEAN, STD, supports).eval()
+    program = network_file.trace(network, None, shapes, None).module()
     for batch, size in SIZES[:2]:
         query = random_pictures(batch, size)
         compare(program(query), fitted_answers(segmenter, query))
