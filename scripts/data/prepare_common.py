@@ -26,7 +26,7 @@ from typing import IO, Any, BinaryIO, NoReturn, TypeVar, cast
 import numpy as np
 from tqdm import tqdm
 
-from hdmnet.data.datasets.palettes import Colour, refuse_other_palette
+from hdmnet.data.datasets.palettes import CommonColours, refuse_other_palette
 from hdmnet.data.io.annotations import CROWD_VALUES, decode_segmentation, refuse_doubled
 from hdmnet.data.io.arrays import IGNORE, MAX_LABELS, UInt8Array
 from hdmnet.data.io.masks import read_mask, write_mask
@@ -401,7 +401,7 @@ class ConvertItem:
     name: str
 
 
-def convert_chunk(items: Iterable[ConvertItem], *, colours: dict[int, tuple[Colour, Path]]) -> list[str]:
+def convert_chunk(items: Iterable[ConvertItem], *, colours: CommonColours) -> list[str]:
     """Write some VOC or SBD masks as palette PNGs.
 
     Args:

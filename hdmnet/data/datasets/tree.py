@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from hdmnet.data.class_split import SplitRule
 from hdmnet.data.datasets.base import LabelMapDataset, Split
-from hdmnet.data.datasets.palettes import Colour, common_colours, refuse_other_palette
+from hdmnet.data.datasets.palettes import CommonColours, common_colours, refuse_other_palette
 from hdmnet.data.io.arrays import UInt8Array
 from hdmnet.data.io.masks import read_mask
 from hdmnet.data.io.pictures import read_image, read_size
@@ -75,7 +75,7 @@ class TreeDataset(LabelMapDataset):
         return areas
 
     @cached_property
-    def _colours(self) -> dict[int, tuple[Colour, Path]]:
+    def _colours(self) -> CommonColours:
         return common_colours([self.mask_path(image_id) for split in self.splits for image_id in self.ids(split)])
 
     def image_size(self, image_id: str) -> tuple[int, int]:

@@ -75,6 +75,21 @@ def test_where_all_are_renumbered_it_shows(root):
         load_catalog(FolderDataset(root), "val", None, progress=False)
 
 
+def test_where_the_colours_are_listed_another_order_does_no_harm(root):
+    lines = [
+        f"{name}:{','.join(map(str, voc_palette()[3 * value : 3 * value + 3]))}" for value, name in enumerate(NAMES, 1)
+    ]
+    (root / "classes.txt").rename(root / "names")
+    (root / "labelmap.txt").write_text("\n".join(["background:0,0,0", *lines]))
+    expected = {path.stem: read_mask(path) for path in (root / "masks").iterdir()}
+    for path in sorted((root / "masks").iterdir())[::2]:
+        renumber(path)
+    dataset = FolderDataset(root)
+    load_catalog(dataset, "val", None, progress=False)
+    for image_id, mask in expected.items():
+        np.testing.assert_array_equal(dataset.read_mask(image_id), mask)
+
+
 def test_palettes_that_change_no_value_are_taken(root):
     """Entries that are not in use, shorter palettes, grey ones that show the values, and grey files."""
     paths = sorted((root / "masks").iterdir())

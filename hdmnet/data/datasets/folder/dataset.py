@@ -17,7 +17,7 @@ from hdmnet.data.class_split import SplitRule, single_class
 from hdmnet.data.datasets.base import LabelMapDataset, LeftOut, NovelPixels, Split, apply_table, label_table
 from hdmnet.data.datasets.files import read_ids, refuse_shared_ids, require_ids
 from hdmnet.data.datasets.folder.layouts import LayoutName, Places, scan
-from hdmnet.data.datasets.palettes import Colour, common_colours, refuse_other_palette
+from hdmnet.data.datasets.palettes import CommonColours, common_colours, refuse_other_palette
 from hdmnet.data.io.annotations import CROWD_VALUES, decode_segmentation
 from hdmnet.data.io.arrays import IGNORE, BoolArray, UInt8Array
 from hdmnet.data.io.listing import is_picture
@@ -272,7 +272,7 @@ class FolderDataset(LabelMapDataset):
             )
 
     @cached_property
-    def _colours(self) -> dict[int, tuple[Colour, Path]]:
+    def _colours(self) -> CommonColours:
         return common_colours([files[0][1] for files in self.tree.masks.values()])
 
     def _upright(self, image_id: str, mask: UInt8Array) -> UInt8Array:
