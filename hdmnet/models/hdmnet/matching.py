@@ -65,9 +65,8 @@ class InverseSoftmaxAttention(torch.autograd.Function):
         # In 32 bits, as the forward pass: `torch.compile` traces this where mixed precision is on.
         with torch.autocast(q.device.type, enabled=False):
             for part in _blocks(q, k):
-                attention = _exponentials(q, k[:, part], ctx.temperature).div_(
-                    totals[:, part]
-                )  # (B, m, N), rows sum to 1
+                attention = _exponentials(q, k[:, part], ctx.temperature)  # (B, m, N)
+                attention.div_(totals[:, part])  # rows sum to 1
                 grad_v[:, part] = torch.bmm(attention, grad)
                 # Softmax backward; the sum over the query of A * dA is v_j · dv_j.
                 grad_scores = torch.bmm(v[:, part], grad.transpose(1, 2))
