@@ -94,7 +94,6 @@ def look_around(dataset: FolderDataset, findings: Findings) -> None:
         findings: Gets it; its areas are there already.
     """
     tree = dataset.tree
-    findings.notes += [dataset.unused_categories()] if tree.unused else []
     if findings.areas and not any(findings.areas.values()):
         remedy = "255 is ignored, so put masks of 0 and 255 as masks/CLASS/NAME.png" if tree.layout == "index" else ""
         findings.wrong.append(f"no mask of {dataset.root} holds any class{': ' if remedy else ''}{remedy}")

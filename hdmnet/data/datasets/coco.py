@@ -185,5 +185,5 @@ def parse_line(line: str, folder: str) -> str:
 
     `folder` is that of a line that names none.
     """
-    named = [part for part in PurePosixPath(line.split()[0]).parts[:-1] if part in _FOLDERS]
+    named = [part for part in PurePosixPath(line.split()[0].replace("\\", "/")).parts[:-1] if part in _FOLDERS]
     return f"{named[-1] if named else folder}/{strip_path(line)}"

@@ -12,8 +12,8 @@ from hdmnet.runtime.home import expand_home
 
 
 def strip_path(line: str) -> str:
-    """Id of a line of a list: "ID", or "/JPEGImages/ID.jpg /SegmentationClassAug/ID.png"."""
-    path = Path(line.split()[0])
+    """Id of a line of a list: "ID", or "/JPEGImages/ID.jpg /SegmentationClassAug/ID.png", also as Windows writes it."""
+    path = Path(line.split()[0].replace("\\", "/"))
     return path.stem if path.suffix.lower() in (".jpg", ".jpeg", ".png") else path.name
 
 

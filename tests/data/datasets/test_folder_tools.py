@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hdmnet.data.datasets.coco import parse_line
+from hdmnet.data.datasets.files import strip_path
 from hdmnet.data.datasets.folder.dataset import FolderDataset
 
 
@@ -43,21 +45,19 @@ def write_coco(root, content, folder="images"):
 
 
 @pytest.mark.parametrize("name", ["animals", "cat"])
-def test_a_category_without_annotations_is_left_out_and_named(tmp_path, caplog, name):
+def test_a_category_without_annotations_is_left_out_and_named(tmp_path, name):
     """Roboflow's category 0 is the project; it may be called as a class is."""
     content = coco_content()
     content["categories"].insert(0, {"id": 0, "name": name, "supercategory": "none"})
     content["categories"].append({"id": 9, "name": "fish", "supercategory": name})
-    with caplog.at_level("INFO"):
-        dataset = FolderDataset(write_coco(tmp_path, content), num_folds=3)
+    dataset = FolderDataset(write_coco(tmp_path, content), num_folds=3)
     assert dataset.class_names == ("cat", "dog", "bird")
     assert dataset.folds == ((1,), (2,), (3,))
-    note = f"folder: no annotation of category 0 ({name!r}), 9 ('fish'): left out of the classes"
-    assert dataset.unused_categories() == note
-    assert note in caplog.text
+    (line,) = (one.tell() for one in dataset.left_out())
+    assert line == f"0 ({name!r}), 9 ('fish'): category without an annotation, no class"
     dataset.check()
     chosen = FolderDataset(tmp_path, classes=["fish", "cat"])
-    assert (chosen.class_names, chosen.tree.unused) == (("fish", "cat"), ())
+    assert (chosen.class_names, chosen.left_out()) == (("fish", "cat"), [])
     assert chosen.class_areas("1") == {2: 25}
 
 
@@ -102,6 +102,17 @@ def test_file_names_of_windows(tmp_path, prefix):
     folder = prefix.removeprefix(".\\").replace("\\", "/")
     assert dataset.ids("val") == [f"{folder}{n}" for n in (1, 2, 3)]
     assert dataset.read_image(f"{folder}1").shape == (10, 12, 3)
+
+
+def test_lists_of_windows(tmp_path):
+    for name in ("a/1", "a/2"):
+        save(tmp_path / f"images/{name}.png", np.zeros((4, 4, 3), dtype=np.uint8))
+        save(tmp_path / f"masks/{name}.png", np.ones((4, 4), dtype=np.uint8))
+    (tmp_path / "classes.txt").write_text("cat\n")
+    (tmp_path / "val.txt").write_text("a\\1.png\r\na\\2\r\n")
+    assert FolderDataset(tmp_path, val_list="val.txt").ids("val") == ["a/1", "a/2"]
+    assert strip_path("JPEGImages\\1.jpg SegmentationClass\\1.png") == "1"
+    assert parse_line("train2014\\COCO_1.jpg", "val2014") == "train2014/COCO_1"
 
 
 def test_files_that_bear_a_whole_path_of_windows(tmp_path):

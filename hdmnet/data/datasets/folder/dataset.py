@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import logging
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -27,9 +26,6 @@ from hdmnet.data.io.upright import fit_mask, orientation, read_upright, upright_
 from hdmnet.runtime.errors import DatasetError, MissingFileError
 from hdmnet.runtime.home import expand_home
 
-log = logging.getLogger(__name__)
-
-_SHOWN = 10  # names in a message
 _CROWDS = {"ignore": "ignored (255)", "zero": "left out", "class": "taken as an object"}
 _READER = "3"  # part of the fingerprint: another number when masks are read by another rule
 
@@ -119,8 +115,6 @@ class FolderDataset(LabelMapDataset):
         self.crowd = crowd
         images, masks, annotations = (_expanded(one) for one in (images, masks, annotations))
         self.tree = scan(Places(self.root, images, masks, annotations, classes, colours, crowd), layout)
-        if self.tree.unused:
-            log.info("%s", self.unused_categories())
         self.class_names = self.tree.class_names
         self._class_values = _class_values(self.tree.stored)
         self.split_rule = split_rule
@@ -133,12 +127,6 @@ class FolderDataset(LabelMapDataset):
             raise DatasetError(
                 f"dataset.num_folds={num_folds}, but {folds} has {self.num_folds}: leave out one of them"
             )
-
-    def unused_categories(self) -> str:
-        """One line that names the categories of a JSON that are no classes, as no annotation has them."""
-        shown = [f"{category} ({name!r})" for category, name in self.tree.unused]
-        more = f" and {len(shown) - _SHOWN:,} more" if len(shown) > _SHOWN else ""
-        return f"{self.name}: no annotation of category {', '.join(shown[:_SHOWN])}{more}: left out of the classes"
 
     def _deal_folds(self, num_folds: int | None) -> tuple[tuple[int, ...], ...]:
         """Novel classes of each fold, their numbers differing by one at most."""
@@ -195,9 +183,10 @@ class FolderDataset(LabelMapDataset):
         return [one for one in self.tree.splits.get(split, tuple(self.tree.pictures)) if one not in others]
 
     def _parse(self, line: str) -> str:
-        path = PurePosixPath(line)
-        named = line not in self.tree.pictures and is_picture(Path(line))
-        return path.with_suffix("").as_posix() if named else line
+        if line in self.tree.pictures:
+            return line
+        path = PurePosixPath(line.replace("\\", "/"))  # a list may come from Windows
+        return (path.with_suffix("") if is_picture(Path(path.name)) else path).as_posix()
 
     def read_image(self, image_id: str) -> UInt8Array:
         """Picture as (H, W, 3) uint8 RGB, upright, at original size."""
@@ -351,6 +340,9 @@ class FolderDataset(LabelMapDataset):
             LeftOut("no picture by its name, left out", tuple(map(str, tree.others))),
             LeftOut("not followed", tree.links),
             LeftOut("annotation without a segmentation, which marks nothing", tree.bare),
+            LeftOut(
+                "category without an annotation, no class", tuple(f"{one} ({name!r})" for one, name in tree.unused)
+            ),
         ]
         for use, ids in tree.crowds.items():
             what = f"annotation marked as a crowd (iscrowd 1), {_CROWDS[use]}, {len(ids):,} in all"
