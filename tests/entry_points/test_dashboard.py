@@ -8,7 +8,7 @@ import pytest
 import wandb
 from PIL import Image
 
-from tests.helpers.commands import SHAPES, run, run_process
+from tests.helpers.commands import SHAPES, WHOLE, run, run_process
 from tests.helpers.wandb_files import OfflineRun, offline_runs
 
 pytestmark = pytest.mark.slow
@@ -26,7 +26,7 @@ def _read(folder: Path) -> OfflineRun:
 def jobs(tmp_path_factory, start):
     """The folders of a multirun over two seeds."""
     output = tmp_path_factory.mktemp("sweep")
-    run("train", output, "-m", *SHAPES, *WANDB, f"ckpt={start}", "seed=0,1")
+    run("train", output, "-m", *WHOLE, *WANDB, f"ckpt={start}", "seed=0,1")
     folders = sorted(path.parent for path in output.rglob("result.json"))
     assert len(folders) == 2
     return folders
@@ -108,7 +108,7 @@ def test_a_refused_server_does_not_end_a_run(tmp_path, monkeypatch, start):
 
 def test_two_processes_of_a_job_are_one_run(tmp_path, start):
     words = ("logger=wandb", "trainer=ddp_cpu", "trainer.devices=2", f"ckpt={start}")
-    answer = run_process("train", tmp_path / "out", *SHAPES, *words)
+    answer = run_process("train", tmp_path / "out", *WHOLE, *words)
     assert answer.code == 0, answer.err
     held = _read(answer.folder)
     assert held.exit_code == 0

@@ -134,12 +134,6 @@ def test_the_same_seed_gives_the_same_bits_whatever_loads_the_data(first_run, tm
         assert same_weights(again.folder / name, first_run.folder / name), name
 
 
-def test_the_same_seed_gives_the_same_figures(finished_run, start, tmp_path):
-    again = run("train", tmp_path, *SHAPES, f"ckpt={start}")
-    assert figures(again.result) == figures(finished_run.result)
-    assert same_weights(*(answer.folder / "checkpoints" / "last.ckpt" for answer in (again, finished_run)))
-
-
 def test_another_seed_gives_other_weights_on_the_same_test_episodes(finished_run, start, tmp_path):
     other = run("train", tmp_path, *SHAPES, f"ckpt={start}", "seed=1")
     assert other.result["manifest_sha256"] == finished_run.result["manifest_sha256"]
@@ -150,9 +144,8 @@ def test_evaluating_the_best_checkpoint_gives_the_runs_own_figures(finished_run,
     assert figures(evaluate(best, tmp_path).result) == figures(finished_run.result)
 
 
-@pytest.mark.parametrize("words", [("num_workers=1", "batch_size=4"), ("num_workers=3", "batch_size=3")])
-def test_workers_and_batch_sizes_do_not_change_the_test(finished_run, best, tmp_path, words):
-    assert figures(evaluate(best, tmp_path, *words).result) == figures(finished_run.result)
+def test_workers_and_batch_sizes_do_not_change_the_test(finished_run, best, tmp_path):
+    assert figures(evaluate(best, tmp_path, "num_workers=3", "batch_size=3").result) == figures(finished_run.result)
 
 
 # -------------------------------------------------------------------------------------------------------- evaluate

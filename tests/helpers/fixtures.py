@@ -1,26 +1,52 @@
-"""Session fixtures that cost seconds: trees on disk and one tiny finished run; each test process makes them once."""
+"""Session fixtures that cost seconds: trees on disk and one tiny finished run; made once, for all test processes."""
 
 from __future__ import annotations
 
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
 import pytest
+from filelock import FileLock
 
 from tests.helpers import commands as doors
 from tests.helpers import trees
+
+Made = TypeVar("Made")
+
+
+def shared(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Made]) -> Made:
+    """What `make` returns of an empty folder; where several processes test, one makes it and the others wait."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of all workers
+    folder, made = root / f"shared_{name}", root / f"shared_{name}.pickle"
+    with FileLock(root / f"shared_{name}.lock"):
+        if not made.is_file():
+            folder.mkdir()
+            made.write_bytes(pickle.dumps(make(folder)))
+    result: Made = pickle.loads(made.read_bytes())
+    return result
 
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """A folder as `paths.data_dir` is: pascal/ and coco/ in their real formats. Not to be written to."""
-    root = tmp_path_factory.mktemp("data")
-    trees.write_voc_tree(root / "pascal")
-    trees.write_coco_tree(root / "coco")
-    return root
+
+    def make(root: Path) -> Path:
+        trees.write_voc_tree(root / "pascal")
+        trees.write_coco_tree(root / "coco")
+        return root
+
+    return shared(tmp_path_factory, "data", make)
 
 
 @pytest.fixture(scope="session")
 def first_run(tmp_path_factory):
     """The answer of a tiny training on the embedded data, both stages; its folder is not to be written to."""
-    return doors.run("train", tmp_path_factory.mktemp("first"), *doors.WHOLE)
+    return shared(tmp_path_factory, "first", lambda root: doors.run("train", root, *doors.WHOLE))
 
 
 @pytest.fixture(scope="session")
@@ -29,13 +55,13 @@ def start(tmp_path_factory, first_run):
 
     After some steps from nothing a model calls everything background: any two tests of it would agree.
     """
-    path = tmp_path_factory.mktemp("start") / "start.ckpt"
-    return doors.enliven(first_run.folder / "checkpoints" / "last.ckpt", path)
+    last = first_run.folder / "checkpoints" / "last.ckpt"
+    return shared(tmp_path_factory, "start", lambda root: doors.enliven(last, root / "start.ckpt"))
 
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory, start):
     """The answer of a tiny training from `start`; its folder is not to be written to."""
-    answer = doors.run("train", tmp_path_factory.mktemp("finished"), *doors.SHAPES, f"ckpt={start}")
+    answer = shared(tmp_path_factory, "finished", lambda root: doors.run("train", root, *doors.SHAPES, f"ckpt={start}"))
     assert answer.result["test"]["miou"] > 0.01, "the predictions are not mixed: comparing results would show nothing"
     return answer

@@ -169,6 +169,7 @@ def test_the_last_weights_are_tested_when_asked_for(start, tmp_path):
     result = answer.result
     assert result["selection"] == "last"
     assert result["checkpoint"] == str(answer.folder / "checkpoints" / "last.ckpt")
+    assert "LAST" not in answer.out
 
 
 def test_lightnings_trial_run_has_no_checkpoint_and_tests_what_it_has(start, tmp_path):
@@ -260,4 +261,3 @@ def test_that_no_validation_ran_is_said_where_the_best_was_asked_for(start, tmp_
     assert "selection=best, but there is no best checkpoint, as no validation ran: the LAST one is tested" in answer.out
     assert answer.result["checkpoint"].endswith("last.ckpt")
     assert answer.result["val_miou"] is None
-    assert "LAST" not in run("train", tmp_path, *SHAPES, f"ckpt={start}", *words, "selection=last").out
