@@ -36,6 +36,8 @@ NAME = "draw_layouts"
 SIDE = 129  # of a picture, in pixels; drawn at this size
 _GAP, _TEXT = 16, 34
 
+_COLOURS = np.array([(0, 0, 0), (250, 50, 83), (61, 61, 245), (255, 204, 51), (52, 209, 183)], np.uint8)  # of CVAT
+
 Panel = tuple[str, str, Picture]  # a file's name, what is in it, and a picture of it
 
 
@@ -47,6 +49,20 @@ def _index(root: Path, entry: Entry, names: Sequence[str]) -> list[Panel]:
     values = [f"{value} {name}" for value, name in enumerate(names, start=1) if (entry.mask == value).any()]
     shown = np.reshape(voc_palette(), (256, 3)).astype(np.uint8)[read_mask(root / f"masks/{entry.name}.png")]
     return [(f"masks/{entry.name}.png", f"values: 0, {', '.join(values)}", shown)]
+
+
+def _colours(root: Path, entry: Entry, names: Sequence[str]) -> list[Panel]:
+    """The index masks once more, in colours, with a list of them in the place of classes.txt."""
+    file = root / f"masks/{entry.name}.png"
+    shown = _COLOURS[read_mask(file)]
+    Image.fromarray(shown).save(file)
+    (root / "classes.txt").unlink()
+    lines = [
+        f"{name}:{','.join(map(str, colour))}::" for name, colour in zip(names, _COLOURS[1:].tolist(), strict=True)
+    ]
+    (root / "labelmap.txt").write_text("\n".join(lines), encoding="utf-8")
+    used = [line for value, line in enumerate(lines, start=1) if (shown == _COLOURS[value]).all(axis=2).any()]
+    return [(f"masks/{entry.name}.png", " ".join(used), shown)]
 
 
 def _binary(root: Path, entry: Entry, names: Sequence[str]) -> list[Panel]:
@@ -71,6 +87,7 @@ def _fss(root: Path, entry: Entry, names: Sequence[str]) -> list[Panel]:
 
 LAYOUTS: dict[str, Callable[[Path, Entry, Sequence[str]], list[Panel]]] = {
     "index": _index,
+    "colours": _colours,
     "binary": _binary,
     "coco": _coco,
     "fss": _fss,
@@ -107,11 +124,12 @@ def draw_layout(layout: str, root: Path) -> Picture:
     name = f"{entry.name.split('/')[0]}/1" if layout == "fss" else "1"
     marked = np.unique(entry.mask[entry.mask > 0])[:2]  # few classes, few panels
     entry = Entry(name, entry.split, entry.jpeg, np.where(np.isin(entry.mask, marked), entry.mask, np.uint8(0)))
-    WRITERS[layout](root, [entry], names)
-    dataset = FolderDataset(root, layout=layout)  # type: ignore[arg-type]
+    WRITERS[layout if layout in WRITERS else "index"](root, [entry], names)
+    files = LAYOUTS[layout](root, entry, names)
+    dataset = FolderDataset(root)
     picture = dataset.read_image(name)
     folder = "" if layout == "fss" else "images/"
-    panels: list[Panel] = [(f"{folder}{name}.jpg", "", picture), *LAYOUTS[layout](root, entry, names)]
+    panels: list[Panel] = [(f"{folder}{name}.jpg", "", picture), *files]
     for value, class_name in enumerate(dataset.class_names, start=1):
         mask = dataset.read_class_mask(name, value)
         if (mask == 1).any():

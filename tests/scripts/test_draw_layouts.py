@@ -18,7 +18,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 def test_every_layout_is_drawn_with_what_is_read_and_shown_in_the_docs(tmp_path):
     assert draw_layouts.main(["--out", str(tmp_path / "out")]) == 0
     page = (DOCS / "layouts.md").read_text(encoding="utf-8")
-    names = {*get_args(LayoutName), "contact_sheet"}
+    names = {*get_args(LayoutName), "colours", "contact_sheet"}
     assert {path.stem for path in (tmp_path / "out").iterdir()} == names
     for name in names:
         assert f"(layouts/{name}.png)" in page
