@@ -8,7 +8,7 @@ import pytest
 
 from hdmnet import report
 from hdmnet.reporting import writing
-from tests.helpers.reports import TINY, write_run
+from tests.helpers.reports import CLASSES, TINY, write_run
 
 
 class Page(HTMLParser):
@@ -129,3 +129,16 @@ def test_a_damaged_result_is_skipped_and_listed(runs, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "3 runs read" in told
     assert f"warning: damaged result, left out: {path}: seed is 'zero', expected an integer" in told
+
+
+def test_a_run_without_a_test_is_listed_without_figures(tmp_path):
+    """As `trainer.limit_test_batches=0` leaves it, beside one of the other fold that has been tested."""
+    nothing = {"miou": None, "miou_per_seed": [None], "fb_iou": None, "fb_iou_per_seed": [None], "num_episodes": 0}
+    nothing |= {"iou_per_class": dict.fromkeys(CLASSES), "num_classes_averaged": [0]}
+    write_run(tmp_path / "runs", "untested", test=nothing, test_no_ensemble=nothing, overrides=TINY)
+    write_run(tmp_path / "runs", "tested", fold=1, overrides=TINY)
+    assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--episodes", "0"]) == 0
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert ">nan" not in page.lower()
+    assert "0 x 1 seeds" in page
+    assert "55.0" in page

@@ -199,6 +199,7 @@ def test_what_works_is_not_refused(with_words, words):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*AMP with fp16 is not supported on CPU")
+@pytest.mark.filterwarnings("ignore:The PyTorch Profiler default schedule will be overridden")
 @pytest.mark.parametrize("words", RUNS, ids=" ".join)
 def test_what_works_gives_a_result(start, output, words):
     result = run("train", output, *SHAPES, *LESS, f"ckpt={start}", *(f"trainer.{word}" for word in words)).result
