@@ -78,10 +78,11 @@ def test_one_option_of_each_group_composes_with_evaluate_too(compose_config, fil
             "model.num_stages=4",
             "model.ensemble=false",
         ),
+        ("backbone=timm", "backbone.model=vit_tiny_patch16_224", "trainer.precision=bf16-mixed"),
         ("model.norm=bn", "model.shot_weighting=official", "model.prior_norm=true", "protocol=official", "shot=2"),
         ("dataset.image_size=[65,81]", "dataset.filter_novel=false", "optim.base.freeze_backbone=norm"),
     ],
-    ids=["mobilenet", "timm", "switches", "rectangle"],
+    ids=["mobilenet", "timm", "vit", "switches", "rectangle"],
 )
 def test_one_step_of_training(tmp_path, words):
     weights = ("backbone.weights=null", "backbone.feature_channels=32")

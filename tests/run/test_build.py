@@ -13,10 +13,27 @@ from hdmnet.runtime import provenance
 from hdmnet.runtime.errors import ConfigError
 
 
-def test_the_defaults_build_and_change_no_random_state(compose_config):
+@pytest.mark.parametrize("words", [(), ("backbone=dinov2_vits14",), ("backbone=efficientnet_lite0", "model=baseline")])
+def test_the_defaults_build_and_change_no_random_state(compose_config, words):
     before = torch.get_rng_state()
-    check_builds(compose_config("train"))
+    check_builds(compose_config("train", *words))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("backbone", ["dinov3_vits16", "resnet50_timm"])
+def test_pfenet_on_timm_says_why_not(compose_config, backbone):
+    with pytest.raises(ConfigError, match=r"^model: PFENet runs the backbone's last layer on masked features: Timm"):
+        check_builds(compose_config("train", "model=pfenet", f"backbone={backbone}"))
+
+
+def test_a_random_backbone_that_never_learns_is_told(compose_config, caplog):
+    words = ("backbone=timm", "backbone.model=convnext_atto", "backbone.weights=null")
+    build.build_backbone(compose_config("train", *words))
+    assert "the backbone is random and stays so" in caplog.text
+    caplog.clear()
+    build.build_backbone(compose_config("train", *words, "backbone.frozen=false"))
+    build.build_backbone(compose_config("train", *words[:2]), weights=None)  # a checkpoint fills it
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

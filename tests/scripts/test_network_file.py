@@ -17,6 +17,7 @@ import hdmnet
 from hdmnet import Segmenter
 from hdmnet.apps.segmenter_file import SegmenterSpec
 from hdmnet.models.backbones.build import build_backbone
+from hdmnet.models.backbones.timm import TimmBackbone
 from hdmnet.models.base_learner import BaseLearner
 from hdmnet.models.hdmnet.export import SupportFitted
 from hdmnet.models.hdmnet.model import build_hdmnet
@@ -37,13 +38,14 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 CLOSE = {"rtol": 0, "atol": 1e-4}
 
 
-def make_segmenter(backbone="resnet_narrow", **changes):
+def make_segmenter(backbone="resnet_narrow", size=(65, 81), **changes):
     """One whose answers differ from place to place: the last layer is sharpened."""
     torch.manual_seed(0)
-    learner = BaseLearner(backbone=build_backbone(backbone), num_base=4, feature_channels=16)
+    trunk = TimmBackbone(backbone) if backbone.startswith("vit") else build_backbone(backbone)
+    learner = BaseLearner(backbone=trunk, num_base=4, feature_channels=16)
     model = build_hdmnet(learner, **{"num_stages": 1, "ensemble": False, **changes})
     model.meta_learner.decoder.head[4].weight.data *= 30
-    return Segmenter(model, SegmenterSpec((65, 81), MEAN, STD), device="cpu")
+    return Segmenter(model, SegmenterSpec(size, MEAN, STD), device="cpu")
 
 
 def fit(segmenter, *classes):
@@ -188,7 +190,26 @@ def test_onnx_of_the_whole_network_of_each_backbone(tmp_path, backbone):
             torch.testing.assert_close(one, other, **CLOSE)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+def test_a_vit_at_the_size_of_the_segmenter(tmp_path, suffix):
+    segmenter = fit(make_segmenter("vit_tiny_patch16_224", size=(121, 150)), "cat")
+    path = tmp_path / f"cat.{suffix}"
+    written = export(segmenter, path)
+    assert written.sizes == ((121, 150),)
+    assert json.loads(written.about["only_size"]) == [121, 150]
+    assert "smallest_side" not in written.about
+    query = random_pictures(3, (121, 150))
+    compare((open_onnx if suffix == "onnx" else open_pt2)(path)(query), fitted_answers(segmenter, query))
+
+
 # ------------------------------------------------------------------------------------------------------------ refusals
+
+
+def test_a_vit_at_a_size_with_too_few_patches(tmp_path):
+    segmenter = fit(make_segmenter("vit_tiny_patch16_224"), "cat")
+    with pytest.raises(ValueError, match=r"export: image_size=\[65, 81\]: expected sides of at least 113"):
+        export(segmenter, tmp_path / "cat.onnx")
 
 
 def test_a_file_that_disagrees_is_not_left(pets, tmp_path, monkeypatch):

@@ -92,6 +92,13 @@ def test_what_is_frozen_stays(freeze, statistics, weights):
     assert "classifier.weight" in moved
 
 
+def test_a_backbone_that_is_frozen_itself_has_no_group():
+    model = TinyLearner()
+    model.backbone.requires_grad_(False)
+    (optimizer,) = fit(BaseLearnerTask(model=model, optimiser=BaseOptimiserSettings()), steps=1).optimizers
+    assert [group["name"] for group in optimizer.param_groups] == ["head"]
+
+
 def test_unknown_choices_are_refused():
     with pytest.raises(ValueError, match=r"optim\.base\.optimizer='adam': expected 'sgd' or 'adamw'"):
         BaseOptimiserSettings(optimizer="adam")

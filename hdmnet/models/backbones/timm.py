@@ -59,6 +59,8 @@ class TimmBackbone(Backbone):
         frozen: bool = True,
     ) -> None:
         super().__init__()
+        self._indices: list[int] | None = None  # of timm's own levels; else positions of modules whose outputs are kept
+        self._positions: list[int] = []
         timm = _import_timm()
         _check_name(timm, model, name)
         if levels is not None and not isinstance(levels, list | tuple):
@@ -98,12 +100,21 @@ class TimmBackbone(Backbone):
             self._check_shapes(images, levels)
         return tuple(levels)
 
+    def take(self, positions: Sequence[int]) -> None:
+        """Give only some of the levels from now on, those at these positions of `feature_info`."""
+        if self._indices is not None:
+            self._take_levels(self.model, [self._indices[position] for position in positions])
+        else:
+            self._positions = [self._positions[position] for position in positions]
+            self.feature_info = tuple(self.feature_info[position] for position in positions)
+
     def _run(self, images: Tensor) -> list[Tensor]:
         net: Any = self.model
         if self._indices is not None:
             levels = net.forward_intermediates(images, indices=self._indices, norm=self._norm, intermediates_only=True)
             return cast("list[Tensor]", levels)
-        levels = net(images)
+        outputs = net(images)
+        levels = [outputs[position] for position in self._positions]
         return [level.permute(0, 3, 1, 2).contiguous() for level in levels] if self._channels_last else levels
 
     def _check_shapes(self, images: Tensor, levels: Sequence[Tensor]) -> None:
@@ -134,7 +145,8 @@ class TimmBackbone(Backbone):
 
     def _take_modules(self, net: Any, skeleton: nn.Module, names: list[str], side: int) -> None:
         """As `_take_levels`, of modules that timm does not count as levels; their shapes are seen on the skeleton."""
-        self._indices, self._channels_last = None, str(getattr(net, "output_fmt", "NCHW")) == "NHWC"
+        self._positions = list(range(len(names)))
+        self._channels_last = str(getattr(net, "output_fmt", "NCHW")) == "NHWC"
         try:
             with torch.device("meta"), torch.inference_mode(False), torch.no_grad():
                 images = torch.empty(1, 3, side, side)

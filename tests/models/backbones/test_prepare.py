@@ -187,7 +187,7 @@ def test_of_other_backbones():
     prepare_trunk(Fixed())
     for settings, message in (
         ({"every_block": True}, r"every_block=True: Fixed gives whole levels; expected a ResNet, VGG or MobileNetV2"),
-        ({"layers": [3]}, r"layers=\[3\]: Fixed gives 2 levels; expected 1 \(of timm: backbone.out_indices\)"),
+        ({"layers": [3]}, r"layers=\[3\]: Fixed gives 2 levels; expected 1 \(of timm: backbone.levels\)"),
         ({"trainable": [2]}, r"trainable=\[2\]: expected \[\] or all"),
     ):
         with pytest.raises(ValueError, match=f"^{message}$"):

@@ -11,6 +11,7 @@ from PIL import Image
 from hdmnet.config.values import to_plain
 from hdmnet.data.normalise import normalise
 from hdmnet.models.backbones.base import Backbone, FeatureInfo, encode
+from hdmnet.models.backbones.prepare import prepare_trunk
 from hdmnet.models.backbones.timm import TimmBackbone
 from hdmnet.models.backbones.weights import PACKAGES, read_package
 from hdmnet.models.base_learner import BaseLearner
@@ -100,6 +101,25 @@ def test_levels_of_a_vit_are_its_patches_through_the_last_norm(name):
         found = backbone(images)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mobilenetv3_small_050"])
+def test_a_method_takes_the_layers_that_it_declares(name):
+    torch.manual_seed(0)
+    backbone = TimmBackbone(name, **KINDS[name]).eval()
+    before, images = sum(p.numel() for p in backbone.parameters()), torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = backbone(images)
+        prepare_trunk(backbone, layers=[2, 3])
+        found = backbone(images)
+    assert len(backbone.feature_info) == len(found) == 2
+    assert all(torch.equal(*pair) for pair in zip(found, expected[:2], strict=True))
+    if name.startswith("vit"):
+        assert sum(p.numel() for p in backbone.parameters()) < before  # the blocks after the last one are gone
+    with pytest.raises(
+        ValueError, match=r"layers=\[1, 2, 3\]: TimmBackbone gives 2 levels; expected 3 .*backbone.levels"
+    ):
+        prepare_trunk(backbone, layers=[1, 2, 3])
 
 
 def test_frozen_stays_frozen():
