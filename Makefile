@@ -10,9 +10,9 @@ WORKERS ?= 2
 ARGS ?=
 
 # Each test process computes on one thread: more would fight for the same cores and make the tests slower.
-TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
-
-# --dist loadfile: the tests of a file run in one process, and what they share is made once.
+# The tests of a file run in one process (loadfile), so that what they share is made once.
+PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: help setup train reproduce-shapes test test-full coverage audit lint format type check clean clean-all
 
@@ -40,13 +40,13 @@ reproduce-shapes: setup ## the paper's ablations on the embedded shapes, on a CP
 	PYTHON=$(BIN)/python scripts/reproduce.sh shapes $(ARGS)
 
 test: setup ## the tests, without the slow ones
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-full: setup ## all tests, the slow ones too
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "slow or not slow" $(ARGS)
+	$(PYTEST) -m "slow or not slow" $(ARGS)
 
 coverage: setup ## all tests with the share of lines that they run (at least 90 %), also in the processes they start
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "slow or not slow" --cov --cov-report=term $(ARGS)
+	$(PYTEST) -m "slow or not slow" --cov --cov-report=term $(ARGS)
 
 # OSV answers for every version; an advisory service that cannot be reached is a failure, not a clean bill.
 audit: setup ## known security holes in what .venv holds (asks the advisory service osv.dev)

@@ -265,7 +265,7 @@ def test_without_distillation_a_row_of_table_4_is_one_of_table_6(answer_of):
     assert identical(one.loss, other.loss)
 
 
-@pytest.mark.parametrize("name", ["none", *SAME_NETWORK, *OTHER_NETWORK, "table4_correlation", "table4_distillation"])
+@pytest.mark.parametrize("name", WANTED)
 def test_one_training_step(task_of, episode, name):
     task = task_of(f"ablation={name}")
     query, support, support_mask, query_mask = episode

@@ -19,7 +19,7 @@ from scripts.robustness import fuzz
 import fuzz_mutations as mutate  # isort: skip
 import fuzz_targets  # noqa: F401  # isort: skip
 
-# Processes of this one: it has imported what they need. Their audit hook cannot be taken off again.
+# Its audit hook cannot be taken off again, so a process of its own.
 FORK = multiprocessing.get_context("fork")
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12 on, beside threads
 
@@ -81,8 +81,7 @@ def test_kinds_take_turns_and_every_number_comes_once():
     assert [next(numbers) for _ in range(6)] == [("a", 0), ("a", 1), ("b", 0), ("a", 2), ("a", 3), ("b", 1)]
 
 
-def test_some_seconds_of_it(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(fuzz.multiprocessing, "get_context", lambda _: FORK)
+def test_some_seconds_of_it(tmp_path, capsys):
     assert fuzz.main(["--minutes", "0.05", "--output", str(tmp_path), "--seed", "5"]) == 0, capsys.readouterr().out
     counts = json.loads((tmp_path / "counts.json").read_text())["counts"]
     assert sum(sum(kind.values()) for kind in counts.values()) > 20
