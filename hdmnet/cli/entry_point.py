@@ -167,8 +167,10 @@ def _check_words() -> None:
 
     parser = hydra_parser()
     parser.error = refuse  # type: ignore[method-assign]
-    parser.parse_args(sys.argv[1:])
-    for word in sys.argv[1:]:
+    words = parser.parse_intermixed_args(sys.argv[1:]).overrides
+    # Hydra takes flags before or after all words, not between them (`dataset=coco -m fold=0,1`).
+    sys.argv[1:] = [word for word in sys.argv[1:] if word not in words] + words
+    for word in words:
         group, _, option = word.partition("=")
         if option == "null" and is_group(group):
             raise ConfigError(f"a config group cannot be null; expected one of its options, e.g. {group}=none")

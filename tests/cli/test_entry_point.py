@@ -153,6 +153,12 @@ def test_an_overridden_command_line_is_known_to_the_job_and_to_its_other_ranks(r
     assert seen[1] == seen[0]
 
 
+def test_flags_may_stand_anywhere_among_the_words(run_command):
+    assert run_command(never, "shot=5", "--cfg", "job", "fold=2")[0] == 0
+    # What Hydra reads, which takes flags only before or after all words.
+    assert sys.argv[1:] == ["--cfg", "job", "shot=5", "fold=2"]
+
+
 def test_ranks_that_the_trainer_does_not_want_are_refused(run_command, monkeypatch):
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "1", "RANK": "0"}.items():
         monkeypatch.setenv(name, value)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,6 +130,7 @@ def _as_a_command(door: str, words: list[str]) -> Iterator[None]:
         yield
     finally:
         sys.argv = argv
+        HydraConfig.instance().cfg = None
         os.environ.clear()
         os.environ.update(environment)
         root_logger.handlers[:] = handlers  # Hydra's write to a stdout that is closed by now
