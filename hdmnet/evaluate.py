@@ -1,4 +1,7 @@
-"""`python -m hdmnet.evaluate ckpt=PATH`: the test protocol on a checkpoint of ours or of the official release."""
+"""`python -m hdmnet.evaluate ckpt=PATH`: the test protocol on a checkpoint of ours or of the official release.
+
+A method that has nothing to learn needs none: `python -m hdmnet.evaluate model=prototype dataset=pascal`.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,15 @@ if TYPE_CHECKING:
 @entry_point("evaluate")
 def main(cfg: DictConfig) -> None:
     """Evaluate as the config says; what the checkpoint was trained with is taken from it."""
-    if cfg.ckpt is None:
-        raise InputError("ckpt is not given; expected the checkpoint to evaluate, e.g. ckpt=RUN/checkpoints/best.ckpt")
     from hdmnet.cli.entry_point import job_overrides
     from hdmnet.config.stored import evaluation_config
     from hdmnet.run.checkpoints import run_entry
     from hdmnet.run.pipeline import evaluate
     from hdmnet.runtime.checkpoint_file import BASE_LEARNER_KEY, read_checkpoint
 
+    if cfg.ckpt is None:
+        evaluate(cfg, None)
+        return
     content = read_checkpoint(cfg.ckpt)
     if BASE_LEARNER_KEY in content:
         raise InputError(f"ckpt={cfg.ckpt} is a base learner; expected checkpoints/best.ckpt of a run's folder")

@@ -29,8 +29,11 @@ def run(cfg: DictConfig) -> None:
     Raises:
         ValueError: Something is not as it should be, or a query could not be segmented.
     """
-    if cfg.ckpt is None:
-        raise InputError("ckpt is not given; expected a checkpoint, e.g. ckpt=RUN/checkpoints/best.ckpt")
+    if cfg.ckpt is None and cfg.model is None:
+        raise InputError(
+            "ckpt is not given; expected a checkpoint, e.g. ckpt=RUN/checkpoints/best.ckpt, or a method that needs "
+            "none: model=prototype"
+        )
     from hdmnet.apps.predict import find_queries, parse_supports, predict
 
     supports, queries = parse_supports(cfg.support), find_queries(cfg.query)

@@ -25,7 +25,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from hdmnet.apps.segmenter import DEFAULT_CLASS, Prediction, Segmenter
-from hdmnet.config.values import to_plain
 from hdmnet.data.datasets.base import LeftOut
 from hdmnet.data.io.listing import is_picture
 from hdmnet.data.io.masks import voc_palette, write_mask
@@ -157,17 +156,16 @@ def predict(cfg: DictConfig, supports: Supports | None, queries: Sequence[Path])
         ValueError: Checkpoint or supports are not right; or some queries were not, after all others are done.
     """
     keep_freed_memory()
-    plain, output = to_plain(cfg), Path(cfg.paths.run_dir)
+    output = Path(cfg.paths.run_dir)
     read = [part for pairs in (supports or {}).values() for pair in pairs for part in pair if isinstance(part, Path)]
     _refuse_to_replace(output, _names(queries), [*queries, *read], maps=cfg.maps)
-    segmenter = Segmenter.from_checkpoint(
-        cfg.ckpt, device=cfg.device, image_size=plain["image_size"], **plain["official"]
-    )
+    segmenter = Segmenter.of_command(cfg)
     if supports is not None:
         pairs = {name: tuple(zip(*several, strict=True)) for name, several in supports.items()}
         segmenter.fit(pairs)
     elif not segmenter.classes:
-        raise InputError(f"support is not given and ckpt={cfg.ckpt} keeps none; expected support=[IMG:MASK,…]")
+        kept = "" if cfg.ckpt is None else f" and ckpt={cfg.ckpt} keeps none"
+        raise InputError(f"support is not given{kept}; expected support=[IMG:MASK,…]")
     if cfg.save is not None:
         segmenter.save(cfg.save)
     failed = 0

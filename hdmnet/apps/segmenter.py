@@ -12,14 +12,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hdmnet.apps.segmenter_file import SegmenterSpec, read_segmenter, read_supports, write_segmenter
+from hdmnet.apps.segmenter_file import (
+    SegmenterSpec,
+    build_untrained_segmenter,
+    compose_predict,
+    read_segmenter,
+    read_supports,
+    write_segmenter,
+)
+from hdmnet.config.values import to_plain
 from hdmnet.data.io.arrays import UInt8Array
 from hdmnet.data.io.user_pictures import read_user_mask, read_user_picture
 from hdmnet.data.normalise import normalise
@@ -34,6 +42,9 @@ from hdmnet.models.method import (
 )
 from hdmnet.runtime.errors import InputError
 from hdmnet.tasks.feature_store import resize
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 Float32 = NDArray[np.float32]
 Maps = dict[str, list[Float32]]  # by name ("prior", "correlation" …): (h_l, w_l) float32 each, finest first
@@ -137,6 +148,47 @@ class Segmenter:
             for name, (features, shots) in read_supports(content, path, segmenter._support_type, segmenter.device)
         }
         return segmenter
+
+    @classmethod
+    def without_training(
+        cls,
+        method: str = "prototype",
+        *,
+        backbone: str = "mobilenet_v2",
+        image_size: int | Sequence[int] | None = None,
+        device: str | torch.device = "auto",
+        overrides: Sequence[str] = (),
+    ) -> Self:
+        """A method that has nothing to learn, on a backbone with its ImageNet weights: no checkpoint is needed.
+
+        Args:
+            method: One of conf/model: "prototype", "cluster_matching".
+            backbone: One of conf/backbone.
+            image_size: Side, or (H, W), that the network sees; None: 473.
+            device: "auto" (a GPU if there is one), "cpu", "cuda:1" …
+            overrides: More settings of `python -m hdmnet.predict`: ``["backbone.weights=FILE"]``.
+
+        Raises:
+            FileNotFoundError: The weights of the backbone are not there.
+            ValueError: A name or setting is unknown, or the method has to be trained.
+        """
+        words = [f"model={method}", f"backbone={backbone}", *overrides]
+        return cls(*build_untrained_segmenter(compose_predict(words), image_size), device=device)
+
+    @classmethod
+    def of_command(cls, cfg: DictConfig) -> Self:
+        """What `predict` and `demo` are to segment with: their `ckpt`, or without one their `model` and `backbone`.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            ValueError: There is neither, or both, or it does not fit.
+        """
+        plain = to_plain(cfg)
+        if None not in (cfg.ckpt, cfg.model):
+            raise InputError(f"ckpt={cfg.ckpt} and model={cfg.model.name} are both given; expected one of them")
+        if cfg.ckpt is not None:
+            return cls.from_checkpoint(cfg.ckpt, device=cfg.device, image_size=plain["image_size"], **plain["official"])
+        return cls(*build_untrained_segmenter(cfg, plain["image_size"]), device=cfg.device)
 
     @property
     def image_size(self) -> tuple[int, int]:

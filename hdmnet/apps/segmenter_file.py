@@ -8,15 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
+from hdmnet.config.paths import HYDRA_VERSION_BASE, conf_dir
 from hdmnet.config.renamed import upgrade
+from hdmnet.config.schemas import register_schemas
 from hdmnet.config.stored import stored_config
 from hdmnet.config.values import image_size as as_size
+from hdmnet.config.values import to_plain
 from hdmnet.models.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from hdmnet.models.method import Features, FewShotMethod
 from hdmnet.models.packed import PackedRows
-from hdmnet.run.build import build_trained
+from hdmnet.run.build import build_encoder, build_model, build_trained, refuse_to_learn
 from hdmnet.run.checkpoints import (
     facts_of_earlier_versions,
     load_official,
@@ -26,8 +32,9 @@ from hdmnet.run.checkpoints import (
     run_state_dict,
 )
 from hdmnet.runtime.checkpoint_file import BASE_LEARNER_KEY, read_checkpoint, write_atomically
-from hdmnet.runtime.errors import CheckpointError
+from hdmnet.runtime.errors import CheckpointError, ConfigError, InputError, one_line
 
+UNTRAINED_SIZE = 473  # px, side of the square without a training that says another
 SEGMENTER_KEY = "hdmnet_segmenter"
 
 
@@ -86,6 +93,44 @@ def read_segmenter(
     loaded = load_official(path=path, **official)
     size = official_reader(method).IMAGE_SIZES[dataset] if image_size is None else image_size
     return loaded, SegmenterSpec(_size(size), IMAGENET_MEAN, IMAGENET_STD, official=official), content
+
+
+def compose_predict(words: Sequence[str]) -> DictConfig:
+    """The config of `python -m hdmnet.predict`, for Python; raises ValueError for words that Hydra refuses."""
+    from hydra import compose, initialize_config_dir
+
+    register_schemas()
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base=HYDRA_VERSION_BASE):
+        try:
+            return compose("predict", overrides=list(words))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(one_line(error)) from error
+
+
+def build_untrained_segmenter(
+    cfg: DictConfig, image_size: int | Sequence[int] | None
+) -> tuple[FewShotMethod, SegmenterSpec]:
+    """The method of a config's `model` and `backbone`, with the backbone's own weights, and its recipe.
+
+    Raises:
+        FileNotFoundError: The weights are not there.
+        ValueError: `model` is null or has to be trained.
+    """
+    if cfg.model is None:
+        raise InputError(
+            "ckpt is not given; expected a checkpoint, e.g. ckpt=RUN/checkpoints/best.ckpt, or a method that needs "
+            "none: model=prototype"
+        )
+    plain = to_plain(cfg)
+    size = _size(UNTRAINED_SIZE if image_size is None else image_size)
+    config = {key: plain[key] for key in ("model", "backbone")}
+    config |= {"dataset": {"name": "none", "image_size": list(size)}, "fold": 0, "shot": 1}
+    run = OmegaConf.create(config)
+    refuse_to_learn(run)
+    model = build_model(run, build_encoder(run, num_base=0))
+    facts = {"method": plain["model"]["name"], "shot": 1, "num_base": 0}
+    statistics = tuple(run.backbone.mean), tuple(run.backbone.std)
+    return model, SegmenterSpec(size, *statistics, config, facts=facts)
 
 
 def _size(value: Any) -> tuple[int, int]:

@@ -26,7 +26,6 @@ from gradio.themes.utils import fonts
 from hdmnet.apps import brush
 from hdmnet.apps.brush import Example
 from hdmnet.apps.segmenter import Segmenter
-from hdmnet.config.values import to_plain
 from hdmnet.data.io.listing import IMAGE_SUFFIXES
 from hdmnet.runtime.errors import FileError, InputError, user_message
 from hdmnet.runtime.malloc import keep_freed_memory
@@ -297,10 +296,8 @@ def serve(cfg: DictConfig, folder: Path) -> None:
         ValueError: The checkpoint is not right.
     """
     keep_freed_memory()
-    port, plain = free_port(cfg.port), to_plain(cfg)
-    segmenter = Segmenter.from_checkpoint(
-        cfg.ckpt, device=cfg.device, image_size=plain["image_size"], **plain["official"]
-    )
+    port = free_port(cfg.port)
+    segmenter = Segmenter.of_command(cfg)
     # Gradio asks its own server whether it is up.
     for name in ("no_proxy", "NO_PROXY"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), HOST]))

@@ -28,6 +28,7 @@ def _hand_over(trainer: Trainer, task: Any, split: str) -> None:
     loggers = [logger for logger in trainer.loggers if hasattr(logger, "log_class_scores")]
     results = getattr(task, f"{split}_results", None)
     if loggers and results:
-        scores = {name: summarise_seeds(seeds, task.class_names) for name, seeds in results.items()}
+        names = task.val_class_names if split == "val" else task.class_names
+        scores = {name: summarise_seeds(seeds, names) for name, seeds in results.items()}
         for logger in loggers:
             logger.log_class_scores(split, scores, trainer.global_step)

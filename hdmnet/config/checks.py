@@ -81,6 +81,7 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     "dataset.filter_novel dataset.allow_repeats dataset.controls": (_is_bool, "true or false"),
     "dataset.novel_pixels": (lambda value: value in (None, "ignore", "background"), "null, ignore or background"),
     "dataset.min_area num_workers": (_optional(_integer(0)), "null or an integer of at least 0"),
+    "dataset.base_val_share": (lambda value: _above_0(value) and value < 1, "a number between 0 and 1"),
     "fold": (lambda value: isinstance(value, int), "an integer of at least 0"),
     "port": (_integer(0, 65535), "an integer from 0 (any free port) to 65535"),
     "dataset.check_files seed optim.warmup_steps optim.base.warmup_steps": (_integer(0), "an integer of at least 0"),
@@ -110,7 +111,7 @@ _CHECKS: dict[str, tuple[Check, str]] = {
 }
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "selection": ("best", "last"),
+    "selection": ("best", "base", "last"),
     "protocol": ("uniform", "official"),
     "support_mask": ("given", "ones"),
     "dataset.on_error": ("raise", "skip"),
@@ -135,7 +136,8 @@ def validate(cfg: DictConfig) -> None:
         raise ConfigError(one_line(error)) from error
     for group in _GROUPS:
         value = look_up(plain, group)
-        if value is not ABSENT and not isinstance(value, Mapping):
+        chosen = value is not None or "dataset" in plain  # predict and demo may do without
+        if value is not ABSENT and chosen and not isinstance(value, Mapping):
             raise _wrong(group, value, "a group of settings (--cfg job shows them)")
     for keys, (check, expected) in _CHECKS.items():
         for key in keys.split():

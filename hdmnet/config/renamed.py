@@ -58,6 +58,7 @@ def _move_keys(config: dict[str, Any]) -> None:
             dataset.setdefault("year", 2014)
         if str(dataset.get("_target_")).endswith("FolderDataset"):
             dataset.setdefault("colours", None)
+        dataset.setdefault("base_val_share", 0.2)  # of no effect on what was trained before there was `selection=base`
     if model and "name" not in model:  # HDMNet was the only method
         model["name"] = "baseline" if str(model.get("_target_")).endswith("baseline") else "hdmnet"
         model["encoder"] = "base_learner"

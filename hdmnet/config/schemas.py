@@ -70,6 +70,8 @@ class PredictSchema:
     """Types of the keys of conf/predict.yaml; `support` and `query` are read by `hdmnet/apps/predict.py`."""
 
     paths: Any = MISSING
+    model: Any = None
+    backbone: Any = None
     ckpt: str | None = None
     support: Any = None
     query: Any = None
@@ -86,6 +88,8 @@ class DemoSchema:
     """Types of the keys of conf/demo.yaml."""
 
     paths: Any = MISSING
+    model: Any = None
+    backbone: Any = None
     ckpt: str | None = None
     port: int = 7860
     inbrowser: bool = False

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -119,7 +119,9 @@ class Catalog:
         """Number of images N."""
         return len(self.ids)
 
-    def view(self, classes: Sequence[int], *, min_area: int, exclude: Sequence[int] = ()) -> CatalogView:
+    def view(
+        self, classes: Sequence[int], *, min_area: int, exclude: Sequence[int] = (), leave_out: Collection[str] = ()
+    ) -> CatalogView:
         """Choose the images that hold at least one of some classes with enough area.
 
         Args:
@@ -127,6 +129,7 @@ class Catalog:
             min_area: Fewest pixels at original size for a class to qualify in an image.
             exclude: Class values of which an image must not hold a single pixel, whatever their area (the novel-class
                 filter of BAM and HDMNet in training).
+            leave_out: Ids of images that are not wanted, whatever they hold.
 
         Returns:
             The view; it may be empty.
@@ -138,7 +141,7 @@ class Catalog:
         unwanted = self._check_classes(exclude, "exclude")
         if not wanted:
             raise DatasetError("view of a catalog got no classes, expected at least one class value")
-        dropped = np.zeros(len(self.ids), dtype=bool)
+        dropped = np.isin(self.ids, list(leave_out))
         dropped[self.image_index[np.isin(self.class_value, unwanted)]] = True
         keep = np.isin(self.class_value, wanted) & (self.area >= min_area) & ~dropped[self.image_index]
         names = {value: self.class_names[value - 1] for value in wanted}
@@ -214,14 +217,33 @@ def load_catalog(
 
 
 def training_view(
-    catalog: Catalog, dataset: SegmentationDataset, split: ClassSplit, *, filter_novel: bool
+    catalog: Catalog,
+    dataset: SegmentationDataset,
+    split: ClassSplit,
+    *,
+    filter_novel: bool,
+    classes: Sequence[int] | None = None,
+    leave_out: Collection[str] = (),
 ) -> CatalogView:
     """Images to train a fold on: with a base class of enough area and, if filtered, no pixel of a novel class.
+
+    Args:
+        catalog: Of the training list.
+        dataset: Has its class names and least area.
+        split: Of the fold.
+        filter_novel: Whether images with a pixel of a novel class are left out.
+        classes: Only images of some of these; None: of any base class.
+        leave_out: Ids that are left out.
 
     Raises:
         ValueError: There are none because of the filter.
     """
-    view = catalog.view(split.train, min_area=dataset.min_area, exclude=split.novel if filter_novel else ())
+    view = catalog.view(
+        split.train if classes is None else classes,
+        min_area=dataset.min_area,
+        exclude=split.novel if filter_novel else (),
+        leave_out=leave_out,
+    )
     if not len(view) and filter_novel:
         without = len(catalog.view(split.train, min_area=dataset.min_area))
         if without:

@@ -165,7 +165,10 @@ class EncodesApart(Protocol):
         """Encode (S, 3, H, W) float pictures with their masks (S, H, W), 0/1/255."""
 
     def match(self, query: Any, support: Any, *, shots: int) -> Segmentation:
-        """Segment B queries, each with its `shots` supports: those of query 0 come first."""
+        """Segment B queries, each with its `shots` supports: those of query 0 come first.
+
+        One with an argument `class_index` gets that of `FewShotMethod.forward` where base classes are validated.
+        """
 
 
 @dataclass
@@ -194,10 +197,12 @@ class PicturesApart:
         """Keep pictures (S, 3, H, W) and masks (S, H, W)."""
         return Pictures(images, masks)
 
-    def match(self, query: Pictures, support: Pictures, *, shots: int) -> Segmentation:
-        """Run the method on B queries (B, 3, H, W) and B·K supports."""
+    def match(
+        self, query: Pictures, support: Pictures, *, shots: int, class_index: Tensor | None = None
+    ) -> Segmentation:
+        """Run the method on B queries (B, 3, H, W) and B·K supports; of base classes (B,), or None."""
         images, masks = support.images.unflatten(0, (-1, shots)), support.masks.unflatten(0, (-1, shots))
-        output: Segmentation = self.method(query.images, images, masks)
+        output: Segmentation = self.method(query.images, images, masks, class_index)
         return output
 
 

@@ -105,6 +105,7 @@ def build_few_shot_data(cfg: DictConfig, dataset: SegmentationDataset, **changes
         "protocol": cfg.protocol,
         "filter_novel": settings.filter_novel,
         "novel_pixels": settings.get("novel_pixels"),
+        "base_val_share": base_val_share(cfg),
         "skips": skipped_files(cfg),
         "support_mask": cfg.support_mask,
         "check_files": settings.get("check_files", 0),
@@ -115,6 +116,11 @@ def build_few_shot_data(cfg: DictConfig, dataset: SegmentationDataset, **changes
         "cache_dir": Path(cfg.paths.cache_dir) / "catalogs",
     }
     return FewShotDataModule(dataset, **(arguments | changes))
+
+
+def base_val_share(cfg: DictConfig) -> float:
+    """Share of the training images that are kept for validation on base classes: none unless `selection=base`."""
+    return float(cfg.dataset.base_val_share) if cfg.selection == "base" else 0.0
 
 
 def needs_base_learner(cfg: DictConfig) -> bool:
@@ -199,15 +205,36 @@ def build_untrained(cfg: DictConfig, num_base: int, *, num_shots: int | None = N
     return build_model(cfg, build_encoder(cfg, num_base, weights=None), num_shots=num_shots)
 
 
-def check_builds(cfg: DictConfig) -> None:
-    """Refuse values that constructors of method and loss refuse, before any data is read; takes no memory.
+def learns(cfg: DictConfig) -> bool:
+    """Whether the method has anything to learn in stage 2; takes no memory.
 
     Raises:
         ValueError: An argument is unknown or out of range; one line with the key.
     """
     with torch.device("meta"):
-        build_untrained(cfg, num_base=1)
+        model = build_untrained(cfg, num_base=1)
+    return any(parameter.requires_grad for parameter in model.parameters())
+
+
+def check_builds(cfg: DictConfig) -> bool:
+    """Refuse values that constructors of method and loss refuse, before any data is read; as `learns`."""
     instantiate(cfg.loss)
+    return learns(cfg)
+
+
+def refuse_to_learn(cfg: DictConfig) -> None:
+    """Refuse a method that cannot be used without a checkpoint.
+
+    Raises:
+        ValueError: It has something to learn, or stands on a base learner.
+    """
+    if not learns(cfg) and not needs_base_learner(cfg):
+        return
+    why = "stands on a base learner (model.encoder)" if needs_base_learner(cfg) else "has to be trained"
+    raise InputError(
+        "ckpt is not given; expected a checkpoint, e.g. ckpt=RUN/checkpoints/best.ckpt: "
+        f"model={cfg.model.name} {why}, model=prototype backbone=mobilenet_v2 does without"
+    )
 
 
 def build_trained(
@@ -242,6 +269,7 @@ def build_task(cfg: DictConfig, model: FewShotMethod, data: FewShotDataModule, *
         class_names=data.novel_names,
         val_class_names=data.val_names,
         too_few=data.too_few_images().get("val", ()),
+        validates_base=data.base_val_share > 0,
         num_test_seeds=data.num_test_seeds,
         loss=instantiate(cfg.loss),
         optimizer=instantiate(optim.optimizer),

@@ -35,6 +35,7 @@ from hdmnet.run.build import (
     head_bars,
     needs_base_learner,
     num_processes,
+    refuse_to_learn,
     warn_of_slow_precision,
 )
 from hdmnet.run.checkpoints import load_official, load_strictly, run_entry, run_state_dict
@@ -43,8 +44,8 @@ from hdmnet.run.disk_check import check_free_disk
 from hdmnet.run.result import make_result, print_fold_table, write_result
 from hdmnet.run.stage1 import obtain_base_learner
 from hdmnet.run.trainer_arguments import check_batches, check_trainer
-from hdmnet.runtime import signals
-from hdmnet.runtime.checkpoint_file import RUN_KEY, newest_whole, read_checkpoint
+from hdmnet.runtime import ranks, signals
+from hdmnet.runtime.checkpoint_file import BEST, RUN_KEY, newest_whole, read_checkpoint, write_durably
 from hdmnet.runtime.errors import InputError
 from hdmnet.runtime.home import expand_home
 from hdmnet.runtime.malloc import keep_freed_memory
@@ -83,6 +84,8 @@ class Timer:
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Run the main job: base learner if one is needed and there is none yet, method, test; gives the result.
 
+    A method that has nothing to learn is validated and tested as it is; its checkpoint holds its trunk.
+
     Args:
         cfg: The config of `python -m hdmnet.train`, validated, its paths absolute.
 
@@ -97,15 +100,20 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     timer = Timer()
     warn_of_slow_precision(cfg)
     with timer("data"):
-        point = resume_point(cfg)
+        learns = check_builds(cfg)
+        check_trainer(cfg, trains=learns)
+        point = resume_point(cfg) if learns else None
         start = _check_config(cfg, resumed=point is not None)
         dataset = build_dataset(cfg)
         data = build_few_shot_data(cfg, dataset)
-        data.setup()  # every list, mask and class count is checked before any training
+        for stage in (None,) if learns else ("validate", "test"):
+            data.setup(stage)  # every list, mask and class count is checked before any training
         check_free_disk(cfg, data.num_base)
-        data.episodes_per_epoch = epoch_length(cfg, data.episodes_per_epoch, cfg.batch_size, cfg.trainer.max_steps)
-        check_batches(cfg, partial(data.count_batches, num_processes(cfg)))
+        if learns:
+            data.episodes_per_epoch = epoch_length(cfg, data.episodes_per_epoch, cfg.batch_size, cfg.trainer.max_steps)
+        check_batches(cfg, partial(data.count_batches, num_processes(cfg)), trains=learns)
     with timer("base_learner"):
+        L.seed_everything(cfg.seed, workers=True, verbose=False)  # a backbone may begin with random weights
         encoder: nn.Module
         if start is not None or point is not None:  # it holds its encoder: nothing to train or to look for
             encoder = build_encoder(cfg, data.num_base, weights=None)
@@ -120,10 +128,15 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         load_strictly(task.model, run_state_dict(start), f"ckpt={cfg.ckpt}")
     trainer = build_trainer(cfg, "stage 2", callbacks=build_callbacks(cfg, "train"), logger=build_loggers(cfg, "train"))
     _speed_up(cfg, task.model, trainer.strategy.root_device)
-    _checkpoint_callback(trainer)  # refused before anything is trained
+    kept = _checkpoint_callback(trainer)  # refused before anything is trained
+    if not learns:
+        log.info("stage 2: model=%s has nothing to learn, it is validated and tested as it is", cfg.model.name)
+        with timer("validation"):
+            path = _keep_untrained(cfg, task, data, trainer)
+        return test(cfg, task, data, trainer, timer, checkpoint=path, trained=None, trained_on=None)
     with timer("train"), signals.polling():
         trainer.fit(task, datamodule=data, ckpt_path=point)
-    timer.seconds["train"] += round(_checkpoint_callback(trainer).seconds_before, 2)
+    timer.seconds["train"] += round(kept.seconds_before, 2)
     chosen = _chosen_checkpoint(cfg, trainer)
     if chosen is not None:
         load_strictly(task.model, run_state_dict(_run_checkpoint(chosen)), str(chosen))
@@ -150,13 +163,30 @@ def _speed_up(cfg: DictConfig, model: FewShotMethod, device: torch.device) -> No
         model.compile(mode=compiled, dynamic=False)
 
 
+def _keep_untrained(cfg: DictConfig, task: FewShotTask, data: FewShotDataModule, trainer: L.Trainer) -> Path | None:
+    """Validate a method that has nothing to learn, and leave it where the best checkpoint of a training would be."""
+    kept = _checkpoint_callback(trainer)
+    path: Path | None = None if cfg.trainer.fast_dev_run else kept.dirpath / BEST
+    if path is not None and ranks.rank() == 0:
+        try:
+            write_durably({"state_dict": task.state_dict(), RUN_KEY: task.checkpoint_extra}, path)
+        except OSError as error:
+            log.warning("CHECKPOINT NOT WRITTEN: %s: %s; the run goes on", path, error.strerror or error)
+            kept.failures, path = kept.failures + 1, None
+    head_bars(trainer, "validation")
+    (figures,) = trainer.validate(task, datamodule=data, verbose=False)
+    kept.best_model_score = figures.get(kept.monitor)  # what settings are searched by
+    return path
+
+
 @one_wandb_run()
-def evaluate(cfg: DictConfig, checkpoint: dict[str, Any]) -> dict[str, Any]:
+def evaluate(cfg: DictConfig, checkpoint: dict[str, Any] | None) -> dict[str, Any]:
     """Run the test protocol on a checkpoint; gives the result.
 
     Args:
         cfg: The config of `python -m hdmnet.evaluate`, merged with the checkpoint's.
-        checkpoint: The content of ``cfg.ckpt``, of a run of ours or of a method's official release.
+        checkpoint: The content of ``cfg.ckpt``, of a run of ours or of a method's official release; None: there is
+            none, the method has nothing to learn.
 
     Raises:
         ValueError: Data or checkpoint do not fit the config.
@@ -171,22 +201,29 @@ def evaluate(cfg: DictConfig, checkpoint: dict[str, Any]) -> dict[str, Any]:
         check_trainer(cfg, trains=False)
         task, data = prepare_evaluation(cfg, checkpoint)
     trainer = build_trainer(cfg, "test", callbacks=build_callbacks(cfg, "test"), logger=build_loggers(cfg, "evaluate"))
+    if checkpoint is None:
+        return test(cfg, task, data, trainer, timer, checkpoint=None, trained=None, trained_on=None)
     path = expand_home(cfg.ckpt).absolute()
     entry = checkpoint.get(RUN_KEY)
     facts = training_facts(path, entry)
     return test(cfg, task, data, trainer, timer, checkpoint=path, trained=facts, trained_on=_trained_on(entry))
 
 
-def prepare_evaluation(cfg: DictConfig, checkpoint: dict[str, Any]) -> tuple[FewShotTask, FewShotDataModule]:
+def prepare_evaluation(cfg: DictConfig, checkpoint: dict[str, Any] | None) -> tuple[FewShotTask, FewShotDataModule]:
     """Build what `evaluate` tests; arguments and refusals as there.
 
     Returns:
         The task, which holds the checkpoint's weights, and the episodes, set up for the test.
     """
-    entry = run_entry(checkpoint, cfg.ckpt)
+    if checkpoint is None:
+        refuse_to_learn(cfg)
+    entry = None if checkpoint is None else run_entry(checkpoint, cfg.ckpt)
     dataset = build_dataset(cfg)
     data = build_few_shot_data(cfg, dataset)
     data.setup("test")
+    if checkpoint is None:
+        L.seed_everything(cfg.seed, workers=True, verbose=False)
+        return build_task(cfg, build_model(cfg, build_encoder(cfg, data.num_base)), data), data
     if entry is None:
         model = load_official(cfg.model.name, cfg.ckpt, dataset.name, cfg.backbone.name, cfg.shot)
         return build_task(cfg, model, data), data
@@ -326,8 +363,6 @@ def _check_config(cfg: DictConfig, *, resumed: bool) -> dict[str, Any] | None:
     Returns:
         The content of the checkpoint that a new run begins from; None where it begins from nothing, or is resumed.
     """
-    check_trainer(cfg, trains=True)
-    check_builds(cfg)
     if cfg.callbacks.get("checkpoint") is None:
         raise InputError("callbacks.checkpoint is missing; a run needs it to choose the weights that are tested")
     if cfg.ckpt is not None and cfg.base_ckpt is not None:
@@ -360,13 +395,14 @@ def _chosen_checkpoint(cfg: DictConfig, trainer: L.Trainer) -> Path | None:
     if cfg.trainer.fast_dev_run:
         return None
     kept = _checkpoint_callback(trainer)
-    best = kept.best_model_path if cfg.selection == "best" else ""
+    best = "" if cfg.selection == "last" else kept.best_model_path
     chosen = best or kept.last_model_path
-    if cfg.selection == "best" and chosen and not best and not kept.failures:
+    if cfg.selection != "last" and chosen and not best and not kept.failures:
         log.warning(
-            "selection=best, but there is no best checkpoint, as no validation ran: the LAST one is tested in its place"
+            "selection=%s, but there is no best checkpoint, as no validation ran: the LAST one is tested in its place",
+            cfg.selection,
         )
-    if kept.failures and not best and cfg.selection == "best":
+    if kept.failures and not best and cfg.selection != "last":
         log.warning("no best checkpoint could be written: the LAST weights are tested in its place")
         return Path(chosen) if chosen else None
     if kept.failures and not chosen:

@@ -20,7 +20,14 @@ from hdmnet.config.instantiate import instantiate
 from hdmnet.config.values import image_size, to_plain
 from hdmnet.data.datamodules.base_learner import BaseLearnerDataModule
 from hdmnet.data.transforms import BaseLearnerAugment, build_augment
-from hdmnet.run.build import build_base_learner, build_trainer, epoch_length, num_processes, skipped_files
+from hdmnet.run.build import (
+    base_val_share,
+    build_base_learner,
+    build_trainer,
+    epoch_length,
+    num_processes,
+    skipped_files,
+)
 from hdmnet.run.checkpoints import load_base_learner, load_strictly, run_state_dict, save_base_learner
 from hdmnet.runtime import ranks, signals
 from hdmnet.runtime.checkpoint_file import newest_whole, read_checkpoint
@@ -54,7 +61,7 @@ def base_learner_path(cfg: DictConfig, data: BaseLearnerDataModule) -> Path:
     Training images and their areas stand for the data, wherever the folder lies; `data` is to be set up.
     """
     plain = to_plain(cfg)
-    unused = ("num_val_", "num_test_", "check_files", "controls", "root", "backbone")
+    unused = ("num_val_", "num_test_", "base_val_", "check_files", "controls", "root", "backbone")
     dataset = {k: v for k, v in plain["dataset"].items() if not k.startswith(unused) and k != "augment"}
     dataset.pop("image_size"), dataset.pop("episodes_per_epoch")
     for key, default in _LATER_KEYS.items():
@@ -169,6 +176,7 @@ def build_base_data(cfg: DictConfig, dataset: SegmentationDataset) -> BaseLearne
         num_val_samples=base.num_val_samples,
         filter_novel=cfg.dataset.filter_novel,
         novel_pixels=cfg.dataset.get("novel_pixels"),
+        base_val_share=base_val_share(cfg),
         skips=skipped_files(cfg),
         mean=mean,
         std=std,

@@ -85,12 +85,13 @@ def check_trainer(cfg: DictConfig, *, trains: bool) -> None:
         raise _wrong(cfg, "max_epochs", "a limit, here or by trainer.max_steps: the learning rate falls until the end")
 
 
-def check_batches(cfg: DictConfig, count: Callable[[Split], int]) -> None:
+def check_batches(cfg: DictConfig, count: Callable[[Split], int], *, trains: bool = True) -> None:
     """Refuse limits that leave no batch, which Lightning would do after stage 1 or, for the test, at the very end.
 
     Args:
         cfg: An entry point's config, whose arguments `check_trainer` has taken.
         count: Batches of a process: of "train" in an epoch of stage 2, of "val" and "test" the fewest there can be.
+        trains: Whether the method learns; else it is only validated and tested.
 
     Raises:
         ConfigError: One line with the key.
@@ -98,9 +99,9 @@ def check_batches(cfg: DictConfig, count: Callable[[Split], int]) -> None:
     arguments = cfg.trainer
     if arguments.fast_dev_run:
         return
-    splits: tuple[Split, ...] = ("train", "val", "test")
+    splits: tuple[Split, ...] = ("train", "val", "test") if trains else ("val", "test")
     limits = {split: f"limit_{split}_batches" for split in splits}
-    if arguments.overfit_batches:
+    if arguments.overfit_batches and trains:
         limits["train"] = limits["val"] = "overfit_batches"
     for split, name in limits.items():
         # A number with a point is a share.
@@ -109,6 +110,8 @@ def check_batches(cfg: DictConfig, count: Callable[[Split], int]) -> None:
             and int((batches := count(split)) * arguments[name]) == 0 < arguments[name]
         ):
             raise _wrong(cfg, name, f"at least {1 / batches:.3g}, or a number of batches: {split} has {batches}")
+    if not trains:
+        return
     interval, every, limit = arguments.val_check_interval, arguments.check_val_every_n_epoch, arguments[limits["train"]]
     if not isinstance(interval, int) or every is None or arguments[limits["val"]] == 0:
         return

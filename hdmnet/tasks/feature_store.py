@@ -12,8 +12,9 @@ original size.
 
 from __future__ import annotations
 
+import inspect
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -67,8 +68,11 @@ class FeatureStore:
         self._features.clear()
         self.num_bytes = 0
 
-    def segment(self, model: EncodesApart, batch: EvaluationBatch) -> Segmentation:
-        """Encode what the next batch of a plan brings, (Q, 3, H, W) and (S, 3, H, W), then segment its B episodes."""
+    def segment(self, model: EncodesApart, batch: EvaluationBatch, class_index: Tensor | None = None) -> Segmentation:
+        """Encode what the next batch of a plan brings, (Q, 3, H, W) and (S, 3, H, W), then segment its B episodes.
+
+        Their base classes (B,), if they are of such, are told to a model that asks for them.
+        """
         for key in batch.drop:
             self.num_bytes -= self._features.pop(key).num_bytes
         if batch.new_queries:
@@ -77,8 +81,10 @@ class FeatureStore:
             self._keep(batch.new_supports, model.encode_support(batch.support_images, batch.support_masks))
         queries = [self._features[key] for key in batch.queries]
         supports = [self._features[key] for several in batch.supports for key in several]
-        shots = len(batch.supports[0])
-        return model.match(type(queries[0]).stack(queries), type(supports[0]).stack(supports), shots=shots)
+        told: dict[str, Any] = {"shots": len(batch.supports[0])}
+        if class_index is not None and "class_index" in inspect.signature(model.match).parameters:
+            told["class_index"] = class_index
+        return model.match(type(queries[0]).stack(queries), type(supports[0]).stack(supports), **told)
 
     def _keep(self, keys: Sequence[FeatureKey], features: Features) -> None:
         for key, one in zip(keys, features.unbind(), strict=True):

@@ -40,6 +40,7 @@ class FewShotTask(L.LightningModule):
         class_names: Of the classes that are tested, in the order of ``class_index``.
         val_class_names: Of those that are validated; None: the same.
         too_few: Names of those that are known to have too few images for an episode: validation need not say so again.
+        validates_base: Whether these are the base classes, in the order in which training counts them.
         num_test_seeds: Test seeds whose episodes the test loader mixes; may be lowered later for a test of fewer.
         loss: Called as ``loss(output, query_mask)``; gives scalars by name, of which ``loss`` is the one to minimise.
             None: only to be tested.
@@ -58,6 +59,7 @@ class FewShotTask(L.LightningModule):
         class_names: Sequence[str],
         val_class_names: Sequence[str] | None = None,
         too_few: Collection[str] = (),
+        validates_base: bool = False,
         num_test_seeds: int = 1,
         loss: nn.Module | None = None,
         optimizer: Callable[[list[dict[str, Any]]], Optimizer] | None = None,
@@ -71,6 +73,7 @@ class FewShotTask(L.LightningModule):
         self.model = model
         self.class_names = tuple(class_names)
         self.val_class_names = self.class_names if val_class_names is None else tuple(val_class_names)
+        self.validates_base = validates_base
         self.loss = loss
         self.make_optimizer, self.make_schedule, self.groups = optimizer, schedule, dict(groups or {})
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
@@ -108,20 +111,26 @@ class FewShotTask(L.LightningModule):
 
     def validation_step(self, batch: Episode | EvaluationBatch, batch_idx: int) -> dict[str, Any]:
         """Pool one batch of validation episodes; returns what the pictures are drawn from."""
-        return self._evaluate(batch, self.val_metrics, self.val_class_names)
+        # Of a base class: as in training, its own base learner's prediction must not speak against it.
+        class_index = batch.class_index if self.validates_base else None
+        return self._evaluate(batch, self.val_metrics, self.val_class_names, class_index)
 
     def test_step(self, batch: Episode | EvaluationBatch, batch_idx: int) -> dict[str, Any]:
         """Pool one batch of test episodes; returns what the pictures are drawn from."""
         return self._evaluate(batch, self.test_metrics, self.class_names)
 
     def _evaluate(
-        self, batch: Episode | EvaluationBatch, metrics: nn.ModuleDict, class_names: Sequence[str]
+        self,
+        batch: Episode | EvaluationBatch,
+        metrics: nn.ModuleDict,
+        class_names: Sequence[str],
+        class_index: Tensor | None = None,
     ) -> dict[str, Any]:
         if isinstance(batch, EvaluationBatch):
-            output = self.features.segment(encodes_apart(self.model), batch)
+            output = self.features.segment(encodes_apart(self.model), batch, class_index)
             masks, mask_index, item = batch.query_masks_original, batch.mask_index, batch.item
         else:
-            output = self(batch)
+            output = self(batch, class_index=class_index)
             masks = list(batch.query_mask if batch.query_mask_original is None else batch.query_mask_original)
             mask_index = item = list(range(len(masks)))
         for name in metrics:

@@ -66,7 +66,7 @@ for _words, _code, _names in (
     ("num_workers=-1", 2, "num_workers=-1: expected null or an integer of at least 0"),
     ("loss.temperature=0", 2, "loss.temperature=0: expected a number above 0"),
     ("optim.lr=nan", 2, "optim.lr=nan: expected a number above 0"),
-    ("selection=bset", 2, "selection=bset: expected best or last; did you mean 'best'"),
+    ("selection=bset", 2, "selection=bset: expected best or base or last; did you mean 'best'"),
     ("trainer.max_step=2", 2, "trainer.max_step: no such key; did you mean 'trainer.max_steps'?"),
     ("+trainer.max_stepps=2", 2, "trainer: "),
     ("trainer.precision=3", 2, "trainer: "),
@@ -93,7 +93,7 @@ for _words, _code, _names in (
     _add(f"`{_words}`", "train", _code, _names, _fixed(*TINY, "optim.base.batch_size=4", *_words.split()))
 
 for _words, _code, _names in (
-    ("", 1, "ckpt is not given; expected the checkpoint to evaluate"),
+    ("", 1, "ckpt is not given; expected a checkpoint"),
     ("ckpt=no/such.ckpt", 1, "checkpoint 'no/such.ckpt' not found"),
     ("epsiodes=4", 2, "epsiodes: no such key; did you mean 'episodes'?"),
 ):

@@ -23,7 +23,8 @@ def _seed(*ious: float) -> dict[str, Any]:
 def test_scores_go_to_the_loggers_that_take_them_as_the_mean_over_the_seeds():
     logger = _Logger()
     trainer: Any = SimpleNamespace(loggers=[object(), logger], sanity_checking=False, global_step=9)
-    task: Any = SimpleNamespace(class_names=("ring", "star"), val_results={}, test_results={})
+    names = {"class_names": ("ring", "star"), "val_class_names": ("disc", "bar")}  # of base classes, say
+    task: Any = SimpleNamespace(**names, val_results={}, test_results={})
     ClassScores().on_validation_end(trainer, task)
     assert logger.calls == []  # no result yet
     task.val_results = {"final": [_seed(0.25, 0.5)]}
@@ -32,7 +33,7 @@ def test_scores_go_to_the_loggers_that_take_them_as_the_mean_over_the_seeds():
     ClassScores().on_test_end(trainer, task)
     (val, val_scores, _), (test, test_scores, step) = logger.calls
     assert (val, test, step) == ("val", "test", 9)
-    assert val_scores["final"]["iou_per_class"] == {"ring": 0.25, "star": 0.5}
+    assert val_scores["final"]["iou_per_class"] == {"disc": 0.25, "bar": 0.5}
     assert test_scores["final"]["iou_per_class"] == {"ring": 0.5, "star": 0.5}
     assert test_scores["final"]["counts_per_class"] == {"ring": 6, "star": 8}
     assert test_scores["meta"]["miou"] == 0.0
@@ -41,6 +42,6 @@ def test_scores_go_to_the_loggers_that_take_them_as_the_mean_over_the_seeds():
 def test_the_sanity_check_is_no_validation():
     logger = _Logger()
     trainer: Any = SimpleNamespace(loggers=[logger], sanity_checking=True, global_step=0)
-    task: Any = SimpleNamespace(class_names=("ring", "star"), val_results={"final": [_seed(0.1, 0.1)]})
+    task: Any = SimpleNamespace(val_class_names=("ring", "star"), val_results={"final": [_seed(0.1, 0.1)]})
     ClassScores().on_validation_end(trainer, task)
     assert logger.calls == []

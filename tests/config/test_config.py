@@ -182,7 +182,7 @@ def test_paths_become_absolute(compose_config, monkeypatch, tmp_path):
         ("dataset.filter_novel=maybe", "dataset.filter_novel=maybe: expected true or false"),
         ("dataset.num_val_episodes=null", "dataset.num_val_episodes=null: expected an integer of at least 1"),
         ("optim.max_steps=0", r"optim.max_steps=0: expected -1 \(no limit\) or an integer of at least 1"),
-        ("selection=bset", "selection=bset: expected best or last; did you mean 'best'"),
+        ("selection=bset", "selection=bset: expected best or base or last; did you mean 'best'"),
         ("protocol=x", "protocol=x: expected uniform or official$"),
         ("support_mask=one", "support_mask=one: expected given or ones; did you mean 'ones'"),
         ("compile=fast", "compile=fast: expected null, default, reduce-overhead or max-autotune$"),

@@ -18,7 +18,7 @@ from tests.helpers import commands
 
 PAGE = (commands.ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^```(?:python|yaml)\n# (\S+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
-WORDS = ("trainer=cpu", "num_workers=0", "trainer.log_every_n_steps=1", "model=prototype", "backbone=tiny")
+WORDS = ("trainer=cpu", "num_workers=0", "trainer.log_every_n_steps=1", "model=cosine", "backbone=tiny")
 MACHINE = ("trainer=cpu", "num_workers=0")
 
 
@@ -64,14 +64,14 @@ def picture(tmp_path):
 
 def test_the_page_has_every_file():
     assert set(FILES) == {
-        *("mine/method.py", "mine/backbone.py", "mine/data.py", "conf/model/prototype.yaml", "conf/backbone/tiny.yaml"),
-        *("conf/dataset/squares.yaml", "conf/optim/prototype_squares.yaml"),
+        *("mine/method.py", "mine/backbone.py", "mine/data.py", "conf/model/cosine.yaml", "conf/backbone/tiny.yaml"),
+        *("conf/dataset/squares.yaml", "conf/optim/cosine_squares.yaml"),
     }
 
 
 def test_trains_is_tested_predicted_with_and_reported(outside, trained, picture, tmp_path):
     result = trained.result
-    assert (result["method"], result["dataset"], result["backbone"]) == ("prototype", "squares", "tiny")
+    assert (result["method"], result["dataset"], result["backbone"]) == ("cosine", "squares", "tiny")
     assert result["test"]["num_episodes_per_seed"] == [6, 6]
     assert result["test"]["miou"] > 0.2  # colours are told apart by nearly any weights
     assert result["test_no_ensemble"] is None
@@ -102,7 +102,7 @@ def test_trains_is_tested_predicted_with_and_reported(outside, trained, picture,
     assert answer.maps.keys() == {"similarity_1"}
 
     assert report.main([str(trained.folder), str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
-    assert "prototype" in (tmp_path / "report" / "report.html").read_text()
+    assert "cosine" in (tmp_path / "report" / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -261,3 +261,23 @@ def test_that_no_validation_ran_is_said_where_the_best_was_asked_for(start, tmp_
     assert "selection=best, but there is no best checkpoint, as no validation ran: the LAST one is tested" in answer.out
     assert answer.result["checkpoint"].endswith("last.ckpt")
     assert answer.result["val_miou"] is None
+
+
+# ------------------------------------------------------------------------------------- selection on base classes
+
+
+def test_a_run_that_is_selected_on_base_classes_looks_at_no_novel_one_before_its_test(tmp_path):
+    words = ("selection=base", "dataset.base_val_share=0.5", "dataset.num_train=80", "model.ensemble=true")
+    answer = run("train", tmp_path, *SHAPES, *words, "trainer.limit_test_batches=2")
+    result = answer.result
+    assert result["selection"] == "base"
+    assert result["checkpoint"].endswith("best.ckpt")
+    assert (
+        result["val_miou"]
+        == load(answer.folder / "checkpoints" / "best.ckpt")["callbacks"]["RunCheckpoint"]["best_model_score"]
+    )
+    cfg = OmegaConf.create(result["config"])
+    data = build_few_shot_data(cfg, build_dataset(cfg))
+    data.setup("fit")
+    assert set(data.val_names).isdisjoint(data.novel_names)
+    assert not set(data.val_manifest.view.ids) & set(data.train_manifest.view.ids)

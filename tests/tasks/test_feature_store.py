@@ -218,3 +218,20 @@ def test_resizing_is_the_releases():
     assert resize(logits, torch.Size((5, 7))) is logits
     expected = torch.cat([F.interpolate(one[None], (9, 4), mode="bilinear", align_corners=True) for one in logits])
     assert torch.equal(resize(logits, torch.Size((9, 4))), expected)
+
+
+def test_base_classes_are_told_to_a_model_that_asks():
+    class Asking(ColourMatcher):
+        def match(self, query, support, *, shots, class_index=None):
+            self.told = class_index
+            return super().match(query, support, shots=shots)
+
+    batch = SimpleNamespace(drop=[], new_queries=["q"], query_images=torch.ones(1, 3, 2, 2), new_supports=["s"])
+    batch.support_images, batch.support_masks = torch.ones(1, 3, 2, 2), torch.ones(1, 2, 2)
+    batch.queries, batch.supports = ["q", "q"], [["s"], ["s"]]
+    classes, model = torch.tensor([3, 1]), Asking()
+    FeatureStore().segment(model, batch, classes)
+    assert model.told is classes
+    FeatureStore().segment(model, batch)
+    assert model.told is None
+    FeatureStore().segment(ColourMatcher(), batch, classes)  # others are not

@@ -86,6 +86,24 @@ def test_training_tells_the_model_the_class_and_evaluation_does_not():
     assert model.calls == [CLASSES, None]
 
 
+def test_base_classes_are_told_to_the_model_in_validation_and_named_there():
+    model = Painter()
+    task = FewShotTask(model=model, class_names=["novel"], val_class_names=["one", "two"], validates_base=True)
+    batch = make_batch(MASKS, PREDICTIONS, CLASSES)
+    outputs = task.validation_step(batch, 0)
+    assert (model.calls, outputs["class_names"]) == ([CLASSES], ("one", "two"))
+    values = trainer().validate(task, loader([batch]), verbose=False)[0]
+    assert values["val/miou"] == pytest.approx(0.7)
+    trainer().test(task, loader([make_batch(MASKS[:1], PREDICTIONS[:1], [0])]), verbose=False)
+    assert model.calls[-1] is None
+
+
+def test_a_base_class_without_episodes_is_named(caplog):
+    task = FewShotTask(model=Painter(), class_names=["novel"], val_class_names=["one", "two"], validates_base=True)
+    trainer().validate(task, loader([make_batch(MASKS[:1], PREDICTIONS[:1], [0])]), verbose=False)
+    assert "validation has no episode to count of two" in caplog.text
+
+
 def test_a_single_prediction_is_pooled_and_logged_once():
     task = FewShotTask(model=Painter(alone=True), class_names=["one", "two"])
     values = trainer().validate(task, loader([make_batch(MASKS, PREDICTIONS, CLASSES)]), verbose=False)[0]

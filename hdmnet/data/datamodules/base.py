@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from hdmnet.data.catalog import load_catalog, training_view
 from hdmnet.data.class_split import single_class
 from hdmnet.data.episodes.samplers import EpochSampler, EvalSampler
+from hdmnet.data.episodes.samples import hold_out_images
 from hdmnet.data.normalise import normalise
 from hdmnet.data.types import Episode, EvaluationBatch, SegmentationSample
 from hdmnet.runtime import signals
@@ -24,7 +25,7 @@ from hdmnet.runtime.errors import DatasetError
 from hdmnet.runtime.provenance import available_cpus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence, Sized
+    from collections.abc import Callable, Collection, Sequence, Sized
     from pathlib import Path
 
     from torch.utils.data import Dataset, Sampler
@@ -75,6 +76,7 @@ class FoldOptions(TypedDict):
     seed: NotRequired[int]
     filter_novel: NotRequired[bool]
     novel_pixels: NotRequired[NovelPixels | None]
+    base_val_share: NotRequired[float]
     skips: NotRequired[SkippedFiles | None]
 
 
@@ -103,6 +105,8 @@ class FoldDataModule(L.LightningDataModule):
         filter_novel: Whether training images with any novel pixel are left out; else such pixels are background.
         novel_pixels: Keeps these images all the same: their novel pixels are `background`, or `ignore`: 255 in masks of
             both stages. None: as `filter_novel` says.
+        base_val_share: Share of each base class's training images that nothing is trained on, for validation on base
+            classes (`selection=base`).
         skips: Lists what cannot be read, which is then left out; None: it is an error (`dataset.on_error`).
 
     Raises:
@@ -125,6 +129,7 @@ class FoldDataModule(L.LightningDataModule):
         seed: int = 0,
         filter_novel: bool = True,
         novel_pixels: NovelPixels | None = None,
+        base_val_share: float = 0.0,
         skips: SkippedFiles | None = None,
     ) -> None:
         super().__init__()
@@ -138,6 +143,7 @@ class FoldDataModule(L.LightningDataModule):
         self.seed = seed
         self.filter_novel = filter_novel and novel_pixels is None
         self.ignored = self.class_split.novel if novel_pixels == "ignore" else ()
+        self.base_val_share = base_val_share
         self.skips = skips
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)
@@ -163,6 +169,11 @@ class FoldDataModule(L.LightningDataModule):
             raise DatasetError(f"mean={self.mean}, std={self.std}; expected three values each, std above 0")
 
     @property
+    def val_classes(self) -> tuple[int, ...]:
+        """Class values of the validation episodes, in the order of `Episode.class_index` there."""
+        return self.class_split.train if self.base_val_share else self.class_split.val
+
+    @property
     def base_names(self) -> tuple[str, ...]:
         """Name of the base classes, in the order of the base masks 1..num_base."""
         return self._names(self.class_split.train)
@@ -170,7 +181,7 @@ class FoldDataModule(L.LightningDataModule):
     @property
     def val_names(self) -> tuple[str, ...]:
         """Name of the classes of the validation episodes, in the order of `Episode.class_index` there."""
-        return self._names(self.class_split.val)
+        return self._names(self.val_classes)
 
     @property
     def novel_names(self) -> tuple[str, ...]:
@@ -208,7 +219,8 @@ class FoldDataModule(L.LightningDataModule):
 
     def _splits(self, stage: str | None) -> tuple[Split, ...]:
         """Lists whose catalogs a stage needs; the training masks need not be scanned for a test."""
-        by_stage: dict[str, tuple[Split, ...]] = {"validate": ("val",), "test": (self.test_list,)}
+        validated: Split = "train" if self.base_val_share else "val"
+        by_stage: dict[str, tuple[Split, ...]] = {"validate": (validated,), "test": (self.test_list,)}
         return by_stage.get(stage or "fit", ("train", "val"))
 
     @property
@@ -225,7 +237,14 @@ class FoldDataModule(L.LightningDataModule):
         return self._catalogs[split]
 
     def _train_view(self) -> CatalogView:
-        """Training images of the fold: a base class with enough area and, if filtered, no pixel of a novel class."""
+        """Training images of the fold, without those that are held out for validation."""
+        view = self._base_view()
+        if not self.base_val_share:
+            return view
+        return self._base_view(leave_out=hold_out_images(view, self.base_val_share))
+
+    def _base_view(self, classes: Sequence[int] | None = None, leave_out: Collection[str] = ()) -> CatalogView:
+        """Images of a base class (None: any) with enough area and, if filtered, no pixel of a novel class."""
         split = self.class_split
         if not split.train:
             names = self.dataset.class_names
@@ -235,7 +254,14 @@ class FoldDataModule(L.LightningDataModule):
                 f"all {len(split.novel)} classes of {self.dataset.name} are novel, which is for evaluation only: set "
                 "dataset.num_folds or dataset.folds to train"
             )
-        return training_view(self._catalog("train"), self.dataset, split, filter_novel=self.filter_novel)
+        return training_view(
+            self._catalog("train"),
+            self.dataset,
+            split,
+            filter_novel=self.filter_novel,
+            classes=classes,
+            leave_out=leave_out,
+        )
 
     def _loader(
         self, dataset: Dataset[Any], collate: Callable[..., Any], *, num_train: int | None = None, num_eval: int = 0

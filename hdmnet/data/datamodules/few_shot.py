@@ -17,7 +17,7 @@ from hdmnet.data.datasets.files import refuse_shared_ids
 from hdmnet.data.episodes.encode_once import FeatureCost, plan_batches
 from hdmnet.data.episodes.manifest import EpisodeManifest
 from hdmnet.data.episodes.planned_batches import PlannedEvaluation
-from hdmnet.data.episodes.samples import EvalEpisodes, TrainEpisodes, check_files
+from hdmnet.data.episodes.samples import EvalEpisodes, TrainEpisodes, check_files, hold_out_images
 from hdmnet.data.types import (
     Episode,
     EvaluationBatch,
@@ -46,7 +46,7 @@ SUPPORT_MASKS = ("given", "ones")
 
 
 class FewShotDataModule(FoldDataModule):
-    """Episodes of one fold: training on the base classes, validation and test on novel ones.
+    """Episodes of one fold: training on the base classes, validation (unless it is on them too) and test on novel ones.
 
     Attributes:
         class_split: Class values for training, validation and test; known before `setup`, as are the names.
@@ -137,8 +137,7 @@ class FewShotDataModule(FoldDataModule):
             if self.episodes_per_epoch is None:
                 self.episodes_per_epoch = len(self.train_manifest.view)
         if stage in (None, "fit", "validate") and self.val_manifest is None:
-            view = self._eval_view("val", self.class_split.val, VAL_SEED)
-            self.val_manifest = self._manifest(view, "val", VAL_SEED, num_episodes=self.num_val_episodes)
+            self.val_manifest = self._base_val_manifest() if self.base_val_share else self._val_manifest()
         if stage in (None, "test") and not self.test_manifests:
             view = self._eval_view(self.test_list, self.class_split.test, FIRST_TEST_SEED)
             self.test_manifests = tuple(
@@ -149,6 +148,28 @@ class FewShotDataModule(FoldDataModule):
         for manifest in (self.val_manifest, *self.test_manifests[:1]):
             if manifest is not None:
                 refuse_shared_ids(self._trained_on, manifest.view.ids.tolist())
+
+    def _val_manifest(self) -> EpisodeManifest:
+        view = self._eval_view("val", self.class_split.val, VAL_SEED)
+        return self._manifest(view, "val", VAL_SEED, num_episodes=self.num_val_episodes)
+
+    def _base_val_manifest(self) -> EpisodeManifest:
+        """Validation episodes on the base classes, from training images that nothing is trained on.
+
+        Supports repeat where a class has too few images for the shot; one with a single image is not validated.
+        """
+        everything = self._base_view()
+        others = np.setdiff1d(everything.ids, hold_out_images(everything, self.base_val_share)).tolist()
+        view = self._base_view(leave_out=others)
+        classes = [value for value in view.classes if len(view.images_of(value)) > 1]
+        if not classes:
+            raise DatasetError(
+                f"selection=base: {self.base_val_share} of the training images leaves two of no base class of "
+                f"{self.dataset.name}; raise dataset.base_val_share, or choose another selection"
+            )
+        view = self._base_view(classes, leave_out=others)
+        check_files(self.dataset, view, self.check_files, VAL_SEED)
+        return self._manifest(view, "train", VAL_SEED, num_episodes=self.num_val_episodes, allow_repeats=True)
 
     def _eval_view(self, split: Split, classes: Sequence[int], seed: int) -> CatalogView:
         """Images for episodes on held-out classes, without the filter of training."""
@@ -164,6 +185,7 @@ class FewShotDataModule(FoldDataModule):
         *,
         num_episodes: int | None,
         protocol: EvaluationProtocol | None = None,
+        allow_repeats: bool = False,
     ) -> EpisodeManifest:
         manifest = EpisodeManifest(
             view,
@@ -174,7 +196,7 @@ class FewShotDataModule(FoldDataModule):
             seed=seed,
             num_episodes=num_episodes,
             protocol=self.protocol if protocol is None else protocol,
-            allow_repeats=self.allow_repeats,
+            allow_repeats=self.allow_repeats or allow_repeats,
             vanished=self._vanished(split),
         )
         if manifest.too_few and frozenset(manifest.too_few) not in self._told and self.rank == 0:
@@ -283,7 +305,7 @@ class FewShotDataModule(FoldDataModule):
     def val_dataloader(self) -> DataLoader[Episode] | DataLoader[EvaluationBatch]:
         """Loader of this rank's share of the validation episodes."""
         assert self.val_manifest is not None, "setup('validate') comes first"
-        return self._eval_loader([self.val_manifest], "val", self.class_split.val)
+        return self._eval_loader([self.val_manifest], "train" if self.base_val_share else "val", self.val_classes)
 
     def test_dataloader(self) -> DataLoader[Episode] | DataLoader[EvaluationBatch]:
         """Loader of this rank's share of the test episodes of all seeds."""

@@ -93,6 +93,23 @@ def permutation(seed: int, number: int, length: int) -> np.ndarray:
     return np.argsort(words, kind="stable")
 
 
+def hold_out_images(view: CatalogView, share: float, seed: int = 0) -> list[str]:
+    """Choose images at random, at most that share of those of each class, rounded down, and never a single one.
+
+    Returns:
+        Their ids, of which no class loses more; a class with few images loses none.
+    """
+    room = {value: int(share * len(view.images_of(value))) for value in view.classes}
+    room = {value: number if number > 1 else 0 for value, number in room.items()}
+    chosen = []
+    for position in permutation(seed, 0, len(view)).tolist():
+        values = view.classes_of(position).tolist()
+        if all(room[value] > 0 for value in values):
+            chosen.append(str(view.ids[position]))
+            room |= {value: room[value] - 1 for value in values}
+    return chosen
+
+
 def check_files(dataset: SegmentationDataset, view: CatalogView, number: int, seed: int = 0) -> list[str]:
     """Decode `number` of a view's pictures, which the seed chooses, with the mask of a class each.
 

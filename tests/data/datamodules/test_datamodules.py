@@ -12,6 +12,7 @@ from lightning.fabric.utilities import move_data_to_device
 from hdmnet.data.datamodules.base import default_num_workers
 from hdmnet.data.datamodules.few_shot import FewShotDataModule
 from hdmnet.data.datasets.base import label_table
+from hdmnet.data.episodes.encode_once import FeatureBytes
 from hdmnet.data.normalise import normalise
 from hdmnet.data.transforms import build_augment
 from hdmnet.data.types import Episode, collate_episodes, collate_segmentation
@@ -400,3 +401,51 @@ def test_default_number_of_workers_leaves_a_core_to_each_process(monkeypatch):
     for cores, processes, expected in ((1, 1, 0), (2, 1, 1), (16, 1, 8), (16, 4, 3), (2, 4, 0)):
         monkeypatch.setattr("hdmnet.data.datamodules.base.available_cpus", lambda cores=cores: cores)
         assert default_num_workers(processes) == expected
+
+
+# ------------------------------------------------------------------------------------- validation on base classes
+
+
+def test_base_classes_are_validated_on_training_pictures_that_nothing_is_trained_on():
+    plain, module = few_shot(), few_shot(base_val_share=0.3)
+    assert plain.val_names == plain.novel_names
+    assert (module.val_names, module.val_classes) == (module.base_names, module.class_split.train)
+    trained, validated = set(module.train_manifest.view.ids.tolist()), set(module.val_manifest.view.ids.tolist())
+    everything = set(plain.train_manifest.view.ids.tolist())
+    assert trained | validated == everything
+    assert not trained & validated
+    assert 0.1 * len(everything) < len(validated) < 0.3 * len(everything) + 1
+    for value in module.class_split.train:  # of no class more than its share
+        count = len(plain.train_manifest.view.images_of(value))
+        assert len(module.train_manifest.view.images_of(value)) >= 0.7 * count
+    assert module.val_manifest.header["num_episodes"] == 7
+    batch = next(iter(module.val_dataloader()))
+    for item in range(len(batch.query_mask)):
+        value = module.class_split.train[batch.class_index[item]]
+        mask = module.dataset.read_class_mask(batch.query_id[item], value)
+        assert (batch.query_mask_original[item].numpy() == mask).all()
+        assert {batch.query_id[item], *batch.support_ids[item]} <= validated
+    # The same whatever the run's seed, and the tests are those of other runs.
+    other = few_shot(base_val_share=0.3, seed=5)
+    assert other.val_manifest.sha256() == module.val_manifest.sha256()
+    for one in (plain, module):
+        one.setup("test")
+    assert [m.sha256() for m in module.test_manifests] == [m.sha256() for m in plain.test_manifests]
+
+
+def test_both_stages_leave_the_same_pictures_out():
+    module, stage1 = few_shot(base_val_share=0.3), base_learner(base_val_share=0.3)
+    assert stage1.train_ids == module.train_manifest.view.ids.tolist()
+    assert stage1.digest() != base_learner().digest()
+
+
+def test_reused_features_are_those_of_the_training_pictures():
+    module = few_shot(base_val_share=0.3, reuse_memory_gb=1)
+    module.measure_features = lambda: FeatureBytes(100, 100, 100)
+    keys = {key.image_id for batch in module.val_dataloader() for key in (*batch.new_queries, *batch.new_supports)}
+    assert keys <= set(module.val_manifest.view.ids.tolist())
+
+
+def test_a_share_that_leaves_no_two_pictures_of_a_class():
+    with pytest.raises(ValueError, match=r"^selection=base: 0\.01 of the training images leaves two of no base class"):
+        few_shot(base_val_share=0.01)

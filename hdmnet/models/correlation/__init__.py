@@ -1,0 +1,1 @@
+"""A head that sees nothing but correlation maps."""

@@ -1,0 +1,1 @@
+"""Prototypes on a frozen trunk; nothing is trained."""

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hdmnet.models.correlation.model import Correlation
+from hdmnet.models.losses import SegmentationLoss
+from tests.helpers.coloured import Colours, episode, iou
+
+
+def fit(method, given, truth, steps):
+    torch.manual_seed(0)
+    optimizer = torch.optim.AdamW(method.train().parameter_groups(3e-3))
+    loss = SegmentationLoss()
+    for _ in range(steps):
+        terms = loss(method(*given), truth)
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+    return {name: float(value.detach()) for name, value in terms.items()}
+
+
+def test_trained_on_red_things_it_finds_green_ones():
+    """What it learns is how correlations look, not what its classes look like."""
+    method = Correlation(encoder=Colours(), width=8)
+    given, truth = episode(of=0)
+    terms = fit(method, given, truth[None], 40)
+    assert set(terms) == {"loss", "final", "first"}
+    assert terms["loss"] == pytest.approx(terms["final"] + terms["first"], rel=1e-5)
+    given, truth = episode(of=1)
+    with torch.no_grad():
+        out = method.eval()(*given)
+    assert iou(out.prediction[0], truth) > 0.7
+    assert iou(out.prediction[0], episode(of=0)[1]) == 0
+    assert len(out.maps["prior"]) == 2
+
+
+def test_the_first_head_learns_from_its_own_prediction_alone():
+    method = Correlation(encoder=Colours(), width=8)
+    given, _ = episode()
+    out = method.eval()(*given)
+    out.scores.sum().backward()
+    assert all(p.grad is None for p in method.first.parameters())
+    assert all(p.grad is not None for p in method.second.parameters())
+
+
+def test_without_the_second_head_the_first_ones_prediction_is_final():
+    method = Correlation(encoder=Colours(), width=8, self_support=False)
+    given, truth = episode()
+    assert method.second is None
+    assert method(*given).auxiliary == {}
+    assert set(fit(method, given, truth[None], 1)) == {"loss", "final"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 6}, r"^model\.width=6: expected a multiple of 4$"),
+        ({"width": 0}, r"^model\.width=0: expected an integer of 4 to 1024$"),
+        ({"map_dropout": 1.0}, r"^model\.map_dropout=1\.0: expected a number in \[0, 1\)$"),
+        ({"training_cache_gb": -1}, r"^model\.training_cache_gb=-1: expected a number of at least 0$"),
+        ({"self_support": 1}, r"^model\.self_support=1: expected true or false$"),
+    ],
+)
+def test_values_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        Correlation(encoder=Colours(), **options)
