@@ -244,7 +244,7 @@ def training_view(
         exclude=split.novel if filter_novel else (),
         leave_out=leave_out,
     )
-    if not len(view) and filter_novel:
+    if not len(view) and filter_novel and not leave_out:
         without = len(catalog.view(split.train, min_area=dataset.min_area))
         if without:
             names = [dataset.class_names[value - 1] for value in split.novel]

@@ -13,7 +13,7 @@ from hdmnet import Segmenter, report
 from hdmnet.reporting.collect import collect
 from tests.helpers import commands
 
-WORDS = (*commands.SHAPES, "model=prototype", "model.encoder=backbone", "dataset.num_val_episodes=6")
+WORDS = (*commands.WHOLE, "model=prototype", "model.encoder=backbone", "dataset.num_val_episodes=6")
 MACHINE = ("trainer=cpu", "num_workers=0")
 UNTRAINED = ("backbone=resnet18", "backbone.weights=null", "device=cpu", "image_size=65")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +19,8 @@ Made = TypeVar("Made")
 def shared(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Made]) -> Made:
     """What `make` returns of an empty folder; where several processes test, one makes it and the others wait."""
     root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent  # of all workers
+    if root.name.startswith("popen-"):  # of one of xdist's processes
+        root = root.parent
     folder, made = root / f"shared_{name}", root / f"shared_{name}.pickle"
     with FileLock(root / f"shared_{name}.lock"):
         if not made.is_file():
