@@ -266,7 +266,7 @@ def test_a_rehearsal_from_start_to_end(tmp_path):
     content = read(tmp_path / "out")
     remarks = {letter: entry["notes"] for letter, entry in content["sections"].items()}
     assert {letter: entry["status"] for letter, entry in content["sections"].items()} == dict.fromkeys(
-        "abfcde", "done"
+        "abfcgde", "done"
     ), remarks
     assert done.returncode == 0, done.stderr
     assert content["about"]["rehearsal"] is True
