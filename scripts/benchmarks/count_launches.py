@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
@@ -46,6 +47,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only  # noqa: E402
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend  # noqa: E402
 
 from hdmnet.callbacks.build import build_callbacks  # noqa: E402
+from hdmnet.callbacks.non_finite import _Verdict  # noqa: E402
 from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
 from hdmnet.config.checks import validate  # noqa: E402
 from hdmnet.config.paths import HYDRA_VERSION_BASE, conf_dir, make_paths_absolute  # noqa: E402
@@ -425,7 +427,14 @@ def measure(
         cfg, "stage 2", callbacks=[*kept, watch], logger=build_loggers(cfg, "train"), strategy=strategy,
         accelerator="auto", precision=None, plugins=plugins, enable_checkpointing=False, log_every_n_steps=50,
     )  # fmt: skip
-    with Seen():  # type: ignore[no-untyped-call]
+    read = _Verdict.read
+
+    def read_and_count(verdict: _Verdict) -> list[int]:
+        if verdict.where["step"] == trainer.global_step:  # at once: it waits for an event, which no operation shows
+            COUNTS.add("waits", "verdict of the finite guard")
+        return read(verdict)
+
+    with mock.patch.object(_Verdict, "read", read_and_count), Seen():  # type: ignore[no-untyped-call]
         trainer.fit(task, datamodule=data)
         episode = next(iter(data.train_dataloader()))
         return watch.counted, compare(task.model, episode, strategy.root_device) if compares else {}

@@ -116,6 +116,7 @@ def test_a_short_soak(tmp_path, capsys):
     assert code == 0, printed
     assert "nothing grows" in printed.out
     found = fit(read(next(out.rglob(FILE))))
-    assert found["processes"].begin == found["processes"].end == 5  # two loaders of two workers
+    # This process, two loaders of two workers, and helpers that earlier tests in it have started.
+    assert found["processes"].begin == found["processes"].end >= 5
     assert (out / "soak.png").stat().st_size > 5000
     assert (out / "soak.json").is_file()
