@@ -17,6 +17,7 @@ def test_multiply_adds_by_hand():
     assert levels == "384/14, 384/14, 384/14"
 
 
+@pytest.mark.slow
 def test_the_table(capsys):
     names = ["resnet_narrow", "efficientnet_lite0"]
     assert benchmark_trunks.main([*names, "--side", "65", "--repeats", "1"]) == 0
