@@ -24,7 +24,7 @@ _KINDS = (  # by how a file begins
 
 
 def read_tensors(path: Path, what: str) -> Any:
-    """The content of a file of torch, or of a `.safetensors` file: tensors and plain containers.
+    """The content of a file of torch or safetensors, whatever it is called: tensors and plain containers.
 
     Args:
         path: The file.
@@ -33,12 +33,15 @@ def read_tensors(path: Path, what: str) -> Any:
     Raises:
         ValueError: It is damaged, of another kind, or holds more, for which code would have to be run; one line.
     """
-    if path.suffix == ".safetensors":
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[8:] == b"{":  # after a length of eight bytes
         return _read_safetensors(path, what)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on odd files before it refuses them
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # of a path torch takes the suffix for what it is
+                return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds here; none may pass as a traceback
         raise ValueError(f"cannot read {what} {str(path)!r}: {why_unreadable(path, error)}") from error
 
