@@ -24,7 +24,8 @@ class FrozenBackbone(nn.Module):
 
     Args:
         encoder: A backbone, or a base learner that has trained one; its parameters are set to need no gradient.
-        levels: Which of its levels: the last so many, or all where it has fewer; or indices of `feature_info`; None: all.
+        levels: Which of its levels, as indices of `feature_info`; a number: the last so many, or all where it has
+            fewer; None: all.
         cache_gb: Memory, 10^9 bytes, for what `forward` is told to keep.
 
     Attributes:

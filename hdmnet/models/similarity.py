@@ -24,7 +24,7 @@ EPS = 1e-6
 NUM_BEST = 3  # positions of a support over whose similarities the dense maps average
 SLOPE = 10.0  # of logits: a map 0.1 above its threshold is foreground with a probability of 0.88
 MOST_CELLS = 1600  # of a picture that are compared with one another
-MOST_ROWS = 256  # of a support's positions that a query is compared with: what it costs does not grow with the object
+MOST_ROWS = 128  # of a support's positions that a query is compared with: what it costs does not grow with the object
 
 
 @dataclass

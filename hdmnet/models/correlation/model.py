@@ -110,7 +110,7 @@ class Correlation(FewShotMethod):
         return Segmentation(self._answer(second, untrained), query.size, auxiliary={"first": scores}, maps=shown)
 
     def _answer(self, scores: Tensor, untrained: Tensor) -> Tensor:
-        """Logits (B, 2, h, w): in training the head's, else of the mean of both probabilities, as `untrained_share` says."""
+        """Logits (B, 2, h, w): in training the head's, else of the mean of both probabilities (`untrained_share`)."""
         if self.training or not self.untrained_share:
             return scores
         trained = (1 - self.untrained_share) * scores.float().softmax(1)
