@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hdmnet.models.backbones.base import Backbone, FeatureInfo, encode
+from hdmnet.models.checks import check_integer
 from hdmnet.models.folding import fold_batch_norm
 from hdmnet.models.trunk import CHUNK_CPU, CHUNK_GPU
 
@@ -23,7 +24,8 @@ class FrozenBackbone(nn.Module):
 
     Args:
         encoder: A backbone, or a base learner that has trained one; its parameters are set to need no gradient.
-        levels: Which of its levels, as indices of `feature_info` ([-3, -2, -1]: the last three); None: all.
+        levels: Which of its levels, as indices of `feature_info`; a number: the last so many, or all where it has
+            fewer; None: all.
         cache_gb: Memory, 10^9 bytes, for what `forward` is told to keep.
 
     Attributes:
@@ -33,7 +35,7 @@ class FrozenBackbone(nn.Module):
         ValueError: There is no such level, or none.
     """
 
-    def __init__(self, encoder: nn.Module, *, levels: Sequence[int] | None = None, cache_gb: float = 0.0) -> None:
+    def __init__(self, encoder: nn.Module, *, levels: Sequence[int] | int | None = None, cache_gb: float = 0.0) -> None:
         super().__init__()
         backbone = cast("Backbone", getattr(encoder, "backbone", encoder))
         self.levels = _choose_levels(levels, len(backbone.feature_info))
@@ -117,15 +119,18 @@ class FrozenBackbone(nn.Module):
         return {**self.__dict__, "_prepared": [], "_kept": {}, "_kept_bytes": 0}
 
 
-def _choose_levels(levels: Sequence[int] | None, number: int) -> tuple[int, ...]:
+def _choose_levels(levels: Sequence[int] | int | None, number: int) -> tuple[int, ...]:
     """Indices of levels, from 0, ascending."""
     if levels is None:
         return tuple(range(number))
+    if isinstance(levels, int):
+        check_integer("model.levels", levels, 1, 10_000)
+        return tuple(range(max(number - levels, 0), number))
     whole = [level for level in levels if type(level) is int and -number <= level < number]
     chosen = tuple(level % number for level in whole)
     if not chosen or len(whole) != len(levels) or list(chosen) != sorted(set(chosen)):
         raise ValueError(
             f"model.levels={list(levels)}: the backbone has {number} levels; expected some of them, finest first, e.g. "
-            f"{list(range(-min(number, 3), 0))}, or null for all"
+            f"{list(range(-min(number, 3), 0))}, a number for the last so many, or null for all"
         )
     return chosen

@@ -22,8 +22,9 @@ from hdmnet.models.prior import stretch
 
 EPS = 1e-6
 NUM_BEST = 3  # positions of a support over whose similarities the dense maps average
+SLOPE = 10.0  # of logits: a map 0.1 above its threshold is foreground with a probability of 0.88
 MOST_CELLS = 1600  # of a picture that are compared with one another
-MOST_ROWS = 256  # of a support's positions that a query is compared with: what it costs does not grow with the object
+MOST_ROWS = 128  # of a support's positions that a query is compared with: what it costs does not grow with the object
 
 
 @dataclass
@@ -169,3 +170,9 @@ def spread_among_alike(maps: Tensor, units: Tensor, widths: Sequence[int], *, st
         values = F.avg_pool2d(maps[:, None], side, ceil_mode=True) if side > 1 else maps
         maps = torch.bmm(weights, values.flatten(1)[..., None]).view_as(maps)
     return maps
+
+
+def threshold_scores(maps: Tensor, threshold: Tensor | float) -> Tensor:
+    """Logits (B, 2, h, w) of maps (B, h, w) in [0, 1] that are foreground above a threshold, (B, 1, 1) or for all."""
+    above = SLOPE * (maps - threshold)
+    return torch.stack([-above, above], dim=1)

@@ -164,7 +164,7 @@ def build_model(cfg: DictConfig, encoder: nn.Module, *, num_shots: int | None = 
     """The config's method on an encoder.
 
     Args:
-        cfg: Its `model` holds `_target_`, and arguments beside the keys `name`, `encoder` and `trunk`.
+        cfg: Its `model` holds `_target_`, and arguments beside the keys `name`, `encoder`, `trunk` and `augment`.
         encoder: From `build_encoder`; its backbone becomes what `trunk` asks for.
         num_shots: K of the training episodes; None: the config's.
 
@@ -173,7 +173,7 @@ def build_model(cfg: DictConfig, encoder: nn.Module, *, num_shots: int | None = 
     """
     shots = cfg.shot if num_shots is None else num_shots
     prepare_encoder(cfg, encoder)
-    model: FewShotMethod = instantiate(cfg.model, ("name", "trunk"), encoder=encoder, num_shots=shots)
+    model: FewShotMethod = instantiate(cfg.model, ("name", "trunk", "augment"), encoder=encoder, num_shots=shots)
     return model
 
 

@@ -47,6 +47,17 @@ def test_some_levels(backbone, images):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("number", "expected"), [(1, (2,)), (2, (1, 2)), (5, (0, 1, 2))])
+def test_the_last_so_many_levels(backbone, number, expected):
+    assert FrozenBackbone(backbone, levels=number).levels == expected
+
+
+@pytest.mark.parametrize("number", [0, -1, True])
+def test_numbers_of_levels_that_there_are_not(backbone, number):
+    with pytest.raises(ValueError, match=r"^model\.levels=.*: expected an integer of 1 to 10000$"):
+        FrozenBackbone(backbone, levels=number)
+
+
 @pytest.mark.parametrize("levels", [[], [3], [-4], [2, 0], [1, 1], [True], ["last"], [-1, 2]])
 def test_levels_that_there_are_not(backbone, levels):
     with pytest.raises(ValueError, match=r"^model\.levels=\[.*: the backbone has 3 levels; expected some of them"):

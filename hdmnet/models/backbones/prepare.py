@@ -29,7 +29,7 @@ def prepare_trunk(
         backbone: Changed in place.
         layers: Whose features come out, finest first; None: the backbone's own three levels (of a ResNet [2, 3, 4]).
             Layers after the last one are thrown away. Of a backbone without numbered layers (timm): as many levels, or
-            some of three, which then stand for layers 2, 3 and 4.
+            some of its last three, which then stand for layers 2, 3 and 4.
         every_block: Each block's features, not the last one's of a layer only.
         before_relu: Features before the ReLU that closes a block.
         trainable: Layers whose weights learn, 0 being the stem; [] for none, "all". Batch normalisation learns nothing,
@@ -59,13 +59,13 @@ def prepare_trunk(
 
 
 def _take_levels(backbone: Backbone, layers: Sequence[int]) -> None:
-    """Of three levels those that stand for these layers; see `prepare_trunk`."""
+    """Of the last three levels those that stand for these layers; see `prepare_trunk`."""
     own, given, take = type(backbone).__name__, len(backbone.feature_info), getattr(backbone, "take", None)
-    if given != 3 or not set(layers) <= {2, 3, 4} or take is None:
+    if given < 3 or not set(layers) <= {2, 3, 4} or take is None:
         raise ValueError(
             f"layers={list(layers)}: {own} gives {given} levels; expected {len(layers)} (of timm: backbone.levels)"
         )
-    take([layer - 2 for layer in layers])
+    take([given - 5 + layer for layer in layers])
 
 
 def _let_learn(backbone: Backbone, trainable: Sequence[int] | str) -> None:

@@ -29,11 +29,10 @@ from hdmnet.models.similarity import (
     level_cosines,
     masked_means,
     stretch_maps,
+    threshold_scores,
     unit_levels,
 )
 from hdmnet.models.thresholds import choose_thresholds
-
-SLOPE = 10.0  # of the logits: a map 0.1 above the threshold is foreground with a probability of 0.88
 
 
 @dataclass
@@ -75,7 +74,7 @@ class ClusterMatching(FewShotMethod):
         *,
         encoder: nn.Module,
         num_shots: int = 1,
-        levels: Sequence[int] | None = None,
+        levels: Sequence[int] | int | None = 3,
         num_clusters: int = 12,
         position_rank: int = 4,
         backward_share: float = 0.05,
@@ -154,8 +153,8 @@ class ClusterMatching(FewShotMethod):
         found = torch.stack([
             self._find(query.units[i], query.labels[i], units[i], foreground[i]) for i in range(len(units))
         ])  # (B, h, w)  # fmt: skip
-        above = found - self._thresholds(support, units, foreground)[:, None, None]
-        return Segmentation(SLOPE * torch.stack([-above, above], dim=1), query.size, maps={"prior": [found]})
+        thresholds = self._thresholds(support, units, foreground)[:, None, None]
+        return Segmentation(threshold_scores(found, thresholds), query.size, maps={"prior": [found]})
 
     def _thresholds(self, support: ClusteredPicture, units: Tensor, foreground: Tensor) -> Tensor:
         """The threshold (B,) of each episode; each of several supports (B, K, …) is segmented by the others."""

@@ -31,7 +31,7 @@ class Block(nn.Module):
 
 
 class MapHead(nn.Module):
-    """Background and foreground out of maps.
+    """What maps change in a first answer; next to nothing, before it is trained.
 
     Args:
         num_maps: M.
@@ -45,9 +45,11 @@ class MapHead(nn.Module):
         self.project = nn.Conv2d(num_maps, width, 1)
         self.blocks = nn.Sequential(*(Block(width, dilation) for dilation in DILATIONS))
         self.classify = nn.Conv2d(width, 2, 1)
+        nn.init.normal_(self.classify.weight, std=1e-4)
+        nn.init.zeros_(self.classify.bias)  # type: ignore[arg-type]
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """Maps (B, M, h, w) float → logits (B, 2, h, w)."""
+    def forward(self, maps: Tensor, scores: Tensor) -> Tensor:
+        """Maps (B, M, h, w) float and logits (B, 2, h, w) → logits (B, 2, h, w)."""
         x = F.relu(self.project(self.dropout(maps)))
-        logits: Tensor = self.classify(self.blocks(x))
+        logits: Tensor = scores + self.classify(self.blocks(x))
         return logits

@@ -19,10 +19,12 @@ from hdmnet.models.similarity import (
     level_cosines,
     masked_means,
     prototypes,
+    spread_among_alike,
     stretch_maps,
 )
 
 SUPPORT_MAPS, SELF_MAPS = 6, 3  # of a level
+SPREAD_LEVELS, SPREAD_SCALE = 3, 10.0  # last levels, see `spread_among_alike`
 CONTRAST = 4.0  # brings a difference of two cosines to about the range of a stretched map
 CELL = 2  # side, in positions, of the cells of background that are compared: there is much of it
 SURE_FOREGROUND, OF_LARGEST, SURE_BACKGROUND = 0.6, 0.8, 0.3  # see `self_maps`
@@ -32,7 +34,9 @@ def support_maps(units: Tensor, support: SupportUnits, widths: Sequence[int], *,
     """What each position of a query has in common with the supports, of which there is nothing else.
 
     By level, similarities to the mean foreground and background (means over the shots), and to those positions of the
-    foreground and of the background that match best (the best of all shots); of both pairs see `_contrast`.
+    foreground and of the background that match best (the best of all shots); of both pairs see `_contrast`. Then what
+    `model=prototype` goes by: the stretched contrast of the means, the mean of the last levels, averaged over positions
+    of the query that are alike.
 
     Args:
         units: (B, C, h, w) float, of the queries.
@@ -41,7 +45,7 @@ def support_maps(units: Tensor, support: SupportUnits, widths: Sequence[int], *,
         shots: K.
 
     Returns:
-        (B, 6·L, h, w) float.
+        (B, 6·L + 1, h, w) float.
     """
     means = (mean.unflatten(0, (-1, shots)).mean(1) for mean in prototypes(support))
     near_foreground, near_background = (level_cosines(units, mean, widths) for mean in means)
@@ -53,9 +57,12 @@ def support_maps(units: Tensor, support: SupportUnits, widths: Sequence[int], *,
         ]).unflatten(0, (-1, shots)).amax(1)
         for rows, share in ((support.units, support.foreground), (cells, shares))
     )  # (B, L, h, w) each  # fmt: skip
-    return torch.cat(
-        [*_contrast(near_foreground, near_background), *_contrast(best_foreground, best_background)], dim=1
-    )
+    by_means = _contrast(near_foreground, near_background)
+    contrast = by_means[2][:, -SPREAD_LEVELS:].mean(1)
+    last = list(widths[-SPREAD_LEVELS:])
+    spread = spread_among_alike(contrast, units[:, -sum(last) :], last, steps=1, scale=SPREAD_SCALE)
+    maps = [*by_means, *_contrast(best_foreground, best_background), stretch_maps(spread)[:, None]]
+    return torch.cat(maps, dim=1)
 
 
 def self_maps(units: Tensor, probability: Tensor, widths: Sequence[int]) -> Tensor:

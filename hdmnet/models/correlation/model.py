@@ -20,7 +20,9 @@ from hdmnet.models.correlation.head import GROUPS, MapHead
 from hdmnet.models.correlation.maps import SELF_MAPS, SUPPORT_MAPS, self_maps, support_maps
 from hdmnet.models.frozen_backbone import FrozenBackbone
 from hdmnet.models.method import FewShotMethod, Segmentation
-from hdmnet.models.similarity import QueryUnits, SupportUnits, foreground_share, unit_levels
+from hdmnet.models.similarity import QueryUnits, SupportUnits, foreground_share, threshold_scores, unit_levels
+
+THRESHOLD = 0.75  # of the map that the first head begins with: that of `model=prototype`
 
 
 class Correlation(FewShotMethod):
@@ -33,6 +35,8 @@ class Correlation(FewShotMethod):
         width: Channels of the heads.
         map_dropout: Share of the maps that a head does not see in a training step.
         self_support: Whether there is the second head; else the first one's prediction is final.
+        untrained_share: How much the probability counts with which the first head begins, beside that of the last one;
+            0: nothing. In training it does not count.
         training_cache_gb: Memory, 10^9 bytes, for the trunk's features of training pictures, which are encoded once as
             long as they come again unchanged (augment=none|flip); on CPUs only.
 
@@ -45,22 +49,25 @@ class Correlation(FewShotMethod):
         *,
         encoder: nn.Module,
         num_shots: int = 1,
-        levels: Sequence[int] | None = None,
+        levels: Sequence[int] | int | None = None,
         width: int = 32,
         map_dropout: float = 0.1,
         self_support: bool = True,
+        untrained_share: float = 0.5,
         training_cache_gb: float = 2.0,
     ) -> None:
         super().__init__()
         check_integer("model.width", width, GROUPS, 1024)
         check_share("model.map_dropout", map_dropout)
         check_switch("model.self_support", self_support)
+        check_share("model.untrained_share", untrained_share)
         check_weight("model.training_cache_gb", training_cache_gb)
         if width % GROUPS:
             raise ValueError(f"model.width={width}: expected a multiple of {GROUPS}")
         self.trunk = FrozenBackbone(encoder, levels=levels, cache_gb=training_cache_gb)
         self.widths = [info.channels for info in self.trunk.feature_info]
-        num_maps = SUPPORT_MAPS * len(self.widths)
+        self.untrained_share = untrained_share
+        num_maps = SUPPORT_MAPS * len(self.widths) + 1
         self.first = MapHead(num_maps, width=width, dropout=map_dropout)
         num_more = 1 + SELF_MAPS * len(self.widths)
         self.second = MapHead(num_maps + num_more, width=width, dropout=map_dropout) if self_support else None
@@ -91,12 +98,20 @@ class Correlation(FewShotMethod):
         """
         with torch.no_grad():
             maps = support_maps(query.units, support, self.widths, shots=shots)
-        scores = self.first(maps)
+            untrained = threshold_scores(maps[:, -1], THRESHOLD)
+        scores = self.first(maps, untrained)
         priors = list(maps[:, 2 * len(self.widths) : 3 * len(self.widths)].unbind(1))
         shown = {"prior": priors}
         if self.second is None:
-            return Segmentation(scores, query.size, maps=shown)
+            return Segmentation(self._answer(scores, untrained), query.size, maps=shown)
         with torch.no_grad():
             own = self_maps(query.units, scores.float().softmax(1)[:, 1], self.widths)
-        second = self.second(torch.cat([maps, own], dim=1))
-        return Segmentation(second, query.size, auxiliary={"first": scores}, maps=shown)
+        second = self.second(torch.cat([maps, own], dim=1), scores.detach())
+        return Segmentation(self._answer(second, untrained), query.size, auxiliary={"first": scores}, maps=shown)
+
+    def _answer(self, scores: Tensor, untrained: Tensor) -> Tensor:
+        """Logits (B, 2, h, w): in training the head's, else of the mean of both probabilities (`untrained_share`)."""
+        if self.training or not self.untrained_share:
+            return scores
+        trained = (1 - self.untrained_share) * scores.float().softmax(1)
+        return (trained + self.untrained_share * untrained.float().softmax(1)).log()

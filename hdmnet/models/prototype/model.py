@@ -26,11 +26,10 @@ from hdmnet.models.similarity import (
     prototypes,
     spread_among_alike,
     stretch_maps,
+    threshold_scores,
     unit_levels,
 )
 from hdmnet.models.thresholds import choose_thresholds
-
-SLOPE = 10.0  # of the logits: a map 0.1 above the threshold is foreground with a probability of 0.88
 
 
 class Prototype(FewShotMethod):
@@ -54,10 +53,10 @@ class Prototype(FewShotMethod):
         *,
         encoder: nn.Module,
         num_shots: int = 1,
-        levels: Sequence[int] | None = None,
-        spread_steps: int = 3,
+        levels: Sequence[int] | int | None = 3,
+        spread_steps: int = 1,
         spread_scale: float = 10.0,
-        threshold: float = 0.7,
+        threshold: float = 0.75,
         threshold_weight: float = 3.0,
     ) -> None:
         super().__init__()
@@ -95,8 +94,8 @@ class Prototype(FewShotMethod):
         """
         foreground, background = (mean.unflatten(0, (-1, shots)) for mean in prototypes(support))  # (B, K, C)
         found = self._map(query.units, foreground.mean(1), background.mean(1))  # (B, h, w)
-        above = found - self._thresholds(support, foreground, background)[:, None, None]
-        return Segmentation(SLOPE * torch.stack([-above, above], dim=1), query.size, maps={"prior": [found]})
+        thresholds = self._thresholds(support, foreground, background)[:, None, None]
+        return Segmentation(threshold_scores(found, thresholds), query.size, maps={"prior": [found]})
 
     def _map(self, units: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
         """Contrast (B, h, w) in [0, 1] of positions (B, C, h, w) with prototypes (B, C) of fore- and background."""

@@ -103,17 +103,25 @@ def test_levels_of_a_vit_are_its_patches_through_the_last_norm(name):
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mobilenetv3_small_050"])
-def test_a_method_takes_the_layers_that_it_declares(name):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_tiny_patch16_224", {}),
+        ("mobilenetv3_small_050", {}),
+        ("tf_efficientnet_lite0", {"levels": [f"blocks.{number}" for number in range(2, 7)]}),
+    ],
+)
+def test_a_method_takes_the_layers_that_it_declares(name, options):
+    """Layers 2, 3 and 4 are the last three levels."""
     torch.manual_seed(0)
-    backbone = TimmBackbone(name, **KINDS[name]).eval()
+    backbone = TimmBackbone(name, **KINDS[name], **options).eval()
     before, images = sum(p.numel() for p in backbone.parameters()), torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         expected = backbone(images)
         prepare_trunk(backbone, layers=[2, 3])
         found = backbone(images)
     assert len(backbone.feature_info) == len(found) == 2
-    assert all(torch.equal(*pair) for pair in zip(found, expected[:2], strict=True))
+    assert all(torch.equal(*pair) for pair in zip(found, expected[-3:-1], strict=True))
     if name.startswith("vit"):
         assert sum(p.numel() for p in backbone.parameters()) < before  # the blocks after the last one are gone
     with pytest.raises(
@@ -242,8 +250,8 @@ PRESETS = {
     "convnext_small": [(192, 8), (384, 8), (768, 8)],
     "convnext_base": [(256, 8), (512, 8), (1024, 8)],
     "resnet50_timm": [(512, 8), (1024, 8), (2048, 8)],
-    "efficientnet_lite0": [(40, 8), (112, 8), (320, 8)],
-    "efficientnet_lite2": [(48, 8), (120, 8), (352, 8)],
+    "efficientnet_lite0": [(40, 8), (80, 8), (112, 8), (192, 8), (320, 8)],
+    "efficientnet_lite2": [(48, 8), (88, 8), (120, 8), (208, 8), (352, 8)],
 }
 
 

@@ -5,6 +5,7 @@ import torch
 
 from hdmnet.models.correlation.model import Correlation
 from hdmnet.models.losses import SegmentationLoss
+from hdmnet.models.prototype.model import Prototype
 from tests.helpers.coloured import Colours, episode, iou
 
 
@@ -36,6 +37,27 @@ def test_trained_on_red_things_it_finds_green_ones():
     assert len(out.maps["prior"]) == 2
 
 
+@pytest.mark.parametrize("shots", [1, 3])
+def test_before_training_it_answers_as_the_prototypes_do(shots):
+    given, _ = episode(shots)
+    untrained = Correlation(encoder=Colours()).eval()(*given)
+    prototype = Prototype(encoder=Colours(), threshold_weight=1e9).eval()(*given)
+    assert torch.equal(untrained.prediction, prototype.prediction)
+
+
+def test_the_untrained_answer_counts_half():
+    method = Correlation(encoder=Colours(), width=8)
+    fit(method, *[one if isinstance(one, tuple) else one[None] for one in episode()], 5)
+    given, _ = episode()
+    with torch.no_grad():
+        both, alone = method.eval()(*given), Prototype(encoder=Colours(), threshold_weight=1e9).eval()(*given)
+        method.untrained_share = 0.0
+        trained = method(*given)
+    expected = (trained.scores.softmax(1) + alone.scores.softmax(1)) / 2
+    torch.testing.assert_close(both.scores, expected.log(), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(trained.scores, alone.scores, atol=0.1)
+
+
 def test_the_first_head_learns_from_its_own_prediction_alone():
     method = Correlation(encoder=Colours(), width=8)
     given, _ = episode()
@@ -60,6 +82,7 @@ def test_without_the_second_head_the_first_ones_prediction_is_final():
         ({"width": 0}, r"^model\.width=0: expected an integer of 4 to 1024$"),
         ({"map_dropout": 1.0}, r"^model\.map_dropout=1\.0: expected a number in \[0, 1\)$"),
         ({"training_cache_gb": -1}, r"^model\.training_cache_gb=-1: expected a number of at least 0$"),
+        ({"untrained_share": 1.0}, r"^model\.untrained_share=1\.0: expected a number in \[0, 1\)$"),
         ({"self_support": 1}, r"^model\.self_support=1: expected true or false$"),
     ],
 )
