@@ -84,7 +84,11 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     "dataset.base_val_share": (lambda value: _above_0(value) and value < 1, "a number between 0 and 1"),
     "fold": (lambda value: isinstance(value, int), "an integer of at least 0"),
     "port": (_integer(0, 65535), "an integer from 0 (any free port) to 65535"),
-    "dataset.check_files seed optim.warmup_steps optim.base.warmup_steps": (_integer(0), "an integer of at least 0"),
+    "baseline_episodes": (_integer(0), "an integer of at least 0 (none)"),
+    "dataset.check_files seed optim.warmup_steps optim.base.warmup_steps": (
+        _integer(0),
+        "an integer of at least 0",
+    ),
     "dataset.num_val_episodes dataset.num_test_episodes dataset.num_test_seeds shot batch_size": _COUNT,
     "optim.val_every_epochs optim.base.val_every_epochs optim.base.batch_size": _COUNT,
     "dataset.num_folds dataset.episodes_per_epoch episodes seeds optim.base.num_val_samples": _OPTIONAL_COUNT,
