@@ -78,7 +78,7 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     "backbone.feature_channels": (_optional(_integer(1, 4096)), "an integer of 1 to 4096, or null"),
     "dataset.image_size dataset.base_image_size": _SIZE,
     "dataset.augment_scale": (_is_range, "two numbers above 0, the smaller first"),
-    "dataset.filter_novel dataset.allow_repeats dataset.controls": (_is_bool, "true or false"),
+    "dataset.filter_novel dataset.allow_repeats dataset.controls optim.fall_back": (_is_bool, "true or false"),
     "dataset.novel_pixels": (lambda value: value in (None, "ignore", "background"), "null, ignore or background"),
     "dataset.min_area num_workers": (_optional(_integer(0)), "null or an integer of at least 0"),
     "dataset.base_val_share": (lambda value: _above_0(value) and value < 1, "a number between 0 and 1"),

@@ -37,9 +37,13 @@ HELPS = (
 )
 
 
-def build_controls(cfg: DictConfig, model: FewShotMethod) -> Controls | None:
-    """The controls that the config asks for; None where it asks for none. Those that cannot be are in `missing`."""
-    number, everything = int(cfg.get("baseline_episodes") or 0), bool(cfg.dataset.controls)
+def build_controls(cfg: DictConfig, model: FewShotMethod, *, everything: bool = False) -> Controls | None:
+    """The controls that the config asks for; None where it asks for none. Those that cannot be are in `missing`.
+
+    With `everything` all are asked for, on all episodes of the first seed.
+    """
+    number = 1 if everything else int(cfg.get("baseline_episodes") or 0)  # an earlier version's job lacks the key
+    everything = everything or bool(cfg.dataset.controls)
     if cfg.support_mask != "given" or not (number or everything):
         return None
     untrained, missing = None, {}
@@ -94,11 +98,9 @@ def run_apart(cfg: DictConfig, task: FewShotTask, data: FewShotDataModule, contr
     number = len(data.test_manifests[0]) if controls.limit is None else min(controls.limit, len(data.test_manifests[0]))
     apart = build_few_shot_data(cfg, data.dataset, num_test_seeds=1, num_test_episodes=number)
     apart.keeps_masks = data.keeps_masks
-    apart.measure_features = measure = partial(measure_features, task.model, apart.image_size, controls)
-    if apart.reuse_memory_gb is not None:
-        sizes = measure()
-        if sizes.query + cfg.shot * sizes.full_support > apart.reuse_memory_gb * 1e9:
-            apart.reuse_memory_gb = None  # not even those of one episode: each is encoded anew
+    apart.measure_features = partial(measure_features, task.model, apart.image_size, controls)
+    if apart.reuse_memory_gb is not None and apart.episode_bytes() > apart.reuse_memory_gb * 1e9:
+        apart.reuse_memory_gb = None  # not even those of one episode: each is encoded anew
     trainer = build_trainer(cfg, "controls", callbacks=build_callbacks(cfg, "control"), logger=False)
     task.controls, task.num_test_seeds = controls, 1
     trainer.test(task, datamodule=apart, verbose=False)

@@ -22,6 +22,7 @@ from hdmnet.loggers.build import build_loggers
 from hdmnet.loggers.wandb import one_wandb_run
 from hdmnet.metrics import FewShotIoU
 from hdmnet.models.trunk import FrozenTrunk
+from hdmnet.run import fall_back
 from hdmnet.run.baselines import build_controls, describe_baselines, leave, run_along, run_apart
 from hdmnet.run.build import (
     build_dataset,
@@ -135,14 +136,22 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         log.info("stage 2: model=%s has nothing to learn, it is validated and tested as it is", cfg.model.name)
         with timer("validation"):
             path = _keep_untrained(cfg, task, data, trainer)
-        return test(cfg, task, data, trainer, timer, checkpoint=path, trained=None, trained_on=None)
+        return test(cfg, task, data, trainer, timer, checkpoint=path, trained=None, trained_on=None, training=None)
+    if point is not None:
+        fall_back.undo(kept.dirpath)
     with timer("train"), signals.polling():
         trainer.fit(task, datamodule=data, ckpt_path=point)
     timer.seconds["train"] += round(kept.seconds_before, 2)
-    chosen = _chosen_checkpoint(cfg, trainer)
+    chosen, facts = _chosen_checkpoint(cfg, trainer), None
     if chosen is not None:
         load_strictly(task.model, run_state_dict(_run_checkpoint(chosen)), str(chosen))
-    return test(cfg, task, data, trainer, timer, checkpoint=chosen, trained=None, trained_on=None)
+    if cfg.optim.get("fall_back") and chosen is not None and trainer.limit_val_batches > 0:
+        with timer("fall_back"):
+            choice = fall_back.choose(cfg, task, data, chosen)
+        if choice is not None:
+            cfg, task, chosen, facts = choice.cfg, choice.task, choice.checkpoint, choice.facts
+            kept.best_model_score = choice.val_miou
+    return test(cfg, task, data, trainer, timer, checkpoint=chosen, trained=None, trained_on=None, training=facts)
 
 
 def _speed_up(cfg: DictConfig, model: FewShotMethod, device: torch.device) -> None:
@@ -204,11 +213,13 @@ def evaluate(cfg: DictConfig, checkpoint: dict[str, Any] | None) -> dict[str, An
         task, data = prepare_evaluation(cfg, checkpoint)
     trainer = build_trainer(cfg, "test", callbacks=build_callbacks(cfg, "test"), logger=build_loggers(cfg, "evaluate"))
     if checkpoint is None:
-        return test(cfg, task, data, trainer, timer, checkpoint=None, trained=None, trained_on=None)
+        return test(cfg, task, data, trainer, timer, checkpoint=None, trained=None, trained_on=None, training=None)
     path = expand_home(cfg.ckpt).absolute()
     entry = checkpoint.get(RUN_KEY)
     facts = training_facts(path, entry)
-    return test(cfg, task, data, trainer, timer, checkpoint=path, trained=facts, trained_on=_trained_on(entry))
+    return test(
+        cfg, task, data, trainer, timer, checkpoint=path, trained=facts, trained_on=_trained_on(entry), training=None
+    )
 
 
 def prepare_evaluation(cfg: DictConfig, checkpoint: dict[str, Any] | None) -> tuple[FewShotTask, FewShotDataModule]:
@@ -244,6 +255,7 @@ def test(
     checkpoint: Path | None,
     trained: dict[str, Any] | None,
     trained_on: dict[str, Any] | None,
+    training: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Test, with the controls, write ``result.json`` and print the table; gives the result.
 
@@ -256,6 +268,7 @@ def test(
         checkpoint: Which weights they are, for the result; None: they are in no file.
         trained: What is known of the run that made them, to compare with.
         trained_on: Data set, fold and shots of that run, where they are not the config's own.
+        training: Whether it helped, see `hdmnet.run.fall_back`.
     """
     head_bars(trainer, "test")
     tests = trainer.limit_test_batches > 0
@@ -292,6 +305,8 @@ def test(
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
     )
+    if training is not None:
+        facts.append({"training": training})
     if trained_on is not None:
         facts.append({"trained_on": trained_on})
     result = make_result(to_plain(cfg), figures, *facts)
@@ -321,7 +336,7 @@ def _trained_on(entry: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def every_object_foreground(data: FewShotDataModule) -> float:
-    """The mIoU, of the first seed, of a model that ignores the support and calls every labelled object foreground."""
+    """The mIoU, of the first seed, of an oracle that knows the true objects, but not which: all are foreground."""
     metric = FewShotIoU(len(data.novel_names))
     index = {value: place for place, value in enumerate(data.class_split.test)}
     for episode in data.test_manifests[0]:

@@ -12,6 +12,8 @@
     baselines:         {num_episodes, miou [of the final prediction on these], untrained_prototype: {miou, difference,
                         interval [of 95 % of resamples], is_above [null: nothing tells]}, support_mask_ones: the same,
                         missing {name: why}, warning [null: none]}; on the first test seed; null: not asked for
+    training:          {helped, method, handed_back [one of the two methods], trained_checkpoint, validation [as
+                        baselines, on the validation episodes]}, only with optim.fall_back
     controls:          {support_mask_ones: miou, every_object_foreground: miou [an oracle: it knows the true objects]},
                         of the whole first test seed, each only when measured (dataset.controls)
     trained_on:        of an evaluation, {dataset, fold, shot} of the training, where the checkpoint tells it
@@ -217,7 +219,7 @@ def format_fold_table(result: Mapping[str, Any]) -> str:
     )
     rule = "-" * max(len(title), sum(widths) + 2 * len(widths) - 2)
     warnings = [*left_out_notes(final), *_skipped_notes(result), *baseline_warnings(result)]
-    notes = [*_baseline_notes(result), *(f"warning: {text}" for text in warnings)]
+    notes = [*_training_notes(result), *_baseline_notes(result), *(f"warning: {text}" for text in warnings)]
     return "\n".join([title, rule, line(header), *map(line, rows), rule, *map(line, summary), *notes])
 
 
@@ -252,6 +254,25 @@ def _beside(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         if isinstance(one, Mapping) and "miou" in one
     ]
     return [*rows, *((name, "", _percent(value)) for name, value in controls.items() if name not in baselines)]
+
+
+def _training_notes(result: Mapping[str, Any]) -> list[str]:
+    """What a run with `optim.fall_back` hands back, and why; none in other results."""
+    training = result.get("training")
+    if training is None:
+        return []
+    validated = training["validation"]
+    untrained = validated["untrained_prototype"]
+    why = (
+        f"on {validated['num_episodes']} validation episodes {training['method']} reaches "
+        f"{_percent(validated['miou'])}, the untrained prototype {_percent(untrained['miou'])}"
+    )
+    if training["handed_back"] != training["method"]:
+        return [
+            f"training did not help: {why}; the untrained prototype is handed back: it is checkpoints/best.ckpt, and "
+            f"tested here (trained weights: {Path(training['trained_checkpoint']).name})"
+        ]
+    return [f"training {'helped' if training['helped'] else 'helped by no more than chance'}: {why}"]
 
 
 def _baseline_notes(result: Mapping[str, Any]) -> list[str]:
