@@ -145,7 +145,7 @@ class FewShotTask(L.LightningModule):
                 item=item,
                 seed_index=batch.seed_index.tolist(),
             )
-            if name == FINAL:
+            if name == FINAL and self.controls is not None:
                 self.paired.add(FINAL, pixels, batch, item)
         own_masks = [mask_index[i] for i in chosen]
         for name, one in beside.items():
@@ -182,7 +182,8 @@ class FewShotTask(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log validation mIoU and FB-IoU of each reported prediction."""
         self.features.clear()
-        self.paired.gather()
+        if self.controls is not None:
+            self.paired.gather()
         for name in self.val_metrics:
             suffix = "" if name == FINAL else f"_{name}"
             metric = _seeds(self.val_metrics, name)[0]
@@ -209,7 +210,8 @@ class FewShotTask(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Keep each seed's figures in `test_results`, by prediction."""
         self.features.clear()
-        self.paired.gather()
+        if self.controls is not None:
+            self.paired.gather()
         self.test_results = {}
         for name in self.test_metrics:
             seeds = _seeds(self.test_metrics, name)[: self.num_test_seeds]
