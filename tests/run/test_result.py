@@ -196,15 +196,15 @@ def test_fold_table_text(tmp_path: Path) -> None:
     expected = """\
 hdmnet: shapes, fold 0, 1-shot, narrow, seed 0: 10 episodes x 2 test seeds
 --------------------------------------------------------------------------
-class (IoU in %)                     episodes       final   meta only
-ring                                       12        45.0        40.0
-star                                        8        65.0        60.0
-moon                                        0           -           -
+class (IoU in %)                      episodes       final   meta only
+ring                                        12        45.0        40.0
+star                                         8        65.0        60.0
+moon                                         0           -           -
 --------------------------------------------------------------------------
-mIoU                                       20  55.0 ± 7.1  50.0 ± 7.1
-FB-IoU                                               75.0        70.0
-control: support mask all ones                       25.0
-oracle: every true object foreground                 12.5
+mIoU                                        20  55.0 ± 7.1  50.0 ± 7.1
+FB-IoU                                                75.0        70.0
+control: support mask all ones                        25.0
+oracle: every true object foreground                  12.5
 warning: moon has no episode: mIoU is the mean of the other classes, not of 3"""
     assert format_fold_table(_result()) == expected
     path = write_result(tmp_path / "result.json", _result())
