@@ -56,8 +56,9 @@ class SideBySide(Batch):
     @property
     def num_bytes(self) -> int:
         """Memory of the tensors, of what is shared once."""
-        shared = sum(getattr(self.parts[name], field).nbytes for name, field, *_ in self._shared())
-        return sum(part.num_bytes for part in self.parts.values()) - shared
+        shared: int = sum(getattr(self.parts[name], field).nbytes for name, field, *_ in self._shared())
+        total: int = sum(part.num_bytes for part in self.parts.values())
+        return total - shared
 
     def _shared(self) -> Iterator[tuple[str, str, str, str]]:
         """Part and field of each tensor that is also a field of an earlier part, and that one's part and field."""
@@ -71,7 +72,7 @@ class SideBySide(Batch):
 
 
 class Controls:
-    """A method together with its controls, as `hdmnet.models.method.EncodesApart` as far as pictures are encoded.
+    """A method together with its controls, that encodes pictures for all of them.
 
     Args:
         method: The method.

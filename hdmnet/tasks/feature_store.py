@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
     from hdmnet.data.types import EvaluationBatch, FeatureKey
     from hdmnet.metrics import FewShotIoU
-    from hdmnet.models.method import EncodesApart, Features, FewShotMethod, Segmentation
+    from hdmnet.models.method import EncodesApart, EncodesPictures, Features, FewShotMethod, Segmentation
 
 
 @torch.no_grad()
 def measure_features(
-    model: FewShotMethod, image_size: tuple[int, int], apart: EncodesApart | None = None
+    model: FewShotMethod, image_size: tuple[int, int], apart: EncodesPictures | None = None
 ) -> FeatureBytes:
     """Find out how much memory the features of one picture (H, W) take, by encoding a blank one.
 
@@ -84,7 +84,7 @@ class FeatureStore:
         self._features.clear()
         self.num_bytes = 0
 
-    def take(self, model: EncodesApart, batch: EvaluationBatch) -> tuple[list[Features], list[list[Features]]]:
+    def take(self, model: EncodesPictures, batch: EvaluationBatch) -> tuple[list[Any], list[list[Any]]]:
         """Encode what the next batch of a plan brings, (Q, 3, H, W) and (S, 3, H, W).
 
         Returns:

@@ -154,7 +154,8 @@ def compare_pairs(counts: PairedCounts, first: str, second: str, queries: Sequen
 def _ious(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Intersections and unions of both (…, 4) → IoUs (…, 2); NaN where a union is 0."""
     shared, either = rows[..., 0::2], rows[..., 1::2]
-    return np.divide(shared, either, out=np.full(shared.shape, math.nan), where=either > 0)
+    ious: NDArray[np.float64] = np.divide(shared, either, out=np.full(shared.shape, math.nan), where=either > 0)
+    return ious
 
 
 def _mean(ious: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -162,4 +163,5 @@ def _mean(ious: NDArray[np.float64]) -> NDArray[np.float64]:
     known = np.isfinite(ious).all(axis=-1, keepdims=True)
     number = known.sum(axis=0)
     total = np.where(known, ious, 0.0).sum(axis=0)
-    return np.divide(total, number, out=np.full(total.shape, math.nan), where=number > 0)
+    mean: NDArray[np.float64] = np.divide(total, number, out=np.full(total.shape, math.nan), where=number > 0)
+    return mean

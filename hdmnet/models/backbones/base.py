@@ -174,10 +174,10 @@ def _run(backbone: Backbone, images: Tensor) -> tuple[Tensor, ...]:
     """The backbone's levels of pictures (B, 3, H, W), computed or, within `encoding_once`, remembered."""
     seen = _encoded.get()
     if seen is None:
-        return backbone(images)
+        return tuple(backbone(images))
     for known, pictures, levels in seen:
         if known is backbone and pictures.shape == images.shape and torch.equal(pictures, images):
             return levels
-    found = backbone(images)
+    found = tuple(backbone(images))
     seen.append((backbone, images, found))
     return found
