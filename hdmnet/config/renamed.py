@@ -74,6 +74,7 @@ def _move_keys(config: dict[str, Any]) -> None:
         optim["groups"] = {"head_lr_factor": optim.pop("head_lr_factor", 10)}
     if optim:
         optim.setdefault("on_nonfinite", "stop")
+        optim.setdefault("fall_back", False)
     if callbacks and isinstance(config.get("optim"), dict):  # every run had this one before it stood in the config
         guard = {"policy": "${optim.on_nonfinite}", "directory": "${paths.run_dir}"}
         callbacks.setdefault("non_finite", {"_target_": "hdmnet.callbacks.non_finite.NonFiniteGuard", **guard})

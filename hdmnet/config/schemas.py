@@ -44,6 +44,7 @@ class ExperimentSchema:
     selection: str = "best"
     protocol: str = "uniform"
     support_mask: str = "given"
+    baseline_episodes: int = 1000
     reuse: bool = True
     reuse_memory_gb: float = 2.0
 

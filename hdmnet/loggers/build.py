@@ -21,7 +21,7 @@ _MAX_NAME, _MAX_TAG = 128, 64  # what W&B takes
 # What does not make another setting: the repetition and the machine; and the groups that the name says already.
 _SAME_SETTING = frozenset(
     {"fold", "seed", "num_workers", "reuse", "reuse_memory_gb", "rerun", "resume", "ckpt", "base_ckpt", "dataset.root"}
-    | {"trainer.accelerator", "trainer.enable_progress_bar", "trainer.log_every_n_steps"}
+    | {"baseline_episodes", "trainer.accelerator", "trainer.enable_progress_bar", "trainer.log_every_n_steps"}
 )
 _SAME_SETTING_GROUPS = frozenset({"paths", "logger", "callbacks", "hydra", "sweep", "launcher", "local"})
 _NAMED = frozenset({"dataset", "shot", "backbone", "ablation", "trainer"})

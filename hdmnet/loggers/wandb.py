@@ -185,6 +185,20 @@ class DashboardLogger(WandbLogger):
         shown = {f"{split}/iou_per_class": table, f"{split}/iou_per_class_bars": bars}
         self.experiment.log({**known, **shown, _STEP: step})
 
+    @_unless_it_fails
+    def log_baselines(self, baselines: Mapping[str, Any]) -> None:
+        """Put what stands beside the test into the summary, see `baselines` in `hdmnet.run.result`.
+
+        That is the mIoU of each baseline, how much better the method is, and the warning if there is one.
+        """
+        summary = self.experiment.summary
+        for name, one in baselines.items():
+            if isinstance(one, dict) and "miou" in one:
+                summary[f"test/miou_{name}"] = one["miou"]
+                summary[f"test/better_than_{name}"] = one["difference"]
+        if baselines.get("warning"):
+            summary["warning"] = baselines["warning"]
+
 
 def run_id(folder: Path) -> str:
     """The id of the W&B run that belongs to a run's folder; made and kept there when there is none yet."""

@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from hdmnet.models.backbones.base import Backbone, FeatureInfo, encode
 from hdmnet.models.checks import check_integer
 from hdmnet.models.folding import fold_batch_norm
-from hdmnet.models.trunk import CHUNK_CPU, CHUNK_GPU
+from hdmnet.models.trunk import CHUNK_CPU, CHUNK_GPU, FrozenTrunk
 
 
 class FrozenBackbone(nn.Module):
     """No gradient, no running statistic that moves, whatever ``train()`` says; batch normalisation is folded in.
 
     Args:
-        encoder: A backbone, or a base learner that has trained one; its parameters are set to need no gradient.
+        encoder: A backbone, a base learner that has trained one, or HDMNet's trunk of such; its parameters are set to
+            need no gradient.
         levels: Which of its levels, as indices of `feature_info`; a number: the last so many, or all where it has
             fewer; None: all.
         cache_gb: Memory, 10^9 bytes, for what `forward` is told to keep.
@@ -37,6 +38,8 @@ class FrozenBackbone(nn.Module):
 
     def __init__(self, encoder: nn.Module, *, levels: Sequence[int] | int | None = None, cache_gb: float = 0.0) -> None:
         super().__init__()
+        self._owner = [encoder] if isinstance(encoder, FrozenTrunk) else []  # in a list: no part of the state dict
+        encoder = encoder.base_learner if isinstance(encoder, FrozenTrunk) else encoder
         backbone = cast("Backbone", getattr(encoder, "backbone", encoder))
         self.levels = _choose_levels(levels, len(backbone.feature_info))
         self.backbone = backbone.requires_grad_(False)
@@ -95,6 +98,9 @@ class FrozenBackbone(nn.Module):
 
     def _prepare(self, device: torch.device) -> tuple[torch.dtype, Backbone]:
         """A copy for the precision of the call, and that precision; made again when the weights changed or moved."""
+        if self._owner:
+            prepared_trunk = self._owner[0].prepare(device)
+            return prepared_trunk.dtype, prepared_trunk.backbone
         weights = [*self.backbone.parameters(), *self.backbone.buffers()]
         mixed = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if mixed else weights[0].dtype
@@ -116,7 +122,7 @@ class FrozenBackbone(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """State for pickling, without what is prepared or kept."""
-        return {**self.__dict__, "_prepared": [], "_kept": {}, "_kept_bytes": 0}
+        return {**self.__dict__, "_owner": [], "_prepared": [], "_kept": {}, "_kept_bytes": 0}
 
 
 def _choose_levels(levels: Sequence[int] | int | None, number: int) -> tuple[int, ...]:

@@ -154,15 +154,19 @@ class FewShotMethod(nn.Module, ABC):
         return [{"params": learning, "lr": lr, "name": "all"}]
 
 
-@runtime_checkable
-class EncodesApart(Protocol):
-    """A method that encodes queries and supports apart from each other and from the episodes they meet in."""
+class EncodesPictures(Protocol):
+    """What encodes queries and supports apart from each other and from the episodes they meet in."""
 
     def encode_query(self, images: Tensor) -> Features:
         """Encode (Q, 3, H, W) float pictures, normalised."""
 
     def encode_support(self, images: Tensor, masks: Tensor) -> Features:
         """Encode (S, 3, H, W) float pictures with their masks (S, H, W), 0/1/255."""
+
+
+@runtime_checkable
+class EncodesApart(EncodesPictures, Protocol):
+    """A method that does so, and matches what it has encoded."""
 
     def match(self, query: Any, support: Any, *, shots: int) -> Segmentation:
         """Segment B queries, each with its `shots` supports: those of query 0 come first.

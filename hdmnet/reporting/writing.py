@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+from hdmnet.reporting.baselines import baseline_table
 from hdmnet.reporting.collect import Run, collect
 from hdmnet.reporting.costs import Costs, count_parameters
 from hdmnet.reporting.figures import Figure, draw_class_counts, draw_curves, draw_episode_numbers
@@ -43,7 +44,7 @@ def write_report(named: Iterable[str | Path], out: str | Path, *, num_episodes: 
     found = collect(named)
     out.mkdir(parents=True, exist_ok=True)  # before the work: a folder that cannot be made is told at once
     counter = _Counter()
-    tables = [*own_tables(found.runs), *make_tables(found.runs, counter)]
+    tables = [*own_tables(found.runs), *baseline_table(found.runs), *make_tables(found.runs, counter)]
     figures, skipped = _draw(found.runs, out / "figures", num_episodes)
     warnings = [*found.warnings, *skipped, *counter.warnings]
     for table in tables:
@@ -63,8 +64,8 @@ def write_report(named: Iterable[str | Path], out: str | Path, *, num_episodes: 
 
 
 def _remove_stale(folder: Path, names: Collection[str]) -> None:
-    """Remove an earlier report's tables of data sets that this one has no runs of."""
-    for path in folder.glob("own_*"):
+    """Remove an earlier report's tables that this one has no runs of."""
+    for path in (*folder.glob("own_*"), *folder.glob("baselines.*")):
         if path.stem not in names:
             path.unlink()
 

@@ -22,6 +22,8 @@ from hdmnet.loggers.build import build_loggers
 from hdmnet.loggers.wandb import one_wandb_run
 from hdmnet.metrics import FewShotIoU
 from hdmnet.models.trunk import FrozenTrunk
+from hdmnet.run import fall_back
+from hdmnet.run.baselines import build_controls, describe_baselines, leave, run_along, run_apart
 from hdmnet.run.build import (
     build_dataset,
     build_encoder,
@@ -51,6 +53,7 @@ from hdmnet.runtime.home import expand_home
 from hdmnet.runtime.malloc import keep_freed_memory
 from hdmnet.runtime.provenance import git_state
 from hdmnet.runtime.warnings import silence_known_warnings
+from hdmnet.tasks.controls import ONES
 from hdmnet.tasks.summary import summarise_seeds
 
 if TYPE_CHECKING:
@@ -133,14 +136,22 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         log.info("stage 2: model=%s has nothing to learn, it is validated and tested as it is", cfg.model.name)
         with timer("validation"):
             path = _keep_untrained(cfg, task, data, trainer)
-        return test(cfg, task, data, trainer, timer, checkpoint=path, trained=None, trained_on=None)
+        return test(cfg, task, data, trainer, timer, checkpoint=path, trained=None, trained_on=None, training=None)
+    if point is not None:
+        fall_back.undo(kept.dirpath)
     with timer("train"), signals.polling():
         trainer.fit(task, datamodule=data, ckpt_path=point)
     timer.seconds["train"] += round(kept.seconds_before, 2)
-    chosen = _chosen_checkpoint(cfg, trainer)
+    chosen, facts = _chosen_checkpoint(cfg, trainer), None
     if chosen is not None:
         load_strictly(task.model, run_state_dict(_run_checkpoint(chosen)), str(chosen))
-    return test(cfg, task, data, trainer, timer, checkpoint=chosen, trained=None, trained_on=None)
+    if cfg.optim.get("fall_back") and chosen is not None and trainer.limit_val_batches > 0:
+        with timer("fall_back"):
+            choice = fall_back.choose(cfg, task, data, chosen)
+        if choice is not None:
+            cfg, task, chosen, facts = choice.cfg, choice.task, choice.checkpoint, choice.facts
+            kept.best_model_score = choice.val_miou
+    return test(cfg, task, data, trainer, timer, checkpoint=chosen, trained=None, trained_on=None, training=facts)
 
 
 def _speed_up(cfg: DictConfig, model: FewShotMethod, device: torch.device) -> None:
@@ -202,11 +213,13 @@ def evaluate(cfg: DictConfig, checkpoint: dict[str, Any] | None) -> dict[str, An
         task, data = prepare_evaluation(cfg, checkpoint)
     trainer = build_trainer(cfg, "test", callbacks=build_callbacks(cfg, "test"), logger=build_loggers(cfg, "evaluate"))
     if checkpoint is None:
-        return test(cfg, task, data, trainer, timer, checkpoint=None, trained=None, trained_on=None)
+        return test(cfg, task, data, trainer, timer, checkpoint=None, trained=None, trained_on=None, training=None)
     path = expand_home(cfg.ckpt).absolute()
     entry = checkpoint.get(RUN_KEY)
     facts = training_facts(path, entry)
-    return test(cfg, task, data, trainer, timer, checkpoint=path, trained=facts, trained_on=_trained_on(entry))
+    return test(
+        cfg, task, data, trainer, timer, checkpoint=path, trained=facts, trained_on=_trained_on(entry), training=None
+    )
 
 
 def prepare_evaluation(cfg: DictConfig, checkpoint: dict[str, Any] | None) -> tuple[FewShotTask, FewShotDataModule]:
@@ -242,22 +255,26 @@ def test(
     checkpoint: Path | None,
     trained: dict[str, Any] | None,
     trained_on: dict[str, Any] | None,
+    training: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Test, measure the controls, write ``result.json`` and print the table; gives the result.
+    """Test, with the controls, write ``result.json`` and print the table; gives the result.
 
     Args:
         cfg: The config.
         task: Holds the weights to test.
         data: Set up for the test.
         trainer: Runs it.
-        timer: Gets the phases "test" and "controls".
+        timer: Gets the phases "test" and "controls", which is what of these is not done in the test.
         checkpoint: Which weights they are, for the result; None: they are in no file.
         trained: What is known of the run that made them, to compare with.
         trained_on: Data set, fold and shots of that run, where they are not the config's own.
+        training: Whether it helped, see `hdmnet.run.fall_back`.
     """
     head_bars(trainer, "test")
     tests = trainer.limit_test_batches > 0
+    controls = build_controls(cfg, task.model) if tests else None
     with timer("test"):
+        along = controls is not None and run_along(task, data, controls)
         if tests:
             trainer.test(task, datamodule=data, verbose=False)
         else:
@@ -266,27 +283,38 @@ def test(
     figures = {
         name: summarise_seeds(seeds, task.class_names, too_few=too_few) for name, seeds in task.test_results.items()
     }
-    controls: dict[str, float] = {}
-    if tests and cfg.dataset.controls and cfg.support_mask == "given":
+    baselines, measured = None, {}
+    if controls is not None:
         with timer("controls"):
-            controls["every_object_foreground"] = every_object_foreground(data)
-            controls["support_mask_ones"] = _test_with_ones(cfg, task, data)
+            if not along:
+                run_apart(cfg, task, data, controls)
+            leave(task, data)
+            baselines = describe_baselines(controls, task.paired, data.test_manifests[0])
+            if cfg.dataset.controls:
+                measured["every_object_foreground"] = every_object_foreground(data)
+                measured[ONES] = task.paired.miou(ONES)
     facts = [data.result_facts(), {"val_miou": None, "checkpoint_failures": 0, "skipped_steps": {}}]
     facts += [cast(Any, one).result_facts() for one in cast(Any, trainer).callbacks if hasattr(one, "result_facts")]
     facts.append(
         {
             "timings": timer.seconds,
-            "controls": controls,
+            "controls": measured,
+            "baselines": baselines,
             "checkpoint": None if checkpoint is None else str(checkpoint),
             "num_processes": trainer.world_size,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
     )
+    if training is not None:
+        facts.append({"training": training})
     if trained_on is not None:
         facts.append({"trained_on": trained_on})
     result = make_result(to_plain(cfg), figures, *facts)
     if trained is not None:
         result["compared_with"] = compare_results(result, trained)
+    for logger in trainer.loggers if baselines else ():
+        if hasattr(logger, "log_baselines"):
+            logger.log_baselines(baselines)
     if trainer.is_global_zero:
         print_fold_table(result)  # first: the figures are not lost where they cannot be written
         write_result(Path(cfg.paths.run_dir) / "result.json", result)
@@ -308,7 +336,7 @@ def _trained_on(entry: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def every_object_foreground(data: FewShotDataModule) -> float:
-    """The mIoU, of the first seed, of a model that ignores the support and calls every labelled object foreground."""
+    """The mIoU, of the first seed, of an oracle that knows the true objects, but not which: all are foreground."""
     metric = FewShotIoU(len(data.novel_names))
     index = {value: place for place, value in enumerate(data.class_split.test)}
     for episode in data.test_manifests[0]:
@@ -319,18 +347,6 @@ def every_object_foreground(data: FewShotDataModule) -> float:
         class_index = torch.tensor([index[episode.class_value]])
         metric.update(torch.from_numpy(labelled)[None], torch.from_numpy(target)[None], class_index)
     return float(metric.compute()["miou"])
-
-
-def _test_with_ones(cfg: DictConfig, task: FewShotTask, data: FewShotDataModule) -> float:
-    """The control of the paper's Table 8: the same model and episodes of the first seed, support masks all ones."""
-    ones = build_few_shot_data(cfg, data.dataset, support_mask="ones", num_test_seeds=1)
-    ones.measure_features, ones.keeps_masks = data.measure_features, data.keeps_masks
-    trainer = build_trainer(
-        cfg, "control: support mask all ones", callbacks=build_callbacks(cfg, "control"), logger=False
-    )
-    task.num_test_seeds = 1
-    trainer.test(task, datamodule=ones, verbose=False)
-    return float(task.test_results["final"][0]["miou"])
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoints

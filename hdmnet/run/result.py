@@ -9,7 +9,13 @@
                         classes_left_out {name: {seeds: test seeds in which it has no IoU, reason}}}
     test_no_ensemble:  the same of HDMNet's meta learner alone (`test` again where nothing is fused); null for others
     test_NAME:         the same of every other prediction that the method reports
-    controls:          {support_mask_ones: miou, every_object_foreground: miou}, each only when measured
+    baselines:         {num_episodes, miou [of the final prediction on these], untrained_prototype: {miou, difference,
+                        interval [of 95 % of resamples], is_above [null: nothing tells]}, support_mask_ones: the same,
+                        missing {name: why}, warning [null: none]}; on the first test seed; null: not asked for
+    training:          {helped, method, handed_back [one of the two methods], trained_checkpoint, validation [as
+                        baselines, on the validation episodes]}, only with optim.fall_back
+    controls:          {support_mask_ones: miou, every_object_foreground: miou [an oracle: it knows the true objects]},
+                        of the whole first test seed, each only when measured (dataset.controls)
     trained_on:        of an evaluation, {dataset, fold, shot} of the training, where the checkpoint tells it
     too_few_images:    classes that no episode is drawn of: {list: {name: number of images}}
     skipped:           files that `dataset.on_error=skip` left out: [{split, why, episodes}], see `skipped_files`
@@ -44,8 +50,9 @@ TEST_KEYS = ("miou", "fb_iou", "miou_per_seed", "iou_per_class", "num_episodes")
 
 _OF_THE_CONFIG = ("fold", "shot", "ablation", "seed", "selection", "support_mask", "protocol")
 _CONTROL_LABELS = {
+    "untrained_prototype": "untrained prototype, same trunk",
     "support_mask_ones": "control: support mask all ones",
-    "every_object_foreground": "control: every object foreground",
+    "every_object_foreground": "oracle: every true object foreground",
 }
 
 
@@ -194,9 +201,8 @@ def format_fold_table(result: Mapping[str, Any]) -> str:
         ["mIoU", str(sum(counts.values()) or ""), *map(_mean_and_std, shown)],
         ["FB-IoU", "", *(_percent(entry["fb_iou"]) for entry in shown)],
     ]
-    for name, value in (result.get("controls") or {}).items():
-        label = _CONTROL_LABELS.get(name, f"control: {name}")
-        summary.append([label, "", _percent(value), *[""] * (len(shown) - 1)])
+    for name, count, value in _beside(result):
+        summary.append([_CONTROL_LABELS.get(name, f"control: {name}"), count, value, *[""] * (len(shown) - 1)])
     header = ["class (IoU in %)", "episodes", *entries]
     widths = [max(map(len, column)) for column in zip(header, *rows, *summary, strict=True)]
 
@@ -212,7 +218,8 @@ def format_fold_table(result: Mapping[str, Any]) -> str:
         f"{final['num_episodes']} episodes x {num_seeds} test seed{'s' if num_seeds > 1 else ''}"
     )
     rule = "-" * max(len(title), sum(widths) + 2 * len(widths) - 2)
-    notes = [f"warning: {text}" for text in (*left_out_notes(final), *_skipped_notes(result))]
+    warnings = [*left_out_notes(final), *_skipped_notes(result), *baseline_warnings(result)]
+    notes = [*_training_notes(result), *_baseline_notes(result), *(f"warning: {text}" for text in warnings)]
     return "\n".join([title, rule, line(header), *map(line, rows), rule, *map(line, summary), *notes])
 
 
@@ -235,6 +242,57 @@ def left_out_notes(entry: Mapping[str, Any]) -> list[str]:
         reasons.setdefault(f"{about['reason']}{where}", []).append(name)
     told = [f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} {why}" for why, names in reasons.items()]
     return [f"{'; '.join(told)}: mIoU is the mean of the other classes, not of {num_classes}"] if told else []
+
+
+def _beside(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What stands beside the mIoU: name, number of episodes, mIoU in %; a control of the whole first seed only once."""
+    baselines, controls = result.get("baselines") or {}, result.get("controls") or {}
+    count = str(baselines.get("num_episodes", ""))
+    rows = [
+        (name, count, _percent(one["miou"]))
+        for name, one in baselines.items()
+        if isinstance(one, Mapping) and "miou" in one
+    ]
+    return [*rows, *((name, "", _percent(value)) for name, value in controls.items() if name not in baselines)]
+
+
+def _training_notes(result: Mapping[str, Any]) -> list[str]:
+    """What a run with `optim.fall_back` hands back, and why; none in other results."""
+    training = result.get("training")
+    if training is None:
+        return []
+    validated = training["validation"]
+    untrained = validated["untrained_prototype"]
+    why = (
+        f"on {validated['num_episodes']} validation episodes {training['method']} reaches "
+        f"{_percent(validated['miou'])}, the untrained prototype {_percent(untrained['miou'])}"
+    )
+    if training["handed_back"] != training["method"]:
+        return [
+            f"training did not help: {why}; the untrained prototype is handed back: it is checkpoints/best.ckpt, and "
+            f"tested here (trained weights: {Path(training['trained_checkpoint']).name})"
+        ]
+    return [f"training {'helped' if training['helped'] else 'helped by no more than chance'}: {why}"]
+
+
+def _baseline_notes(result: Mapping[str, Any]) -> list[str]:
+    """How much better than what stands beside it, and what could not be set beside it."""
+    baselines = result.get("baselines") or {}
+    told = [
+        f"{100 * one['difference']:+.1f} on {_CONTROL_LABELS[name].removeprefix('control: ')}"
+        + ("" if one["is_above"] is None else " ({:+.1f} to {:+.1f})".format(*(100 * end for end in one["interval"])))
+        for name in ("untrained_prototype", "support_mask_ones")
+        if (one := baselines.get(name)) is not None
+    ]
+    lines = [f"on these episodes: {_percent(baselines['miou'])}; {', '.join(told)}"] if told else []
+    missing = baselines.get("missing") or {}
+    return lines + [f"no {_CONTROL_LABELS.get(name, name)}: {why}" for name, why in missing.items()]
+
+
+def baseline_warnings(result: Mapping[str, Any]) -> list[str]:
+    """The one line where a method is no better than what stands beside it; none in earlier results."""
+    text = (result.get("baselines") or {}).get("warning")
+    return [text] if text else []
 
 
 def _skipped_notes(result: Mapping[str, Any]) -> list[str]:

@@ -37,7 +37,7 @@ AUTO, LAST = "auto", "last"
 # Keys that say where and how a run is computed. Devices and batch size are looked at apart: see `_same_batches`.
 _NOT_OF_THE_RUN = (
     *("paths", "logger", "num_workers", "sweep", "rerun", "resume", "ckpt", "batch_size"),
-    *("compile", "keep_features_gb"),
+    *("compile", "keep_features_gb", "baseline_episodes"),
 )
 _NOT_OF_THE_TRAINER = (
     *("enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profiler", "accelerator", "devices"),

@@ -42,7 +42,10 @@ JOB_FILE = Path(".hydra") / "job.yaml"
 AUTOMATIC = "auto"  # hydra.sweep.subdir: named here
 
 # Keys that say where and how a job runs, not what it computes.
-_NOT_OF_THE_JOB = ("paths", "logger", "num_workers", "sweep", "rerun", "resume", "compile", "keep_features_gb")
+_NOT_OF_THE_JOB = (
+    *("paths", "logger", "num_workers", "sweep", "rerun", "resume", "compile", "keep_features_gb"),
+    "baseline_episodes",
+)
 _NOT_OF_THE_TRAINER = ("enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profiler")
 _LONGEST_NAME = 120  # file systems allow 255 bytes
 

@@ -30,24 +30,40 @@ if TYPE_CHECKING:
 
     from hdmnet.data.types import EvaluationBatch, FeatureKey
     from hdmnet.metrics import FewShotIoU
-    from hdmnet.models.method import EncodesApart, Features, FewShotMethod, Segmentation
+    from hdmnet.models.method import EncodesApart, EncodesPictures, Features, FewShotMethod, Segmentation
 
 
 @torch.no_grad()
-def measure_features(model: FewShotMethod, image_size: tuple[int, int]) -> FeatureBytes:
+def measure_features(
+    model: FewShotMethod, image_size: tuple[int, int], apart: EncodesPictures | None = None
+) -> FeatureBytes:
     """Find out how much memory the features of one picture (H, W) take, by encoding a blank one.
 
-    In the parameters' precision; under autocast it can be less.
+    In the parameters' precision; under autocast it can be less. `apart` encodes in the model's place.
     """
     training = model.training
     model.eval()  # nothing may be learnt from a blank picture
-    apart = encodes_apart(model)
+    apart = encodes_apart(model) if apart is None else apart
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     picture = torch.zeros(1, 3, *image_size, device=device)
     masks = [torch.full((1, *image_size), value, dtype=torch.uint8, device=device) for value in (0, 1)]
     query, (empty, full) = apart.encode_query(picture), (apart.encode_support(picture, mask) for mask in masks)
     model.train(training)
     return FeatureBytes(query.num_bytes, empty.num_bytes, full.num_bytes)
+
+
+def match(
+    model: Any, queries: Sequence[Features], supports: Sequence[Features], *, shots: int, class_index: Tensor | None
+) -> Segmentation:
+    """Segment B queries, each encoded, by B·K supports, those of query 0 first.
+
+    Their base classes (B,), if they are of such, are told to a model that asks for them.
+    """
+    told: dict[str, Any] = {"shots": shots}
+    if class_index is not None and "class_index" in inspect.signature(model.match).parameters:
+        told["class_index"] = class_index
+    output: Segmentation = model.match(type(queries[0]).stack(queries), type(supports[0]).stack(supports), **told)
+    return output
 
 
 class FeatureStore:
@@ -68,10 +84,11 @@ class FeatureStore:
         self._features.clear()
         self.num_bytes = 0
 
-    def segment(self, model: EncodesApart, batch: EvaluationBatch, class_index: Tensor | None = None) -> Segmentation:
-        """Encode what the next batch of a plan brings, (Q, 3, H, W) and (S, 3, H, W), then segment its B episodes.
+    def take(self, model: EncodesPictures, batch: EvaluationBatch) -> tuple[list[Any], list[list[Any]]]:
+        """Encode what the next batch of a plan brings, (Q, 3, H, W) and (S, 3, H, W).
 
-        Their base classes (B,), if they are of such, are told to a model that asks for them.
+        Returns:
+            Of its B episodes the query's features, and those of the K supports.
         """
         for key in batch.drop:
             self.num_bytes -= self._features.pop(key).num_bytes
@@ -80,11 +97,13 @@ class FeatureStore:
         if batch.new_supports:
             self._keep(batch.new_supports, model.encode_support(batch.support_images, batch.support_masks))
         queries = [self._features[key] for key in batch.queries]
-        supports = [self._features[key] for several in batch.supports for key in several]
-        told: dict[str, Any] = {"shots": len(batch.supports[0])}
-        if class_index is not None and "class_index" in inspect.signature(model.match).parameters:
-            told["class_index"] = class_index
-        return model.match(type(queries[0]).stack(queries), type(supports[0]).stack(supports), **told)
+        return queries, [[self._features[key] for key in several] for several in batch.supports]
+
+    def segment(self, model: EncodesApart, batch: EvaluationBatch, class_index: Tensor | None = None) -> Segmentation:
+        """Encode what the next batch of a plan brings, then segment its B episodes, of base classes (B,) or None."""
+        queries, supports = self.take(model, batch)
+        together = [one for several in supports for one in several]
+        return match(model, queries, together, shots=len(supports[0]), class_index=class_index)
 
     def _keep(self, keys: Sequence[FeatureKey], features: Features) -> None:
         for key, one in zip(keys, features.unbind(), strict=True):

@@ -16,7 +16,9 @@ from hdmnet.data.types import EvaluationBatch
 from hdmnet.metrics import FewShotIoU
 from hdmnet.models.method import FINAL, encodes_apart
 from hdmnet.runtime.private_api import fuse_optimizer
+from hdmnet.tasks.controls import Controls
 from hdmnet.tasks.feature_store import FeatureStore, add_to_metrics, count_predictions
+from hdmnet.tasks.paired import PairedCounts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -86,6 +88,8 @@ class FewShotTask(L.LightningModule):
         self.test_results: dict[str, list[dict[str, Any]]] = {}
         self._tells_left_out, self._too_few = True, frozenset(too_few)
         self.features = FeatureStore()  # filled in a validation or test, empty before and after
+        self.controls: Controls | None = None  # what else a validation or test runs on the same episodes
+        self.paired = PairedCounts()  # of the last one: what it and its controls got right, episode by episode
 
     def _metrics(self, num_seeds: int, names: Sequence[str]) -> nn.ModuleDict:
         def seeds() -> nn.ModuleList:
@@ -127,33 +131,59 @@ class FewShotTask(L.LightningModule):
         class_index: Tensor | None = None,
     ) -> dict[str, Any]:
         if isinstance(batch, EvaluationBatch):
-            output = self.features.segment(encodes_apart(self.model), batch, class_index)
             masks, mask_index, item = batch.query_masks_original, batch.mask_index, batch.item
         else:
-            output = self(batch, class_index=class_index)
             masks = list(batch.query_mask if batch.query_mask_original is None else batch.query_mask_original)
             mask_index = item = list(range(len(masks)))
+        output, beside, chosen = self._segment(batch, item, class_index)
         for name in metrics:
+            pixels = count_predictions(output, name, masks, mask_index=mask_index)
             add_to_metrics(
-                count_predictions(output, name, masks, mask_index=mask_index),
+                pixels,
                 class_index=batch.class_index,
                 metrics=_seeds(metrics, name),
                 item=item,
                 seed_index=batch.seed_index.tolist(),
             )
+            if name == FINAL and self.controls is not None:
+                self.paired.add(FINAL, pixels, batch, item)
+        own_masks = [mask_index[i] for i in chosen]
+        for name, one in beside.items():
+            pixels = count_predictions(one, FINAL, masks, mask_index=own_masks)
+            self.paired.add(name, pixels, batch, item, chosen)
         return {"episode": batch, "output": output, "class_names": class_names}
+
+    def _segment(
+        self, batch: Episode | EvaluationBatch, item: Sequence[int], class_index: Tensor | None
+    ) -> tuple[Segmentation, dict[str, Segmentation], list[int]]:
+        """The answer to the B episodes of a batch; those of the controls, by name, to some of them; to which."""
+        apart, controls = encodes_apart(self.model), self.controls
+        if controls is None:
+            if isinstance(batch, EvaluationBatch):
+                return self.features.segment(apart, batch, class_index), {}, []
+            return self(batch, class_index=class_index), {}, []
+        chosen = sorted({item[place] for place in controls.chosen(batch.index, batch.seed_index)})
+        if isinstance(batch, EvaluationBatch):
+            found = controls.match(*self.features.take(controls, batch), chosen, class_index)
+        else:
+            found = controls.run(batch, chosen, class_index)
+        return found.pop(FINAL), found, chosen
 
     def on_validation_epoch_start(self) -> None:
         """Begin without features: what encodes them may have learnt since a validation that was cut short."""
         self.features.clear()
+        self.paired = PairedCounts()
 
     def on_test_epoch_start(self) -> None:
         """Begin without features."""
         self.features.clear()
+        self.paired = PairedCounts()
 
     def on_validation_epoch_end(self) -> None:
         """Log validation mIoU and FB-IoU of each reported prediction."""
         self.features.clear()
+        if self.controls is not None:
+            self.paired.gather()
         for name in self.val_metrics:
             suffix = "" if name == FINAL else f"_{name}"
             metric = _seeds(self.val_metrics, name)[0]
@@ -180,6 +210,8 @@ class FewShotTask(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Keep each seed's figures in `test_results`, by prediction."""
         self.features.clear()
+        if self.controls is not None:
+            self.paired.gather()
         self.test_results = {}
         for name in self.test_metrics:
             seeds = _seeds(self.test_metrics, name)[: self.num_test_seeds]

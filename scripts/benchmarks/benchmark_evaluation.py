@@ -1,10 +1,12 @@
-"""Time of a checkpoint's test with reuse of features and without, and how far the counted pixels differ.
+"""Time of a checkpoint's test with reuse of features, with the baselines beside it, and without reuse.
+
+How far the counted pixels with reuse and without differ is told too.
 
     python scripts/benchmarks/benchmark_evaluation.py RUN/checkpoints/best.ckpt dataset.root=DIR seeds=10 episodes=1000
     python scripts/benchmarks/benchmark_evaluation.py CKPT shot=5 seeds=10 --off-seeds 1 --json out.json
 
 Takes the overrides of `python -m hdmnet.evaluate`, and does what that does, in this process, without pictures and
-controls. Only the test itself is timed: planning, decoding, encoding, matching, pooling. `--off-seeds N` runs the slow
+oracle. Only the test itself is timed: planning, decoding, encoding, matching, pooling. `--off-seeds N` runs the slow
 side on the first N seeds only; then the ratio is that of the times an episode, and the counts of these seeds are
 compared. Counts may differ by pixels whose two logits are equal up to float rounding, as another batch size may choose
 other kernels; `batch_size=1` leaves only the rounding between batches of pictures that are encoded together.
@@ -29,6 +31,7 @@ from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 from hdmnet.callbacks.build import build_callbacks  # noqa: E402
 from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
+from hdmnet.run.baselines import build_controls, run_along, run_apart  # noqa: E402
 from hdmnet.run.build import build_trainer  # noqa: E402
 from hdmnet.run.pipeline import prepare_evaluation  # noqa: E402
 from hdmnet.runtime.atomic import replacing  # noqa: E402
@@ -41,7 +44,7 @@ Seeds = list[dict[str, Any]]
 
 
 def measure(
-    cfg: DictConfig, *, reuse: bool, seeds: int | None, checkpoint: dict[str, Any]
+    cfg: DictConfig, *, reuse: bool, seeds: int | None, checkpoint: dict[str, Any], baselines: bool = False
 ) -> tuple[dict[str, Any], dict[str, Seeds]]:
     """Run the test once.
 
@@ -50,6 +53,7 @@ def measure(
         reuse: Whether features are reused.
         seeds: Number of test seeds; None: as the config says.
         checkpoint: The checkpoint's content.
+        baselines: Whether the untrained prototype and support masks of ones are run beside it (`baseline_episodes`).
 
     Returns:
         Figures (seconds, episodes, pictures encoded, most memory of kept features), and the counts of each prediction
@@ -60,10 +64,15 @@ def measure(
     cfg.reuse = reuse
     cfg.seeds = cfg.seeds if seeds is None else seeds
     task, data = prepare_evaluation(cfg, checkpoint)
+    controls = build_controls(cfg, task.model) if baselines else None
     stage = "with reuse" if reuse else "without reuse"
     trainer = build_trainer(cfg, stage, callbacks=build_callbacks(cfg, "control"), logger=False)
     start = time.perf_counter()
+    along = controls is not None and run_along(task, data, controls)
     trainer.test(task, datamodule=data, verbose=False)
+    results = task.test_results
+    if controls is not None and not along:
+        run_apart(cfg, task, data, controls)
     seconds = time.perf_counter() - start
     episodes = sum(map(len, data.test_manifests))
     pictures = task.features.num_encoded if reuse else episodes * (1 + data.shot)
@@ -77,7 +86,7 @@ def measure(
     }
     counts = {
         name: [{key: seed[key].reshape(-1).tolist() for key in COUNTS} for seed in computed]
-        for name, computed in task.test_results.items()
+        for name, computed in results.items()
     }
     return figures, counts
 
@@ -104,15 +113,17 @@ def compare(on: Mapping[str, Seeds], off: Mapping[str, Seeds]) -> dict[str, Any]
     return found
 
 
-def report(on: Mapping[str, Any], off: Mapping[str, Any], differences: Mapping[str, Any]) -> str:
+def report(
+    on: Mapping[str, Any], beside: Mapping[str, Any], off: Mapping[str, Any], differences: Mapping[str, Any]
+) -> str:
     """The table that is printed."""
     lines = [f"{'':14}{'episodes':>10}{'seconds':>10}{'ms/episode':>12}{'encoded':>10}{'features':>11}"]
-    for label, row in (("with reuse", on), ("without reuse", off)):
+    for label, row in (("with reuse", on), ("and baselines", beside), ("without reuse", off)):
         lines.append(
             f"{label:14}{row['episodes']:10,}{row['seconds']:10.1f}{row['milliseconds_per_episode']:12.2f}"
             f"{row['pictures_encoded']:10,}{row['peak_feature_bytes'] / 1e6:8.0f} MB"
         )
-    lines.append(f"{ratio(on, off):.1f} times as fast")
+    lines.append(f"{ratio(on, off):.1f} times as fast; with the baselines {ratio(on, beside):.2f} times the time")
     for name, entry in differences.items():
         largest = entry["largest"]
         lines.append(
@@ -148,16 +159,18 @@ def run(argv: Sequence[str] | None) -> bool:
     with tempfile.TemporaryDirectory() as run_dir:
         cfg, checkpoint = compose_config(arguments.ckpt, arguments.overrides, run_dir)
         on, on_counts = measure(cfg, reuse=True, seeds=None, checkpoint=checkpoint)
+        beside, _ = measure(cfg, reuse=True, seeds=None, checkpoint=checkpoint, baselines=True)
         off_seeds = None if arguments.off_seeds is None else min(arguments.off_seeds, int(on["seeds"]))
         off, off_counts = measure(cfg, reuse=False, seeds=off_seeds, checkpoint=checkpoint)
     differences = compare(on_counts, off_counts)
-    print(report(on, off, differences))
+    print(report(on, beside, off, differences))
     if arguments.json is not None:
         content = {
             "checkpoint": str(arguments.ckpt),
             "overrides": arguments.overrides,
             "shot": cfg.shot,
             "with_reuse": on,
+            "with_baselines": beside,
             "without_reuse": off,
             "ratio": ratio(on, off),
             "differences": differences,

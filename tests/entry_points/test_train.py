@@ -181,5 +181,25 @@ def test_the_controls_are_printed_beside_the_result(best, tmp_path):
     controls = answer.result["controls"]
     assert controls["support_mask_ones"] == ones
     assert 0 < controls["every_object_foreground"] < 1
-    assert "control: every object foreground" in answer.out
-    assert "control: support mask all ones" in answer.out
+    assert "oracle: every true object foreground" in answer.out
+    assert answer.out.count("control: support mask all ones") == 1
+    baselines = answer.result["baselines"]
+    assert baselines["support_mask_ones"]["miou"] == pytest.approx(ones)
+    assert baselines["missing"] == {}
+
+
+def test_the_untrained_prototype_and_masks_of_ones_stand_beside_every_result(finished_run, best, tmp_path):
+    """Of the training, of an evaluation, however it runs, and not where it is switched off."""
+    trained = finished_run.result["baselines"]
+    assert trained["num_episodes"] == 6
+    assert trained["miou"] == pytest.approx(finished_run.result["test"]["miou_per_seed"][0])
+    for more in (("reuse=false",), ("reuse_memory_gb=0.002", "batch_size=1")):
+        again = evaluate(best, tmp_path, *more).result["baselines"]
+        for name in ("untrained_prototype", "support_mask_ones"):
+            assert again[name]["miou"] == pytest.approx(trained[name]["miou"], abs=2e-3), (more, name)
+    short = evaluate(best, tmp_path, "baseline_episodes=2").result["baselines"]
+    assert short["num_episodes"] == 2
+    off = evaluate(best, tmp_path, "baseline_episodes=0")
+    assert off.result["baselines"] is None
+    assert figures(off.result) == figures(finished_run.result)
+    assert "untrained prototype" not in off.out

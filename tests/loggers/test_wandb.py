@@ -98,6 +98,15 @@ def test_an_offline_run_holds_what_was_logged_under_its_name(tmp_path):
     assert run.exit_code == 0
 
 
+def test_what_stands_beside_the_test_is_in_the_summary(tmp_path):
+    one = {"miou": 0.25, "difference": 0.125, "interval": [0.0, 0.25], "is_above": False}
+    entry = {"num_episodes": 9, "miou": 0.375, "untrained_prototype": one, "missing": {}, "warning": "no better"}
+    (run,) = _finished(tmp_path, lambda logger: logger.log_baselines(entry))
+    assert run.summary["test/miou_untrained_prototype"] == 0.25
+    assert run.summary["test/better_than_untrained_prototype"] == 0.125
+    assert run.summary["warning"] == "no better"
+
+
 def test_class_scores_are_curves_a_table_and_bars(tmp_path):
     meta = {**SCORES, "miou": 0.4, "iou_per_class": {"ring": 0.2, "star": 0.6, "none": math.nan}}
 

@@ -196,19 +196,43 @@ def test_fold_table_text(tmp_path: Path) -> None:
     expected = """\
 hdmnet: shapes, fold 0, 1-shot, narrow, seed 0: 10 episodes x 2 test seeds
 --------------------------------------------------------------------------
-class (IoU in %)                  episodes       final   meta only
-ring                                    12        45.0        40.0
-star                                     8        65.0        60.0
-moon                                     0           -           -
+class (IoU in %)                      episodes       final   meta only
+ring                                        12        45.0        40.0
+star                                         8        65.0        60.0
+moon                                         0           -           -
 --------------------------------------------------------------------------
-mIoU                                    20  55.0 ± 7.1  50.0 ± 7.1
-FB-IoU                                            75.0        70.0
-control: support mask all ones                    25.0
-control: every object foreground                  12.5
+mIoU                                        20  55.0 ± 7.1  50.0 ± 7.1
+FB-IoU                                                75.0        70.0
+control: support mask all ones                        25.0
+oracle: every true object foreground                  12.5
 warning: moon has no episode: mIoU is the mean of the other classes, not of 3"""
     assert format_fold_table(_result()) == expected
     path = write_result(tmp_path / "result.json", _result())
     assert format_fold_table(read_result(path)) == expected  # null reads as undefined
+
+
+def test_what_stands_beside_the_result_is_printed_with_its_warning() -> None:
+    one = {"miou": 0.5, "difference": 0.04, "interval": [0.01, 0.07], "is_above": True}
+    other = {"miou": 0.56, "difference": -0.02, "interval": [-math.inf, math.inf], "is_above": None}
+    baselines = {
+        **{"num_episodes": 10, "miou": 0.54, "untrained_prototype": one, "support_mask_ones": other},
+        **{"missing": {"third": "why"}, "warning": "it is no better"},
+    }
+    text = format_fold_table(_result(baselines=baselines, controls={"support_mask_ones": 0.56}))
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "untrained prototype, same trunk 10 50.0" in lines
+    assert lines.count("control: support mask all ones 10 56.0") == 1
+    assert text.count("control:") == 1 + text.count("no control:")
+    assert "on these episodes: 54.0; +4.0 on untrained prototype, same trunk (+1.0 to +7.0), -2.0 on" in text
+    assert "no third: why" in lines
+    assert lines[-1] == "warning: it is no better"
+    training = {
+        **{"helped": False, "method": "hdmnet", "handed_back": "prototype", "trained_checkpoint": "/a/trained.ckpt"},
+        "validation": baselines,
+    }
+    told = format_fold_table(_result(training=training))
+    assert "training did not help: on 10 validation episodes hdmnet reaches 54.0, the untrained prototype 50.0" in told
+    assert "trained.ckpt" in told
 
 
 def test_fold_table_without_meta_prediction_on_a_plain_terminal(

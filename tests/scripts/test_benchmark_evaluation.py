@@ -28,6 +28,8 @@ def test_a_tiny_checkpoint_is_measured_both_ways(finished_run, tmp_path, capsys)
     assert benchmark_evaluation.main([str(best), *words, "--off-seeds", "1", "--json", str(written)]) == 0
     content = json.loads(written.read_text(encoding="utf-8"))
     assert content["with_reuse"]["episodes"] == 12
+    assert content["with_baselines"]["episodes"] == 12
+    assert content["with_baselines"]["peak_feature_bytes"] > content["with_reuse"]["peak_feature_bytes"]
     assert content["without_reuse"]["episodes"] == 6
     assert content["without_reuse"]["pictures_encoded"] == 12
     assert 0 < content["with_reuse"]["pictures_encoded"] <= 24

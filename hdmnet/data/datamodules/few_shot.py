@@ -345,6 +345,20 @@ class FewShotDataModule(FoldDataModule):
         )
         return self._planned_loader(PlannedEvaluation(episodes, plan))
 
+    def fits(self, measure: Callable[[], FeatureBytes]) -> bool:
+        """Whether the features of all pictures of the test, each of such a size, fit into `reuse_memory_gb`."""
+        assert self.reuse_memory_gb is not None
+        cost = FeatureCost(measure(), self._foreground_share(self.test_list))
+        specs = [spec for manifest in self.test_manifests for spec in manifest]
+        keys = {FeatureKey(one, spec.class_value) for spec in specs for one in spec.support_ids}
+        return sum(map(cost, keys | {FeatureKey(spec.query_id) for spec in specs})) <= self.reuse_memory_gb * 1e9
+
+    def episode_bytes(self) -> int:
+        """The most memory that the features of one episode take."""
+        assert self.measure_features is not None
+        sizes = self.measure_features()
+        return sizes.query + self.shot * max(sizes.empty_support, sizes.full_support)
+
     def _foreground_share(self, split: Split) -> Callable[[FeatureKey], float]:
         """Share of a support's picture that is foreground; 1 where the picture's size cannot be told."""
         catalog = self._catalog(split)

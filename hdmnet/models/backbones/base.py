@@ -8,9 +8,12 @@ Dimension letters: B batch, H W input pixels, C_l h_l w_l channels and size of l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,6 +21,8 @@ from hdmnet.models.backbones.blocks import block_channels, run_block, split_bloc
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in 0..1
 LAYER3 = -2  # of the levels: the one whose size HDMNet's features have
+
+_encoded: ContextVar[list[tuple[nn.Module, Tensor, tuple[Tensor, ...]]] | None] = ContextVar("_encoded", default=None)
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ def encode(backbone: Backbone, images: Tensor, *, size_of: int | None = None) ->
     bottom, right = -height % backbone.multiple_of, -width % backbone.multiple_of
     if bottom or right:
         images = F.pad(images, (0, right, 0, bottom))
-    levels = list(backbone(images))
+    levels = list(_run(backbone, images))
     strides = [info.stride for info in backbone.feature_info]
     if size_of is not None:
         # Before cutting: the levels cover the same pixels only while they are whole.
@@ -150,3 +155,29 @@ def encode(backbone: Backbone, images: Tensor, *, size_of: int | None = None) ->
         for i, (level, stride) in enumerate(zip(levels, strides, strict=True)):
             levels[i] = level[..., : -(-height // stride), : -(-width // stride)]
     return tuple(levels)
+
+
+@contextmanager
+def encoding_once() -> Iterator[None]:
+    """Within it pictures that come to `encode` again, with the same backbone, are not computed again.
+
+    For several methods on one backbone. What they are given is the same tensors: none may write into them.
+    """
+    token = _encoded.set([])
+    try:
+        yield
+    finally:
+        _encoded.reset(token)
+
+
+def _run(backbone: Backbone, images: Tensor) -> tuple[Tensor, ...]:
+    """The backbone's levels of pictures (B, 3, H, W), computed or, within `encoding_once`, remembered."""
+    seen = _encoded.get()
+    if seen is None:
+        return tuple(backbone(images))
+    for known, pictures, levels in seen:
+        if known is backbone and pictures.shape == images.shape and torch.equal(pictures, images):
+            return levels
+    found = tuple(backbone(images))
+    seen.append((backbone, images, found))
+    return found

@@ -449,3 +449,16 @@ def test_reused_features_are_those_of_the_training_pictures():
 def test_a_share_that_leaves_no_two_pictures_of_a_class():
     with pytest.raises(ValueError, match=r"^selection=base: 0\.01 of the training images leaves two of no base class"):
         few_shot(base_val_share=0.01)
+
+
+def test_whether_the_features_of_a_test_fit_into_the_memory():
+    module = few_shot(num_test_episodes=9, num_test_seeds=2, reuse_memory_gb=1)
+    module.setup("test")
+    specs = [spec for manifest in module.test_manifests for spec in manifest]
+    pairs = {(one, spec.class_value) for spec in specs for one in spec.support_ids}
+    needed = 100 * len({spec.query_id for spec in specs}) + 300 * len(pairs)
+    for memory, fits in ((needed, True), (needed - 1, False)):
+        module.reuse_memory_gb = memory / 1e9
+        assert module.fits(lambda: FeatureBytes(100, 300, 300)) is fits
+    module.measure_features = lambda: FeatureBytes(100, 200, 300)
+    assert module.episode_bytes() == 100 + 300 * module.shot
