@@ -51,11 +51,9 @@ def _over_support(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """Likewise a convolution over the support's positions, for each query position."""
     size, kernel = x.shape[4:], conv.kernel_size[0]
     maps = x.permute(0, 2, 3, 4, 5, 1).flatten(0, 2)  # (B·h·w, m, n, C)
-    if size.numel() <= kernel**2:
-        # Most of a kernel would meet padding only: each output is a sum over all of the few positions.
-        out = _on_few(conv, maps)
-    else:
-        out = conv(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    # Of few positions: most of a kernel would meet padding only.
+    few = size.numel() <= kernel**2
+    out = _on_few(conv, maps) if few else conv(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     return out.unflatten(0, (len(x), *x.shape[2:4])).permute(0, 5, 1, 2, 3, 4)
 
 

@@ -92,8 +92,6 @@ def make_inputs(name, shots, batch, size):
     return {
         "x": _image(f"{name}/x", batch, size),
         "s_x": _image(f"{name}/s_x", batch * shots, size).reshape(batch, shots, 3, size, size),
-        "s_y": np.stack([
-            np.stack([blob_mask(support_rng, size)[0] for _ in range(shots)]) for _ in range(batch)
-        ]),
+        "s_y": np.stack([np.stack([blob_mask(support_rng, size)[0] for _ in range(shots)]) for _ in range(batch)]),
         "y_m": np.stack([blob_mask(query_rng, size)[0] for _ in range(batch)]),
     }

@@ -112,7 +112,7 @@ class TimmBackbone(Backbone):
             self.feature_info = tuple(self.feature_info[position] for position in positions)
 
     def tap(self, layers: Sequence[int], *, before_relu: bool = False) -> None:
-        """Give the features of every block of some layers from now on, of a hierarchy whose last four stages are 1 to 4.
+        """Give the features of every block of some layers from now on; a hierarchy's last four stages are 1 to 4.
 
         Args:
             layers: Of these, finest first.

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from hdmnet.models.batch import Batch
 from hdmnet.models.dcama.attention import MaskAggregation
 from hdmnet.models.dcama.decoder import MaskDecoder
+from hdmnet.models.frozen_backbone import FrozenBackbone
 from hdmnet.models.method import FewShotMethod, Segmentation, upsample
-from hdmnet.models.trunk import BackboneTrunk
 
 
 @dataclass
@@ -66,7 +66,7 @@ class DCAMA(FewShotMethod):
 
     def __init__(self, *, encoder: nn.Module, num_shots: int = 1, num_heads: int = 8, dropout: float = 0.5) -> None:
         super().__init__()
-        self.trunk = BackboneTrunk(encoder)
+        self.trunk = FrozenBackbone(encoder, one_size=False)
         first, *matched = self.trunk.stages
         if not matched:
             raise ValueError("DCAMA: the backbone's features are of one stage; expected a fine one and others to match")

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hdmnet.models.batch import Batch
+from hdmnet.models.frozen_backbone import FrozenBackbone
 from hdmnet.models.hsnet.learner import CorrelationLearner
 from hdmnet.models.method import FewShotMethod, Segmentation, upsample
 from hdmnet.models.packed import Foreground, PackedRows
-from hdmnet.models.trunk import BackboneTrunk
 
 EPS = 1e-5  # added to the lengths
 
@@ -58,7 +58,7 @@ class HSNet(FewShotMethod):
 
     def __init__(self, *, encoder: nn.Module, num_shots: int = 1) -> None:
         super().__init__()
-        self.trunk = BackboneTrunk(encoder)
+        self.trunk = FrozenBackbone(encoder, one_size=False)
         self.learner = CorrelationLearner([(len(levels), levels[0].stride) for levels in self.trunk.stages])
 
     def forward(

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from hdmnet.models.dcama.attention import MaskAggregation, position_code
+from hdmnet.models.dcama.attention import position_code
 from hdmnet.models.dcama.model import DCAMA
 from hdmnet.models.dcama.official import build_official, load_official_checkpoint, official_key
 from tests.helpers import release_recipe as recipe
-from tests.helpers.official_recipe import checksum, rng_for
+from tests.helpers.official_recipe import checksum
 from tests.helpers.release_cases import (
     check_training,
     close,
