@@ -1,12 +1,12 @@
 """What a method costs as its release has it: processor seconds and peak memory, beside a plain form in the same run.
 
-    python scripts/benchmarks/benchmark_methods.py                               # every method below, at its own size
-    python scripts/benchmarks/benchmark_methods.py hsnet --backbone vgg16_plain --side 400 --shots 1 --repeats 5
+    python scripts/benchmarks/benchmark_methods.py                                # every method that has a plain form
+    python scripts/benchmarks/benchmark_methods.py hsnet --backbone vgg16_plain --cases train eval1 --repeats 5
 
-The plain form writes the paper down step by step with the same weights: trunk unfolded, everything dense, the query encoded
-anew for every support where its release does so. Cases: `train` (a step of one episode, one support), `eval1` and `eval5`.
-Weights are random. Times are medians of processor time, the two forms in turns; memory is the growth of the peak of the
-resident memory over one call, in a process of its own, beyond weights and libraries.
+The plain form writes the paper down step by step with the same weights: trunk unfolded, everything dense, the query
+encoded anew for every support where its release does so. Cases: `train` (a step of one episode, one support), `eval1`
+and `eval5`. Weights are random. Times are medians of processor time, the two forms in turns; memory is the growth of
+the peak of the resident memory over one call, in a process of its own, beyond weights and libraries.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CASES = ("train", "eval1", "eval5")
 
 
 def build(method: str, backbone: str) -> nn.Module:
-    """A method of random weights, whose normalisations have not seen anything."""
+    """A method of random weights."""
     torch.manual_seed(0)
     model: nn.Module = importlib.import_module(f"hdmnet.models.{method}.official").build_official("coco", backbone)
     return model
@@ -108,14 +108,13 @@ def table(rows: Sequence[dict[str, Any]], repeats: int) -> str:
     """The figures as Markdown."""
     about = machine()
     lines = [f"{about['cpu']}, {about['threads']} threads, torch {about['torch']}; medians of {repeats}.", ""]
-    lines += [
-        "| method | trunk | case | plain s | ours s | times as fast | plain MB | ours MB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    heads = ("method", "trunk", "case", "plain s", "ours s", "times as fast", "plain MB", "ours MB")
+    lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
+        figures = [f"{row['plain_s']:.2f}", f"{row['ours_s']:.2f}", f"{row['plain_s'] / row['ours_s']:.2f}"]
+        figures += [f"{row['plain_mb']:.0f}", f"{row['ours_mb']:.0f}"]
         lines.append(
-            f"| {row['method']} | {row['backbone']} at {row['side']} | {row['case']} | {row['plain_s']:.2f} | "
-            f"{row['ours_s']:.2f} | {row['plain_s'] / row['ours_s']:.2f} | {row['plain_mb']:.0f} | {row['ours_mb']:.0f} |"
+            f"| {row['method']} | {row['backbone']} at {row['side']} | {row['case']} | {' | '.join(figures)} |"
         )
     return "\n".join(lines)
 

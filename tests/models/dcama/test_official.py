@@ -1,4 +1,4 @@
-"""Value for value the official release: cases a (1 shot, 2 episodes), b (5 shots), c (Swin-B at 192), and single parts."""
+"""Value for value the official release: cases a (1 shot, 2 episodes), b (5 shots), c (Swin-B at 192), parts."""
 
 from __future__ import annotations
 
