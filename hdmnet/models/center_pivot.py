@@ -75,13 +75,19 @@ class GroupNorm4d(nn.GroupNorm):
         """(B, C, h, w, m, n) → the same."""
         if not x.is_cpu:
             return super().forward(x)
-        # torch's own for channels that lie last adds a million squares up in 32 bits, before it takes the mean off.
-        rows = x.permute(0, 2, 3, 4, 5, 1).flatten(1, 4).unflatten(2, (self.num_groups, -1))  # (B, N, G, C / G)
-        rows = rows - rows.mean((1, 3), keepdim=True)
-        deviation = (rows.square().mean((1, 3), keepdim=True) + self.eps).rsqrt()
-        rows = rows * (deviation * self.weight.view(self.num_groups, -1)) + self.bias.view(self.num_groups, -1)
-        out: Tensor = rows.flatten(2).unflatten(1, x.shape[2:]).permute(0, 5, 1, 2, 3, 4)
+        # torch's own for channels that lie last adds a million squares up one by one, before it takes the mean off.
+        # Means by channel first: these are added up in a tree.
+        rows = x.permute(0, 2, 3, 4, 5, 1).flatten(1, 4).to(torch.promote_types(x.dtype, torch.float32))  # (B, N, C)
+        rows = rows - self._over_groups(rows.mean(1))[:, None]
+        deviation = (self._over_groups(rows.square().mean(1)) + self.eps).rsqrt()
+        rows = rows * (deviation * self.weight)[:, None] + self.bias
+        out: Tensor = rows.unflatten(1, x.shape[2:]).permute(0, 5, 1, 2, 3, 4)
         return out
+
+    def _over_groups(self, means: Tensor) -> Tensor:
+        """Means by channel (B, C) → those of each channel's group, (B, C)."""
+        groups = means.unflatten(1, (self.num_groups, -1))
+        return groups.mean(2, keepdim=True).expand_as(groups).flatten(1)
 
 
 def center_pivot_block(

@@ -86,7 +86,7 @@ def test_evaluation(case, golden):
     assert share_of_other_pixels(out.prediction, recorded["pred"]) <= 1e-3
 
 
-@pytest.mark.parametrize("case", ["a", "c"], indirect=True)
+@pytest.mark.parametrize("case", ["a", pytest.param("c", marks=pytest.mark.slow)], indirect=True)
 def test_training(case, golden):
     options = {"image_size": 192} if case.letter == "c" else {}
     model = build_official("pascal", case.backbone, **options)
@@ -147,7 +147,7 @@ def make_state(recorded):
     }
 
 
-@pytest.mark.parametrize("backbone", ["resnet50", "swin_b_384"])
+@pytest.mark.parametrize("backbone", ["resnet50", pytest.param("swin_b_384", marks=pytest.mark.slow)])
 def test_a_file_is_read(backbone, golden, tmp_path):
     """With its position codes and what Swin computes, and without."""
     state = make_state(golden[1]["keys"][RECORDED_AS[backbone]])
