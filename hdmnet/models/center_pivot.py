@@ -54,7 +54,8 @@ def _over_support(conv: nn.Conv2d, x: Tensor) -> Tensor:
     # Of few positions: most of a kernel would meet padding only.
     few = size.numel() <= kernel**2
     out = _on_few(conv, maps) if few else conv(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    return out.unflatten(0, (len(x), *x.shape[2:4])).permute(0, 5, 1, 2, 3, 4)
+    result: Tensor = out.unflatten(0, (len(x), *x.shape[2:4])).permute(0, 5, 1, 2, 3, 4)
+    return result
 
 
 def _on_few(conv: nn.Conv2d, maps: Tensor) -> Tensor:
@@ -64,6 +65,7 @@ def _on_few(conv: nn.Conv2d, maps: Tensor) -> Tensor:
     ones = torch.eye(m * n, dtype=maps.dtype, device=maps.device).view(-1, 1, m, n)
     taps = F.unfold(ones, kernel, padding=kernel // 2, stride=stride)  # (m·n, k², m'·n'): which tap joins which
     weight = torch.einsum("dct,sto->odsc", conv.weight.flatten(2), taps)
+    assert conv.bias is not None
     out = F.linear(maps.flatten(1), weight.reshape(-1, m * n * channels))
     return out.view(len(maps), -(-m // stride), -(-n // stride), -1) + conv.bias
 
@@ -86,7 +88,7 @@ class GroupNorm4d(nn.GroupNorm):
 
     def _over_groups(self, means: Tensor) -> Tensor:
         """Means by channel (B, C) → those of each channel's group, (B, C)."""
-        groups = means.unflatten(1, (self.num_groups, -1))
+        groups: Tensor = means.unflatten(1, (self.num_groups, -1))
         return groups.mean(2, keepdim=True).expand_as(groups).flatten(1)
 
 

@@ -142,9 +142,10 @@ def load_release(
     path: str | Path,
     build: Callable[..., M],
     official_key: Callable[[str], str],
+    unused: str = "",
+    /,
     *,
     kind: str,
-    unused: str = "",
     **asked: Any,
 ) -> M:
     """Read a checkpoint of a release; what every method's `load_official_checkpoint` does.
@@ -153,8 +154,8 @@ def load_release(
         path: The ``.pth`` file.
         build: Makes the untrained model of `asked`, in eval mode.
         official_key: The release's key of each of the model's.
-        kind: The model's name, as of `guess_kind`.
         unused: Pattern of the release's keys that a file may hold and nothing needs, e.g. a trunk's classifier.
+        kind: The model's name, as of `guess_kind`.
         **asked: ``dataset``: "pascal" or "coco"; ``backbone``: one that the release has; ``shot``: K of its
             training.
 

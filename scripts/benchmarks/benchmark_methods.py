@@ -60,7 +60,7 @@ def prepare(method: str, backbone: str, form: str, case: str, side: int) -> Call
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        segmentation_loss(run(query, supports, masks), masks[:, 0].long()).backward()  # type: ignore[no-untyped-call]
+        segmentation_loss(run(query, supports, masks), masks[:, 0].long()).backward()
         optimizer.step()
 
     return step

@@ -6,15 +6,20 @@ that returns logits (1, 2, H, W).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hdmnet.models.backbones.base import encode
-from hdmnet.models.method import upsample
+from hdmnet.models.method import upsample as upsample_to
+
+
+def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (B, C, h, w) at a size (H, W)."""
+    return upsample_to(maps, (size[0], size[1]))
 
 
 @torch.no_grad()
@@ -35,9 +40,10 @@ def plain_hsnet(model: Any) -> Callable[..., Tensor]:
         planes = kept.permute(0, 4, 5, 1, 2, 3).reshape(-1, x.shape[1], h, w)
         of_query = conv.query(planes).view(b, *kept.shape[4:], -1, h, w).permute(0, 3, 4, 5, 1, 2)
         of_support = conv.support(x.permute(0, 2, 3, 1, 4, 5).reshape(-1, x.shape[1], m, n))
-        return of_query + of_support.view(b, h, w, -1, *kept.shape[4:]).permute(0, 3, 1, 2, 4, 5)
+        out: Tensor = of_query + of_support.view(b, h, w, -1, *kept.shape[4:]).permute(0, 3, 1, 2, 4, 5)
+        return out
 
-    def run_block(block: nn.Sequential, x: Tensor) -> Tensor:
+    def run_block(block: Any, x: Tensor) -> Tensor:
         for conv, norm in zip(block[::3], block[1::3], strict=True):
             x = F.group_norm(convolve(conv, x), norm.num_groups, norm.weight, norm.bias, norm.eps).relu()
         return x
@@ -81,7 +87,8 @@ def plain_dcama(model: Any) -> Callable[..., Tensor]:
         k = attention.encode(supports, attention.key).flatten(0, 1)[None]
         q, k = (x.unflatten(2, (attention.num_heads, -1)).transpose(1, 2) for x in (q, k))
         weights = attention.dropout((q @ k.transpose(2, 3) / q.shape[3] ** 0.5).softmax(3))
-        return (weights @ values.view(1, 1, -1, 1)).mean(1).view(1, *query.shape[2:])
+        out: Tensor = (weights @ values.view(1, 1, -1, 1)).mean(1).view(1, *query.shape[2:])
+        return out
 
     def run(query: Tensor, supports: Tensor, masks: Tensor) -> Tensor:
         (first_q, *of_query), (first_s, *of_support) = features(model, query), features(model, supports[0])

@@ -54,7 +54,7 @@ class MaskDecoder(nn.Module):
             (B, 2, 4·H, 4·W) float, logits.
         """
         squeezed = [block(stage) for block, stage in zip(self.squeeze, masks, strict=True)]
-        x = squeezed.pop()
+        x: Tensor = squeezed.pop()
         for mix in reversed(self.mix):  # from coarse to fine
             finer = squeezed.pop()
             x = mix(finer + upsample(x, (finer.shape[2], finer.shape[3])))
@@ -83,4 +83,5 @@ def conv_parts(conv: nn.Conv2d, coarse: Sequence[Tensor], fine: Sequence[Tensor]
     moved = [padded[:, k, :, k // 3 : k // 3 + height, k % 3 : k % 3 + width] for k in range(9)]
     own = zip(fine, weights[len(coarse) :], strict=True)
     parts = [F.conv2d(part, weight, padding=1) for part, weight in own]
-    return reduce(torch.add, moved + parts) + cast("Tensor", conv.bias)[:, None, None]
+    result: Tensor = reduce(torch.add, moved + parts) + cast("Tensor", conv.bias)[:, None, None]
+    return result

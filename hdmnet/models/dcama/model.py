@@ -6,8 +6,10 @@ positions of a level.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +100,7 @@ class DCAMA(FewShotMethod):
     def _encode(self, images: Tensor, side: str) -> tuple[list[Tensor], list[Tensor], tuple[tuple[int, int], ...]]:
         """Tokens, skips and sizes, as `QueryFeatures` says, of pictures (B, 3, H, W) as "query" or "key"."""
         first, *matched = self.trunk.by_stage(self.trunk(images))
-        parts = zip(self.attention, matched, strict=True)
+        parts = zip(cast("Iterable[MaskAggregation]", self.attention), matched, strict=True)
         tokens = [attention.encode(level, getattr(attention, side)) for attention, stage in parts for level in stage]
         sizes = tuple((stage[0].shape[2], stage[0].shape[3]) for stage in matched)
         return tokens, [matched[0][-1], first[-1]], sizes

@@ -68,4 +68,4 @@ def load_official_checkpoint(
     if backbone.startswith("swin"):
         asked["image_size"] = image_size
     own_key = partial(official_key, backbone=backbone)
-    return load_release(path, build_official, own_key, kind="DCAMA", unused=_UNUSED, **asked)
+    return load_release(path, build_official, own_key, _UNUSED, kind="DCAMA", **asked)

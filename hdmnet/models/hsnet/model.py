@@ -132,7 +132,7 @@ def correlate(query: Sequence[Tensor], support: Sequence[PackedRows], kept: Tens
     for features, rows in zip(query, support, strict=True):
         keys = rows.pad()[0]  # (B, M, C_l)
         maps.append(torch.bmm(features.flatten(2).transpose(1, 2), keys.transpose(1, 2)).relu_())
-    found = torch.stack(maps, dim=3)  # (B, h·w, M, L)
+    found: Tensor = torch.stack(maps, dim=3)  # (B, h·w, M, L)
     places = kept.flatten(1)
     if min(support[0].counts) < places.shape[1]:
         # Of a position that is left out the zeros that are put to the end.
@@ -140,7 +140,8 @@ def correlate(query: Sequence[Tensor], support: Sequence[PackedRows], kept: Tens
         padded = F.pad(found, (0, 0, 0, 1)).split(1)
         items = [one.index_select(2, its) for one, its in zip(padded, column, strict=True)]
         found = items[0] if len(items) == 1 else torch.cat(items)
-    return found.unflatten(2, kept.shape[1:]).unflatten(1, query[0].shape[2:]).permute(0, 5, 1, 2, 3, 4)
+    result: Tensor = found.unflatten(2, kept.shape[1:]).unflatten(1, query[0].shape[2:]).permute(0, 5, 1, 2, 3, 4)
+    return result
 
 
 def vote(answers: Sequence[Segmentation]) -> Segmentation:
@@ -161,5 +162,6 @@ def vote(answers: Sequence[Segmentation]) -> Segmentation:
 
 def _unit(features: Tensor) -> Tensor:
     """Vectors along dimension 1 brought to length 1."""
-    lengths = features.norm(dim=1, keepdim=True, dtype=torch.promote_types(features.dtype, torch.float32))
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    lengths: Tensor = features.norm(dim=1, keepdim=True, dtype=dtype)
     return (features / (lengths + EPS)).to(features.dtype)

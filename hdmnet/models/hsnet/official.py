@@ -61,4 +61,4 @@ def load_official_checkpoint(path: str | Path, dataset: str, backbone: str, shot
     asked = {"dataset": dataset, "backbone": backbone, "shot": shot}
     own_key = partial(official_key, backbone=backbone)
     unused = r"backbone\.(fc|classifier)\..*"  # the trunk's classifier
-    return load_release(path, build_official, own_key, kind="HSNet", unused=unused, **asked)
+    return load_release(path, build_official, own_key, unused, kind="HSNet", **asked)
