@@ -155,7 +155,9 @@ class MethodContract:
         assert {name for name, gradient in gradients.items() if gradient is not None} == learning
         optimizer.step()
         moved = {name for name, p in method.named_parameters() if not torch.equal(p, before[name])}
-        assert moved == {name for name in learning if gradients[name].any()}
+        # Not what rounding swallows: the gradient of a bias before a softmax is 0, but for that.
+        stepped = {name: before[name] - 1e-2 * gradients[name] for name in learning}
+        assert moved == {name for name in learning if not torch.equal(stepped[name], before[name])}
         assert len(moved) > 0.9 * len(learning)  # a bias before a softmax has a gradient of exactly 0
 
     def test_weights_come_back_from_a_file(self, evaluated):

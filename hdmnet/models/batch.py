@@ -61,7 +61,7 @@ def _join(values: list[Any]) -> Any:
     if isinstance(values[0], PackedRows):
         return PackedRows.cat(values)
     if isinstance(values[0], list):
-        return [PackedRows.cat(entries) for entries in zip(*values, strict=True)]
+        return [_join(list(entries)) for entries in zip(*values, strict=True)]
     return values[0]
 
 

@@ -1,4 +1,4 @@
-"""A backbone that stays as it is: features of several levels, all at one size, for methods that learn nothing of it.
+"""A backbone that stays as it is: features of several levels, for methods that learn nothing of it.
 
 Dimension letters: B pictures, H W input pixels, C_l channels of level l, h w feature size.
 """
@@ -8,15 +8,18 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
-from typing import Any, cast
+from itertools import groupby, islice
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from hdmnet.models.backbones.base import Backbone, FeatureInfo, encode
 from hdmnet.models.checks import check_integer
-from hdmnet.models.folding import fold_batch_norm
+from hdmnet.models.folding import BATCH_NORMS, fold_batch_norm
 from hdmnet.models.trunk import CHUNK_CPU, CHUNK_GPU, FrozenTrunk
+
+T = TypeVar("T")
 
 
 class FrozenBackbone(nn.Module):
@@ -28,28 +31,52 @@ class FrozenBackbone(nn.Module):
         levels: Which of its levels, as indices of `feature_info`; a number: the last so many, or all where it has
             fewer; None: all.
         cache_gb: Memory, 10^9 bytes, for what `forward` is told to keep.
+        one_size: All levels come out at the size of the finest; else each keeps its own.
 
     Attributes:
-        feature_info: Channels and stride of each level as it comes out: all have the size of the finest.
+        feature_info: Channels and stride of each level as it comes out.
 
     Raises:
-        ValueError: There is no such level, or none.
+        ValueError: There is no such level, or none; or some of the backbone was meant to learn.
     """
 
-    def __init__(self, encoder: nn.Module, *, levels: Sequence[int] | int | None = None, cache_gb: float = 0.0) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        levels: Sequence[int] | int | None = None,
+        cache_gb: float = 0.0,
+        one_size: bool = True,
+    ) -> None:
         super().__init__()
         self._owner = [encoder] if isinstance(encoder, FrozenTrunk) else []  # in a list: no part of the state dict
         encoder = encoder.base_learner if isinstance(encoder, FrozenTrunk) else encoder
         backbone = cast("Backbone", getattr(encoder, "backbone", encoder))
+        if getattr(backbone, "stays_in_eval", False) and any(
+            parameter.requires_grad for parameter in backbone.parameters()
+        ):
+            raise ValueError("model.trunk.trainable: nothing of this method's trunk learns; expected [] or null")
         self.levels = _choose_levels(levels, len(backbone.feature_info))
         self.backbone = backbone.requires_grad_(False)
         chosen = [backbone.feature_info[level] for level in self.levels]
-        self.feature_info = tuple(FeatureInfo(info.channels, chosen[0].stride) for info in chosen)
-        self.cache_gb = cache_gb
+        same = tuple(FeatureInfo(info.channels, chosen[0].stride) for info in chosen)
+        self.feature_info = same if one_size else tuple(chosen)
+        self.cache_gb, self.one_size = cache_gb, one_size
         self._prepared: list[tuple[Any, Backbone]] = []  # in a list: no part of the state dict
         self._kept: dict[bytes, list[Tensor]] = {}
         self._kept_bytes = 0
         self.train(False)
+
+    @property
+    def stages(self) -> list[list[FeatureInfo]]:
+        """The levels of each layer, finest first."""
+        found = groupby(self.feature_info, lambda level: level.layer or level.stride)
+        return [list(levels) for _, levels in found]
+
+    def by_stage(self, levels: Sequence[T]) -> list[list[T]]:
+        """What there is of each level, by stage."""
+        remaining = iter(levels)
+        return [list(islice(remaining, len(stage))) for stage in self.stages]
 
     def train(self, mode: bool = True) -> FrozenBackbone:
         """Stay in evaluation mode."""
@@ -64,7 +91,8 @@ class FrozenBackbone(nn.Module):
             keep: On a CPU, keep the features as long as there is room, for when a picture comes again unchanged.
 
         Returns:
-            A level each, finest first: (B, C_l, h, w) float, in the precision of the call.
+            A level each, finest first: (B, C_l, h, w) float, in the precision of the call; h and w are the finest's, or
+            each level's own.
         """
         if keep and self.cache_gb and images.is_cpu:
             # One by one: a picture's features must not depend on those that are encoded beside it.
@@ -93,7 +121,7 @@ class FrozenBackbone(nn.Module):
         dtype, backbone = self._prepare(images.device)
         with torch.autocast(images.device.type, enabled=False):
             images = images.to(dtype=dtype, memory_format=torch.channels_last)
-            found = encode(backbone, images, size_of=self.levels[0])
+            found = encode(backbone, images, size_of=self.levels[0] if self.one_size else None)
         return [found[level] for level in self.levels]
 
     def _prepare(self, device: torch.device) -> tuple[torch.dtype, Backbone]:
@@ -111,14 +139,21 @@ class FrozenBackbone(nn.Module):
             self._kept_bytes = 0
             # A copy made in inference mode could not be used in training.
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-                folded = fold_batch_norm(copy.deepcopy(self.backbone).double().eval())  # rounded only once
-                prepared = folded.to(dtype).to(memory_format=torch.channels_last).requires_grad_(False)
-                self._prepared.append((key, cast("Backbone", prepared)))
+                self._prepared.append((key, self._fold(dtype)))
         return dtype, self._prepared[0][1]
+
+    def _fold(self, dtype: torch.dtype) -> Backbone:
+        """A copy in a precision, or the backbone itself where nothing of it would be another."""
+        same = dtype == next(self.backbone.parameters()).dtype
+        if same and not any(isinstance(module, BATCH_NORMS) for module in self.backbone.modules()):
+            return self.backbone
+        folded = fold_batch_norm(copy.deepcopy(self.backbone).double().eval())  # rounded only once
+        return cast("Backbone", folded.to(dtype).to(memory_format=torch.channels_last).requires_grad_(False))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenBackbone:
         """Copy without what is prepared or kept."""
-        return FrozenBackbone(copy.deepcopy(self.backbone, memo), levels=self.levels, cache_gb=self.cache_gb)
+        backbone = copy.deepcopy(self.backbone, memo)
+        return FrozenBackbone(backbone, levels=self.levels, cache_gb=self.cache_gb, one_size=self.one_size)
 
     def __getstate__(self) -> dict[str, Any]:
         """State for pickling, without what is prepared or kept."""

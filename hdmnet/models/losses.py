@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hdmnet.models.checks import check_weight
+from hdmnet.models.checks import check_choice, check_weight
 from hdmnet.models.method import Segmentation
 
 IGNORE_INDEX = 255
@@ -48,17 +48,19 @@ class SegmentationLoss(nn.Module):
 
     Args:
         auxiliary: Weight of the mean of the auxiliary terms, or a weight each by name (the others then count nothing).
+        border: What pixels of 255 are: "ignore", nothing; "background", as HSNet and DCAMA have it.
 
     Raises:
-        ValueError: A weight is negative or not finite.
+        ValueError: A weight is negative or not finite, or `border` has another value.
     """
 
-    def __init__(self, auxiliary: float | Mapping[str, float] = 1.0) -> None:
+    def __init__(self, auxiliary: float | Mapping[str, float] = 1.0, *, border: str = "ignore") -> None:
         super().__init__()
         weights = auxiliary if isinstance(auxiliary, Mapping) else {"": auxiliary}
         for name, weight in weights.items():
             check_weight(f"loss.auxiliary{'.' if name else ''}{name}", weight)
-        self.auxiliary = auxiliary
+        check_choice("loss.border", border, ("ignore", "background"))
+        self.auxiliary, self.border = auxiliary, border
 
     def forward(self, output: Segmentation, query_mask: Tensor) -> dict[str, Tensor]:
         """Score an answer.
@@ -70,6 +72,8 @@ class SegmentationLoss(nn.Module):
         Returns:
             Scalars: ``loss``, the weighted sum; ``final``; and one an auxiliary prediction.
         """
+        if self.border == "background":
+            query_mask = query_mask == 1
         final = segmentation_loss(output.logits, query_mask)
         weights = self.auxiliary
         if not isinstance(weights, Mapping):

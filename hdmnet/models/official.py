@@ -2,7 +2,7 @@
 
 An official checkpoint is a plain state dict, or ``{"state_dict": …}``, with or without the ``module.`` prefix that
 DistributedDataParallel leaves. Every key has exactly one place in our model, and loading refuses whatever is missing,
-surplus or misshapen. BAM, HDMNet and PFENet name the layers of their trunk alike.
+surplus or misshapen. BAM, HDMNet and PFENet name the layers of their trunk alike, HSNet and DCAMA as torchvision does.
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ NUM_BASE = {"pascal": 15, "coco": 60}
 OFFICIAL_BACKBONES = ("resnet50_v2", "vgg16")
 M = TypeVar("M", bound=nn.Module)
 OUR_KEYS = ("hdmnet", "hdmnet_base_learner")  # mark files of our own (hdmnet/run/checkpoints.py)
+# Rules of `translate` from a ResNet's own keys to torchvision's.
+TORCHVISION_RESNET = (
+    (r"parts\.0\.0\.(.*)", r"conv1.\1"),
+    (r"parts\.0\.1\.(.*)", r"bn1.\1"),
+    (r"parts\.([1-4])\.(.*)", r"layer\1.\2"),
+)
 
 
 def check_variant(
@@ -87,11 +93,12 @@ def guess_kind(state: dict[str, Tensor]) -> dict[str, str]:
         state: Tensors by official key.
 
     Returns:
-        Some of: ``kind`` ("HDMNet", "PFENet" or "base learner"), ``dataset``, ``backbone``, ``shot``.
+        Some of: ``kind`` ("HDMNet", "PFENet", "HSNet", "DCAMA" or "base learner"), ``dataset``, ``backbone``, ``shot``.
     """
     guess: dict[str, str] = {}
     parts = {key.partition(".")[0] for key in state}
     kinds = {"transformer": "HDMNet", "ppm": "base learner", "init_merge": "PFENet"}
+    kinds |= {"hpn_learner": "HSNet", "feature_extractor": "DCAMA"}
     kind = next((kind for part, kind in kinds.items() if part in parts), None)
     if kind is not None:
         guess["kind"] = kind
@@ -101,7 +108,13 @@ def guess_kind(state: dict[str, Tensor]) -> dict[str, str]:
             guess["shot"] = "1"
         elif weights.ndim == 4:
             guess["shot"] = str(weights.shape[1])
-    if any(re.match(r"layer1\.\d+\.conv\d", key) for key in state):
+    whole = re.compile(r"(?:backbone|feature_extractor)\.(?:(features\.0)|(layers\.0)|layer3\.(\d+))\..*")
+    trunk = [match for match in map(whole.fullmatch, state) if match]
+    if trunk:  # of HSNet or DCAMA
+        depth = max(int(match[3] or 0) for match in trunk) + 1
+        known = {1: "vgg16_plain" if trunk[0][1] else "swin_b_384", 6: "resnet50", 23: "resnet101"}
+        guess["backbone"] = known.get(depth, f"a ResNet with {depth} blocks in layer 3")
+    elif any(re.match(r"layer1\.\d+\.conv\d", key) for key in state):
         blocks = {key.split(".")[1] for key in state if key.startswith("layer3.")}
         if "layer0.6.weight" not in state:
             guess["backbone"] = "a ResNet without the deep stem"
@@ -126,7 +139,14 @@ def _likely_cause(state: dict[str, Tensor], asked: dict[str, str]) -> str:
 
 
 def load_release(
-    path: str | Path, build: Callable[..., M], official_key: Callable[[str], str], *, kind: str, **asked: Any
+    path: str | Path,
+    build: Callable[..., M],
+    official_key: Callable[[str], str],
+    unused: str = "",
+    /,
+    *,
+    kind: str,
+    **asked: Any,
 ) -> M:
     """Read a checkpoint of a release; what every method's `load_official_checkpoint` does.
 
@@ -134,6 +154,7 @@ def load_release(
         path: The ``.pth`` file.
         build: Makes the untrained model of `asked`, in eval mode.
         official_key: The release's key of each of the model's.
+        unused: Pattern of the release's keys that a file may hold and nothing needs, e.g. a trunk's classifier.
         kind: The model's name, as of `guess_kind`.
         **asked: ``dataset``: "pascal" or "coco"; ``backbone``: one that the release has; ``shot``: K of its
             training.
@@ -145,7 +166,7 @@ def load_release(
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged or hostile, or does not fit what was asked for.
     """
-    state = read_state_dict(path)
+    state = {key: value for key, value in read_state_dict(path).items() if not re.fullmatch(unused, key)}
     return load_state(partial(build, **asked), official_key, path, state, kind=kind, **asked)
 
 
@@ -190,6 +211,9 @@ def load_state(
         raise ValueError(
             f"checkpoint {str(path)!r} does not fit {asked['kind']} {what}: {'; '.join(problems)}; {cause}"
         )
-    model.to_empty(device="cpu")
+    if any(name not in names for name, _ in model.named_buffers()):
+        model = build().eval()  # some of it is computed, not loaded
+    else:
+        model.to_empty(device="cpu")
     model.load_state_dict({key: state.get(name, torch.tensor(0)) for key, name in names.items()})
     return model

@@ -8,6 +8,7 @@ import torch
 
 from hdmnet.models.backbones.base import Backbone, FeatureInfo, encode
 from hdmnet.models.backbones.build import build_backbone
+from hdmnet.models.backbones.prepare import prepare_trunk
 from hdmnet.models.base_learner import BaseLearner
 from hdmnet.models.frozen_backbone import FrozenBackbone
 from tests.contracts import random_norms
@@ -36,6 +37,30 @@ def test_all_levels_come_at_the_size_of_the_finest(backbone, images):
         assert not ours.requires_grad
     assert not any(p.requires_grad for p in frozen.parameters())
     assert not any(module.training for module in frozen.modules())
+
+
+def test_levels_of_their_own_sizes_by_stage(backbone, images):
+    prepare_trunk(backbone, layers=[1, 2, 4], every_block=True, trainable=[])
+    frozen = FrozenBackbone(copy.deepcopy(backbone), one_size=False)
+    for one in (frozen, copy.deepcopy(frozen), pickle.loads(pickle.dumps(frozen))):
+        for ours, theirs in zip(one(images), encode(backbone, images), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert [[info.stride for info in stage] for stage in frozen.stages] == [[4], [8], [32]]
+    assert frozen.by_stage("abc") == [["a"], ["b"], ["c"]]
+
+
+def test_one_that_was_meant_to_learn_is_refused(backbone):
+    prepare_trunk(backbone, trainable=[4])
+    with pytest.raises(ValueError, match=r"model\.trunk\.trainable: nothing of this method's trunk learns"):
+        FrozenBackbone(backbone)
+
+
+def test_without_normalisation_nothing_is_copied(images):
+    backbone = build_backbone("vgg16_plain", dilation=None)
+    frozen = FrozenBackbone(backbone, one_size=False)
+    for ours, theirs in zip(frozen(images), encode(backbone, images), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert frozen._prepared[0][1] is backbone
 
 
 def test_some_levels(backbone, images):

@@ -29,7 +29,7 @@ def prepare_trunk(
         backbone: Changed in place.
         layers: Whose features come out, finest first; None: the backbone's own three levels (of a ResNet [2, 3, 4]).
             Layers after the last one are thrown away. Of a backbone without numbered layers (timm): as many levels, or
-            some of its last three, which then stand for layers 2, 3 and 4.
+            some of its last three, which then stand for layers 2, 3 and 4; of every block, the last four stages are 1 to 4.
         every_block: Each block's features, not the last one's of a layer only.
         before_relu: Features before the ReLU that closes a block.
         trainable: Layers whose weights learn, 0 being the stem; [] for none, "all". Batch normalisation learns nothing,
@@ -44,15 +44,16 @@ def prepare_trunk(
     check_switch("every_block", every_block)
     check_switch("before_relu", before_relu)
     layers = None if layers is None else _numbers("layers", layers)
+    own, tap = type(backbone).__name__, getattr(backbone, "tap", None)
     if isinstance(backbone, SequentialBackbone):
         backbone.tap(backbone.layers if layers is None else layers, every_block=every_block, before_relu=before_relu)
-    else:
-        own = type(backbone).__name__
-        for key, asked in (("every_block", every_block), ("before_relu", before_relu)):
-            if asked:
-                raise ValueError(f"{key}=True: {own} gives whole levels; expected a ResNet, VGG or MobileNetV2")
-        if layers is not None and len(layers) != len(backbone.feature_info):
-            _take_levels(backbone, layers)
+    elif every_block and tap is not None:
+        tap([2, 3, 4] if layers is None else layers, before_relu=before_relu)
+    elif every_block or before_relu:
+        key = "every_block" if every_block else "before_relu"
+        raise ValueError(f"{key}=True: {own} gives whole levels; expected a ResNet, VGG or MobileNetV2")
+    elif layers is not None and len(layers) != len(backbone.feature_info):
+        _take_levels(backbone, layers)
     if trainable is not None:
         _let_learn(backbone, trainable)
     return backbone

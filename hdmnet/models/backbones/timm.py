@@ -5,10 +5,12 @@ Dimension letters: B batch, H W input pixels, C_l h_l w_l channels and size of l
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -83,6 +85,7 @@ class TimmBackbone(Backbone):
                 self._take_modules(net, skeleton, names, side)
         except (AssertionError, IndexError, NotImplementedError, RuntimeError, TypeError) as error:
             raise ValueError(f"timm cannot make {model!r} so: {' '.join(str(error).split())}") from error
+        self._side = side
         self.multiple_of = max(info.stride for info in self.feature_info) if resizes else side
         self.frozen = frozen
         if frozen:
@@ -107,6 +110,35 @@ class TimmBackbone(Backbone):
         else:
             self._positions = [self._positions[position] for position in positions]
             self.feature_info = tuple(self.feature_info[position] for position in positions)
+
+    def tap(self, layers: Sequence[int], *, before_relu: bool = False) -> None:
+        """Give the features of every block of some layers from now on; a hierarchy's last four stages are 1 to 4.
+
+        Args:
+            layers: Of these, finest first.
+            before_relu: Only where no ReLU closes a block: then there is nothing to do.
+
+        Raises:
+            ValueError: The network has no such layers or blocks, or a ReLU closes them.
+        """
+        net: Any = self.model
+        name = type(net).__name__
+        if self._indices is None or _is_flat(net):
+            raise ValueError(f"every_block=True: {name} gives the levels that are named; expected a hierarchy's own")
+        stages = dict(zip((4, 3, 2, 1), reversed(list(net.feature_info)), strict=False))
+        if not layers or list(layers) != sorted(set(layers)) or not set(layers) <= stages.keys():
+            raise ValueError(f"layers={list(layers)}: {name} has {sorted(stages)}; expected some, in this order")
+        blocks = [(layer, block) for layer in layers for block in _find_blocks(net, stages[layer]["module"])]
+        closing = [block for _, block in blocks if any(type(x) is nn.ReLU for x in net.get_submodule(block).children())]
+        if before_relu and closing:
+            raise ValueError(
+                f"before_relu=True: timm's {name} closes its blocks by a ReLU; expected torchvision's, e.g. resnet50"
+            )
+        skeleton = copy.deepcopy(net).to("meta")
+        self._indices = None
+        self._take_modules(net, skeleton, [block for _, block in blocks], self._side)
+        pairs = zip(self.feature_info, blocks, strict=True)
+        self.feature_info = tuple(replace(info, layer=layer) for info, (layer, _) in pairs)
 
     def _run(self, images: Tensor) -> list[Tensor]:
         net: Any = self.model
@@ -193,6 +225,13 @@ def _three_levels(net: Any) -> list[int]:
     """The last three of a hierarchy; of levels of one stride three spread evenly."""
     count = len(net.feature_info)
     return [count * i // 3 - 1 for i in (1, 2, 3)] if _is_flat(net) else list(range(count))[-3:]
+
+
+def _find_blocks(net: nn.Module, stage: str) -> list[str]:
+    """Names of a stage's blocks: its `blocks`, where it has some, else its children."""
+    own = getattr(net.get_submodule(stage), "blocks", None)
+    prefix = stage if own is None else f"{stage}.blocks"
+    return [f"{prefix}.{name}" for name, _ in net.get_submodule(prefix).named_children()]
 
 
 def _find_level(net: Any, level: int | str) -> int | str:

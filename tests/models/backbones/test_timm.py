@@ -341,3 +341,54 @@ def test_padding_leaves_the_features_of_the_picture_where_they_were():
     for ours, whole in zip(levels, Stub()(padded), strict=True):
         assert torch.equal(ours, whole[..., : ours.shape[2], : ours.shape[3]])
     assert [tuple(level.shape[2:]) for level in encode(Stub(), images, size_of=-2)] == [(7, 5)] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "options"),
+    [
+        ("swin_s3_tiny_224", ["layers.0.blocks.1", "layers.2.blocks.5", "layers.3.blocks.0"], {"img_size": 64}),
+        ("convnext_atto", ["stages.0.blocks.1", "stages.2.blocks.3", "stages.3.blocks.0"], {}),
+        ("tf_efficientnet_lite0", ["blocks.1.1", "blocks.4.0", "blocks.6.0"], {}),
+        ("resnet18", ["layer1.0", "layer3.1", "layer4.0"], {}),
+    ],
+)
+def test_every_block_of_a_hierarchy(name, blocks, options):
+    """The stages count as a ResNet's layers; blocks give what they give, in their order, and nothing runs after."""
+    import timm
+
+    torch.manual_seed(0)
+    backbone = TimmBackbone(name, **options).eval()
+    prepare_trunk(backbone, layers=[1, 3, 4], every_block=True, trainable=[])
+    names = [name for name, _ in backbone.model.net.named_modules()]
+    images = torch.randn(1, 3, 64, 64)
+    expected = by_hooks(backbone, timm.create_model(name, **options), blocks, images)
+    with torch.no_grad():
+        found = backbone(images)
+    assert len(found) == len(backbone.feature_info) > len(blocks)
+    assert [info.layer for info in backbone.feature_info] == sorted(info.layer for info in backbone.feature_info)
+    assert {(info.layer, info.stride) for info in backbone.feature_info} == {(1, 4), (3, 16), (4, 32)}
+    for info, level in zip(backbone.feature_info, found, strict=True):
+        assert level.shape[1:] == (info.channels, 64 // info.stride, 64 // info.stride)
+    for block, theirs in zip(blocks, expected, strict=True):
+        theirs = theirs.permute(0, 3, 1, 2) if name.startswith("swin") else theirs
+        assert block in names
+        assert any(level.shape == theirs.shape and torch.allclose(level, theirs, atol=1e-5) for level in found)
+    assert not any(p.requires_grad for p in backbone.parameters())
+
+
+def test_blocks_that_cannot_be_given_are_refused():
+    def refused(match, name, *, levels=None, **asked):
+        with torch.device("meta"), pytest.raises(ValueError, match=match):
+            prepare_trunk(TimmBackbone(name, levels=levels), **asked)
+
+    refused(
+        r"before_relu=True: timm's ResNet closes its blocks by a ReLU", "resnet18", every_block=True, before_relu=True
+    )
+    refused(r"every_block=True: VisionTransformer gives the levels", "vit_tiny_patch16_224", every_block=True)
+    refused(r"every_block=True: ModuleOutputs gives the levels", "resnet18", levels=["layer2.0"], every_block=True)
+    refused(r"layers=\[0, 5\]: ConvNeXt has \[1, 2, 3, 4\]", "convnext_atto", layers=[0, 5], every_block=True)
+    refused(r"before_relu=True: TimmBackbone gives whole levels", "convnext_atto", before_relu=True)
+    with torch.device("meta"):
+        backbone = TimmBackbone("convnext_atto")
+        prepare_trunk(backbone, layers=[2, 3], every_block=True, before_relu=True)  # no ReLU closes its blocks
+    assert [info.layer for info in backbone.feature_info] == [2, 2, 3, 3, 3, 3, 3, 3]

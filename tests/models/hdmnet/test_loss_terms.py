@@ -95,3 +95,13 @@ def test_the_usual_loss_is_cross_entropy_of_final_and_auxiliary_predictions(mask
     assert set(chosen) == {"loss", "final", "two"}
     with pytest.raises(ValueError, match=r"loss\.auxiliary\.two=-1: expected a number of at least 0"):
         SegmentationLoss({"two": -1})
+
+
+def test_border_pixels_can_be_background(mask):
+    """As in the releases of HSNet and DCAMA."""
+    output = Segmentation(torch.randn(2, 2, 4, 4), (8, 8))
+    expected = torch.nn.functional.cross_entropy(output.logits, torch.where(mask == 1, 1, 0))
+    torch.testing.assert_close(SegmentationLoss(border="background")(output, mask)["loss"], expected)
+    assert SegmentationLoss()(output, mask)["loss"] == segmentation_loss(output.logits, mask) != expected
+    with pytest.raises(ValueError, match=r"loss\.border=backgrund: .*did you mean 'background'\?"):
+        SegmentationLoss(border="backgrund")

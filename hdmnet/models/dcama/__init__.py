@@ -1,0 +1,1 @@
+"""DCAMA: Shi et al., ECCV 2022."""

@@ -1,0 +1,1 @@
+"""HSNet: Min et al., ICCV 2021."""

@@ -1,0 +1,114 @@
+"""Methods written down step by step, with the weights of ours: what `benchmark_methods.py` compares with.
+
+Each takes a model and gives a function of query pictures (1, 3, H, W), supports (1, K, 3, H, W) and masks (1, K, H, W)
+that returns logits (1, 2, H, W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hdmnet.models.backbones.base import encode
+from hdmnet.models.method import upsample as upsample_to
+
+
+def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (B, C, h, w) at a size (H, W)."""
+    return upsample_to(maps, (size[0], size[1]))
+
+
+@torch.no_grad()
+def features(model: Any, images: Tensor) -> list[list[Tensor]]:
+    """Features of every block by stage, the trunk as it is."""
+    stages: list[list[Tensor]] = model.trunk.by_stage(encode(model.trunk.backbone, images))
+    return stages
+
+
+def plain_hsnet(model: Any) -> Callable[..., Tensor]:
+    """HSNet, one support after the other."""
+    learner = model.learner
+
+    def convolve(conv: Any, x: Tensor) -> Tensor:
+        b, _, h, w, m, n = x.shape
+        stride = conv.support.stride[0]
+        kept = x[..., ::stride, ::stride]
+        planes = kept.permute(0, 4, 5, 1, 2, 3).reshape(-1, x.shape[1], h, w)
+        of_query = conv.query(planes).view(b, *kept.shape[4:], -1, h, w).permute(0, 3, 4, 5, 1, 2)
+        of_support = conv.support(x.permute(0, 2, 3, 1, 4, 5).reshape(-1, x.shape[1], m, n))
+        out: Tensor = of_query + of_support.view(b, h, w, -1, *kept.shape[4:]).permute(0, 3, 1, 2, 4, 5)
+        return out
+
+    def run_block(block: Any, x: Tensor) -> Tensor:
+        for conv, norm in zip(block[::3], block[1::3], strict=True):
+            x = F.group_norm(convolve(conv, x), norm.num_groups, norm.weight, norm.bias, norm.eps).relu()
+        return x
+
+    def correlate(query: Tensor, support: Tensor) -> Tensor:
+        query, support = (x / (x.norm(dim=1, keepdim=True) + 1e-5) for x in (query, support))
+        return torch.einsum("bchw,bcmn->bhwmn", query, support).clamp(min=0)
+
+    def segment(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
+        squeezed = []
+        pairs = zip(features(model, query), features(model, support), learner.squeeze, strict=True)
+        for of_query, of_support, block in pairs:
+            maps = [correlate(q, s * upsample(mask, s.shape[2:])) for q, s in zip(of_query, of_support, strict=True)]
+            squeezed.append(run_block(block, torch.stack(maps, 1)))
+        x = squeezed.pop()
+        for mix in reversed(learner.mix):
+            finer = squeezed.pop()
+            b, c, h, w, m, n = x.shape
+            planes = upsample(x.permute(0, 4, 5, 1, 2, 3).reshape(-1, c, h, w), finer.shape[2:4])
+            x = run_block(mix, finer + planes.view(b, m, n, c, *finer.shape[2:4]).permute(0, 3, 4, 5, 1, 2))
+        x = learner.decode_coarse(x.mean((4, 5)))
+        x = learner.decode_fine(upsample(x, (2 * x.shape[2], 2 * x.shape[3])))
+        return upsample(x, query.shape[2:])
+
+    def run(query: Tensor, supports: Tensor, masks: Tensor) -> Tensor:
+        answers = [segment(query, supports[:, k], masks[:, k, None]) for k in range(supports.shape[1])]
+        if len(answers) == 1:
+            return answers[0]
+        votes = torch.stack([one.argmax(1) for one in answers]).sum(0)
+        return torch.stack([len(answers) - votes, votes], 1) / len(answers)
+
+    return run
+
+
+def plain_dcama(model: Any) -> Callable[..., Tensor]:
+    """DCAMA, all scores at once and everything side by side."""
+    decoder = model.decoder
+
+    def aggregate(attention: Any, query: Tensor, supports: Tensor, values: Tensor) -> Tensor:
+        q = attention.encode(query, attention.query)
+        k = attention.encode(supports, attention.key).flatten(0, 1)[None]
+        q, k = (x.unflatten(2, (attention.num_heads, -1)).transpose(1, 2) for x in (q, k))
+        weights = attention.dropout((q @ k.transpose(2, 3) / q.shape[3] ** 0.5).softmax(3))
+        out: Tensor = (weights @ values.view(1, 1, -1, 1)).mean(1).view(1, *query.shape[2:])
+        return out
+
+    def run(query: Tensor, supports: Tensor, masks: Tensor) -> Tensor:
+        (first_q, *of_query), (first_s, *of_support) = features(model, query), features(model, supports[0])
+        squeezed = []
+        for attention, block, q, s in zip(model.attention, decoder.squeeze, of_query, of_support, strict=True):
+            values = upsample(masks[0, :, None], s[0].shape[2:])
+            maps = [aggregate(attention, a, b, values) for a, b in zip(q, s, strict=True)]
+            squeezed.append(block(torch.stack(maps, 1)))
+        x = squeezed.pop()
+        for mix in reversed(decoder.mix):
+            finer = squeezed.pop()
+            x = mix(finer + upsample(x, finer.shape[2:]))
+        x = torch.cat([x, of_query[0][-1], of_support[0][-1].amax(0, keepdim=True)], 1)
+        x = torch.cat([upsample(x, first_q[-1].shape[2:]), first_q[-1], first_s[-1].amax(0, keepdim=True)], 1)
+        x = decoder.decode_coarse(x)
+        for stack in (decoder.decode_middle, decoder.decode_fine):
+            x = stack(upsample(x, (2 * x.shape[2], 2 * x.shape[3])))
+        return upsample(x, query.shape[2:])
+
+    return run
+
+
+PLAIN: dict[str, Callable[[Any], Callable[..., Tensor]]] = {"hsnet": plain_hsnet, "dcama": plain_dcama}
