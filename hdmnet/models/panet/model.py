@@ -1,0 +1,109 @@
+"""PANet whole (Wang et al., ICCV 2019): prototypes of the supports, cosine similarity; only the trunk learns.
+
+Dimension letters: B episodes, K shots, S supports (B·K), H W input pixels, C channels, h w feature size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hdmnet.models.backbones.base import encode
+from hdmnet.models.method import FewShotMethod, Segmentation
+from hdmnet.models.prototypes import Prototypes, QueryFeatures, cosines, weighted_means
+
+SCALE = 20.0  # α of Eq. 3
+
+
+@dataclass
+class PANetSegmentation(Segmentation):
+    """An answer, with what the loss needs beside it in training (else None).
+
+    Attributes:
+        support_scores: (B, K, 2, h, w) float, logits of the supports by the query's prototypes (Sec. 3.4).
+        support_masks: (B, K, H, W), 0/1/255.
+        aligned: (B,) bool, whether any of the query was taken for foreground.
+    """
+
+    support_scores: Tensor | None = None
+    support_masks: Tensor | None = None
+    aligned: Tensor | None = None
+
+
+class PANet(FewShotMethod):
+    """Few-shot segmenter whose trunk is all that learns; any number of supports.
+
+    Args:
+        encoder: A backbone of one level, or a base learner that has trained one. Which layers learn was decided before
+            (`prepare_trunk`).
+        num_shots: K of the training episodes, of which nothing here depends.
+    """
+
+    def __init__(self, *, encoder: nn.Module, num_shots: int = 1) -> None:
+        super().__init__()
+        self.backbone = cast("nn.Module", getattr(encoder, "backbone", encoder))
+        self.backbone.to(memory_format=torch.channels_last)
+
+    def forward(
+        self, query_image: Tensor, support_images: Tensor, support_masks: Tensor, class_index: Tensor | None = None
+    ) -> PANetSegmentation:
+        """Segment query pictures (B, 3, H, W), as `FewShotMethod.forward` says; `class_index` is not used."""
+        shots = support_images.shape[1]
+        query = self.encode_query(query_image)
+        features = self._encode(support_images.flatten(0, 1))
+        support = Prototypes(pool(features, support_masks.flatten(0, 1)))
+        output = self.match(query, support, shots=shots)
+        if self.training:
+            # The query's prototypes, of what it has been taken for at the features' size, segment the supports.
+            foreground = output.scores[:, 1] > output.scores[:, 0]  # (B, h, w)
+            taken = torch.stack([~foreground, foreground], dim=1).to(features.dtype)
+            vectors = weighted_means(query.features, taken, taken.sum((2, 3))).repeat_interleave(shots, 0)
+            output.support_scores = (SCALE * cosines(features, vectors)).unflatten(0, (-1, shots))
+            output.support_masks, output.aligned = support_masks, foreground.flatten(1).any(1)
+        return output
+
+    def encode_query(self, images: Tensor) -> QueryFeatures:
+        """Encode query pictures (B, 3, H, W) float, normalised."""
+        return QueryFeatures(self._encode(images), (images.shape[2], images.shape[3]))
+
+    def encode_support(self, images: Tensor, masks: Tensor) -> Prototypes:
+        """Encode supports (S, 3, H, W), not masked, with masks (S, H, W), 0/1/255: all that is kept is prototypes."""
+        return Prototypes(pool(self._encode(images), masks))
+
+    def _encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, C, h, w), in 32 bits at least."""
+        features = encode(cast("Any", self.backbone), images)[-1]
+        return features.to(torch.promote_types(features.dtype, torch.float32))
+
+    def match(self, query: QueryFeatures, support: Prototypes, *, shots: int) -> PANetSegmentation:
+        """Segment B encoded queries by B·K encoded supports, those of query 0 first."""
+        scores = SCALE * cosines(query.features, support.average(shots))
+        return PANetSegmentation(scores, query.size, align_corners=False)
+
+
+def pool(features: Tensor, masks: Tensor) -> Tensor:
+    """Mean features of background and foreground (S, 2, C) at the masks' size ("late fusion", Sec. 3.2).
+
+    Features that are upsampled bilinearly and summed under a mask are the features summed under the transposed
+    upsampling of the mask: nothing of the pictures' size has C channels.
+
+    Args:
+        features: (S, C, h, w) float.
+        masks: (S, H, W): 1 foreground, all else, 255 too, background.
+    """
+    classes = torch.stack([masks != 1, masks == 1], dim=1).to(features.dtype)
+    rows, columns = (
+        _upsampling(cells, pixels, features)
+        for cells, pixels in zip(features.shape[2:], masks.shape[1:], strict=True)
+    )
+    return weighted_means(features, rows @ classes @ columns.T, classes.sum((2, 3)))
+
+
+def _upsampling(cells: int, pixels: int, like: Tensor) -> Tensor:
+    """(cells, pixels): what each cell adds to each pixel, bilinear in one direction, corners not aligned."""
+    single = torch.eye(cells, dtype=like.dtype, device=like.device)[:, None]
+    return F.interpolate(single, pixels, mode="linear", align_corners=False)[:, 0]

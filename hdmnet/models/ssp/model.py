@@ -1,0 +1,114 @@
+"""SSP whole (Fan et al., ECCV 2022): prototypes of the supports, then of the query itself; only the trunk learns.
+
+Dimension letters: B episodes, K shots, S supports (B·K), H W input pixels, C channels, h w feature size, N = h·w.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from hdmnet.models.backbones.base import encode
+from hdmnet.models.checks import check_switch
+from hdmnet.models.folding import FoldedBackbone
+from hdmnet.models.method import FewShotMethod, Segmentation
+from hdmnet.models.prototypes import Prototypes, QueryFeatures, cosines, to_rows, unit
+from hdmnet.models.ssp.self_support import SCALE, pool, score, self_support
+
+
+@dataclass
+class SSPSegmentation(Segmentation):
+    """An answer, with what the loss needs beside it in training (else None).
+
+    Attributes:
+        query_features: (B, C, h, w) float.
+        support_scores: (B·K, 2, h, w) float, logits of each support by its own prototypes.
+        support_masks: (B·K, H, W), 0/1/255.
+    """
+
+    query_features: Tensor | None = None
+    support_scores: Tensor | None = None
+    support_masks: Tensor | None = None
+
+
+class SSP(FewShotMethod):
+    """Few-shot segmenter whose trunk is all that learns; any number of supports.
+
+    Args:
+        encoder: A backbone of one level, or a base learner that has trained one. Which layers learn was decided before
+            (`prepare_trunk`).
+        num_shots: K of the training episodes, of which nothing here depends.
+        refine: Support the query by itself a second time, as all published models do.
+
+    Raises:
+        ValueError: `refine` is neither true nor false.
+    """
+
+    def __init__(self, *, encoder: nn.Module, num_shots: int = 1, refine: bool = True) -> None:
+        super().__init__()
+        check_switch("model.refine", refine)
+        self.refine = refine
+        self.backbone = cast("nn.Module", getattr(encoder, "backbone", encoder))
+        self.backbone.to(memory_format=torch.channels_last)
+        self._trunk: Any = FoldedBackbone(self.backbone)
+
+    def forward(
+        self, query_image: Tensor, support_images: Tensor, support_masks: Tensor, class_index: Tensor | None = None
+    ) -> SSPSegmentation:
+        """Segment query pictures (B, 3, H, W), as `FewShotMethod.forward` says; `class_index` is not used."""
+        query, masks = self.encode_query(query_image), support_masks.flatten(0, 1)
+        features = self._encode(support_images.flatten(0, 1))
+        support = Prototypes(pool(features, masks))
+        output = self.match(query, support, shots=support_images.shape[1])
+        if self.training:
+            output.query_features, output.support_masks = query.features, masks
+            output.support_scores = SCALE * cosines(features, support.vectors)
+        return output
+
+    def encode_query(self, images: Tensor) -> QueryFeatures:
+        """Encode query pictures (B, 3, H, W) float, normalised."""
+        return QueryFeatures(self._encode(images), (images.shape[2], images.shape[3]))
+
+    def encode_support(self, images: Tensor, masks: Tensor) -> Prototypes:
+        """Encode supports (S, 3, H, W), not masked, with masks (S, H, W), 0/1/255: all that is kept is prototypes."""
+        return Prototypes(pool(self._encode(images), masks))
+
+    def _encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, C, h, w), in 32 bits at least: thresholds follow."""
+        features = encode(self._trunk, images)[-1]
+        return features.to(torch.promote_types(features.dtype, torch.float32))
+
+    def match(self, query: QueryFeatures, support: Prototypes, *, shots: int) -> SSPSegmentation:
+        """Segment B encoded queries by B·K encoded supports, those of query 0 first.
+
+        Returns:
+            Scores; where they are refined, the first ones as the auxiliary prediction "first"; the map "support": the
+            probability of foreground by the supports' prototypes alone.
+        """
+        rows = to_rows(query.features)  # (B, N, C)
+        units = unit(rows)
+        background, foreground = support.average(shots).split(1, dim=1)  # BP and FP, (B, 1, C)
+        alone = score(units, background, foreground)
+        # The supports' background has no part in the first round.
+        background_1, own = self_support(rows, units, alone)
+        foreground_1 = 0.5 * foreground + 0.5 * own
+        final = first = score(units, background_1, foreground_1)
+        if self.refine:
+            background_2, own = self_support(rows, units, first)
+            background_2 = 0.5 * background + 0.2 * background_1 + 0.3 * background_2
+            foreground_2 = 0.5 * foreground + 0.2 * foreground_1 + 0.3 * (0.5 * foreground + 0.5 * own)
+            final = 0.7 * score(units, background_2, foreground_2) + 0.3 * first
+        cells = query.features.shape[2:]
+
+        def to_map(values: Tensor) -> Tensor:  # (B, N, 2) → (B, 2, h, w)
+            return values.transpose(1, 2).unflatten(2, cells)
+
+        return SSPSegmentation(
+            to_map(final),
+            query.size,
+            auxiliary={"first": to_map(first)} if self.refine else {},
+            maps={"support": [to_map(alone.softmax(2))[:, 1]]},
+        )
