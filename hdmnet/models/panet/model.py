@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hdmnet.models.backbones.base import encode
+from hdmnet.models.class_prototypes import ClassPrototypes, QueryMap, cosines, weighted_means
 from hdmnet.models.method import FewShotMethod, Segmentation
-from hdmnet.models.prototypes import Prototypes, QueryFeatures, cosines, weighted_means
 
 SCALE = 20.0  # α of Eq. 3
 
@@ -55,7 +55,7 @@ class PANet(FewShotMethod):
         shots = support_images.shape[1]
         query = self.encode_query(query_image)
         features = self._encode(support_images.flatten(0, 1))
-        support = Prototypes(pool(features, support_masks.flatten(0, 1)))
+        support = ClassPrototypes(pool(features, support_masks.flatten(0, 1)))
         output = self.match(query, support, shots=shots)
         if self.training:
             # The query's prototypes, of what it has been taken for at the features' size, segment the supports.
@@ -66,20 +66,20 @@ class PANet(FewShotMethod):
             output.support_masks, output.aligned = support_masks, foreground.flatten(1).any(1)
         return output
 
-    def encode_query(self, images: Tensor) -> QueryFeatures:
+    def encode_query(self, images: Tensor) -> QueryMap:
         """Encode query pictures (B, 3, H, W) float, normalised."""
-        return QueryFeatures(self._encode(images), (images.shape[2], images.shape[3]))
+        return QueryMap(self._encode(images), (images.shape[2], images.shape[3]))
 
-    def encode_support(self, images: Tensor, masks: Tensor) -> Prototypes:
+    def encode_support(self, images: Tensor, masks: Tensor) -> ClassPrototypes:
         """Encode supports (S, 3, H, W), not masked, with masks (S, H, W), 0/1/255: all that is kept is prototypes."""
-        return Prototypes(pool(self._encode(images), masks))
+        return ClassPrototypes(pool(self._encode(images), masks))
 
     def _encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, C, h, w), in 32 bits at least."""
         features = encode(cast("Any", self.backbone), images)[-1]
         return features.to(torch.promote_types(features.dtype, torch.float32))
 
-    def match(self, query: QueryFeatures, support: Prototypes, *, shots: int) -> PANetSegmentation:
+    def match(self, query: QueryMap, support: ClassPrototypes, *, shots: int) -> PANetSegmentation:
         """Segment B encoded queries by B·K encoded supports, those of query 0 first."""
         scores = SCALE * cosines(query.features, support.average(shots))
         return PANetSegmentation(scores, query.size, align_corners=False)
@@ -97,8 +97,7 @@ def pool(features: Tensor, masks: Tensor) -> Tensor:
     """
     classes = torch.stack([masks != 1, masks == 1], dim=1).to(features.dtype)
     rows, columns = (
-        _upsampling(cells, pixels, features)
-        for cells, pixels in zip(features.shape[2:], masks.shape[1:], strict=True)
+        _upsampling(cells, pixels, features) for cells, pixels in zip(features.shape[2:], masks.shape[1:], strict=True)
     )
     return weighted_means(features, rows @ classes @ columns.T, classes.sum((2, 3)))
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from hdmnet.models.checks import check_weight
+from hdmnet.models.class_prototypes import cosines
 from hdmnet.models.losses import segmentation_loss
 from hdmnet.models.method import upsample
-from hdmnet.models.prototypes import cosines
 from hdmnet.models.ssp.model import SSPSegmentation
 from hdmnet.models.ssp.self_support import SCALE, pool
 

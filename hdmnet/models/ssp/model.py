@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from hdmnet.models.backbones.base import encode
 from hdmnet.models.checks import check_switch
+from hdmnet.models.class_prototypes import ClassPrototypes, QueryMap, cosines, to_rows, unit
 from hdmnet.models.folding import FoldedBackbone
 from hdmnet.models.method import FewShotMethod, Segmentation
-from hdmnet.models.prototypes import Prototypes, QueryFeatures, cosines, to_rows, unit
 from hdmnet.models.ssp.self_support import SCALE, pool, score, self_support
 
 
@@ -61,27 +61,27 @@ class SSP(FewShotMethod):
         """Segment query pictures (B, 3, H, W), as `FewShotMethod.forward` says; `class_index` is not used."""
         query, masks = self.encode_query(query_image), support_masks.flatten(0, 1)
         features = self._encode(support_images.flatten(0, 1))
-        support = Prototypes(pool(features, masks))
+        support = ClassPrototypes(pool(features, masks))
         output = self.match(query, support, shots=support_images.shape[1])
         if self.training:
             output.query_features, output.support_masks = query.features, masks
             output.support_scores = SCALE * cosines(features, support.vectors)
         return output
 
-    def encode_query(self, images: Tensor) -> QueryFeatures:
+    def encode_query(self, images: Tensor) -> QueryMap:
         """Encode query pictures (B, 3, H, W) float, normalised."""
-        return QueryFeatures(self._encode(images), (images.shape[2], images.shape[3]))
+        return QueryMap(self._encode(images), (images.shape[2], images.shape[3]))
 
-    def encode_support(self, images: Tensor, masks: Tensor) -> Prototypes:
+    def encode_support(self, images: Tensor, masks: Tensor) -> ClassPrototypes:
         """Encode supports (S, 3, H, W), not masked, with masks (S, H, W), 0/1/255: all that is kept is prototypes."""
-        return Prototypes(pool(self._encode(images), masks))
+        return ClassPrototypes(pool(self._encode(images), masks))
 
     def _encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, C, h, w), in 32 bits at least: thresholds follow."""
         features = encode(self._trunk, images)[-1]
         return features.to(torch.promote_types(features.dtype, torch.float32))
 
-    def match(self, query: QueryFeatures, support: Prototypes, *, shots: int) -> SSPSegmentation:
+    def match(self, query: QueryMap, support: ClassPrototypes, *, shots: int) -> SSPSegmentation:
         """Segment B encoded queries by B·K encoded supports, those of query 0 first.
 
         Returns:

@@ -35,13 +35,11 @@ def build_official(dataset: str, backbone: str, shot: int = 1, *, refine: bool =
     return SSP(encoder=trunk, num_shots=shot, refine=refine).eval()
 
 
-def load_official_checkpoint(
-    path: str | Path, dataset: str, backbone: str, shot: int, *, refine: bool = True
-) -> SSP:
+def load_official_checkpoint(path: str | Path, dataset: str, backbone: str, shot: int, *, refine: bool = True) -> SSP:
     """Read an official SSP checkpoint, as `load_release` says.
 
-    The weights depend neither on the data set nor on `shot` nor on `refine`, which all published figures but those of the
-    HSNet protocol have on; `backbone` is "resnet50_v2" (deep stem).
+    The weights depend neither on the data set nor on `shot` nor on `refine`, which is on for all published figures but
+    those of the HSNet protocol; `backbone` is "resnet50_v2" (deep stem).
     """
     asked = {"dataset": dataset, "backbone": backbone, "shot": shot, "refine": refine}
     return load_release(path, build_official, official_key, kind="SSP", **asked)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hdmnet.models.class_prototypes import unit, weighted_means
 from hdmnet.models.method import upsample
-from hdmnet.models.prototypes import unit, weighted_means
 
 SCALE = 10.0  # of the cosines
 THRESHOLDS = (0.6, 0.7)  # a position is sure of its class above this probability
@@ -47,7 +47,7 @@ def self_support(rows: Tensor, units: Tensor, scores: Tensor) -> tuple[Tensor, T
         scores: (B, N, 2) float, logits.
 
     Returns:
-        Prototypes: of background (B, N, C), one a position, and of foreground (B, 1, C).
+        ClassPrototypes: of background (B, N, C), one a position, and of foreground (B, 1, C).
     """
     probability = scores.detach().softmax(2)
     sure = probability > probability.new_tensor(THRESHOLDS)

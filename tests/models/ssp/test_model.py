@@ -7,8 +7,8 @@ from torch import nn
 from hdmnet.models.backbones.build import build_backbone
 from hdmnet.models.backbones.prepare import prepare_trunk
 from hdmnet.models.base_learner import BaseLearner
+from hdmnet.models.class_prototypes import unit
 from hdmnet.models.losses import segmentation_loss
-from hdmnet.models.prototypes import unit
 from hdmnet.models.ssp import self_support as parts
 from hdmnet.models.ssp.loss import SSPLoss
 from hdmnet.models.ssp.model import SSP

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from hdmnet.models.class_prototypes import to_rows, unit
 from hdmnet.models.official import guess_kind
-from hdmnet.models.prototypes import to_rows, unit
 from hdmnet.models.ssp.loss import SSPLoss
 from hdmnet.models.ssp.model import SSP
 from hdmnet.models.ssp.official import build_official, load_official_checkpoint, official_key
@@ -154,9 +154,8 @@ def test_self_support_alone(arrays, facts):
     close(background[..., ::64], 0.3 * ssbp[..., ::64] + 0.7 * asbp, PROTOTYPES)
     # Gradients of a sum with weights. SSBP and ASBP come out mixed: each is taken out by what the other has as values.
     g = rng_for("unit/cotangent")
-    c1, c2, c3 = (
-        torch.from_numpy(g.standard_normal(shape)).float() for shape in ((4, 1024, 1, 1), (4, 1024, 1, 1), (4, 1024, 9, 11))
-    )
+    shapes = ((4, 1024, 1, 1), (4, 1024, 1, 1), (4, 1024, 9, 11))
+    c1, c2, c3 = (torch.from_numpy(g.standard_normal(shape)).float() for shape in shapes)
     chosen = torch.where(
         sure[:, 1].any(1, keepdim=True),
         sure[:, 1],

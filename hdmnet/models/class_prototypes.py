@@ -1,4 +1,4 @@
-"""Prototypes of background and foreground, and the cosine similarity to them: PANet's and SSP's common part.
+"""ClassPrototypes of background and foreground, and the cosine similarity to them: PANet's and SSP's common part.
 
 Dimension letters: B queries, S supports, C channels, h w feature size, N = h·w, M prototypes.
 """
@@ -17,7 +17,7 @@ LENGTH_EPS = 1e-8  # least length of a vector, as of torch's own cosine similari
 
 
 @dataclass
-class QueryFeatures(Batch):
+class QueryMap(Batch):
     """B queries.
 
     Attributes:
@@ -30,7 +30,7 @@ class QueryFeatures(Batch):
 
 
 @dataclass
-class Prototypes(Batch):
+class ClassPrototypes(Batch):
     """S supports.
 
     Attributes:
