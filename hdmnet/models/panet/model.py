@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hdmnet.models.backbones.base import encode
-from hdmnet.models.class_prototypes import ClassPrototypes, QueryMap, cosines, weighted_means
+from hdmnet.models.class_prototypes import ClassPrototypes, QueryMap, cosines, weighted_means, without_autocast
 from hdmnet.models.method import FewShotMethod, Segmentation
 
 SCALE = 20.0  # α of Eq. 3
@@ -85,6 +85,7 @@ class PANet(FewShotMethod):
         return PANetSegmentation(scores, query.size, align_corners=False)
 
 
+@without_autocast
 def pool(features: Tensor, masks: Tensor) -> Tensor:
     """Mean features of background and foreground (S, 2, C) at the masks' size ("late fusion", Sec. 3.2).
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hdmnet.models.class_prototypes import unit, weighted_means
+from hdmnet.models.class_prototypes import unit, weighted_means, without_autocast
 from hdmnet.models.method import upsample
 
 SCALE = 10.0  # of the cosines
@@ -36,6 +36,7 @@ def score(units: Tensor, background: Tensor, foreground: Tensor) -> Tensor:
     return SCALE * torch.stack([(units * unit(one)).sum(2) for one in (background, foreground)], dim=2)
 
 
+@without_autocast
 def self_support(rows: Tensor, units: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     """The query's own prototypes, by what it has been taken for.
 
