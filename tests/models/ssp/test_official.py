@@ -18,6 +18,7 @@ from hdmnet.models.ssp.loss import SSPLoss
 from hdmnet.models.ssp.model import SSP
 from hdmnet.models.ssp.official import build_official, load_official_checkpoint, official_key
 from hdmnet.models.ssp.self_support import FEWEST, THRESHOLDS, pool, self_support
+from hdmnet.run.checkpoints import load_official
 from tests.helpers import prototype_recipe as recipe
 from tests.helpers.official_recipe import checksum, rng_for
 
@@ -212,6 +213,13 @@ def test_a_file_is_read(refine, state, tmp_path):
     assert not model.training
     assert model.refine is refine
     assert all(torch.equal(value, state[official_key(key)]) for key, value in model.state_dict().items())
+
+
+def test_evaluation_of_a_file_heeds_the_switch(state, tmp_path):
+    path = save(state, tmp_path / "o.pth")
+    settings = {"name": "ssp", "encoder": "backbone", "refine": False, "trunk": {"layers": [3]}}
+    assert not load_official("ssp", path, "pascal", "resnet50_v2", 1, settings).refine
+    assert load_official("ssp", path, "pascal", "resnet50_v2", 1).refine
 
 
 def test_what_does_not_fit_is_refused_in_one_line(state, tmp_path):
