@@ -23,7 +23,7 @@ from hdmnet.data.io.arrays import IGNORE
 from hdmnet.runtime.errors import DatasetError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -141,12 +141,12 @@ class CropOnly(Augment):
         draw = random.Random(seed)
         top = draw.randint(0, mask.shape[0] + borders[1] - height)
         left = draw.randint(0, mask.shape[1] + borders[3] - width)
-        cropped = []
-        for values, fill in ((image, (0, 0, 0)), (mask, (IGNORE,))):
-            padded = cv2.copyMakeBorder(values, *borders, cv2.BORDER_CONSTANT, value=fill)
-            part = padded[top : top + height, left : left + width]
-            cropped.append(np.ascontiguousarray(part[:, ::-1] if seed & 1 else part))
-        return cropped[0], cropped[1]
+        place = np.s_[top : top + height, left : left + width]
+        image = cv2.copyMakeBorder(image, *borders, cv2.BORDER_CONSTANT, value=(0, 0, 0))[place]  # type: ignore[assignment]
+        mask = cv2.copyMakeBorder(mask, *borders, cv2.BORDER_CONSTANT, value=(IGNORE,))[place]  # type: ignore[assignment]
+        if seed & 1:
+            image, mask = image[:, ::-1], mask[:, ::-1]
+        return np.ascontiguousarray(image), np.ascontiguousarray(mask)
 
 
 class RandomAugment(Augment):
@@ -280,7 +280,7 @@ def build_augment(
     """
     if name not in AUGMENTS:
         raise DatasetError(f"augment is {name!r}; expected one of {', '.join(AUGMENTS)}")
-    plain = {"none": ResizeOnly, "flip": FlipOnly, "crop": CropOnly}
+    plain: dict[str, Callable[[tuple[int, int]], Augment]] = {"none": ResizeOnly, "flip": FlipOnly, "crop": CropOnly}
     if name in plain:
         return plain[name](image_size)
     return RandomAugment(image_size, scale=scale, mean=mean, crop=name == "paper")

@@ -46,7 +46,8 @@ class ClassPrototypes(Batch):
 
     def average(self, shots: int) -> Tensor:
         """(B, 2, C): the mean over the `shots` supports of each of B queries, those of query 0 first."""
-        return self.vectors.unflatten(0, (-1, shots)).mean(1)
+        mean: Tensor = self.vectors.unflatten(0, (-1, shots)).mean(1)
+        return mean
 
 
 def without_autocast(function: Callable[..., R]) -> Callable[..., R]:
@@ -73,7 +74,8 @@ def unit(vectors: Tensor) -> Tensor:
 @without_autocast
 def cosines(features: Tensor, vectors: Tensor) -> Tensor:
     """Of features (B, C, h, w) and vectors (B, M, C): (B, M, h, w)."""
-    return (unit(vectors) @ unit(to_rows(features)).transpose(1, 2)).unflatten(2, features.shape[2:])
+    products: Tensor = unit(vectors) @ unit(to_rows(features)).transpose(1, 2)
+    return torch.unflatten(products, 2, features.shape[2:])
 
 
 @without_autocast

@@ -97,7 +97,7 @@ def upsampled_pool(features: Tensor, masks: Tensor) -> Tensor:
         for chosen in (mask != 1, mask == 1):
             large = F.interpolate(feature, mask.shape, mode="bilinear", align_corners=False)
             vectors.append((large * chosen).sum((2, 3)) / (chosen.sum() + 1e-5))
-    return torch.cat(vectors).unflatten(0, (-1, 2))
+    return torch.unflatten(torch.cat(vectors), 0, (-1, 2))
 
 
 Forms = tuple[FewShotMethod, FewShotMethod]
@@ -125,7 +125,8 @@ def prepare(name: str, form: str, mode: str, side: int, shots: int) -> Callable[
 
     def evaluate() -> Tensor:
         with torch.inference_mode():
-            return model(query, supports, masks).logits
+            logits: Tensor = model(query, supports, masks).logits
+        return logits
 
     def train() -> Tensor:
         model.zero_grad()

@@ -104,7 +104,7 @@ class SSP(FewShotMethod):
         cells = query.features.shape[2:]
 
         def to_map(values: Tensor) -> Tensor:  # (B, N, 2) → (B, 2, h, w)
-            return values.transpose(1, 2).unflatten(2, cells)
+            return torch.unflatten(values.transpose(1, 2), 2, cells)
 
         return SSPSegmentation(
             to_map(final),

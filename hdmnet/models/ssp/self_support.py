@@ -62,9 +62,8 @@ def self_support(rows: Tensor, units: Tensor, scores: Tensor) -> tuple[Tensor, T
 def adaptive_background(rows: Tensor, units: Tensor, chosen: Tensor) -> Tensor:
     """ASBP (B, N, C): the chosen positions (B, N) bool, averaged by how similar they are to each position."""
     if not rows.is_cpu:  # nothing waits for the GPU to say how many there are
-        parts = (x[:, None] for x in (units, units, rows))
-        attended = F.scaled_dot_product_attention(*parts, attn_mask=chosen[:, None, None], scale=SHARPNESS)
-        return attended[:, 0]
+        keys, values, mask = units[:, None], rows[:, None], chosen[:, None, None]
+        return F.scaled_dot_product_attention(keys, keys, values, attn_mask=mask, scale=SHARPNESS)[:, 0]
     items = []
     for row, own, keep in zip(rows, units, chosen, strict=True):
         similarity = SHARPNESS * own @ own[keep].T
