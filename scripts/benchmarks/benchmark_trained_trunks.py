@@ -34,7 +34,6 @@ from torch import Tensor, nn  # noqa: E402
 from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
 from hdmnet.models.class_prototypes import ClassPrototypes, QueryMap  # noqa: E402
 from hdmnet.models.method import FewShotMethod  # noqa: E402
-from hdmnet.models.panet import model as panet_model  # noqa: E402
 from hdmnet.models.panet import official as panet  # noqa: E402
 from hdmnet.models.panet.loss import PANetLoss  # noqa: E402
 from hdmnet.models.panet.model import PANet  # noqa: E402
@@ -53,7 +52,7 @@ class PlainSSP(SSP):
 
     def __init__(self, model: SSP) -> None:
         super().__init__(encoder=model.backbone, refine=model.refine)
-        self._trunk = self.backbone
+        self.trunk = self.backbone
 
     def match(self, query: QueryMap, support: ClassPrototypes, *, shots: int) -> SSPSegmentation:
         """As `SSP.match`."""
@@ -76,28 +75,14 @@ class PlainPANet(PANet):
     def __init__(self, model: PANet) -> None:
         super().__init__(encoder=model.backbone)
 
-    def encode_support(self, images: Tensor, masks: Tensor) -> ClassPrototypes:
-        """As `PANet.encode_support`."""
-        return ClassPrototypes(upsampled_pool(self._encode(images), masks))
-
-    def forward(self, *episode: Tensor) -> panet_model.PANetSegmentation:  # type: ignore[override]
-        """As `PANet.forward`."""
-        own = panet_model.pool
-        panet_model.pool = upsampled_pool
-        try:
-            return super().forward(*episode)
-        finally:
-            panet_model.pool = own
-
-
-def upsampled_pool(features: Tensor, masks: Tensor) -> Tensor:
-    """As `hdmnet.models.panet.model.pool`, by the formula; one class and support after the other, as there."""
-    vectors = []
-    for feature, mask in zip(features.split(1), masks, strict=True):
-        for chosen in (mask != 1, mask == 1):
-            large = F.interpolate(feature, mask.shape, mode="bilinear", align_corners=False)
-            vectors.append((large * chosen).sum((2, 3)) / (chosen.sum() + 1e-5))
-    return torch.unflatten(torch.cat(vectors), 0, (-1, 2))
+    def pool(self, features: Tensor, masks: Tensor) -> Tensor:
+        """As `PANet.pool`, by the formula; one support and class after the other, as there."""
+        vectors = []
+        for feature, mask in zip(features.split(1), masks, strict=True):
+            for chosen in (mask != 1, mask == 1):
+                large = F.interpolate(feature, mask.shape, mode="bilinear", align_corners=False)
+                vectors.append((large * chosen).sum((2, 3)) / (chosen.sum() + 1e-5))
+        return torch.unflatten(torch.cat(vectors), 0, (-1, 2))
 
 
 Forms = tuple[FewShotMethod, FewShotMethod]

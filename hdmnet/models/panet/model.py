@@ -6,15 +6,20 @@ Dimension letters: B episodes, K shots, S supports (B·K), H W input pixels, C c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hdmnet.models.backbones.base import encode
-from hdmnet.models.class_prototypes import ClassPrototypes, QueryMap, cosines, weighted_means, without_autocast
-from hdmnet.models.method import FewShotMethod, Segmentation
+from hdmnet.models.class_prototypes import (
+    ClassPrototypes,
+    PrototypeMethod,
+    QueryMap,
+    cosines,
+    weighted_means,
+    without_autocast,
+)
+from hdmnet.models.method import Segmentation
 
 SCALE = 20.0  # α of Eq. 3
 
@@ -34,19 +39,16 @@ class PANetSegmentation(Segmentation):
     aligned: Tensor | None = None
 
 
-class PANet(FewShotMethod):
+class PANet(PrototypeMethod):
     """Few-shot segmenter whose trunk is all that learns; any number of supports.
 
     Args:
-        encoder: A backbone of one level, or a base learner that has trained one. Which layers learn was decided before
-            (`prepare_trunk`).
+        encoder: As of `PrototypeMethod`.
         num_shots: K of the training episodes, of which nothing here depends.
     """
 
     def __init__(self, *, encoder: nn.Module, num_shots: int = 1) -> None:
-        super().__init__()
-        self.backbone = cast("nn.Module", getattr(encoder, "backbone", encoder))
-        self.backbone.to(memory_format=torch.channels_last)
+        super().__init__(encoder)
 
     def forward(
         self, query_image: Tensor, support_images: Tensor, support_masks: Tensor, class_index: Tensor | None = None
@@ -54,8 +56,8 @@ class PANet(FewShotMethod):
         """Segment query pictures (B, 3, H, W), as `FewShotMethod.forward` says; `class_index` is not used."""
         shots = support_images.shape[1]
         query = self.encode_query(query_image)
-        features = self._encode(support_images.flatten(0, 1))
-        support = ClassPrototypes(pool(features, support_masks.flatten(0, 1)))
+        features = self.encode(support_images.flatten(0, 1))
+        support = ClassPrototypes(self.pool(features, support_masks.flatten(0, 1)))
         output = self.match(query, support, shots=shots)
         if self.training:
             # The query's prototypes, of what it has been taken for at the features' size, segment the supports.
@@ -66,18 +68,9 @@ class PANet(FewShotMethod):
             output.support_masks, output.aligned = support_masks, foreground.flatten(1).any(1)
         return output
 
-    def encode_query(self, images: Tensor) -> QueryMap:
-        """Encode query pictures (B, 3, H, W) float, normalised."""
-        return QueryMap(self._encode(images), (images.shape[2], images.shape[3]))
-
-    def encode_support(self, images: Tensor, masks: Tensor) -> ClassPrototypes:
-        """Encode supports (S, 3, H, W), not masked, with masks (S, H, W), 0/1/255: all that is kept is prototypes."""
-        return ClassPrototypes(pool(self._encode(images), masks))
-
-    def _encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) → (B, C, h, w), in 32 bits at least."""
-        features = encode(cast("Any", self.backbone), images)[-1]
-        return features.to(torch.promote_types(features.dtype, torch.float32))
+    def pool(self, features: Tensor, masks: Tensor) -> Tensor:
+        """As of `PrototypeMethod`; 255 is background."""
+        return pool(features, masks)
 
     def match(self, query: QueryMap, support: ClassPrototypes, *, shots: int) -> PANetSegmentation:
         """Segment B encoded queries by B·K encoded supports, those of query 0 first."""

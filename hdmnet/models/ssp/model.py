@@ -6,16 +6,13 @@ Dimension letters: B episodes, K shots, S supports (B·K), H W input pixels, C c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from hdmnet.models.backbones.base import encode
 from hdmnet.models.checks import check_switch
-from hdmnet.models.class_prototypes import ClassPrototypes, QueryMap, cosines, to_rows, unit
-from hdmnet.models.folding import FoldedBackbone
-from hdmnet.models.method import FewShotMethod, Segmentation
+from hdmnet.models.class_prototypes import ClassPrototypes, PrototypeMethod, QueryMap, cosines, to_rows, unit
+from hdmnet.models.method import Segmentation
 from hdmnet.models.ssp.self_support import SCALE, pool, score, self_support
 
 
@@ -34,12 +31,11 @@ class SSPSegmentation(Segmentation):
     support_masks: Tensor | None = None
 
 
-class SSP(FewShotMethod):
+class SSP(PrototypeMethod):
     """Few-shot segmenter whose trunk is all that learns; any number of supports.
 
     Args:
-        encoder: A backbone of one level, or a base learner that has trained one. Which layers learn was decided before
-            (`prepare_trunk`).
+        encoder: As of `PrototypeMethod`.
         num_shots: K of the training episodes, of which nothing here depends.
         refine: Support the query by itself a second time, as all published models do.
 
@@ -48,38 +44,26 @@ class SSP(FewShotMethod):
     """
 
     def __init__(self, *, encoder: nn.Module, num_shots: int = 1, refine: bool = True) -> None:
-        super().__init__()
+        super().__init__(encoder)
         check_switch("model.refine", refine)
         self.refine = refine
-        self.backbone = cast("nn.Module", getattr(encoder, "backbone", encoder))
-        self.backbone.to(memory_format=torch.channels_last)
-        self._trunk: Any = FoldedBackbone(self.backbone)
 
     def forward(
         self, query_image: Tensor, support_images: Tensor, support_masks: Tensor, class_index: Tensor | None = None
     ) -> SSPSegmentation:
         """Segment query pictures (B, 3, H, W), as `FewShotMethod.forward` says; `class_index` is not used."""
         query, masks = self.encode_query(query_image), support_masks.flatten(0, 1)
-        features = self._encode(support_images.flatten(0, 1))
-        support = ClassPrototypes(pool(features, masks))
+        features = self.encode(support_images.flatten(0, 1))
+        support = ClassPrototypes(self.pool(features, masks))
         output = self.match(query, support, shots=support_images.shape[1])
         if self.training:
             output.query_features, output.support_masks = query.features, masks
             output.support_scores = SCALE * cosines(features, support.vectors)
         return output
 
-    def encode_query(self, images: Tensor) -> QueryMap:
-        """Encode query pictures (B, 3, H, W) float, normalised."""
-        return QueryMap(self._encode(images), (images.shape[2], images.shape[3]))
-
-    def encode_support(self, images: Tensor, masks: Tensor) -> ClassPrototypes:
-        """Encode supports (S, 3, H, W), not masked, with masks (S, H, W), 0/1/255: all that is kept is prototypes."""
-        return ClassPrototypes(pool(self._encode(images), masks))
-
-    def _encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) → (B, C, h, w), in 32 bits at least: thresholds follow."""
-        features = encode(self._trunk, images)[-1]
-        return features.to(torch.promote_types(features.dtype, torch.float32))
+    def pool(self, features: Tensor, masks: Tensor) -> Tensor:
+        """As of `PrototypeMethod`; 255 is in neither."""
+        return pool(features, masks)
 
     def match(self, query: QueryMap, support: ClassPrototypes, *, shots: int) -> SSPSegmentation:
         """Segment B encoded queries by B·K encoded supports, those of query 0 first.

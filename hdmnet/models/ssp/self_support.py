@@ -48,7 +48,7 @@ def self_support(rows: Tensor, units: Tensor, scores: Tensor) -> tuple[Tensor, T
         scores: (B, N, 2) float, logits.
 
     Returns:
-        ClassPrototypes: of background (B, N, C), one a position, and of foreground (B, 1, C).
+        Prototypes: of background (B, N, C), one a position, and of foreground (B, 1, C).
     """
     probability = scores.detach().softmax(2)
     sure = probability > probability.new_tensor(THRESHOLDS)
