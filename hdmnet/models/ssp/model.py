@@ -69,7 +69,7 @@ class SSP(PrototypeMethod):
         """Segment B encoded queries by B·K encoded supports, those of query 0 first.
 
         Returns:
-            Scores; where they are refined, the first ones as the auxiliary prediction "first"; the map "support": the
+            Scores; where they are refined, the first ones as the auxiliary prediction "first"; the map "similarity": the
             probability of foreground by the supports' prototypes alone.
         """
         rows = to_rows(query.features)  # (B, N, C)
@@ -94,5 +94,5 @@ class SSP(PrototypeMethod):
             to_map(final),
             query.size,
             auxiliary={"first": to_map(first)} if self.refine else {},
-            maps={"support": [to_map(alone.softmax(2))[:, 1]]},
+            maps={"similarity": [to_map(alone.softmax(2))[:, 1]]},
         )

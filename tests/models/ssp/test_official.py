@@ -82,7 +82,7 @@ def test_evaluation(case, arrays):
         kept = model.encode_support(supports.flatten(0, 1), masks.flatten(0, 1))
         out = model.match(model.encode_query(query), kept, shots=supports.shape[1])
     close(kept.average(supports.shape[1]), recorded["prototypes"], PROTOTYPES)
-    close(out.maps["support"][0], recorded["support_low"].softmax(1)[:, 1], OUTPUTS)
+    close(out.maps["similarity"][0], recorded["support_low"].softmax(1)[:, 1], OUTPUTS)
     close(out.logits[..., ::6, ::6], recorded["final_every_6th"], OUTPUTS)
     assert list(out.auxiliary) == ["first"] * model.refine
     if model.refine:
