@@ -69,8 +69,8 @@ class SSP(PrototypeMethod):
         """Segment B encoded queries by B·K encoded supports, those of query 0 first.
 
         Returns:
-            Scores; where they are refined, the first ones as the auxiliary prediction "first"; the map "similarity": the
-            probability of foreground by the supports' prototypes alone.
+            Scores; where they are refined, the first ones as the auxiliary prediction "first"; the map "similarity":
+            the probability of foreground by the supports' prototypes alone.
         """
         rows = to_rows(query.features)  # (B, N, C)
         units = unit(rows)
