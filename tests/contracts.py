@@ -24,10 +24,12 @@ class MethodContract:
     Attributes:
         size: (H, W) of the pictures; not square, and not a multiple of the strides.
         tolerance: Of what is computed in another order.
+        ignore_is_background: Whether the method takes 255 in a support mask for background; else it is neither class.
     """
 
     size = (49, 66)
     tolerance = 1e-4
+    ignore_is_background = True
 
     @pytest.fixture
     def method(self):
@@ -98,11 +100,15 @@ class MethodContract:
             assert all(p.grad is None or p.grad.isfinite().all() for p in method.parameters())
 
     @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
-    def test_255_in_a_support_mask_is_background(self, evaluated, dtype):
+    def test_255_in_a_support_mask_is_no_object(self, evaluated, dtype):
         query, supports, masks = self.episodes()
         plain = torch.where(masks == 255, 0, masks)
-        ours, other = (self.segment(evaluated, query, supports, m) for m in (masks.to(dtype), plain))
-        self.same(ours, other, exact=True)
+        ours, same, other = (self.segment(evaluated, query, supports, m) for m in (masks.to(dtype), masks, plain))
+        self.same(ours, same, exact=True)
+        if self.ignore_is_background:
+            self.same(ours, other, exact=True)
+        else:
+            assert not torch.equal(ours.logits, other.logits)
 
     def test_answers_are_deterministic_and_do_not_depend_on_the_batch(self, evaluated):
         episodes = self.episodes(shots=3)

@@ -129,7 +129,7 @@ class Segmenter:
             path: `checkpoints/best.ckpt` of a run, say. Nothing in the file is run.
             device: "auto" (a GPU if there is one), "cpu", "cuda:1" …
             dataset: Only for official files: "pascal" or "coco".
-            backbone: Only for official files: one that the release has, e.g. "resnet50_v2" or "vgg16".
+            backbone: Only for official files: "resnet50_v2", "vgg16" or "vgg16_plain", as the method's release has it.
             shot: Only for official files: K it was trained with. Any number of supports may be given to `fit`.
             method: Only for official files: whose release it is of.
             image_size: Side, or (H, W), that the network sees; None: what it was trained with.

@@ -119,9 +119,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "protocol": ("uniform", "official"),
     "support_mask": ("given", "ones"),
     "dataset.on_error": ("raise", "skip"),
-    "augment.name": ("official", "paper", "flip", "none"),
+    "augment.name": ("official", "paper", "crop", "flip", "none"),
     "optim.on_nonfinite": ("stop", "skip"),
-    "optim.base.augment": ("bam", "official", "paper", "flip", "none"),
+    "optim.base.augment": ("bam", "official", "paper", "crop", "flip", "none"),
     "optim.base.optimizer": ("sgd", "adamw"),
     "optim.base.freeze_backbone": ("none", "norm", "all"),
 }

@@ -1,4 +1,4 @@
-"""Batch normalisation folded into convolutions, and pyramid pooling that is never upsampled.
+"""Batch normalisation folded into convolutions, which may still learn, and pyramid pooling that is never upsampled.
 
 Dimension letters: B batch, C channels of layer 4, R channels of a branch, h w feature size, S cells of all branches
 (50), C_5 channels of "feature 5".
@@ -6,12 +6,14 @@ Dimension letters: B batch, C channels of layer 4, R channels of a branch, h w f
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
@@ -25,15 +27,56 @@ _IN_ORDER = {nn.Sequential.forward, BasicBlock.forward, Bottleneck.forward}
 
 def fold_batch_norm(module: nn.Module) -> nn.Module:
     """Fold batch normalisation, in evaluation mode, into the convolution that it surely follows; in place."""
-    for child in module.children():
-        fold_batch_norm(child)
-    if type(module).forward in _IN_ORDER:
-        for (name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
-            # Exactly these types: what inherits from them may compute more, as timm's do.
-            if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.running_mean is not None:
-                setattr(module, name, fuse_conv_bn_eval(conv, norm))
-                setattr(module, norm_name, nn.Identity())
+    for conv, norm in _find_folds(module):
+        fused = fuse_conv_bn_eval(*(cast("Any", module.get_submodule(name)) for name in (conv, norm)))
+        module.set_submodule(conv, fused)
+        module.set_submodule(norm, nn.Identity())
     return module
+
+
+def _find_folds(module: nn.Module) -> list[tuple[str, str]]:
+    """Names of the convolutions, each with the batch normalisation that surely follows it."""
+    found = []
+    for path, owner in module.named_modules():
+        if type(owner).forward in _IN_ORDER:
+            for (name, conv), (norm_name, norm) in pairwise(list(owner.named_children())):
+                # Exactly these types: what inherits from them may compute more, as timm's do.
+                if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.running_mean is not None:
+                    found.append((f"{path}.{name}".lstrip("."), f"{path}.{norm_name}".lstrip(".")))
+    return found
+
+
+class FoldedBackbone:
+    """A backbone that learns, run with its batch normalisation folded: the same numbers and gradients for less.
+
+    Folded weights are made at each call from those that learn, which get the gradients. In training nothing has to be
+    kept of what went into a normalisation. No module of its own: it holds no weights.
+
+    Args:
+        backbone: Run as it is where nothing can be folded, or while a normalisation is in training mode.
+    """
+
+    def __init__(self, backbone: Any) -> None:
+        self.backbone = backbone
+        self.feature_info, self.multiple_of = backbone.feature_info, backbone.multiple_of
+        self._folds = _find_folds(backbone)
+        self._folded: Any = fold_batch_norm(copy.deepcopy(backbone).to("meta").eval()) if self._folds else None
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) float → one (B, C_l, h_l, w_l) float a level, as the backbone."""
+        if not self._folds or any(self.backbone.get_submodule(norm).training for _, norm in self._folds):
+            levels: tuple[Tensor, ...] = self.backbone(images)
+            return levels
+        weights = dict(self.backbone.named_parameters())
+        for conv_name, norm_name in self._folds:
+            conv, norm = (self.backbone.get_submodule(name) for name in (conv_name, norm_name))
+            scale = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
+            shift = (0 if conv.bias is None else conv.bias) - norm.running_mean
+            weights[f"{conv_name}.weight"] = conv.weight * scale[:, None, None, None]
+            weights[f"{conv_name}.bias"] = shift * scale + (0 if norm.bias is None else norm.bias)
+        used = {name: weights[name] for name, _ in self._folded.named_parameters()}
+        folded: tuple[Tensor, ...] = functional_call(self._folded, used, (images,))
+        return folded
 
 
 class FoldedPooling:

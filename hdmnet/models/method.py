@@ -37,6 +37,7 @@ class Segmentation:
             learner and base learner, one a scale of PFENet.
         maps: For pictures and distillation, by name ("prior", "correlation"): (B, h_l, w_l) float each, finest first.
         is_probability: Whether `scores` are probabilities (fused predictions, which need not add up to 1).
+        align_corners: Of the upsampling; PANet does without.
         decided: (B, H, W) integer, 0 and 1, of a method that decides by a rule of its own (HSNet's vote over the
             supports); None: foreground is where its score is the larger.
     """
@@ -46,18 +47,19 @@ class Segmentation:
     auxiliary: dict[str, Tensor] = field(default_factory=dict)
     maps: dict[str, list[Tensor]] = field(default_factory=dict)
     is_probability: bool = False
+    align_corners: bool = True
     decided: Tensor | None = None
 
     # Full resolution is made only when asked for: 61 base classes at 633² are 98 MB a picture.
     @cached_property
     def logits(self) -> Tensor:
         """(B, 2, H, W) float."""
-        return upsample(self.scores, self.size)
+        return upsample(self.scores, self.size, align_corners=self.align_corners)
 
     @cached_property
     def auxiliary_logits(self) -> Mapping[str, Tensor]:
         """(B, C, H, W) float each, upsampled when it is looked up."""
-        return _Upsampled(self.auxiliary, self.size)
+        return _Upsampled(self.auxiliary, self.size, self.align_corners)
 
     def logits_of(self, name: str) -> Tensor:
         """(B, C, H, W) float: of the final prediction, or of an auxiliary one."""
@@ -72,13 +74,13 @@ class Segmentation:
 class _Upsampled(Mapping[str, Tensor]):
     """Maps at full resolution, each made when it is first asked for."""
 
-    def __init__(self, scores: Mapping[str, Tensor], size: tuple[int, int]) -> None:
-        self._scores, self._size = scores, size
+    def __init__(self, scores: Mapping[str, Tensor], size: tuple[int, int], align_corners: bool) -> None:
+        self._scores, self._size, self._align_corners = scores, size, align_corners
         self._made: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._made:
-            self._made[name] = upsample(self._scores[name], self._size)
+            self._made[name] = upsample(self._scores[name], self._size, align_corners=self._align_corners)
         return self._made[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -88,9 +90,9 @@ class _Upsampled(Mapping[str, Tensor]):
         return len(self._scores)
 
 
-def upsample(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    """Scores (B, C, h, w) at the input's size, (B, C, H, W): bilinear, corners aligned, as the field does."""
-    return F.interpolate(scores, size, mode="bilinear", align_corners=True)
+def upsample(scores: Tensor, size: tuple[int, int], *, align_corners: bool = True) -> Tensor:
+    """Scores (B, C, h, w) at the input's size, (B, C, H, W): bilinear, corners aligned, as most of the field does."""
+    return F.interpolate(scores, size, mode="bilinear", align_corners=align_corners)
 
 
 def foreground_probability(scores: Tensor, *, is_probability: bool) -> Tensor:

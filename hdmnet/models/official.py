@@ -93,13 +93,17 @@ def guess_kind(state: dict[str, Tensor]) -> dict[str, str]:
         state: Tensors by official key.
 
     Returns:
-        Some of: ``kind`` ("HDMNet", "PFENet", "HSNet", "DCAMA" or "base learner"), ``dataset``, ``backbone``, ``shot``.
+        Some of: ``kind`` ("HDMNet", "PFENet", "HSNet", "DCAMA", "SSP", "PANet" or "base learner"), ``dataset``,
+        ``backbone``, ``shot``.
     """
     guess: dict[str, str] = {}
     parts = {key.partition(".")[0] for key in state}
     kinds = {"transformer": "HDMNet", "ppm": "base learner", "init_merge": "PFENet"}
     kinds |= {"hpn_learner": "HSNet", "feature_extractor": "DCAMA"}
     kind = next((kind for part, kind in kinds.items() if part in parts), None)
+    if kind is None:  # nothing but a trunk
+        trunks = {"layer0.0.0.weight": "SSP", "encoder.backbone.features.0.0.weight": "PANet"}
+        kind = next((kind for key, kind in trunks.items() if key in state), None)
     if kind is not None:
         guess["kind"] = kind
     if kind == "HDMNet":
@@ -114,9 +118,11 @@ def guess_kind(state: dict[str, Tensor]) -> dict[str, str]:
         depth = max(int(match[3] or 0) for match in trunk) + 1
         known = {1: "vgg16_plain" if trunk[0][1] else "swin_b_384", 6: "resnet50", 23: "resnet101"}
         guess["backbone"] = known.get(depth, f"a ResNet with {depth} blocks in layer 3")
+    if kind == "PANet":
+        guess["backbone"] = "vgg16_plain"
     elif any(re.match(r"layer1\.\d+\.conv\d", key) for key in state):
         blocks = {key.split(".")[1] for key in state if key.startswith("layer3.")}
-        if "layer0.6.weight" not in state:
+        if "layer0.6.weight" not in state and kind != "SSP":
             guess["backbone"] = "a ResNet without the deep stem"
         else:
             guess["backbone"] = "resnet50_v2" if len(blocks) == 6 else f"a ResNet with {len(blocks)} blocks in layer 3"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from hdmnet.runtime.checkpoint_file import BASE_LEARNER_KEY, RUN_KEY, read_check
 from hdmnet.runtime.errors import CheckpointError, refusals_as
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from hdmnet.models.base_learner import BaseLearner
     from hdmnet.models.method import FewShotMethod
 
@@ -61,16 +64,22 @@ def facts_of_earlier_versions(config: dict[str, Any], state: Any, prefix: str = 
     return {"method": look_up(config, "model.name"), "shot": config["shot"], "num_base": num_base}
 
 
-def load_official(method: str, path: str | Path, dataset: str, backbone: str, shot: int) -> FewShotMethod:
+def load_official(
+    method: str, path: str | Path, dataset: str, backbone: str, shot: int, settings: Mapping[str, Any] | None = None
+) -> FewShotMethod:
     """Read a checkpoint of a method's official release, by its `hdmnet.models.<method>.official`.
+
+    Of `settings`, keys of a config's `model`, the reader gets those that it takes (`refine` of SSP).
 
     Raises:
         ValueError: There is no such reader, or the file fits no variant of the release.
         FileNotFoundError: There is no such file.
     """
-    reader = official_reader(method)
+    load = official_reader(method).load_official_checkpoint
+    known = inspect.signature(load).parameters
+    own = {key: value for key, value in (settings or {}).items() if key in known}
     with refusals_as(CheckpointError):
-        model: FewShotMethod = reader.load_official_checkpoint(path, dataset, backbone, shot)
+        model: FewShotMethod = load(path, dataset, backbone, shot, **own)
     return model
 
 

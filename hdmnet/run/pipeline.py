@@ -238,7 +238,8 @@ def prepare_evaluation(cfg: DictConfig, checkpoint: dict[str, Any] | None) -> tu
         L.seed_everything(cfg.seed, workers=True, verbose=False)
         return build_task(cfg, build_model(cfg, build_encoder(cfg, data.num_base)), data), data
     if entry is None:
-        model = load_official(cfg.model.name, cfg.ckpt, dataset.name, cfg.backbone.name, cfg.shot)
+        settings = to_plain(cfg)["model"]
+        model = load_official(cfg.model.name, cfg.ckpt, dataset.name, cfg.backbone.name, cfg.shot, settings)
         return build_task(cfg, model, data), data
     _refuse_other_fold(cfg, checkpoint)
     model = build_trained(cfg, run_state_dict(checkpoint), cfg.ckpt, entry["facts"])

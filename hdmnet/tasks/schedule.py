@@ -1,4 +1,4 @@
-"""The learning-rate schedule of both stages."""
+"""Learning-rate schedules: of both stages, and in steps."""
 
 from __future__ import annotations
 
@@ -23,3 +23,29 @@ def poly_factor(iteration: int, max_iterations: int, power: float, warmup_iterat
 def poly_schedule(optimizer: Optimizer, max_iterations: int, power: float, warmup_iterations: int = 0) -> LambdaLR:
     """A scheduler, stepped every iteration, that applies `poly_factor` to every group."""
     return LambdaLR(optimizer, lambda step: poly_factor(step + 1, max_iterations, power, warmup_iterations))
+
+
+def step_schedule(
+    optimizer: Optimizer,
+    max_iterations: int,
+    parts: int,
+    factor: float = 0.1,
+    power: None = None,
+    warmup_iterations: int = 0,
+) -> LambdaLR:
+    """A scheduler, stepped every iteration, that lowers every rate by `factor` from one part of the run to the next.
+
+    Args:
+        optimizer: Its rates are of the first part.
+        max_iterations: Of the run, which falls into equal parts.
+        parts: Their number.
+        factor: Of the rate.
+        power: Of the polynomial schedule, which this is not.
+        warmup_iterations: As of `poly_factor`.
+    """
+
+    def rate(step: int) -> float:
+        decay = factor ** min(step * parts // max_iterations, parts - 1)
+        return decay * poly_factor(step, max_iterations, 0.0, warmup_iterations)
+
+    return LambdaLR(optimizer, rate)

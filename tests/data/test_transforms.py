@@ -177,7 +177,7 @@ def test_resize_pair_is_bilinear_and_nearest():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "offical"}, r"augment is 'offical'; expected one of official, paper, flip, none"),
+        ({"name": "offical"}, r"augment is 'offical'; expected one of official, paper, crop, flip, none"),
         ({"scale": (1.1, 0.9)}, r"scale is \(1.1, 0.9\); expected 0 < low <= high"),
         ({"mean": (123.0, 116.0, 104.0)}, r"expected three values in \[0, 1\]"),
         ({"image_size": (0, 5)}, r"image_size is \(0, 5\)"),
@@ -200,3 +200,30 @@ def test_flip_only_turns_every_other_picture_and_its_mask_together():
     assert np.array_equal(same[1], mask)
     assert np.array_equal(turned[0], image[:, ::-1])
     assert np.array_equal(turned[1], mask[:, ::-1])
+
+
+@pytest.mark.parametrize("size", [(20, 30), (70, 30), (70, 90)])
+def test_a_crop_is_a_part_of_the_picture_at_its_scale(size):
+    """Smaller, larger in one direction, larger in both; flipped or not."""
+    rows, columns = np.mgrid[1:51, 1:61]
+    image = np.stack([rows, columns, rows + columns], axis=2).astype(np.uint8)
+    mask = (columns > 30).astype(np.uint8)
+    augment = build_augment("crop", image_size=size, scale=(0.9, 1.1), mean=(0.5, 0.5, 0.5))
+    seen = set()
+    for seed in range(40):
+        cropped, labels = augment(image, mask, seed)
+        assert equal(augment(image, mask, seed), (cropped, labels))
+        assert cropped.shape == (*size, 3)
+        if seed & 1:
+            cropped, labels = cropped[:, ::-1], labels[:, ::-1]
+        inside = labels != 255
+        assert inside.sum() == min(size[0], 50) * min(size[1], 60)
+        assert inside[: min(size[0], 50), : min(size[1], 60)].all()  # what is missing is at the right and the bottom
+        assert not cropped[~inside].any()
+        top, left = cropped[0, 0, :2].astype(int)
+        seen.add((top, left))
+        height, width = min(size[0], 50), min(size[1], 60)
+        place = np.s_[top - 1 : top - 1 + height, left - 1 : left - 1 + width]
+        np.testing.assert_array_equal(cropped[:height, :width], image[place])
+        np.testing.assert_array_equal(labels[:height, :width], mask[place])
+    assert (len(seen) == 1) == (size == (70, 90))

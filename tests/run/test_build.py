@@ -26,6 +26,16 @@ def test_pfenet_on_timm_says_why_not(compose_config, backbone):
         check_builds(compose_config("train", "model=pfenet", f"backbone={backbone}"))
 
 
+@pytest.mark.parametrize("model", ["ssp", "panet"])
+def test_a_trunk_that_learns_on_timm_says_what_to_set(compose_config, model):
+    words = (f"model={model}", "model.encoder=backbone", "backbone=timm", "backbone.model=convnext_atto")
+    with pytest.raises(ConfigError, match=r"^model\.trunk\.before_relu=True: TimmBackbone gives whole levels"):
+        check_builds(compose_config("train", *words))
+    assert check_builds(compose_config("train", *words, "model.trunk.before_relu=false", "model.trunk.trainable=all"))
+    learns = check_builds(compose_config("train", f"model={model}", "model.trunk.trainable=[]"))
+    assert not learns  # tested as it is
+
+
 def test_a_random_backbone_that_never_learns_is_told(compose_config, caplog):
     words = ("backbone=timm", "backbone.model=convnext_atto", "backbone.weights=null")
     build.build_backbone(compose_config("train", *words))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hdmnet.metrics import FewShotIoU, SegmentationIoU
-from hdmnet.tasks.schedule import poly_factor, poly_schedule
+from hdmnet.tasks.schedule import poly_factor, poly_schedule, step_schedule
 
 RECORDED = json.loads((Path(__file__).parents[1] / "models" / "hdmnet" / "golden" / "unit_misc.json").read_text())
 
@@ -34,6 +34,30 @@ def test_scheduler_starts_at_iteration_1_and_keeps_the_groups_ratio():
     assert set(by_iteration) == {1, 500, 999, 1000}
     for iteration, expected in by_iteration.items():
         assert rates[iteration - 1] == pytest.approx(expected, rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize("length", [6000, 50, 2])
+def test_steps_of_equal_length_however_long_the_run(length):
+    """SSP: a tenth after 2,000 and 4,000 of 6,000 iterations."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    scheduler = step_schedule(optimizer, length, 3)
+    rates = []
+    for _ in range(length):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    expected = [1e-3 * 0.1 ** (3 * step // length) for step in range(length)]
+    assert rates == pytest.approx(expected, rel=1e-12)
+    if length == 6000:
+        assert rates[1999:2001] == pytest.approx([1e-3, 1e-4])
+        assert rates[3999:4001] == pytest.approx([1e-4, 1e-5])
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-5)  # after the last one as in the last part
+
+
+def test_steps_after_a_warm_up():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    factor = step_schedule(optimizer, 100, 2, 0.5, warmup_iterations=10).lr_lambdas[0]
+    assert [factor(step) for step in (0, 5, 10, 49, 50, 99)] == pytest.approx([0.1, 0.55, 1.0, 1.0, 0.5, 0.5])
 
 
 def recorded_labels():

@@ -15,6 +15,8 @@ from hdmnet.models.backbones.base import SequentialBackbone
 from hdmnet.models.tensor_file import inner_state, read_tensors, unwrap
 
 _STEM = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3")  # of a ResNet; the last four only of a deep stem
+# A deep stem kept as one Sequential, as in the file that SSP starts from.
+_NESTED_STEM = dict(zip(("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1"), _STEM, strict=True))
 # A key of each architecture.
 _PROBES = {"resnet": "layer1.0.conv1.weight", "vgg": "features.0.weight", "mobilenet": "features.0.0.weight"}
 # The name in torchvision, and the weights that are the default.
@@ -43,7 +45,10 @@ def load_weights(
 
     Every parameter must be found.
     """
-    state = {k: v for k, v in _read_state(name, weights, weights_dir).items() if not k.endswith("num_batches_tracked")}
+    state = _read_state(name, weights, weights_dir)
+    if "conv1.0.weight" in state:
+        state = {_flat_key(key): value for key, value in state.items()}
+    state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     own = {k: v for k, v in backbone.state_dict().items() if not k.endswith("num_batches_tracked")}
     ends = list(accumulate(len(list(part.children())) for part in backbone.parts))
     renamed = {_own_key(name, key, ends): value for key, value in state.items()}
@@ -117,6 +122,12 @@ def read_state(path: Path, wanted: str) -> dict[str, Tensor]:
         return inner_state(state, wanted)
     except ValueError as error:
         raise ValueError(f"weights {str(path)!r} {error}") from None
+
+
+def _flat_key(key: str) -> str:
+    """A key of a nested deep stem as the flat stem has it; others as they are."""
+    head, _, leaf = key.rpartition(".")
+    return f"{_NESTED_STEM.get(head, head)}.{leaf}".lstrip(".")
 
 
 def _own_key(name: str, key: str, ends: list[int]) -> str:

@@ -145,9 +145,15 @@ def test_half_precision_file_gives_float32(tmp_path):
     torch.testing.assert_close(backbone.parts[0][0][0].weight.half(), state["features.0.0.weight"])
 
 
-def test_deep_stem_file_of_the_release(tmp_path):
+@pytest.mark.parametrize(
+    "names",
+    [("conv1", "bn1", "conv2", "bn2", "conv3", "bn3"), ("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1")],
+    ids=["release", "ssp"],
+)
+def test_deep_stem_file_of_the_release(tmp_path, names):
+    """Flat names, and those of the file that SSP starts from."""
     own = build_backbone("resnet50_v2").state_dict()
-    stem = {"0.0": "conv1", "0.1": "bn1", "0.3": "conv2", "0.4": "bn2", "0.6": "conv3", "0.7": "bn3"}
+    stem = dict(zip(("0.0", "0.1", "0.3", "0.4", "0.6", "0.7"), names, strict=True))
     state = {}
     for key, value in own.items():
         part = key.removeprefix("parts.")

@@ -1,0 +1,1 @@
+"""PANet: Wang et al., ICCV 2019."""

@@ -1,0 +1,1 @@
+"""SSP: Fan et al., ECCV 2022."""
