@@ -29,7 +29,8 @@ def prepare_trunk(
         backbone: Changed in place.
         layers: Whose features come out, finest first; None: the backbone's own three levels (of a ResNet [2, 3, 4]).
             Layers after the last one are thrown away. Of a backbone without numbered layers (timm): as many levels, or
-            some of its last three, which then stand for layers 2, 3 and 4; of every block, the last four stages are 1 to 4.
+            some of its last three, which then stand for layers 2, 3 and 4; of every block, the last four stages are
+            1 to 4.
         every_block: Each block's features, not the last one's of a layer only.
         before_relu: Features before the ReLU that closes a block.
         trainable: Layers whose weights learn, 0 being the stem; [] for none, "all". Batch normalisation learns nothing,
