@@ -36,7 +36,7 @@ from prepare_common import (  # noqa: E402
 from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
 from hdmnet.data.datasets.coco import YEARS  # noqa: E402
 from hdmnet.data.datasets.files import check_unique  # noqa: E402
-from hdmnet.data.io.annotations import CROWD_VALUES, refuse_doubled  # noqa: E402
+from hdmnet.data.io.annotations import CROWD_VALUES, is_crowd, marks_nothing, refuse_doubled  # noqa: E402
 
 NAME = "prepare_coco"
 NUM_CATEGORIES = 80
@@ -202,8 +202,8 @@ def report(
         f"{len(present) - len(lacking):,} masks, {num_empty:,} without annotations"
     )
     every = [annotation for item in present for annotation in item.annotations]
-    num_crowds = sum(bool(annotation["iscrowd"]) for annotation in every)
-    bare = sum(annotation["segmentation"] == [] for annotation in every)
+    num_crowds = sum(map(is_crowd, every))
+    bare = sum(marks_nothing(annotation["segmentation"]) for annotation in every)
     for number, text in (
         (num_crowds, f"annotations are marked as crowds (iscrowd 1) and painted by --crowd {crowd}"),
         (bare, "annotations have no segmentation and are not painted"),

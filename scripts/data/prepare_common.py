@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hdmnet.data.datasets.palettes import CommonColours, refuse_other_palette
-from hdmnet.data.io.annotations import CROWD_VALUES, decode_segmentation, refuse_doubled
+from hdmnet.data.io.annotations import CROWD_VALUES, decode_segmentation, is_crowd, refuse_doubled
 from hdmnet.data.io.arrays import IGNORE, MAX_LABELS, UInt8Array
 from hdmnet.data.io.masks import read_mask, write_mask
 from hdmnet.data.io.pictures import PNG_END, read_size
@@ -318,7 +318,7 @@ def paint_annotations(
         category = annotation.get("category_id")
         if not isinstance(category, int) or category not in values:
             raise DatasetError(f"{name} has category {category!r}, not among the file's {len(values)} categories")
-        crowd_value = CROWD_VALUES[crowd] if annotation.get("iscrowd") else None
+        crowd_value = CROWD_VALUES[crowd] if is_crowd(annotation) else None
         try:
             region = decode_segmentation(annotation.get("segmentation"), *size)
         except Exception as error:  # pycocotools raises bare Exception, TypeError and more on malformed input

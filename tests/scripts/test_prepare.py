@@ -500,8 +500,10 @@ def test_crowd_regions_take_their_turn_with_the_value_asked_for(crowd, value):
     np.testing.assert_array_equal(painted, expected)
 
 
-def test_an_annotation_without_parts_paints_nothing():
-    assert not paint_annotations([square(0, 0, 4, segmentation=[])], (4, 4), {3: 1}).any()
+@pytest.mark.parametrize("empty", [[], None, [[0, 0, 3, 3]], {"size": [4, 4], "counts": ""}])
+def test_an_annotation_without_parts_paints_nothing(empty):
+    """Nor does one of two points, which pycocotools takes for a box."""
+    assert not paint_annotations([square(0, 0, 4, segmentation=empty)], (4, 4), {3: 1}).any()
 
 
 @pytest.mark.parametrize(
@@ -509,7 +511,7 @@ def test_an_annotation_without_parts_paints_nothing():
     [
         ({"category_id": 4}, "annotation 1 has category 4, not among the file's 1 categories"),
         ({"segmentation": [[1, 2]]}, "annotation 1 cannot be decoded: a polygon is no list of x, y pairs"),
-        ({"segmentation": None}, "neither polygons nor a run-length code"),
+        ({"segmentation": 5}, "neither polygons nor a run-length code"),
         ({"segmentation": {"size": [4, 5], "counts": [20]}}, r"size \[4, 5\], its picture \[4, 4\]"),
         ({"segmentation": {"size": [4, 4], "counts": [20]}}, "add up to 20, expected 16"),
     ],

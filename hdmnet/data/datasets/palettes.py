@@ -2,6 +2,8 @@
 
 Optimisers of PNGs drop and sort the entries of a palette, and change the values with them. A viewer shows the mask as
 before, but its values name other classes. So in a data set a value has to be shown in the same colour by all masks.
+They also give grey masks a palette of the greys in use, and make grey masks of palettes of greys. So a palette must not
+show a value as the grey of another one that grey masks hold, nor a grey mask 255 where palettes show an object white.
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hdmnet.data.io.arrays import UInt8Array
+from hdmnet.data.io.arrays import IGNORE, UInt8Array
 from hdmnet.data.io.masks import read_mask, read_palette
 from hdmnet.runtime.errors import DatasetError
 
 _SAMPLE = 64  # masks that tell which colour a value has
 _UNKNOWN = -1
+_GREY = 0x010101  # times a value: its grey
+_WHITE = IGNORE * _GREY
 
 
 @dataclass(frozen=True)
@@ -29,18 +33,34 @@ class CommonColours:
     Attributes:
         codes: (256,) int64, 0xRRGGBB of each value; -1 of one that none of them holds.
         masks: One of the masks that show a value so, by value.
+        grey: One of the masks without palette that hold a value, by value; of values between 0 and 255.
     """
 
     codes: NDArray[np.int64]
     masks: dict[int, Path]
+    grey: dict[int, Path]
 
-    def other(self, codes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The value that is shown as this palette (n,) of 0xRRGGBB shows 0..n-1, or otherwise; -1 where all is well."""
-        own = self.codes[: len(codes)]
-        values = np.where((own != _UNKNOWN) & (own != codes), np.arange(len(codes)), _UNKNOWN)
-        for value in np.flatnonzero((own == _UNKNOWN) & np.isin(codes, self.codes)):
-            values[value] = np.flatnonzero(self.codes == codes[value])[0]
-        return values
+    def other(self, codes: NDArray[np.int64]) -> dict[int, tuple[int, Path]]:
+        """Which value of 0..n-1, shown by a palette (n,) of 0xRRGGBB, a mask shows otherwise, or another one so.
+
+        Returns:
+            By value, the one that is shown otherwise, or in its colour, and the mask that shows it.
+        """
+        found: dict[int, tuple[int, Path]] = {}
+        is_grey = bool((codes % _GREY == 0).all())
+        for value, (code, own) in enumerate(zip(codes.tolist(), self.codes[: len(codes)].tolist(), strict=True)):
+            grey = code // _GREY if is_grey else value
+            if own not in (_UNKNOWN, code):
+                found[value] = value, self.masks[value]
+            elif grey != value and grey in self.grey:
+                found[value] = grey, self.grey[grey]
+            elif own == _UNKNOWN:
+                # A palette that shows both so, as black what it has no colour for, tells nothing.
+                several = [
+                    one for one in np.flatnonzero(self.codes == code).tolist() if code not in codes[one : one + 1]
+                ]
+                found |= {value: (one, self.masks[one]) for one in several[:1]}
+        return found
 
 
 def common_colours(paths: Sequence[Path]) -> CommonColours:
@@ -51,21 +71,25 @@ def common_colours(paths: Sequence[Path]) -> CommonColours:
     """
     shown: dict[int, Counter[int]] = {}
     masks: dict[tuple[int, int], Path] = {}
+    grey: dict[int, Path] = {}
     for position in sorted({int(place) for place in np.linspace(0, len(paths) - 1, min(_SAMPLE, len(paths)))}):
         try:
             palette = read_palette(paths[position])
-            used = [] if palette is None else _values_of(paths[position], len(palette))
+            used = _values_of(paths[position], IGNORE if palette is None else len(palette))
         except (ValueError, OSError):  # whoever reads the mask says so
             continue
         for value in used:
-            assert palette is not None
+            if palette is None:
+                grey.setdefault(value, paths[position])
+                continue
             code = int(_codes(palette)[value])
             shown.setdefault(value, Counter())[code] += 1
             masks.setdefault((value, code), paths[position])
     codes = np.full(256, _UNKNOWN, dtype=np.int64)
     for value, counts in shown.items():
         codes[value] = counts.most_common(1)[0][0]
-    return CommonColours(codes, {value: masks[value, int(codes[value])] for value in shown})
+    grey.pop(0, None)
+    return CommonColours(codes, {value: masks[value, int(codes[value])] for value in shown}, grey)
 
 
 def refuse_other_palette(path: Path, common: CommonColours) -> None:
@@ -81,16 +105,21 @@ def refuse_other_palette(path: Path, common: CommonColours) -> None:
     """
     palette = read_palette(path)
     if palette is None:
-        return
-    other = common.other(_codes(palette))
-    if (other == _UNKNOWN).all():
-        return
-    for value in _values_of(path, len(palette)):
-        if (wrong := int(other[value])) != _UNKNOWN:
+        codes, other = np.arange(256) * _GREY, {}
+        white = [value for value in common.masks if common.codes[value] == _WHITE and value != IGNORE]
+        if white and set(_values_of(path, 256)) <= {0, IGNORE}:
+            other = {IGNORE: (white[0], common.masks[white[0]])}
+    else:
+        codes = _codes(palette)
+        other = common.other(codes)
+    for value in _values_of(path, len(codes)) if other else ():
+        if value in other:
+            wrong, mask = other[value]
+            shown = common.codes[wrong] if mask == common.masks.get(wrong) else wrong * _GREY
             raise DatasetError(
-                f"mask {path} shows value {value} as RGB {_as_text(int(_codes(palette)[value]))}, but "
-                f"{common.masks[wrong]} shows {wrong} as {_as_text(int(common.codes[wrong]))}: a program has changed a "
-                "palette, and the values with it; save the masks with one palette, or as grey values"
+                f"mask {path} shows value {value} as RGB {_as_text(int(codes[value]))}, but {mask} shows {wrong} as "
+                f"{_as_text(int(shown))}: a program has changed a palette, and the values with it; save the masks with "
+                "one palette, or as grey values"
             )
 
 

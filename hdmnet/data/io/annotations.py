@@ -38,10 +38,11 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> npt.NDArr
     """
     from pycocotools import mask as coco_mask
 
+    if marks_nothing(segmentation):
+        return np.zeros((height, width), dtype=bool)  # pycocotools would fail, or take two points for a box
     if isinstance(segmentation, list):
-        if not segmentation:
-            return np.zeros((height, width), dtype=bool)  # an annotation without a part: pycocotools would fail
         check_polygons(segmentation)
+        segmentation = [part for part in segmentation if len(part) > 4]
         code = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
     elif isinstance(segmentation, dict) and {"size", "counts"} <= segmentation.keys():
         if list(segmentation["size"]) != [height, width]:
@@ -66,6 +67,27 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> npt.NDArr
     return decoded
 
 
+def marks_nothing(segmentation: Any) -> bool:
+    """Whether an annotation has no region: none given, as in exports of boxes, parts of two points, no run lengths."""
+    if isinstance(segmentation, list):
+        return all(isinstance(part, list) and len(part) in (0, 4) for part in segmentation)
+    if isinstance(segmentation, dict):
+        return not segmentation or segmentation.get("counts", 0) in ([], "", b"")
+    return segmentation is None
+
+
+def is_crowd(annotation: Mapping[str, Any]) -> bool:
+    """Whether an annotation is marked as a crowd; some programs write numbers as texts."""
+    return str(annotation.get("iscrowd") or 0).lower() not in ("0", "0.0", "false")
+
+
+def plain_id(value: Any) -> Any:
+    """An id such that 1, 1.0 and "1" are one, as some programs write the same id in several ways."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return int(value) if isinstance(value, str) and value.isdecimal() and value == str(int(value)) else value
+
+
 def refuse_doubled(entries: Sequence[Mapping[str, Any]], what: str, name: str) -> None:
     """Refuse images or categories of which two have one id: each would get the objects of both.
 
@@ -79,12 +101,12 @@ def refuse_doubled(entries: Sequence[Mapping[str, Any]], what: str, name: str) -
     Raises:
         ValueError: Two have one id.
     """
-    first: dict[Any, Any] = {}
+    first: dict[Any, Any] = {}  # 1, 1.0 and "1" are one id
     for entry in entries:
-        named = entry.get(name)
-        if first.setdefault(entry["id"], named) != named:
+        named, one = entry.get(name), plain_id(entry["id"])
+        if first.setdefault(one, named) != named:
             raise DatasetError(
-                f"{what}: {str(first[entry['id']])!r} and {str(named)!r} have the same id {entry['id']!r}, expected "
+                f"{what}: {str(first[one])!r} and {str(named)!r} have the same id {entry['id']!r}, expected "
                 "one each: export them anew (where files are merged, with new ids)"
             )
 
@@ -96,7 +118,7 @@ def check_polygons(polygons: list[Any]) -> None:
         ValueError: It is not a list of [x1, y1, x2, y2, ...] in pixels each.
     """
     for part in polygons:
-        if not isinstance(part, list) or len(part) < 4 or len(part) % 2:
+        if not isinstance(part, list) or len(part) % 2 or len(part) == 2:
             raise DatasetError("a polygon is no list of x, y pairs")
         if not all(type(value) in (int, float) and -_FARTHEST <= value <= _FARTHEST for value in part):
             raise DatasetError(f"a polygon has a coordinate that is no number of pixels within {_FARTHEST:,}")

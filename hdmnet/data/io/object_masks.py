@@ -6,13 +6,15 @@ whose values name several classes are read by `masks.read_mask`.
 Which value is the object is told from those that there are:
 
     0 and one other, or one alone                    the other: 0/1, 0/255, 0/5; all of it; nothing of it
-    one small number (under 64), 255, perhaps 0      the number; 255 is ignored, as in VOC
+    one small number (under 64), 255 and 0           the number; 255 is ignored, as in VOC; 1 and 255 without 0 likewise
     the same, the number on a stray pixel or two     255
     more, small numbers more often than bright ones  refused: several classes, unless there are too many for that
-    more                                             soft: from half of full brightness on
+    more                                             soft: from half of full brightness on; refused where all are bright
+                                                     and not equally so, as nothing is background then
 
-Alpha that varies tells alone (a cut-out). Of RGB one colour on black is taken, from half of its brightness on; stray
-pixels that are nearly black, such as (0, 1, 1) in masks of FSS-1000, are black.
+Of RGB one colour on black is taken, from half of its brightness on; stray pixels that are nearly black, such as
+(0, 1, 1) in masks of FSS-1000, are black. So is alpha that varies, from half of the largest on (a cut-out), unless
+what is seen has one colour on black, too (an overlay, or a mask that was turned on nothing).
 
 Of a palette the colours tell, as a viewer shows them, and not the order of its entries, which programs change: it is
 read as grey, RGB or RGBA. Only where VOC's colours say that the values are classes, or a value and 255 have two
@@ -46,6 +48,8 @@ _MOST_CLASSES = 32  # more values than this in one mask are shades, not classes
 _NEARLY_BLACK = 16  # likewise
 _STRAY = 1000  # a number on so many times fewer pixels than 255 is a slip
 _SPREAD = 0.3  # how far two pixels of one colour may differ in a channel's share: a JPEG scatters a little
+_FAINT = 16  # alpha of less than this part of the largest is a lossy compression's nothing
+_LEVEL = 0.875  # of the brightest: what is darker has another brightness, and not that of a JPEG's noise
 _DIM = 32  # of 255: in a palette, how far an entry may be off the shades of one colour: fewer entries are rounder ones
 
 
@@ -68,8 +72,8 @@ def pil_object_mask(picture: Image.Image, name: str) -> UInt8Array:
     turned = exif_orientation(picture)
     if picture.mode in ("P", "PA"):
         return turn(_palette_mask(picture, name), turned)
-    if picture.mode in ("L", "RGB") and np.any(picture.info.get("transparency", 0)):
-        picture = picture.convert(f"{picture.mode}A")  # one of its colours is transparent, and not black
+    if picture.mode in ("1", "L", "RGB") and np.any(picture.info.get("transparency", 0)):
+        picture = picture.convert("RGBA" if picture.mode == "RGB" else "LA")  # a colour is transparent, and not black
     elif picture.mode not in ("1", "L", "LA", "RGB", "RGBA", "F") and not picture.mode.startswith("I"):
         picture = picture.convert("RGB")  # CMYK and the like
     return turn(object_mask(np.asarray(picture), name), turned)
@@ -91,13 +95,13 @@ def _palette_mask(picture: Image.Image, name: str) -> UInt8Array:
         )
     if _are_classes(used, colours):
         return object_mask(values, name, indices=True)
-    solid = colours[colours[:, 3] >= _HALF, :3]
+    solid = colours[colours[:, 3] >= colours[:, 3].max() / 2, :3]
     if len(solid) <= _MOST_CLASSES and not _are_shades(solid):  # more: a photograph, cut out
         raise DatasetError(f"{name} holds several colours: expected one on black, for one class")
     if (colours[:, 3] != colours[0, 3]).any():
         return object_mask(shown, name)
     if (colours[:, :3] == colours[:, :1]).all() and (colours[:, 0] != used).any():  # shades, not numbers of classes
-        return np.asarray(shown[..., 0] >= max(colours[:, 0].max() / 2, 1), dtype=np.uint8)
+        return _bright(shown[..., 0], colours[:, 0].max() / 2, name)
     return object_mask(shown[..., :3], name)
 
 
@@ -159,10 +163,14 @@ def _one_channel(array: NDArray[Any], name: str) -> NDArray[Any]:
     channels = array.shape[2]
     if channels > 4:
         raise DatasetError(f"{name} has {channels} channels: expected one, or RGB or RGBA")
-    if channels in (2, 4) and array[..., -1].min() != array[..., -1].max():
-        full = IGNORE if int(array[..., -1].max()) <= IGNORE else np.iinfo(np.uint16).max
-        return np.asarray(array[..., -1] > full // 2, dtype=np.uint8)
     colours = array[..., : 3 if channels >= 3 else 1]
+    if channels in (2, 4) and array[..., -1].min() != array[..., -1].max():
+        alpha = array[..., -1]
+        seen = alpha > alpha.max() / _FAINT
+        # Where some of it is not seen at all it is a cut-out, or drawn on nothing; else an overlay, whose colours tell.
+        if not _show_one_on_black(colours[seen]) and (not seen.all() or (colours == colours[0, 0]).all()):
+            return _bright(alpha, alpha.max() / 2, name)
+        colours = np.where(seen[..., None], colours, 0)
     brightness, grey = colours.max(axis=2), (colours == colours[..., :1]).all(axis=2)
     dark = ~grey & (brightness < _NEARLY_BLACK * _unit(brightness))
     if dark.any() and not brightness[~dark].any():
@@ -171,13 +179,33 @@ def _one_channel(array: NDArray[Any], name: str) -> NDArray[Any]:
         colours, brightness, grey = np.where(dark[..., None], 0, colours), np.where(dark, 0, brightness), grey | dark
     if grey.all():
         return np.asarray(colours[..., 0])
-    coloured = brightness >= brightness.max() / 2
+    coloured = _bright(brightness, brightness.max() / 2, name).astype(bool)
     # By shares of the brightest channel: what lies between black and the one colour, in a soft edge, has its hue.
     shares = np.unique(colours[coloured].reshape(-1, 3), axis=0).astype(np.float64)
     shares /= shares.max(axis=1, keepdims=True)
     if float((shares.max(axis=0) - shares.min(axis=0)).max()) > _SPREAD:
         raise DatasetError(f"{name} holds several colours: expected one on black, for one class")
     return np.asarray(coloured, dtype=np.uint8)
+
+
+def _show_one_on_black(colours: NDArray[Any]) -> bool:
+    """Whether colours (n, C) are black and shades of one other, few enough for no photograph."""
+    codes = colours.astype(np.int64) @ (1 << np.arange(0, 16 * colours.shape[1], 16))  # far faster than rows
+    few = colours[np.unique(codes, return_index=True)[1]].astype(np.int64) // _unit(colours)
+    brightness = few.max(axis=1)
+    both = brightness.min() < _NEARLY_BLACK <= brightness.max() / 2
+    return bool(both) and len(few) <= _MOST_CLASSES and _are_shades(few)
+
+
+def _bright(brightness: NDArray[Any], half: float, name: str) -> UInt8Array:
+    """What is as bright (h, w) as half of the brightest, 0/1; refused where all is, and not equally."""
+    mask = np.asarray(brightness >= max(half, 1), dtype=np.uint8)
+    least, most = int(brightness.min()), int(brightness.max())
+    if mask.all() and least < _LEVEL * most:
+        raise DatasetError(
+            f"{name} has no background: its values go from {least} to {most}, all of them bright: save it as 0 and 255"
+        )
+    return mask
 
 
 def _is_number_and_ignored(others: NDArray[Any]) -> bool:
@@ -192,6 +220,11 @@ def _one_class(values: NDArray[Any], name: str, *, indices: bool) -> UInt8Array:
     if len(others) <= 1:
         return (values > 0).astype(np.uint8)
     if _is_number_and_ignored(others):
+        if found[0] > 1:
+            raise DatasetError(
+                f"{name} holds {found[0]} and {IGNORE} and no 0, so which of them is the object cannot be told: save "
+                "it as 0 and 255, or as 0, 1 and 255 for what is ignored"
+            )
         stray = _STRAY * int(counts[-2]) <= int(counts[-1])
         mask: UInt8Array = (values == others[int(stray)]).astype(np.uint8)
         if stray:
@@ -204,7 +237,7 @@ def _one_class(values: NDArray[Any], name: str, *, indices: bool) -> UInt8Array:
     if indices or not bright or (bright <= small and len(found) <= _MOST_CLASSES):
         shown = ", ".join(str(int(value)) for value in others[:5]) + (" …" if len(others) > 5 else "")
         raise DatasetError(f"{name} holds {len(others)} classes ({shown}): expected one, give each class its own mask")
-    return (values >= _HALF * unit).astype(np.uint8)
+    return _bright(values, _HALF * unit, name)
 
 
 def _unit(values: NDArray[Any]) -> int:

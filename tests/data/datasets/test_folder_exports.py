@@ -99,6 +99,50 @@ def test_two_annotations_of_one_id_do_no_harm(copy, one_class):
         np.testing.assert_array_equal(dataset.read_mask(image_id), entry.mask)
 
 
+@pytest.mark.parametrize("kind", [str, float])
+@pytest.mark.parametrize("where", ["images", "annotations", "categories"])
+def test_ids_that_differ_in_type_only_are_the_same(copy, roots, where, kind):
+    """Some programs write 1 in one place and "1" in another."""
+    root, whole = copy("coco"), FolderDataset(roots["coco"])
+
+    def change(content):
+        for one in content[where]:
+            for key in ("image_id", "category_id") if where == "annotations" else ("id",):
+                one[key] = kind(one[key])
+
+    change_json(root, change)
+    dataset = FolderDataset(root)
+    dataset.check()
+    assert (dataset.class_names, dataset.left_out()) == (whole.class_names, [])
+    for image_id in whole.ids("val"):
+        np.testing.assert_array_equal(dataset.read_mask(image_id), whole.read_mask(image_id))
+
+
+def test_two_images_whose_ids_differ_in_type_only_are_refused(copy):
+    root = copy("coco")
+    change_json(root, lambda content: content["images"][-1].update(id=str(content["images"][0]["id"])))
+    with pytest.raises(ValueError, match=r"^images of .* have the same id '30', expected one each"):
+        FolderDataset(root)
+
+
+def test_ids_that_are_texts_are_not_numbers(copy, roots):
+    """ "007" and "7" are two."""
+    root, whole = copy("coco"), FolderDataset(roots["coco"])
+
+    def change(content):
+        first, second = (one["id"] for one in content["images"][:2])
+        named = {first: "007", second: "7"}
+        for one in content["images"]:
+            one["id"] = named.get(one["id"], one["id"] + 100)
+        for one in content["annotations"]:
+            one["image_id"] = named.get(one["image_id"], one["image_id"] + 100)
+
+    change_json(root, change)
+    dataset = FolderDataset(root)
+    for image_id in whole.ids("val"):
+        np.testing.assert_array_equal(dataset.read_mask(image_id), whole.read_mask(image_id))
+
+
 # -------------------------------------------------------------------------------------------------------------- crowds
 
 
@@ -154,6 +198,39 @@ def test_in_a_mixed_export_crowds_are_ignored_and_counted(copy, roots):
         other = FolderDataset(root, crowd=crowd)
         assert objects_of(other) == objects_of(whole) - missing
         assert (other.read_mask(ignored.names[0]).max() == 255) == (crowd == "ignore")
+
+
+@pytest.mark.parametrize("empty", [[], None, [[]]])
+def test_boxes_beside_brush_masks_do_not_make_these_crowds(copy, roots, empty):
+    """Half of the annotations of a class mark nothing: its others, all crowds, are its objects."""
+    root, whole = copy("coco"), FolderDataset(roots["coco"])
+    mark_crowds(root, lambda number, category: number % 2)
+
+    def change(content):
+        for one in content["annotations"]:
+            one.update({} if one["iscrowd"] else {"segmentation": empty})
+
+    content = change_json(root, change)
+    dataset = FolderDataset(root)
+    kept = [one["image_id"] for one in content["annotations"] if one["iscrowd"]]
+    marked = {
+        PurePosixPath(one["file_name"]).with_suffix("").as_posix() for one in content["images"] if one["id"] in kept
+    }
+    for image_id in whole.ids("val"):
+        expected = whole.read_mask(image_id) * (image_id in marked)
+        np.testing.assert_array_equal(dataset.read_mask(image_id), expected)
+
+
+def test_marks_of_crowds_in_other_types(copy, roots):
+    root, whole = copy("coco"), FolderDataset(roots["coco"])
+    for value in ("0", False, None, 0.0):
+        change_json(root, lambda content, value=value: [one.update(iscrowd=value) for one in content["annotations"]])
+        assert FolderDataset(root).left_out() == []
+    for value in ("1", True):
+        change_json(root, lambda content, value=value: [one.update(iscrowd=value) for one in content["annotations"]])
+        (told,) = FolderDataset(root).left_out()
+        assert "(iscrowd 1), taken as an object, 24 in all" in told.what
+        assert objects_of(FolderDataset(root)) == objects_of(whole)
 
 
 def test_another_rule_for_crowds_is_refused(roots):
@@ -227,11 +304,44 @@ def test_what_each_layout_leaves_out(copy, one_class):
         assert told == {}
 
 
-def test_annotations_without_a_segmentation_are_told(copy):
-    root = copy("coco")
-    change_json(root, lambda content: content["annotations"][0].update(segmentation=[]))
+def test_a_folder_that_a_json_does_not_name_is_told(copy, roots):
+    """Not only the pictures beside those that it names; what it names through a link is none of them."""
+    root, whole = copy("coco"), FolderDataset(roots["coco"])
+    Image.new("RGB", (9, 9)).save(root / "images/lone.jpg")
+    (root / "images/new/deep").mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(root / "images/new/deep/a.webp")
     (told,) = FolderDataset(root).left_out()
+    assert told.names == (str(root / "images/lone.jpg"), str(root / "images/new/deep/a.webp"))
+    first = PurePosixPath(whole.ids("val")[0]).parent
+    (root / "images/link").symlink_to(root / "images" / first)
+
+    def change(content):
+        for one in content["images"]:
+            name = PurePosixPath(one["file_name"])
+            one["file_name"] = f"link/{name.name}" if name.parent == first else str(name)
+
+    change_json(root, change)
+    (told,) = FolderDataset(root).left_out()
+    assert len(told.names) == 2
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [[], None, [[]], [[1, 2, 9, 8]], {}, {"size": [48, 48], "counts": []}, {"size": [48, 48], "counts": ""}],
+    ids=["[]", "null", "[[]]", "two points", "{}", "no runs", "no compressed runs"],
+)
+def test_annotations_that_mark_nothing_are_told(copy, empty):
+    root = copy("coco")
+    content = change_json(root, lambda content: content["annotations"][0].update(segmentation=empty))
+    dataset = FolderDataset(root)
+    (told,) = dataset.left_out()
     assert told.what == "annotation without a segmentation, which marks nothing"
+    number = content["annotations"][0]["image_id"]
+    name = next(one["file_name"] for one in content["images"] if one["id"] == number)
+    assert told.names == (PurePosixPath(name).with_suffix("").as_posix(),)
+    assert not dataset.read_mask(told.names[0]).any()
+    change_json(root, lambda content: content["annotations"][0].pop("segmentation"))
+    assert FolderDataset(root).left_out() == [told]
 
 
 def test_what_is_left_out_in_words():

@@ -124,6 +124,42 @@ def test_a_value_in_the_colour_of_another_is_refused_though_others_lack_it(tmp_p
         refuse_other_palette(tmp_path / "c.png", common)
 
 
+def grey_palette(path, mask, *shades):
+    """Save a mask as programs do that give a grey one a palette: its values are the shades' numbers."""
+    picture = Image.fromarray(np.searchsorted(shades, mask).astype(np.uint8))
+    picture.putpalette([part for shade in shades for part in (shade,) * 3])
+    picture.save(path)
+
+
+def test_a_grey_mask_with_a_palette_of_its_own_greys_is_refused(root):
+    for path in sorted((root / "masks").iterdir()):
+        Image.fromarray(read_mask(path)).save(path)
+    load_catalog(FolderDataset(root), "val", None, progress=False)
+    grey_palette(root / "masks/fish2.png", mask_of(4), 0, 4)  # value 1, which is a cat
+    with pytest.raises(ValueError, match=r"fish2\.png shows value 1 as RGB \(4, 4, 4\), but .* shows 4 as \(4, 4, 4\)"):
+        load_catalog(FolderDataset(root), "val", None, progress=False)
+
+
+def test_a_grey_mask_that_was_a_palette_of_greys_is_refused(root):
+    for path in sorted((root / "masks").iterdir()):
+        grey_palette(path, read_mask(path) * 60 + (read_mask(path) > 0) * np.uint8(15), 0, 75, 135, 195, 255)
+    assert read_mask(root / "masks/fish2.png").max() == 4
+    load_catalog(FolderDataset(root), "val", None, progress=False)
+    Image.fromarray(mask_of(255)).save(root / "masks/fish2.png")  # a fish is white
+    with pytest.raises(ValueError, match=r"fish2\.png shows value 255 as RGB \(255, 255, 255\), but .* shows 4 as"):
+        load_catalog(FolderDataset(root), "val", None, progress=False)
+
+
+def test_classes_that_a_palette_has_no_colour_for_are_taken(tmp_path):
+    """It is black for them, as for the background: this tells nothing of their numbers."""
+    for name, value in (("a", 1), ("b", 2), ("c", 9)):
+        picture = Image.fromarray(mask_of(value))
+        picture.putpalette([*voc_palette()[:9], *[0] * 30])
+        picture.save(tmp_path / f"{name}.png")
+    common = common_colours([tmp_path / "a.png", tmp_path / "b.png"])
+    refuse_other_palette(tmp_path / "c.png", common)
+
+
 def test_in_a_voc_tree_too(data_dir, tmp_path):
     shutil.copytree(data_dir / "pascal", tmp_path / "pascal")
     lists = tmp_path / "pascal/ImageSets/Segmentation"

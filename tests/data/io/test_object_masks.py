@@ -29,6 +29,14 @@ def palette(values, colours, **info):
     return picture
 
 
+def index_mask(*values):
+    """(20, 30): bands of equal size."""
+    return np.repeat(np.array(values, dtype=np.uint8), 20 * 30 // len(values)).reshape(20, 30)
+
+
+BANDS = index_mask(0, 1, 2)
+
+
 def shown(colour, edge=0):
     """The blob in one colour on black, with a soft edge, as a viewer shows it."""
     picture = Image.fromarray(stacked(*(ONE * np.uint8(part) for part in colour)))
@@ -52,6 +60,11 @@ KINDS = {
     "red": stacked(ONE * 200, ONE * 10, 0 * ONE),
     "dark red": stacked(ONE * 64, 0 * ONE, 0 * ONE),
     "rgba": stacked(ONE * 255, ONE * 255, ONE * 255, FULL),
+    "faint on nothing": stacked(ONE * 220, 0 * ONE, 0 * ONE, ONE * 90),
+    "faint on black": stacked(ONE * 220, 0 * ONE, 0 * ONE, FULL - ONE * 165),
+    "faint on a faint picture's place": stacked(FULL, FULL, FULL, ONE * 100 + 60),
+    "turned on nothing": stacked(ONE * 255, ONE * 255, ONE * 255, np.where(COLUMNS < 3, 0, FULL)),
+    "grey, turned on nothing": stacked(ONE * 255, np.where(COLUMNS < 3, 0, FULL)),
     "cut-out": stacked(FULL // 3, FULL // 2, FULL, ONE * 255),
     "grey and alpha": stacked(ONE * 255, FULL),
     "grey cut-out": stacked(FULL // 2, ONE * 255),
@@ -125,6 +138,73 @@ def test_a_transparent_colour_of_a_picture_without_palette(tmp_path):
     np.testing.assert_array_equal(read_object_mask(tmp_path / "rgb.png", "m"), ONE)
 
 
+ALPHAS = {
+    "faint on black": ([0, 0, 0, 220, 0, 0], [255, 90]),
+    "faint on nothing": ([0, 0, 0, 220, 0, 0], [0, 90]),
+    "white on a faint white": ([255, 255, 255] * 2, [40, 255]),
+}
+
+
+@pytest.mark.parametrize("kind", ALPHAS)
+def test_a_palette_with_alpha(tmp_path, kind):
+    colours, alpha = ALPHAS[kind]
+    palette(ONE, colours).save(tmp_path / "m.png", transparency=bytes(alpha))
+    np.testing.assert_array_equal(read_object_mask(tmp_path / "m.png", "m"), ONE)
+    palette(1 - ONE, colours[3:] + colours[:3]).save(tmp_path / "m.png", transparency=bytes(alpha[::-1]))
+    np.testing.assert_array_equal(read_object_mask(tmp_path / "m.png", "m"), ONE)
+
+
+def test_a_mask_in_a_palette_that_was_turned_on_nothing(tmp_path):
+    values = np.where(COLUMNS < 3, np.uint8(2), ONE)
+    palette(values, [0, 0, 0, 255, 255, 255, 0, 0, 0]).save(tmp_path / "m.png", transparency=2)
+    np.testing.assert_array_equal(read_object_mask(tmp_path / "m.png", "m"), ONE)
+
+
+@pytest.mark.parametrize("alpha", [[0, 90, 90], [255, 90, 90]], ids=["on nothing", "on black"])
+def test_two_faint_classes_are_refused(tmp_path, alpha):
+    palette(BANDS, [0, 0, 0, 220, 0, 0, 0, 220, 0]).save(tmp_path / "m.png", transparency=bytes(alpha))
+    with pytest.raises(ValueError, match="holds several colours"):
+        read_object_mask(tmp_path / "m.png", "m")
+
+
+@pytest.mark.parametrize("bits", [1, 8])
+def test_a_mask_of_one_bit_whose_palette_is_white_first(tmp_path, bits):
+    palette(1 - ONE, [255, 255, 255, 0, 0, 0]).save(tmp_path / "m.png", bits=bits)
+    np.testing.assert_array_equal(read_object_mask(tmp_path / "m.png", "m"), ONE)
+
+
+TWO = np.where(BLOB, np.uint8(255), np.uint8(140))
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        TWO,
+        np.where(BLOB, np.uint16(65535), np.uint16(40000)),
+        stacked(TWO, TWO, TWO),
+        stacked(TWO, 0 * TWO, 0 * TWO),
+        stacked(FULL, FULL, FULL, TWO),
+        palette(ONE, [140, 140, 140, 255, 255, 255]),
+        palette(ONE, [120, 0, 0, 220, 0, 0]),
+    ],
+    ids=["grey", "16 bits", "rgb", "red", "alpha", "palette of greys", "palette of reds"],
+)
+def test_two_bright_values_and_no_background_are_refused(mask):
+    """Which of them is meant cannot be told; all of it would be taken for the object."""
+    read = pil_object_mask if isinstance(mask, Image.Image) else object_mask
+    with pytest.raises(ValueError, match=r"^m has no background: its values go from \d+ to \d+, all of them bright"):
+        read(mask, "m")
+    noise = np.random.default_rng(0).integers(240, 256, ONE.shape, dtype=np.uint8)
+    assert object_mask(noise, "m").all()  # the object everywhere, in a JPEG
+
+
+@pytest.mark.parametrize("value", [2, 20, 63])
+def test_a_number_beside_255_and_no_0_is_refused(value):
+    mask = np.where(BLOB, np.uint8(255), np.uint8(value))
+    with pytest.raises(ValueError, match=rf"^m holds {value} and 255 and no 0, so which of them is the object"):
+        object_mask(mask, "m")
+
+
 def test_of_several_pictures_in_one_file_none_is_chosen(tmp_path):
     pages = [Image.fromarray(ONE * 255), Image.fromarray(255 - ONE * 255)]
     pages[0].save(tmp_path / "m.tif", save_all=True, append_images=pages[1:])
@@ -167,7 +247,9 @@ def test_255_beside_a_small_number_is_ignored(value):
     expected = ONE.copy()
     expected[13:] = 255
     np.testing.assert_array_equal(object_mask(mask, "m"), expected)
-    np.testing.assert_array_equal(object_mask(np.where(mask == 0, np.uint8(255), mask), "m"), np.where(BLOB, 1, 255))
+    if value == 1:
+        full = np.where(mask == 0, np.uint8(255), mask)
+        np.testing.assert_array_equal(object_mask(full, "m"), np.where(BLOB, 1, 255))
 
 
 @pytest.mark.parametrize("full", [1, 255, 65535])
@@ -208,11 +290,6 @@ def test_one_value_alone(value, expected):
     assert (object_mask(np.full((4, 5), value, dtype=np.uint8), "m") == expected).all()
 
 
-def index_mask(*values):
-    """(20, 30): bands of equal size."""
-    return np.repeat(np.array(values, dtype=np.uint8), 20 * 30 // len(values)).reshape(20, 30)
-
-
 @pytest.mark.parametrize(
     "mask",
     [index_mask(0, 1, 2), index_mask(1, 2), index_mask(0, 1, 2, 3, 255), index_mask(0, 15, 127), index_mask(0, 7, 140)],
@@ -221,9 +298,6 @@ def index_mask(*values):
 def test_several_classes_are_refused(mask):
     with pytest.raises(ValueError, match=r"^m holds \d classes \(\d.*\): expected one, give each class its own mask$"):
         object_mask(mask, "m")
-
-
-BANDS = index_mask(0, 1, 2)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from hdmnet.runtime.errors import DatasetError, MissingFileError
 from hdmnet.runtime.home import expand_home
 
 _CROWDS = {"ignore": "ignored (255)", "zero": "left out", "class": "taken as an object"}
-_READER = "3"  # part of the fingerprint: another number when masks are read by another rule
+_READER = "4"  # part of the fingerprint: another number when masks are read by another rule
 
 
 def _expanded(path: Any) -> Any:

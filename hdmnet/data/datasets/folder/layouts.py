@@ -26,10 +26,10 @@ from urllib.parse import urlsplit
 
 from hdmnet.data.datasets.base import Split
 from hdmnet.data.datasets.files import check_unique, read_ids
-from hdmnet.data.io.annotations import refuse_doubled
+from hdmnet.data.io.annotations import is_crowd, marks_nothing, plain_id, refuse_doubled
 from hdmnet.data.io.arrays import IGNORE, MAX_LABELS
 from hdmnet.data.io.colour_masks import BACKGROUND, ColourList, ColourMasks, find_colours
-from hdmnet.data.io.listing import Listing, is_picture, list_files
+from hdmnet.data.io.listing import Listing, list_files
 from hdmnet.runtime.errors import DatasetError, MissingFileError
 from hdmnet.runtime.home import expand_home
 
@@ -341,14 +341,15 @@ def _scan_coco(places: Places, jsons: dict[Path, dict[str, Any]]) -> Tree:
     if pair is not None:
         whole = replace(places, classes=())  # chosen of both together
         train, val = (_read_coco_file(whole, path, jsons[path]) for path in pair)
-        return _join(places, train, val)
+        return _note_unnamed(places, _join(places, train, val), [train, val])
     if len(jsons) != 1:
         found = f" ({', '.join(_below(path, places.root) for path in list(jsons)[:5])})" if jsons else ""
         raise DatasetError(
             f"{places.root} holds {len(jsons)} JSONs with images, annotations and categories{found}, expected one, or "
             "one for training and one for validation: set dataset.annotations=FILE or [TRAIN,VAL]"
         )
-    return _read_coco_file(places, *next(iter(jsons.items())))
+    tree = _read_coco_file(places, *next(iter(jsons.items())))
+    return _note_unnamed(places, tree, [tree])
 
 
 def _pair_up(places: Places, paths: list[Path]) -> tuple[Path, Path] | None:
@@ -416,7 +417,6 @@ def _join(places: Places, train: Tree, val: Tree) -> Tree:
         splits=splits,
         unused=() if places.class_list() else tuple(sorted(unused)),
         problems=train.problems + val.problems,
-        unlabelled=_not_named(set(pictures.values())),
         crowds=crowds,
         bare=tuple(bare),
     )
@@ -426,34 +426,42 @@ def _read_coco(places: Places, path: Path, content: dict[str, Any]) -> Tree:
     categories = [one | {"id": _integer(one["id"], "category id", path)} for one in content["categories"]]
     refuse_doubled(categories, f"categories of {path}", "name")
     refuse_doubled(content["images"], f"images of {path}", "file_name")
+    images = [one | {"id": plain_id(one["id"])} for one in content["images"]]
+    annotations = [
+        one | {"image_id": plain_id(one["image_id"]), "category_id": plain_id(one["category_id"])}
+        for one in content["annotations"]
+    ]
     named = {category["id"]: str(category["name"]) for category in categories}
     # Roboflow's category 0 is the project itself: no annotation has it, and a class may bear its name.
-    used = named.keys() & {annotation["category_id"] for annotation in content["annotations"]} or named.keys()
+    used = named.keys() & {annotation["category_id"] for annotation in annotations} or named.keys()
     check_unique([named[category] for category in used], f"categories of {path}")
     listed = places.class_list()
     in_order = dict.fromkeys(named[category] for category in sorted(named) if listed or category in used)
     names = _choose(listed, list(in_order), str(path))
     values = {category: names.get(name, 0) for category, name in named.items()}  # 0: not chosen
-    folder, num_parts = _coco_pictures(places, path, content["images"])
-    entries: dict[Any, list[tuple[int, Any, bool]]] = {image["id"]: [] for image in content["images"]}
-    with_objects = {one["category_id"] for one in content["annotations"] if not one.get("iscrowd")}
+    folder, num_parts = _coco_pictures(places, path, images)
+    entries: dict[Any, list[tuple[int, Any, bool]]] = {image["id"]: [] for image in images}
+    marking = [one for one in annotations if not marks_nothing(one.get("segmentation"))]
+    with_objects = {one["category_id"] for one in marking if not is_crowd(one)}
     crowds: dict[str, list[Any]] = {}
     bare, problems = [], []
-    for annotation in content["annotations"]:
+    for annotation in annotations:
         image, category = annotation["image_id"], annotation["category_id"]
         if image not in entries or category not in values:
             problems.append(f"annotation {annotation.get('id', '?')} of {path}: no such image or category in the file")
-        elif values[category]:
-            use, segmentation = "class", annotation.get("segmentation")
-            if annotation.get("iscrowd"):
+        elif not values[category]:
+            continue
+        elif marks_nothing(annotation.get("segmentation")):
+            bare.append(image)
+        else:
+            use = "class"
+            if is_crowd(annotation):
                 use = places.crowd or ("ignore" if category in with_objects else "class")
                 crowds.setdefault(use, []).append(image)
-            if segmentation == []:
-                bare.append(image)
             if use != "zero":
-                entries[image].append((values[category], segmentation, use == "ignore"))
+                entries[image].append((values[category], annotation["segmentation"], use == "ignore"))
     pictures, regions, ids = {}, {}, {}
-    for image in sorted(content["images"], key=lambda image: str(_file_name(image, num_parts))):
+    for image in sorted(images, key=lambda image: str(_file_name(image, num_parts))):
         name = _file_name(image, num_parts)
         if name.is_absolute() or re.match("[A-Za-z]:/", str(name)) or ".." in name.parts or not name.name:
             shown = str(image.get("file_name", name))
@@ -481,17 +489,21 @@ def _read_coco(places: Places, path: Path, content: dict[str, Any]) -> Tree:
         origin=folder,
         unused=() if listed else tuple((category, named[category]) for category in sorted(named.keys() - used)),
         problems=tuple(problems),
-        unlabelled=_not_named(set(pictures.values())),
         crowds={use: tuple(ids[image] for image in several) for use, several in crowds.items()},
         bare=tuple(ids[image] for image in bare),
     )
 
 
-def _not_named(named: set[Path]) -> tuple[Path, ...]:
-    """Pictures that lie beside those that a JSON names."""
-    folders = sorted({path.parent for path in named})
-    beside = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
-    return tuple(sorted(path for path in beside if is_picture(path) and path not in named and path.name[0] != "."))
+def _note_unnamed(places: Places, tree: Tree, parts: Sequence[Tree]) -> Tree:
+    """The tree with the pictures in the folders of its parts' file names, or below, that no JSON names."""
+    used = set(tree.pictures.values())
+    folders = dict.fromkeys(part.origin for part in parts if part.origin is not None and part.origin.is_dir())
+    listings = [places.files_in(folder) for folder in folders]
+    beside = {path for listing in listings for paths in listing.pictures.values() for path in paths} - used
+    if beside and any(listing.links for listing in listings):  # a name may lead through a link that was not followed
+        real = {path.resolve() for path in used}
+        beside = {path for path in beside if path.resolve() not in real}
+    return replace(tree, unlabelled=tuple(sorted(beside)))
 
 
 def _integer(value: Any, what: str, path: Path) -> int:
