@@ -56,10 +56,9 @@ class CommonColours:
                 found[value] = grey, self.grey[grey]
             elif own == _UNKNOWN:
                 # A palette that shows both so, as black what it has no colour for, tells nothing.
-                several = [
-                    one for one in np.flatnonzero(self.codes == code).tolist() if code not in codes[one : one + 1]
-                ]
-                found |= {value: (one, self.masks[one]) for one in several[:1]}
+                others = [one for one in np.flatnonzero(self.codes == code) if code not in codes[one : one + 1]]
+                if others:
+                    found[value] = int(others[0]), self.masks[int(others[0])]
         return found
 
 
