@@ -142,14 +142,22 @@ def mutate_coco(data: bytes, rng: random.Random) -> bytes:
     content = json.loads(data)
     for _ in range(rng.choice((1, 1, 2, 4))):
         annotation = rng.choice(content["annotations"])
-        kind = rng.randrange(5)
+        kind = rng.randrange(7)
         if kind < 2:
             entries = content[rng.choice(("images", "images", "annotations", "categories"))]
             rng.choice(entries)["id"] = rng.choice(entries)["id"]
         elif kind == 2:
-            annotation["iscrowd"] = 1 - annotation["iscrowd"]
+            annotation["iscrowd"] = rng.choice((0, 1))
         elif kind == 3:
-            annotation["segmentation"] = rng.choice(([], rng.choice(content["annotations"])["segmentation"]))
+            other = rng.choice(content["annotations"])["segmentation"]
+            nothing = ([], [[]], None, [[1, 2, 9, 8]], {}, {"size": [1, 1], "counts": ""})
+            annotation["segmentation"] = rng.choice((*nothing, other))
+        elif kind == 4:
+            entry = rng.choice(content[rng.choice(("images", "annotations", "categories"))])
+            key = rng.choice([key for key in entry if key.endswith("id")])
+            entry[key] = rng.choice((str(entry[key]), float(entry[key]), f"0{entry[key]}"))
+        elif kind == 5:
+            annotation["iscrowd"] = rng.choice(("0", "1", True, False, None))
         else:
             category = rng.choice(content["categories"])["id"]
             for one in content["annotations"]:

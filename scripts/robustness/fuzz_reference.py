@@ -9,6 +9,7 @@ import contextlib
 import functools
 import io
 import os
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -89,12 +90,12 @@ def object_mask(path: Path) -> Array:
 def _object_mask(opened: Image.Image) -> Array:
     if opened.mode == "P":
         return _palette_mask(opened)
-    keyed = opened.mode in ("L", "RGB") and bool(np.any(opened.info.get("transparency", 0)))
+    keyed = opened.mode in ("1", "L", "RGB") and bool(np.any(opened.info.get("transparency", 0)))
     if not keyed and (opened.mode in ("1", "L", "F") or opened.mode.startswith("I")):
         return _grey_mask(np.asarray(opened).astype(np.float64))
     transparent = keyed or opened.mode in ("LA", "RGBA", "PA")
     shown = np.asarray(opened.convert("RGBA" if transparent else "RGB"))
-    if opened.mode == "L" and (shown[..., 3] == shown[0, 0, 3]).all():
+    if opened.mode in ("1", "L") and (shown[..., 3] == shown[0, 0, 3]).all():
         return _grey_mask(shown[..., 0].astype(np.float64))
     return _colour_mask(shown)
 
@@ -126,10 +127,20 @@ def _grey_mask(values: Array) -> Array:
 
 
 def _colour_mask(shown: Array) -> Array:
-    alpha = shown[..., 3] if shown.shape[2] == 4 else np.zeros(shown.shape[:2], dtype=np.uint8)
+    """One colour on black; or a cut-out, where some of it is not seen, or all of it is of one colour, more or less."""
+    alpha = (shown[..., 3] if shown.shape[2] == 4 else np.zeros(shown.shape[:2])).astype(np.float64)
     brightness = shown[..., :3].max(axis=2).astype(np.float64)
-    shows = alpha > 127 if (alpha != alpha[0, 0]).any() else brightness >= max(brightness.max() / 2, 1)
-    return np.asarray(shows, dtype=np.uint8)
+    if (alpha != alpha[0, 0]).any():
+        seen = alpha > alpha.max() / 16
+        colours = np.unique(shown[seen][:, :3].astype(np.float64), axis=0)
+        most = colours.max(axis=1)
+        shades = colours - most[:, None] / max(most.max(), 1) * colours[most.argmax()]
+        on_black = most.min() < 16 <= most.max() / 2 and len(colours) <= 32
+        on_black &= bool((np.abs(shades) <= np.maximum(0.3 * most, 32)[:, None]).all())
+        if not on_black and (not seen.all() or len(np.unique(shown[..., :3].reshape(-1, 3), axis=0)) == 1):
+            return np.asarray(alpha >= alpha.max() / 2, dtype=np.uint8)
+        brightness = np.where(seen, brightness, 0)
+    return np.asarray(brightness >= max(brightness.max() / 2, 1), dtype=np.uint8)
 
 
 # ---------------------------------------------------------------------------------------------------------------- COCO
@@ -140,18 +151,47 @@ def coco_index(content: dict[str, Any]) -> Any:
     from pycocotools.coco import COCO
 
     coco = COCO()
-    annotations = [one | {"id": number} for number, one in enumerate(content["annotations"])]
-    coco.dataset = content | {"annotations": annotations}
+    coco.dataset = dict(content)
+    for key in ("images", "categories", "annotations"):
+        coco.dataset[key] = [
+            one | {name: _as_number(value) for name, value in one.items() if name in ("id", "image_id", "category_id")}
+            for one in content[key]
+        ]
+    for number, one in enumerate(coco.dataset["annotations"]):
+        one["id"] = number
+    for one in coco.dataset["categories"]:
+        one["id"] = int(one["id"])
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
     return coco
+
+
+def _as_number(value: Any) -> Any:
+    """An id as a number where it is one, also in quotes; "01" is another than 1."""
+    whole = isinstance(value, float) and value == value // 1
+    return int(value) if whole or re.fullmatch("0|[1-9][0-9]*", value if isinstance(value, str) else "") else value
+
+
+def _marks(annotation: dict[str, Any]) -> bool:
+    """Whether an annotation has a polygon of three points, or run lengths."""
+    regions = annotation.get("segmentation")
+    if isinstance(regions, list):
+        return any(len(part) > 4 for part in regions)
+    return bool(regions and regions.get("counts"))
+
+
+def _crowd(annotation: dict[str, Any]) -> bool:
+    return annotation.get("iscrowd") in (1, True, "1")
 
 
 def _region(coco: Any, annotation: dict[str, Any]) -> Array:
     """Where an annotation is, (H, W) 0/1."""
     with warnings.catch_warnings():  # pycocotools' own, with NumPy 2
         warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
-        region: Array = coco.annToMask(annotation)
+        regions = annotation["segmentation"]
+        if isinstance(regions, list):  # of parts of two points pycocotools makes boxes
+            regions = [part for part in regions if len(part) > 4]
+        region: Array = coco.annToMask(annotation | {"segmentation": regions})
     return region
 
 
@@ -165,14 +205,15 @@ def coco_masks(coco: Any, image_id: Any, *, crowd: str | None) -> tuple[dict[Any
     """
     image = coco.imgs[image_id]
     size = (int(image["height"]), int(image["width"]))
-    with_objects = {one["category_id"] for one in coco.dataset["annotations"] if not one.get("iscrowd")}
+    annotations = coco.dataset["annotations"]
+    with_objects = {one["category_id"] for one in annotations if _marks(one) and not _crowd(one)}
     regions: dict[Any, Array] = {}
     ignored = np.zeros(size, dtype=bool)
     for annotation in coco.imgToAnns[image_id]:
         category = annotation["category_id"]
-        region = _region(coco, annotation).astype(bool) if annotation["segmentation"] else np.zeros(size, dtype=bool)
+        region = _region(coco, annotation).astype(bool) if _marks(annotation) else np.zeros(size, dtype=bool)
         use = crowd or ("ignore" if category in with_objects else "class")
-        if annotation.get("iscrowd") and use != "class":
+        if _crowd(annotation) and use != "class":
             ignored |= region & (use == "ignore")
         else:
             regions[category] = regions.get(category, np.zeros(size, dtype=bool)) | region
@@ -185,9 +226,9 @@ def painted(coco: Any, image_id: Any) -> Array:
     values = {category: value for value, category in enumerate(sorted(coco.cats), start=1)}
     mask = np.zeros((int(image["height"]), int(image["width"])), dtype=np.uint8)
     for annotation in coco.imgToAnns[image_id]:
-        if annotation["segmentation"]:
+        if _marks(annotation):
             region = _region(coco, annotation) == 1
-            mask[region] = IGNORE if annotation.get("iscrowd") else values[annotation["category_id"]]
+            mask[region] = IGNORE if _crowd(annotation) else values[annotation["category_id"]]
     return mask
 
 

@@ -207,8 +207,8 @@ class _Trees:
         dataset = self._read_folder(annotations=str(path))
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         coco = reference.coco_index(content)
-        names = {str(category["name"]): category["id"] for category in content["categories"]}
-        for image in content["images"]:
+        names = {str(category["name"]): category["id"] for category in coco.dataset["categories"]}
+        for image in coco.dataset["images"]:
             image_id = PurePosixPath(str(image["file_name"]).replace("\\", "/")).with_suffix("").as_posix()
             regions, ignored = reference.coco_masks(coco, image["id"], crowd=None)
             for region in regions.values():
