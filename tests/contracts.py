@@ -84,6 +84,19 @@ class MethodContract:
             out.logits.sum().backward()
         assert all(p.grad is None or p.grad.isfinite().all() for p in method.parameters())
 
+    @pytest.mark.parametrize("shots", [1, 5])
+    def test_objects_smaller_than_a_cell_of_the_features_give_finite_numbers(self, method, shots):
+        """One pixel, between those that a smaller mask is made of, in one support or in all."""
+        query, supports, masks = self.episodes(shots)
+        masks[:, 0] = 0
+        masks[:, 0, 3, 5] = 1
+        for small in (masks, masks[:, :1].expand_as(masks)):
+            out = method(query, supports, small)
+            assert out.logits.isfinite().all()
+            method.zero_grad()
+            out.logits.sum().backward()
+            assert all(p.grad is None or p.grad.isfinite().all() for p in method.parameters())
+
     @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
     def test_255_in_a_support_mask_is_background(self, evaluated, dtype):
         query, supports, masks = self.episodes()

@@ -24,7 +24,7 @@ _KINDS = (  # by how a file begins
 
 
 def read_tensors(path: Path, what: str) -> Any:
-    """The content of a file of torch, or of a `.safetensors` file: tensors and plain containers.
+    """The content of a file of torch or safetensors, whatever it is called: tensors and plain containers.
 
     Args:
         path: The file.
@@ -33,7 +33,9 @@ def read_tensors(path: Path, what: str) -> Any:
     Raises:
         ValueError: It is damaged, of another kind, or holds more, for which code would have to be run; one line.
     """
-    if path.suffix == ".safetensors":
+    with path.open("rb") as file:
+        is_safetensors = file.read(9)[8:] == b"{"  # a length of eight bytes, then JSON
+    if is_safetensors:
         return _read_safetensors(path, what)
     try:
         with warnings.catch_warnings():

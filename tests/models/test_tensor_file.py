@@ -70,8 +70,18 @@ def test_files_of_torch(tmp_path, old):
 def test_safetensors(tmp_path):
     save_file(WEIGHTS, tmp_path / "w.safetensors")
     assert same(read_tensors(tmp_path / "w.safetensors", "weights"))
-    (tmp_path / "w.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:-4])
+    (tmp_path / "w.safetensors").rename(tmp_path / "w.bin")  # what it is, its content says
+    assert same(read_tensors(tmp_path / "w.bin", "weights"))
+    (tmp_path / "w.safetensors").write_bytes((tmp_path / "w.bin").read_bytes()[:-4])
     with pytest.raises(ValueError, match=r"cannot read weights '.*w.safetensors': no whole safetensors file"):
+        read_tensors(tmp_path / "w.safetensors", "weights")
+
+
+def test_a_file_of_torch_that_is_called_otherwise(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "w.safetensors")
+    assert same(read_tensors(tmp_path / "w.safetensors", "weights"))
+    (tmp_path / "w.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid")
+    with pytest.raises(ValueError, match="it is a pointer of Git LFS: fetch the file by"):
         read_tensors(tmp_path / "w.safetensors", "weights")
 
 
