@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 from PIL import Image
 
-from hdmnet.data.datasets.folder.layouts import LayoutName
+from hdmnet.data.datasets.folder.tree import LayoutName
 from hdmnet.visual.colours import TRUTH
 from scripts.data import draw_layouts
 

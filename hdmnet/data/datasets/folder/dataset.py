@@ -15,7 +15,8 @@ import numpy as np
 from hdmnet.data.class_split import SplitRule, single_class
 from hdmnet.data.datasets.base import LabelMapDataset, LeftOut, NovelPixels, Split, apply_table, label_table
 from hdmnet.data.datasets.files import read_ids, refuse_shared_ids, require_ids
-from hdmnet.data.datasets.folder.layouts import LayoutName, Places, scan
+from hdmnet.data.datasets.folder.layouts import scan
+from hdmnet.data.datasets.folder.tree import LayoutName, Places
 from hdmnet.data.datasets.palettes import CommonColours, common_colours, refuse_other_palette
 from hdmnet.data.io.annotations import CROWD_VALUES, decode_segmentation
 from hdmnet.data.io.arrays import IGNORE, BoolArray, UInt8Array
