@@ -69,9 +69,13 @@ def parse_supports(value: Any) -> Supports | None:
     if plain is None:
         return None
     if isinstance(plain, list) and plain and all(isinstance(one, list) and one for one in plain):
-        plain = {one[0]: one[1:] for one in plain}
-    by_class = plain if isinstance(plain, dict) else {DEFAULT_CLASS: plain}
-    supports = {str(name): [_parse_support(word) for word in _words(words)] for name, words in by_class.items()}
+        named = [(one[0], one[1:]) for one in plain]
+    else:
+        named = list(plain.items()) if isinstance(plain, dict) else [(DEFAULT_CLASS, plain)]
+    names = [str(name) for name, _ in named]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"support names class {twice[0]!r} twice; expected all of its pictures in one list")
+    supports = {str(name): [_parse_support(word) for word in _words(words)] for name, words in named}
     empty = [name for name, pairs in supports.items() if not pairs]
     if empty or not supports:
         raise InputError(f"support has no picture{f' of {empty[0]}' if empty else ''}; expected support=[IMG:MASK,…]")

@@ -226,6 +226,8 @@ class Segmenter:
             if masks is not None:
                 raise InputError("fit got a mapping and masks: expected fit({name: (images, masks), …}) alone")
             given = {str(name): pair for name, pair in images.items()}
+            if len(given) < len(images):
+                raise InputError(f"fit got two classes of one name (as 1 and '1') among {list(images)}: expected names")
         else:
             given = {DEFAULT_CLASS: (images, masks)}
         if not 1 <= len(given) <= MAX_CLASSES:

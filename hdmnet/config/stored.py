@@ -24,6 +24,7 @@ from hdmnet.config.merge import NEVER_FROM_CHECKPOINT, merge_with_checkpoint
 from hdmnet.config.paths import conf_dirs
 from hdmnet.config.values import ABSENT, RESOLVER, look_up, to_plain
 from hdmnet.runtime.errors import CheckpointError, ConfigError
+from hdmnet.runtime.walk import walk_folders
 
 _TARGET = re.compile(r"^[\s-]*_target_:\s*['\"]?([\w.]+)", re.MULTILINE)
 EXTENSIONS_VARIABLE, EXTENSIONS_GROUP = "HDMNET_EXTENSIONS", "hdmnet.extensions"
@@ -43,8 +44,10 @@ def _targets_below(folders: tuple[Path, ...]) -> frozenset[str]:
     return frozenset(
         target
         for folder in folders
-        for file in folder.rglob("*.yaml")
-        for target in _TARGET.findall(file.read_text(encoding="utf-8", errors="replace"))
+        for parent, _, files in walk_folders(folder, [])
+        for file in files
+        if file.endswith(".yaml")
+        for target in _TARGET.findall((parent / file).read_text(encoding="utf-8", errors="replace"))
     )
 
 

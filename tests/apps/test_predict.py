@@ -178,6 +178,11 @@ def test_words_of_the_command_line(tmp_path):
     assert parse_supports(None) is None
     with pytest.raises(ValueError, match="support has no picture of dog"):
         parse_supports({"dog": []})
+    for twice in ([["dog", "a.png:b.png"], ["dog", "c.png:d.png"]], {1: ["a.png:b.png"], "1": ["c.png:d.png"]}):
+        with pytest.raises(
+            ValueError, match=r"^support names class '(dog|1)' twice; expected all of its pictures in one"
+        ):
+            parse_supports(twice)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no picture"):
         find_queries([str(tmp_path / "empty")])

@@ -222,6 +222,7 @@ def test_refusals_are_one_line_and_keep_the_supports(start, first_run, pairs, tm
         ({}, None, "0 classes"),
         ({"a": image}, None, r"class 'a': expected \(images, masks\)"),
         ({"a": (image, mask)}, mask, "mapping and masks"),
+        ({1: (image, mask), "1": (image, mask)}, None, r"two classes of one name .* among \[1, '1'\]"),
     ):
         with pytest.raises(ValueError, match=message):
             segmenter.fit(images, masks)

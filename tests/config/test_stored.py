@@ -90,10 +90,16 @@ def test_installed_packages_admit_themselves(stored, monkeypatch):
     check_stored(changed(stored, "model._target_", "my_package.methods.Mine"), "x")
 
 
-def test_what_the_users_own_files_name_is_known(stored, monkeypatch, tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "mine.yaml").write_text("_target_: my_package.methods.Mine\n")
-    monkeypatch.setenv("HDMNET_CONF", str(tmp_path))
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_the_users_own_files_name_is_known(stored, monkeypatch, tmp_path, linked):
+    folder = tmp_path / ("elsewhere" if linked else "conf/model")
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("_target_: my_package.methods.Mine\n")
+    if linked:
+        (tmp_path / "conf").mkdir()
+        (tmp_path / "conf/model").symlink_to(folder)
+        (tmp_path / "conf/again").symlink_to(tmp_path / "conf")
+    monkeypatch.setenv("HDMNET_CONF", str(tmp_path / "conf"))
     check_stored(changed(stored, "model._target_", "my_package.methods.Mine"), "x")
 
 
