@@ -11,7 +11,7 @@ Lines that begin with # and hold no colour are comments. A class may have severa
 `ignore` and `unlabelled` are 255, as is the colour of VOC's borders. Black that is not listed is background, any other
 colour that is not listed is refused.
 
-What a viewer sees decides, in palette and grey masks too. Only where it is shades of grey or VOC's palette, and no
+What a viewer sees decides, in palette and grey masks too; what is transparent is background. Only where it is shades of grey or VOC's palette, and no
 colour of the list, a mask holds places: value v is the list's line v, background being line 0.
 """
 
@@ -151,7 +151,10 @@ class ColourMasks:
         mask = decode(path, "mask")
         if mask.mode.startswith(("I", "F")):
             raise DatasetError(f"mask {path} has mode {mask.mode} (over 8 bits a channel): save it as 8-bit RGB")
-        codes = _codes(np.asarray(mask.convert("RGB")))
+        shown = np.asarray(mask.convert("RGBA" if mask.has_transparency_data else "RGB"))
+        codes = _codes(shown[..., :3])
+        if shown.shape[2] == 4:
+            codes[shown[..., 3] == 0] = _BLACK  # what is not seen is background
         values, lost = self._look_up(codes)
         if not lost.size:
             return values

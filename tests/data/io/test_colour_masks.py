@@ -111,6 +111,21 @@ def with_palette(indices, colours):
     return picture
 
 
+@pytest.mark.parametrize("kind", ["RGBA", "palette", "several of a palette"])
+def test_what_is_transparent_is_background(reader, tmp_path, kind):
+    """Whatever colour stands there; Pillow's way from a palette with several of them to RGB warns, and shows it."""
+    hidden = np.array([[1, 0, 0], [0, 0, 1]], dtype=bool)
+    if kind == "RGBA":
+        picture = Image.fromarray(np.where(hidden[..., None], COLOURS[1], in_colours(CLASSES)).astype(np.uint8))
+        picture.putalpha(Image.fromarray(np.where(hidden, 0, 255).astype(np.uint8)))
+        picture.save(tmp_path / "mask.png")
+    else:
+        indices = np.where(hidden, 4, np.where(CLASSES == 255, 3, CLASSES)).astype(np.uint8)
+        picture = with_palette(indices, [*COLOURS.values(), COLOURS[1]])
+        picture.save(tmp_path / "mask.png", transparency=4 if kind == "palette" else bytes([255, 255, 200, 255, 0]))
+    np.testing.assert_array_equal(reader.read(tmp_path / "mask.png"), np.where(hidden, 0, CLASSES))
+
+
 @pytest.mark.parametrize("kind", ["RGB", "RGBA", "palette of its own", "palette in another order", "grey", "bits"])
 def test_what_a_viewer_shows_decides(reader, tmp_path, kind):
     classes = CLASSES
