@@ -11,8 +11,9 @@ Lines that begin with # and hold no colour are comments. A class may have severa
 `ignore` and `unlabelled` are 255, as is the colour of VOC's borders. Black that is not listed is background, any other
 colour that is not listed is refused.
 
-What a viewer sees decides, in palette and grey masks too; what is transparent is background. Only where it is shades of grey or VOC's palette, and no
-colour of the list, a mask holds places: value v is the list's line v, background being line 0.
+What a viewer sees decides, in palette and grey masks too; what is transparent is background. Only where it is shades
+of grey or VOC's palette, and no colour of the list, a mask holds places: value v is the list's line v, background being
+line 0.
 """
 
 from __future__ import annotations
