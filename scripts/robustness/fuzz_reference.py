@@ -181,7 +181,7 @@ def _marks(annotation: dict[str, Any]) -> bool:
 
 
 def _crowd(annotation: dict[str, Any]) -> bool:
-    return annotation.get("iscrowd") in (1, True, "1")
+    return annotation.get("iscrowd") in (1, "1", "1.0", "true")
 
 
 def _region(coco: Any, annotation: dict[str, Any]) -> Array:

@@ -76,9 +76,20 @@ def marks_nothing(segmentation: Any) -> bool:
     return segmentation is None
 
 
-def is_crowd(annotation: Mapping[str, Any]) -> bool:
-    """Whether an annotation is marked as a crowd; some programs write numbers as texts."""
-    return str(annotation.get("iscrowd") or 0).lower() not in ("0", "0.0", "false")
+def is_crowd(annotation: Mapping[str, Any], of: str = "") -> bool:
+    """Whether an annotation is marked as a crowd; some programs write numbers as texts.
+
+    Raises:
+        ValueError: The mark is neither 0 nor 1; `of` says of what the annotation is.
+    """
+    mark = annotation.get("iscrowd")
+    text = str(mark).lower()
+    if text in ("0", "0.0", "false", "none"):
+        return False
+    if text not in ("1", "1.0", "true"):
+        number = annotation.get("id", "?")
+        raise DatasetError(f"annotation {number}{of} has iscrowd {text[:80]!r}, expected 0 or 1: export it again")
+    return True
 
 
 def plain_id(value: Any) -> Any:

@@ -233,6 +233,15 @@ def test_marks_of_crowds_in_other_types(copy, roots):
         assert objects_of(FolderDataset(root)) == objects_of(whole)
 
 
+@pytest.mark.parametrize("value", [2, 0.5, "", "yes", []])
+def test_a_mark_that_is_neither_0_nor_1_is_refused(copy, value):
+    root = copy("coco")
+    number = change_json(root, lambda content: content["annotations"][3].update(iscrowd=value))["annotations"][3]["id"]
+    line = rf"^annotation {number} of .*annotations\.json has iscrowd '{value}', expected 0 or 1: export it again$"
+    with pytest.raises(ValueError, match=line.replace("[]", r"\[\]")):
+        FolderDataset(root)
+
+
 def test_another_rule_for_crowds_is_refused(roots):
     with pytest.raises(ValueError, match=r"^dataset.crowd=maybe: expected ignore, zero, class or null"):
         FolderDataset(roots["coco"], crowd="maybe")

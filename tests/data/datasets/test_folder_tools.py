@@ -86,7 +86,7 @@ def test_two_categories_of_one_name_are_refused_if_both_are_used(tmp_path):
 def test_annotations_of_no_category_leave_the_categories(tmp_path):
     content = coco_content()
     for annotation in content["annotations"]:
-        annotation["category_id"] = "1"
+        annotation["category_id"] = "one"
     dataset = FolderDataset(write_coco(tmp_path, content))
     assert dataset.class_names == ("cat", "dog", "bird")
     assert len(dataset.tree.problems) == 3

@@ -163,18 +163,19 @@ class _Annotations:
         self, annotations: Sequence[Mapping[str, Any]], values: Mapping[Any, int], crowd: str | None, path: Path
     ) -> None:
         """Put each where it belongs; `values` are those of the categories, 0 of one that does not count."""
+        of = f" of {path}"
         marking = (one for one in annotations if not marks_nothing(one.get("segmentation")))
-        with_objects = {one["category_id"] for one in marking if not is_crowd(one)}
+        with_objects = {one["category_id"] for one in marking if not is_crowd(one, of)}
         for one in annotations:
             image, category, segmentation = one["image_id"], one["category_id"], one.get("segmentation")
             if image not in self.entries or category not in values:
                 number = one.get("id", "?")
-                self.problems.append(f"annotation {number} of {path}: no such image or category in the file")
+                self.problems.append(f"annotation {number}{of}: no such image or category in the file")
             elif values[category] and marks_nothing(segmentation):
                 self.bare.append(image)
             elif values[category]:
                 use = "class"
-                if is_crowd(one):
+                if is_crowd(one, of):
                     use = crowd or ("ignore" if category in with_objects else "class")
                     self.crowds.setdefault(use, []).append(image)
                 if use != "zero":
