@@ -34,13 +34,14 @@ def read_tensors(path: Path, what: str) -> Any:
         ValueError: It is damaged, of another kind, or holds more, for which code would have to be run; one line.
     """
     with path.open("rb") as file:
-        is_safetensors = file.read(9)[8:] == b"{"  # a length of eight bytes, then JSON
-    if is_safetensors:
+        head = file.read(9)
+    if head[8:] == b"{":  # after a length of eight bytes
         return _read_safetensors(path, what)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on odd files before it refuses them
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # of a path torch takes the suffix for what it is
+                return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds here; none may pass as a traceback
         raise ValueError(f"cannot read {what} {str(path)!r}: {why_unreadable(path, error)}") from error
 

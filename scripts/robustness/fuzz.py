@@ -73,6 +73,8 @@ class _Watch:
     def _look(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self.on:
             return
+        if event == "shutil.rmtree" and str(arguments[0]).startswith(f"{self.scratch}{os.sep}"):
+            return  # a refused command leaves no folder
         if event in _ACTIONS:
             self.seen.append(f"{event} {arguments!r}"[:300])
         elif event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR):

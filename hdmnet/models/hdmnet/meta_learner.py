@@ -7,6 +7,7 @@ stage l.
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hdmnet.models.checks import check_share
+from hdmnet.models.checks import check_choice, check_share
 from hdmnet.models.hdmnet.decoder import Decoder
 from hdmnet.models.hdmnet.matching import CorrelationMatching
 from hdmnet.models.hdmnet.pyramid import STRIDES, Pyramid
@@ -26,6 +27,8 @@ from hdmnet.models.packed import Foreground, PackedRows, PaddedForeground, Rows,
 
 PRIOR_WEIGHT = 10.0  # of the prior masks where they join the query's features; the release uses it only there
 PROTOTYPE_EPS = 5e-4
+_OWN = {"channels", "num_priors", "dropout"}  # of a matching: given by the meta learner
+_MATCHING = [name for name in inspect.signature(CorrelationMatching).parameters if name not in _OWN]
 
 
 def masked_average(features: Tensor, mask: Tensor) -> Tensor:
@@ -108,6 +111,8 @@ class MetaLearner(nn.Module):
         super().__init__()
         check_share("model.dropout", dropout)
         check_share("model.mid_dropout", mid_dropout)
+        for key in matching or {}:
+            check_choice("key of model.matching", key, _MATCHING)
         num_priors = 2
         self.reduced_channels = reduced_channels
         self.down_query = Reduction(mid_channels, reduced_channels, mid_dropout)

@@ -78,6 +78,14 @@ def test_prior_norm_switch_stretches_the_priors():
     torch.testing.assert_close(b, (a - low) / (high - low), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("key", "hint"), [("temprature", "did you mean 'temperature'"), ("channels", "expected num_heads")]
+)
+def test_an_unknown_key_of_matching_is_refused(key, hint):
+    with pytest.raises(ValueError, match=rf"^key of model\.matching={key}: .*{hint}"):
+        make_model(matching={key: 1})
+
+
 def test_matching_switches_reach_every_stage():
     model = make_model(matching={"merge_kernel": 1, "temperature": 0.5, "num_heads": 4})
     for layer in model.meta_learner.matching:
