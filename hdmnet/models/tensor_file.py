@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 import zipfile
@@ -53,13 +54,13 @@ def why_unreadable(path: Path, error: Exception) -> str:
     for beginning, kind in _KINDS:
         if head.lstrip().startswith(beginning) if beginning else not head:
             return f"it is {kind}"
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = {name.rpartition("/")[2] for name in archive.namelist()}
-        if "constants.pkl" in names:
-            return "it is TorchScript; save torch.jit.load(FILE).state_dict() by torch.save"
-        if "data.pkl" not in names:
-            return f"it is a zip archive of {', '.join(sorted(names)[:3])} …, not of torch.save"
+    names: set[str] = set()
+    with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:  # a damaged one fails in many ways
+        names = {name.rpartition("/")[2] for name in archive.namelist()}
+    if "constants.pkl" in names:
+        return "it is TorchScript; save torch.jit.load(FILE).state_dict() by torch.save"
+    if names and "data.pkl" not in names:
+        return f"it is a zip archive of {', '.join(sorted(names)[:3])} …, not of torch.save"
     more = re.search(r"GLOBAL (\S+)", str(error))
     if more is not None:
         return (

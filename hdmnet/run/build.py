@@ -316,8 +316,8 @@ def warn_of_slow_precision(cfg: DictConfig) -> None:
         device = processor()
     if slow:
         log.warning(
-            "trainer.precision=%s: %s has no bfloat16 instructions and emulates them, which is several times slower "
-            "than 32-true",
+            "trainer.precision=%s: %s has no bfloat16 instructions and emulates them, which may be far slower than "
+            "32-true: `python scripts/benchmarks/benchmark.py trunk` times both",
             *(precision, device),
         )
 

@@ -150,7 +150,7 @@ def mutate_coco(data: bytes, rng: random.Random) -> bytes:
             annotation["iscrowd"] = rng.choice((0, 1))
         elif kind == 3:
             other = rng.choice(content["annotations"])["segmentation"]
-            nothing = ([], [[]], None, [[1, 2, 9, 8]], {}, {"size": [1, 1], "counts": ""})
+            nothing: tuple[Any, ...] = ([], [[]], None, [[1, 2, 9, 8]], {}, {"size": [1, 1], "counts": ""})
             annotation["segmentation"] = rng.choice((*nothing, other))
         elif kind == 4:
             entry = rng.choice(content[rng.choice(("images", "annotations", "categories"))])

@@ -89,6 +89,14 @@ def torchscript(path):
     torch.jit.trace(nn.Linear(1, 1), torch.zeros(1)).save(path)
 
 
+def damaged_archive(path):
+    """The list of what is in it begins with other bytes; its end is whole."""
+    archive(path)
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"PK\x01\x02")] = 0
+    path.write_bytes(data)
+
+
 def archive(path):
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("weights.npy", b"")
@@ -105,6 +113,7 @@ OTHERS = {
     "gzip": (b"\x1f\x8b\x08", "it is a gzip archive: unpack it"),
     "TorchScript": (torchscript, r"it is TorchScript; save torch.jit.load\(FILE\).state_dict\(\)"),
     "a zip": (archive, "it is a zip archive of weights.npy …, not of torch.save"),
+    "a damaged zip": (damaged_archive, "it is damaged, or holds more than tensors"),
     "other bytes": (b"abc", r"it is damaged, or holds more than tensors, .*expected a state dict saved by torch.save"),
 }
 
