@@ -44,7 +44,7 @@ def test_every_target_takes_the_keys_of_its_node(file):
     for node in targets_in(OmegaConf.to_container(OmegaConf.load(file))):
         module, _, name = node["_target_"].rpartition(".")
         function = getattr(importlib.import_module(module), name)
-        of_the_run = {"backbone": {"mean", "std", "feature_channels"}, "model": {"name", "encoder"}}
+        of_the_run = {"backbone": {"mean", "std", "feature_channels"}, "model": {"name", "encoder", "trunk", "augment"}}
         others = (of_the_run | {"dataset": common_keys()}).get(file.parent.name, ())
         arguments = {key: value for key, value in node.items() if not key.startswith("_") and key not in others}
         inspect.signature(function).bind_partial(**arguments)

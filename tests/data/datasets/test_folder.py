@@ -540,7 +540,7 @@ def test_two_layouts_at_once_have_to_be_named(copy, roots):
 
 
 def test_a_class_that_is_not_there(roots):
-    with pytest.raises(ValueError, match=r"class 'unicorn' of the list of classes is not in .*fss0, which has"):
+    with pytest.raises(ValueError, match=r"class 'unicorn' of the list of classes is not in .*fss\d+, which has"):
         FolderDataset(roots["fss"], classes=["unicorn"])
 
 
