@@ -117,6 +117,13 @@ def test_the_command_line_wins_over_what_a_dataset_brings(compose_config):
     assert (cfg.batch_size, cfg.optim.lr, cfg.optim.schedule.power) == (8, 5e-3, 1)
 
 
+def test_a_method_may_need_an_augmentation_and_the_command_line_wins(compose_config):
+    words = ("train", "dataset=pascal", "model=correlation")
+    assert compose_config(*words).augment.name == "flip"
+    assert compose_config(*words, "augment=paper").augment.name == "paper"
+    assert compose_config("train", "dataset=pascal").augment.name == "official"
+
+
 def test_a_data_set_gets_its_own_keys_and_of_the_runs_those_that_it_names(compose_config, tmp_path):
     cfg = compose_config("train", "dataset=pascal", "dataset.root=/voc", "dataset.train_list=mine.txt")
     found = build_dataset(cfg, check=False)
