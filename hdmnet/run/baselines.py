@@ -14,8 +14,10 @@ import torch
 
 from hdmnet.callbacks.build import build_callbacks
 from hdmnet.config.values import image_size
+from hdmnet.models.frozen_backbone import FrozenBackbone
 from hdmnet.models.method import FINAL
 from hdmnet.models.prototype.model import Prototype
+from hdmnet.models.trunk import FrozenTrunk
 from hdmnet.run.build import build_few_shot_data, build_trainer
 from hdmnet.runtime.errors import one_line
 from hdmnet.tasks.controls import ONES, UNTRAINED, Controls, untrained_beside
@@ -54,7 +56,8 @@ def build_controls(cfg: DictConfig, model: FewShotMethod, *, everything: bool = 
     else:
         try:
             untrained = untrained_beside(model)
-            _try_out(untrained, model, image_size(cfg.dataset.image_size))
+            if not isinstance(getattr(model, "trunk", None), FrozenBackbone | FrozenTrunk):
+                _try_out(untrained, model, image_size(cfg.dataset.image_size))
         except Exception as error:  # of a class from outside anything may come; it must not end the run
             untrained, missing[UNTRAINED] = None, f"model={cfg.model.name}: {one_line(error) or type(error).__name__}"
     controls = Controls(model, untrained=untrained, limit=None if everything else number)

@@ -102,6 +102,7 @@ class Controls:
 
     def encode_query(self, images: Tensor) -> SideBySide:
         """Encode query pictures (Q, 3, H, W) float, normalised."""
+        self._move(images.device)
         with encoding_once():
             parts: dict[str, Batch] = {FINAL: self.apart.encode_query(images)}
             if self.untrained is not None:
@@ -112,6 +113,7 @@ class Controls:
 
     def encode_support(self, images: Tensor, masks: Tensor) -> SideBySide:
         """Encode supports (S, 3, H, W) float, normalised, with masks (S, H, W), 0/1/255."""
+        self._move(images.device)
         with encoding_once():
             own = self.apart.encode_support(images, masks)
             shared = self._has_units and type(own) is SupportUnits
@@ -155,6 +157,7 @@ class Controls:
         self, episode: Episode, chosen: Sequence[int], class_index: Tensor | None = None
     ) -> dict[str, Segmentation]:
         """As `match`, of a batch of whole episodes."""
+        self._move(episode.query_image.device)
         queries, images, masks = episode.query_image, episode.support_images, episode.support_masks
         items = list(chosen)
         picked = queries[items], images[items], masks[items]
@@ -166,6 +169,12 @@ class Controls:
         with encoding_once():
             found = {FINAL: self.method(queries, images, masks, class_index)}
             return found | self._try({name: ways[name] for name in self.names if items})
+
+    def _move(self, device: torch.device) -> None:
+        """Bring a backbone that is the prototype's own to the method's device."""
+        if self.untrained is not None:
+            with torch.inference_mode(False):  # or its weights would be none that can be loaded or copied
+                self.untrained.to(device)
 
     def _try(self, ways: Mapping[str, Callable[[], Segmentation]]) -> dict[str, Segmentation]:
         """Run controls; one that takes more memory than the device has is given up, as it must not end the test."""
