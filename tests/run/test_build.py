@@ -46,6 +46,17 @@ def test_a_random_backbone_that_never_learns_is_told(compose_config, caplog):
     assert not caplog.records
 
 
+@pytest.mark.parametrize("model", ["hsnet", "dcama"])
+def test_methods_of_every_block_on_timm(model, compose_config):
+    check_builds(compose_config("train", f"model={model}", "backbone=convnext_tiny"))
+    with pytest.raises(ConfigError, match=r"^model\.trunk\.every_block=True: all of VisionTransformer has one stride"):
+        check_builds(compose_config("train", f"model={model}", "backbone=dinov2_vits14"))
+    with pytest.raises(
+        ConfigError, match=r"^model\.trunk\.before_relu=True: timm's ResNet closes its blocks by a ReLU"
+    ):
+        check_builds(compose_config("train", f"model={model}", "backbone=resnet50_timm"))
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

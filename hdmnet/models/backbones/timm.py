@@ -123,8 +123,12 @@ class TimmBackbone(Backbone):
         """
         net: Any = self.model
         name = type(net).__name__
-        if self._indices is None or _is_flat(net):
-            raise ValueError(f"every_block=True: {name} gives the levels that are named; expected a hierarchy's own")
+        if self._indices is None:
+            raise ValueError("every_block=True: backbone.levels names what comes out; expected null")
+        if _is_flat(net):
+            raise ValueError(
+                f"every_block=True: all of {name} has one stride; expected a hierarchy, e.g. Swin or ConvNeXt"
+            )
         stages = dict(zip((4, 3, 2, 1), reversed(list(net.feature_info)), strict=False))
         if not layers or list(layers) != sorted(set(layers)) or not set(layers) <= stages.keys():
             raise ValueError(f"layers={list(layers)}: {name} has {sorted(stages)}; expected some, in this order")

@@ -384,8 +384,8 @@ def test_blocks_that_cannot_be_given_are_refused():
     refused(
         r"before_relu=True: timm's ResNet closes its blocks by a ReLU", "resnet18", every_block=True, before_relu=True
     )
-    refused(r"every_block=True: VisionTransformer gives the levels", "vit_tiny_patch16_224", every_block=True)
-    refused(r"every_block=True: ModuleOutputs gives the levels", "resnet18", levels=["layer2.0"], every_block=True)
+    refused(r"every_block=True: all of VisionTransformer has one stride", "vit_tiny_patch16_224", every_block=True)
+    refused(r"every_block=True: backbone\.levels names what", "resnet18", levels=["layer2.0"], every_block=True)
     refused(r"layers=\[0, 5\]: ConvNeXt has \[1, 2, 3, 4\]", "convnext_atto", layers=[0, 5], every_block=True)
     refused(r"before_relu=True: TimmBackbone gives whole levels", "convnext_atto", before_relu=True)
     with torch.device("meta"):
