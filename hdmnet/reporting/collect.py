@@ -59,9 +59,11 @@ class Run:
     @property
     def trained(self) -> Mapping[str, Any] | None:
         """Config of the training; None for an evaluation whose training run is not there any more."""
-        if self.is_evaluation and self.config.get("ckpt", "") is not None:  # without one nothing was to be trained
-            return None if self.parent is None else self.parent["config"]
-        return self.config
+        if not self.is_evaluation:
+            return self.config
+        if self.config.get("ckpt", "") is None and self.result.get("checkpoint") is None:
+            return self.config  # nothing was to be trained
+        return None if self.parent is None else self.parent["config"]
 
     @property
     def trained_on(self) -> str | None:
