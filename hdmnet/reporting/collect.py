@@ -61,7 +61,7 @@ class Run:
         """Config of the training; None for an evaluation whose training run is not there any more."""
         if not self.is_evaluation:
             return self.config
-        if self.config.get("ckpt", "") is None and self.result.get("checkpoint") is None:
+        if self.config.get("ckpt", "") is None:
             return self.config  # nothing was to be trained
         return None if self.parent is None else self.parent["config"]
 

@@ -42,6 +42,8 @@ def make_result(
     words = [f"dataset={dataset}", f"fold={fold}", f"seed={seed}", f"shot={shot}", *overrides]
     words += [] if ablation is None else [f"ablation={ablation}"]
     config = json.loads(composed(entry_point, tuple(words)))
+    if entry_point == "evaluate":
+        config["ckpt"] = changes.get("checkpoint") or "somewhere/best.ckpt"
     test = {
         "miou": sum(miou) / len(miou),
         "miou_per_seed": list(miou),
