@@ -96,7 +96,7 @@ def read_class(photo: Photo, number: int) -> UInt8Array:
 def evaluation_episodes(
     photos: Sequence[Photo], numbers: Sequence[int], count: int, shots: int, side: int, seed: int
 ) -> list[TestEpisode]:
-    """`count` episodes a folder, its classes in turn, of photographs of this folder alone; classes that cannot be are left out."""
+    """`count` episodes a folder, of its photographs alone, its classes in turn; those with too few are left out."""
     rng = np.random.default_rng([seed, shots])
     episodes = []
     for folder in sorted({one.folder for one in photos}):

@@ -1,7 +1,7 @@
 """Train the segmenter that the package brings (`Segmenter.pretrained`), and test it on classes that it never saw.
 
-    python scripts/pretrained/train.py VOC_TREE FOLDER … --cache /dev/shm/features --out hdmnet/run/pretrained.safetensors
-    python scripts/pretrained/train.py VOC_TREE FOLDER … --cache /dev/shm/features --held-out 1 --out held_out_1.safetensors
+    python scripts/pretrained/train.py VOC_TREE FOLDER … --cache /dev/shm/views --out hdmnet/run/pretrained.safetensors
+    python scripts/pretrained/train.py VOC_TREE FOLDER … --cache /dev/shm/views --held-out 1 --out held_out.safetensors
 
 Folders are VOC trees, or what `dataset=folder` takes, with the class names of VOC or COCO. Episodes are made of all
 their photographs: whole ones, parts (objects larger) and four side by side (objects smaller), each encoded once. With
@@ -152,7 +152,7 @@ def train(model: Correlation, features: Features, pool: Pool, arguments: argpars
         loss.backward()
         optimizer.step()
         schedule.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         if step % 20 == 0:
             used = time.process_time() - began
             print(f"step {step} loss {np.mean(losses[-50:]):.3f}, {used:.0f} CPU s", flush=True)
