@@ -81,8 +81,8 @@ def write_pretrained(path: str | Path, model: nn.Module, config: Mapping[str, An
         config: What to build it of, plain values; the backbone in it has weights of its own.
         about: What else to tell in the file, in JSON's types.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     weights = {key: value.contiguous() for key, value in model.state_dict().items() if not key.startswith(_TRUNK)}
-    with replacing(path) as temporary:
-        save_file(weights, temporary, {_KEY: json.dumps({"config": dict(config), **about})})
+    with replacing(path) as temporary:  # save_file would make one that nobody else may read
+        temporary.write_bytes(save(weights, {_KEY: json.dumps({"config": dict(config), **about})}))

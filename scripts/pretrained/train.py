@@ -29,7 +29,7 @@ from episodes import Episode, Pool, evaluation_episodes  # noqa: E402
 from features import Features  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 from photos import CLASSES, crop_views, mosaic_views, read_folder, whole_views  # noqa: E402
-from scores import SHIFTS, evaluate  # noqa: E402
+from scores import evaluate  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from hdmnet.apps.segmenter_file import compose_predict  # noqa: E402
@@ -46,7 +46,6 @@ FOLDS = 4
 LEVELS = [f"blocks.{index}" for index in range(2, 7)]  # of EfficientNet-Lite
 SHOTS = (1, 1, 1, 2, 5)  # of the training steps, each as likely as the others
 SMALL = 0.15  # share of a photograph that is labelled, below which a part of it is taken too
-CALIBRATION = 10_000  # seed offset of the episodes that the threshold is chosen on
 
 
 def main(words: Sequence[str] | None = None) -> bool:
@@ -71,20 +70,12 @@ def main(words: Sequence[str] | None = None) -> bool:
     held_out = [] if arguments.held_out is None else list(range(arguments.held_out + 1, len(CLASSES) + 1, FOLDS))
     pool = Pool(views, labels, held_out)
     train(model, features, pool, arguments)
-    shift = 0.0
-    if arguments.calibrate:
-        known = [number for number in range(1, len(CLASSES) + 1) if number not in held_out]
-        chosen = evaluation_episodes(photos, known, 150, 1, arguments.side, arguments.seed + CALIBRATION)
-        found = evaluate(model, features, chosen)
-        shift = max(SHIFTS, key=lambda one: found["mean"][f"trained {one:+.2f}"])
-        print(f"threshold, on episodes of training classes: {shift:+.2f} {found['mean']}", flush=True)
-    result = {"shift": shift, "held_out": [CLASSES[number - 1] for number in held_out]}
-    if held_out:
-        for shots in arguments.test_shots:
-            tested = evaluation_episodes(photos, held_out, arguments.episodes, shots, arguments.side, arguments.seed)
-            result[f"{shots}-shot"] = evaluate(model, features, tested)
-            print(f"{shots}-shot", json.dumps(result[f"{shots}-shot"]["mean"]), flush=True)
-    move_threshold(model, shift)
+    result: dict[str, Any] = {"held_out": [CLASSES[number - 1] for number in held_out]}
+    for shots in arguments.test_shots if held_out else ():
+        tested = evaluation_episodes(photos, held_out, arguments.episodes, shots, arguments.side, arguments.seed)
+        result[f"{shots}-shot"] = evaluate(model, features, tested)
+        print(f"{shots}-shot", json.dumps(result[f"{shots}-shot"]), flush=True)
+    move_threshold(model, arguments.threshold)
     about = {key: value for key, value in vars(arguments).items() if key not in ("folders", "out", "cache")}
     write_pretrained(
         arguments.out, model, config, {"training": about, **result, "photos": [one.name for one in photos]}
@@ -101,16 +92,18 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--trunk", default="efficientnet_lite2", help="one of conf/backbone")
     parser.add_argument("--side", type=int, default=257, help="pixels, of the square that the trunk sees")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=8, help="episodes a step; of five shots half of it")
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--dice", type=float, default=0.5, help="weight of the Dice loss beside the cross entropy")
+    parser.add_argument(
+        "--threshold", type=float, default=0.0, help="in logits, of what is foreground; tests tell of others"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--held-out", type=int, choices=range(FOLDS), help="leave out these classes and test on them")
     parser.add_argument("--episodes", type=int, default=200, help="of a test")
     parser.add_argument("--test-shots", type=int, nargs="+", default=[1])
     parser.add_argument("--whole-only", action="store_true", help="no parts and mosaics")
-    parser.add_argument("--no-calibration", dest="calibrate", action="store_false")
     parser.add_argument("--encode-only", action="store_true", help="fill the cache")
     return parser.parse_args(words)
 
@@ -187,12 +180,12 @@ def load_batch(
     return QueryUnits(units, (side, side)), support, truth
 
 
-def move_threshold(model: Correlation, shift: float) -> None:
-    """Take `shift` from what the last head says for foreground: from then on 0.5 is the threshold chosen."""
+def move_threshold(model: Correlation, threshold: float) -> None:
+    """Make 0 the threshold where it was another one, in logits of foreground less those of background."""
     head = model.first if model.second is None else model.second
     assert head.classify.bias is not None
     with torch.no_grad():
-        head.classify.bias[1] -= shift
+        head.classify.bias[1] -= threshold
 
 
 if __name__ == "__main__":
