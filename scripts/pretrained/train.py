@@ -52,7 +52,7 @@ def main(words: Sequence[str] | None = None) -> bool:
     """Train, test if classes are held out, and write the file."""
     arguments = _parse(words)
     torch.manual_seed(arguments.seed)
-    config = make_config(arguments.trunk, arguments.side)
+    config = make_config(arguments.trunk, arguments.side, arguments.untrained_share)
     model = make_model(config)
     backbone = config["backbone"]
     features = Features(arguments.cache, model, json.dumps(backbone), backbone["mean"], backbone["std"])
@@ -99,6 +99,7 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--threshold", type=float, default=0.0, help="in logits, of what is foreground; tests tell of others"
     )
+    parser.add_argument("--untrained-share", type=float, default=0.0, help="model.untrained_share")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--held-out", type=int, choices=range(FOLDS), help="leave out these classes and test on them")
     parser.add_argument("--episodes", type=int, default=200, help="of a test")
@@ -108,9 +109,10 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def make_config(trunk: str, side: int) -> dict[str, Any]:
+def make_config(trunk: str, side: int, untrained_share: float) -> dict[str, Any]:
     """What `build_pretrained` is to build the network of."""
     words = ["model=correlation", f"backbone={trunk}", f"backbone.levels=[{','.join(LEVELS)}]"]
+    words.append(f"model.untrained_share={untrained_share}")
     plain = to_plain(compose_predict(words))
     config = {"model": plain["model"], "backbone": plain["backbone"] | {"weights_dir": None}, "fold": 0, "shot": 1}
     return config | {"dataset": {"name": "none", "image_size": [side, side]}}
