@@ -1,4 +1,4 @@
-"""`python -m hdmnet.demo ckpt=PATH`: a web page on this machine: paint over an object, find its kind elsewhere."""
+"""`python -m hdmnet.demo`: a web page on this machine: paint over an object, find its kind elsewhere."""
 
 from __future__ import annotations
 
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 @entry_point("demo")
 def main(cfg: DictConfig) -> None:
     """Serve the page as the config says, until Ctrl-C."""
-    if cfg.ckpt is None and cfg.model is None:
-        raise InputError(
-            "ckpt is not given; expected a checkpoint, e.g. ckpt=RUN/checkpoints/best.ckpt, or a method that needs "
-            "none: model=prototype"
-        )
     with _private_folder() as folder:
         try:
             import gradio  # noqa: F401 (only whether it is there)

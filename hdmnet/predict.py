@@ -1,4 +1,4 @@
-"""`python -m hdmnet.predict ckpt=PATH support=[IMG:MASK,…] query=[IMG,…] output=DIR`: segment one's own pictures."""
+"""`python -m hdmnet.predict support=[IMG:MASK,…] query=[IMG,…] output=DIR`: segment one's own pictures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from hdmnet.cli.entry_point import entry_point
 from hdmnet.cli.quoting import quote_files
-from hdmnet.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -29,11 +28,6 @@ def run(cfg: DictConfig) -> None:
     Raises:
         ValueError: Something is not as it should be, or a query could not be segmented.
     """
-    if cfg.ckpt is None and cfg.model is None:
-        raise InputError(
-            "ckpt is not given; expected a checkpoint, e.g. ckpt=RUN/checkpoints/best.ckpt, or a method that needs "
-            "none: model=prototype"
-        )
     from hdmnet.apps.predict import find_queries, parse_supports, predict
 
     supports, queries = parse_supports(cfg.support), find_queries(cfg.query)

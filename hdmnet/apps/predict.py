@@ -159,6 +159,8 @@ def predict(cfg: DictConfig, supports: Supports | None, queries: Sequence[Path])
         FileNotFoundError: The checkpoint or a support is missing.
         ValueError: Checkpoint or supports are not right; or some queries were not, after all others are done.
     """
+    if supports is None and cfg.ckpt is None:
+        raise InputError("support is not given; expected support=[IMG:MASK,…]")
     keep_freed_memory()
     output = Path(cfg.paths.run_dir)
     read = [part for pairs in (supports or {}).values() for pair in pairs for part in pair if isinstance(part, Path)]
@@ -168,8 +170,7 @@ def predict(cfg: DictConfig, supports: Supports | None, queries: Sequence[Path])
         pairs = {name: tuple(zip(*several, strict=True)) for name, several in supports.items()}
         segmenter.fit(pairs)
     elif not segmenter.classes:
-        kept = "" if cfg.ckpt is None else f" and ckpt={cfg.ckpt} keeps none"
-        raise InputError(f"support is not given{kept}; expected support=[IMG:MASK,…]")
+        raise InputError(f"support is not given and ckpt={cfg.ckpt} keeps none; expected support=[IMG:MASK,…]")
     if cfg.save is not None:
         segmenter.save(cfg.save)
     failed = 0

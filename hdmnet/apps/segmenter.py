@@ -9,6 +9,7 @@ h_l w_l size of stage l.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hdmnet.apps.segmenter_file import (
+    UNTRAINED_BACKBONE,
     SegmenterSpec,
+    build_pretrained_segmenter,
     build_untrained_segmenter,
     compose_predict,
     read_segmenter,
@@ -45,6 +48,8 @@ from hdmnet.tasks.feature_store import resize
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+log = logging.getLogger(__name__)
 
 Float32 = NDArray[np.float32]
 Maps = dict[str, list[Float32]]  # by name ("prior", "correlation" …): (h_l, w_l) float32 each, finest first
@@ -150,11 +155,26 @@ class Segmenter:
         return segmenter
 
     @classmethod
+    def pretrained(cls, *, image_size: int | Sequence[int] | None = None, device: str | torch.device = "auto") -> Self:
+        """The packaged segmenter, ready for supports of any kind of object: nothing is downloaded or trained.
+
+        What it learnt from, how well it does and where it fails: docs/model_card.md.
+
+        Args:
+            image_size: Side, or (H, W), that the network sees; None: its own.
+            device: "auto" (a GPU if there is one), "cpu", "cuda:1" …
+
+        Raises:
+            ValueError: A package that it needs is not installed.
+        """
+        return cls(*build_pretrained_segmenter(image_size), device=device)
+
+    @classmethod
     def without_training(
         cls,
         method: str = "prototype",
         *,
-        backbone: str = "mobilenet_v2",
+        backbone: str = UNTRAINED_BACKBONE,
         image_size: int | Sequence[int] | None = None,
         device: str | torch.device = "auto",
         overrides: Sequence[str] = (),
@@ -177,17 +197,27 @@ class Segmenter:
 
     @classmethod
     def of_command(cls, cfg: DictConfig) -> Self:
-        """What `predict` and `demo` are to segment with: their `ckpt`, or without one their `model` and `backbone`.
+        """What `predict` and `demo` are to segment with: their `ckpt`, or `model` and `backbone`, else `pretrained`.
 
         Raises:
             FileNotFoundError: A file is missing.
-            ValueError: There is neither, or both, or it does not fit.
+            ValueError: There are both, or a key of another one, or it does not fit.
         """
         plain = to_plain(cfg)
         if None not in (cfg.ckpt, cfg.model):
             raise InputError(f"ckpt={cfg.ckpt} and model={cfg.model.name} are both given; expected one of them")
         if cfg.ckpt is not None:
             return cls.from_checkpoint(cfg.ckpt, device=cfg.device, image_size=plain["image_size"], **plain["official"])
+        if plain["official"]["dataset"] is not None or plain["official"]["backbone"] is not None:
+            raise InputError("official.… says what the file of a release is, and ckpt is not given; expected ckpt=FILE")
+        if cfg.model is None:
+            if cfg.backbone.name != UNTRAINED_BACKBONE:
+                raise InputError(
+                    f"backbone={cfg.backbone.name} without model: the packaged segmenter has a trunk of its own; "
+                    f"expected model=prototype backbone={cfg.backbone.name}, or no backbone"
+                )
+            log.info("neither ckpt nor model is given: the packaged segmenter is taken (docs/model_card.md)")
+            return cls.pretrained(device=cfg.device, image_size=plain["image_size"])
         return cls(*build_untrained_segmenter(cfg, plain["image_size"]), device=cfg.device)
 
     @property

@@ -31,10 +31,12 @@ from hdmnet.run.checkpoints import (
     run_entry,
     run_state_dict,
 )
+from hdmnet.run.pretrained import build_pretrained
 from hdmnet.runtime.checkpoint_file import BASE_LEARNER_KEY, read_checkpoint, write_atomically
-from hdmnet.runtime.errors import CheckpointError, ConfigError, InputError, one_line
+from hdmnet.runtime.errors import CheckpointError, ConfigError, one_line
 
 UNTRAINED_SIZE = 473  # px, side of the square without a training that says another
+UNTRAINED_BACKBONE = "mobilenet_v2"  # as conf/predict.yaml and conf/demo.yaml have it
 SEGMENTER_KEY = "hdmnet_segmenter"
 
 
@@ -114,13 +116,8 @@ def build_untrained_segmenter(
 
     Raises:
         FileNotFoundError: The weights are not there.
-        ValueError: `model` is null or has to be trained.
+        ValueError: `model` has to be trained.
     """
-    if cfg.model is None:
-        raise InputError(
-            "ckpt is not given; expected a checkpoint, e.g. ckpt=RUN/checkpoints/best.ckpt, or a method that needs "
-            "none: model=prototype"
-        )
     plain = to_plain(cfg)
     size = _size(UNTRAINED_SIZE if image_size is None else image_size)
     config = {key: plain[key] for key in ("model", "backbone")}
@@ -131,6 +128,20 @@ def build_untrained_segmenter(
     facts = {"method": plain["model"]["name"], "shot": 1, "num_base": 0}
     statistics = tuple(run.backbone.mean), tuple(run.backbone.std)
     return model, SegmenterSpec(size, *statistics, config, facts=facts)
+
+
+def build_pretrained_segmenter(image_size: int | Sequence[int] | None) -> tuple[FewShotMethod, SegmenterSpec]:
+    """The packaged segmenter and its recipe.
+
+    Raises:
+        ValueError: A package that it needs is not installed, or the size is none.
+    """
+    model, cfg = build_pretrained()
+    plain = to_plain(cfg)
+    config = {key: plain[key] for key in ("model", "backbone", "dataset", "fold", "shot")}
+    facts = {"method": cfg.model.name, "shot": cfg.shot, "num_base": 0}
+    size = _size(cfg.dataset.image_size if image_size is None else image_size)
+    return model, SegmenterSpec(size, tuple(cfg.backbone.mean), tuple(cfg.backbone.std), config, facts=facts)
 
 
 def _size(value: Any) -> tuple[int, int]:

@@ -58,7 +58,7 @@ def _speck(place: Path) -> None:
 
 
 for _given, _code, _names, _prepare in (
-    ("no checkpoint", 1, "ckpt is not given", lambda bench, place: ["query=[a.png]"]),
+    ("neither checkpoint nor support", 1, "support is not given", lambda bench, place: ["query=[a.png]"]),
     ("a support without a mask", 1, "expected IMG:MASK", _predict("support=[{place}/a.png]")),
     ("a box of three numbers", 1, "expected four numbers for a box", _predict("support=['{place}/a.png:1,2,3']")),
     (

