@@ -49,9 +49,8 @@ class FrozenBackbone(nn.Module):
         one_size: bool = True,
     ) -> None:
         super().__init__()
-        self._owner = (
-            [encoder] if isinstance(encoder, FrozenTrunk | FrozenBackbone) else []
-        )  # in a list: no part of the state dict
+        # In a list: no part of the state dict.
+        self._owner: list[Any] = [encoder] if isinstance(encoder, FrozenTrunk | FrozenBackbone) else []
         encoder = encoder.base_learner if isinstance(encoder, FrozenTrunk) else encoder
         backbone = cast("Backbone", getattr(encoder, "backbone", encoder))
         if getattr(backbone, "stays_in_eval", False) and any(
@@ -130,7 +129,7 @@ class FrozenBackbone(nn.Module):
         """A copy for the precision of the call, and that precision; made again when the weights changed or moved."""
         if self._owner:
             if isinstance(self._owner[0], FrozenBackbone):
-                return self._owner[0]._prepare(device)
+                return cast("tuple[torch.dtype, Backbone]", self._owner[0]._prepare(device))
             prepared_trunk = self._owner[0].prepare(device)
             return prepared_trunk.dtype, prepared_trunk.backbone
         weights = [*self.backbone.parameters(), *self.backbone.buffers()]

@@ -205,5 +205,5 @@ def untrained_beside(method: nn.Module) -> Prototype:
         raise NoTrunkError("it keeps no backbone that gives features of levels")
     backbone = backbones[0]
     if any(parameter.requires_grad for parameter in backbone.parameters()):
-        backbone = copy.deepcopy(backbone)  # the prototype's own is fixed
+        backbone = copy.deepcopy(backbone).requires_grad_(False)  # the prototype's own is fixed
     return Prototype(encoder=backbone).eval()
