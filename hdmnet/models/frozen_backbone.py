@@ -26,7 +26,7 @@ class FrozenBackbone(nn.Module):
     """No gradient, no running statistic that moves, whatever ``train()`` says; batch normalisation is folded in.
 
     Args:
-        encoder: A backbone, a base learner that has trained one, or HDMNet's trunk of such; its parameters are set to
+        encoder: A backbone, a base learner that has trained one, or a frozen trunk of such; its parameters are set to
             need no gradient.
         levels: Which of its levels, as indices of `feature_info`; a number: the last so many, or all where it has
             fewer; None: all.
@@ -49,7 +49,8 @@ class FrozenBackbone(nn.Module):
         one_size: bool = True,
     ) -> None:
         super().__init__()
-        self._owner = [encoder] if isinstance(encoder, FrozenTrunk) else []  # in a list: no part of the state dict
+        # In a list: no part of the state dict.
+        self._owner: list[Any] = [encoder] if isinstance(encoder, FrozenTrunk | FrozenBackbone) else []
         encoder = encoder.base_learner if isinstance(encoder, FrozenTrunk) else encoder
         backbone = cast("Backbone", getattr(encoder, "backbone", encoder))
         if getattr(backbone, "stays_in_eval", False) and any(
@@ -127,6 +128,8 @@ class FrozenBackbone(nn.Module):
     def _prepare(self, device: torch.device) -> tuple[torch.dtype, Backbone]:
         """A copy for the precision of the call, and that precision; made again when the weights changed or moved."""
         if self._owner:
+            if isinstance(self._owner[0], FrozenBackbone):
+                return cast("tuple[torch.dtype, Backbone]", self._owner[0]._prepare(device))
             prepared_trunk = self._owner[0].prepare(device)
             return prepared_trunk.dtype, prepared_trunk.backbone
         weights = [*self.backbone.parameters(), *self.backbone.buffers()]

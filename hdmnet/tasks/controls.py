@@ -88,7 +88,10 @@ class Controls:
         self.untrained, self.ones, self.limit = untrained, ones, limit
         self.missing: dict[str, str] = {}  # controls that had to be given up, and why
         # Methods that see unit vectors of the very trunk: theirs are the prototype's.
-        self._has_units = untrained is not None and untrained.trunk is getattr(method, "trunk", None)
+        trunk = getattr(method, "trunk", None)
+        self._has_units = (
+            untrained is not None and isinstance(trunk, FrozenBackbone) and trunk.levels == untrained.trunk.levels
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -195,14 +198,12 @@ def untrained_beside(method: nn.Module) -> Prototype:
         NoTrunkError: The method holds no backbone, or one that gives its features in another way.
     """
     trunk = getattr(method, "trunk", None)
-    if isinstance(trunk, FrozenBackbone):
+    if isinstance(trunk, FrozenBackbone | FrozenTrunk):
         return Prototype(encoder=trunk).eval()
-    if isinstance(trunk, FrozenTrunk):
-        return Prototype(encoder=FrozenBackbone(trunk, levels=[-3, -2, -1])).eval()
     backbones = [part for part in method.modules() if hasattr(part, "feature_info") and hasattr(part, "multiple_of")]
     if not backbones:
         raise NoTrunkError("it keeps no backbone that gives features of levels")
     backbone = backbones[0]
     if any(parameter.requires_grad for parameter in backbone.parameters()):
-        backbone = copy.deepcopy(backbone)  # the prototype's own is fixed
+        backbone = copy.deepcopy(backbone).requires_grad_(False)  # the prototype's own is fixed
     return Prototype(encoder=backbone).eval()

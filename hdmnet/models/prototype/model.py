@@ -36,8 +36,8 @@ class Prototype(FewShotMethod):
     """Few-shot segmenter without parameters that learn, for any number of supports.
 
     Args:
-        encoder: A backbone with weights, or a base learner that has trained one; frozen here. A `FrozenBackbone` is
-            taken as it is, its levels too.
+        encoder: A backbone with weights, or a base learner that has trained one; frozen here. Of a
+            `FrozenBackbone` the weights in the precision of the call are shared.
         num_shots: K of training episodes, which there are none of.
         levels: Which levels of the trunk, see `FrozenBackbone`.
         spread_steps: How often the map is averaged over positions that are alike; 0: never.
@@ -65,7 +65,7 @@ class Prototype(FewShotMethod):
         check_positive("model.spread_scale", spread_scale)
         check_share("model.threshold", threshold)
         check_positive("model.threshold_weight", threshold_weight)
-        self.trunk = encoder if isinstance(encoder, FrozenBackbone) else FrozenBackbone(encoder, levels=levels)
+        self.trunk = FrozenBackbone(encoder, levels=levels)
         self.widths = [info.channels for info in self.trunk.feature_info]
         self.spread_steps, self.spread_scale = spread_steps, spread_scale
         self.threshold, self.threshold_weight = threshold, threshold_weight
