@@ -129,7 +129,7 @@ class FrozenBackbone(nn.Module):
         """A copy for the precision of the call, and that precision; made again when the weights changed or moved."""
         if self._owner:
             if isinstance(self._owner[0], FrozenBackbone):
-                return cast("tuple[torch.dtype, Backbone]", self._owner[0]._prepare(device))
+                return self._owner[0]._prepare(device)
             prepared_trunk = self._owner[0].prepare(device)
             return prepared_trunk.dtype, prepared_trunk.backbone
         weights = [*self.backbone.parameters(), *self.backbone.buffers()]
