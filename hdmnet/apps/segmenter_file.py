@@ -161,11 +161,14 @@ def _from_saved(
     """The model of a file that `write_segmenter` wrote."""
     try:
         stored, state = content[SEGMENTER_KEY]["recipe"], content["state_dict"]
-        recipe = SegmenterSpec(**{**stored, **{name: tuple(stored[name]) for name in ("image_size", "mean", "std")}})
+        statistics = {name: tuple(map(float, stored[name])) for name in ("mean", "std")}
+        recipe = SegmenterSpec(**{**stored, **statistics, "image_size": _size(stored["image_size"])})
         recipe = replace(recipe, config=upgrade(recipe.config))
         if (recipe.config is None) == (recipe.official is None):
             raise KeyError("config")
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise CheckpointError(f"checkpoint {str(path)!r}: {error}") from None
         raise CheckpointError(
             f"checkpoint {str(path)!r} lacks parts of a fitted segmenter; expected what save wrote"
         ) from None

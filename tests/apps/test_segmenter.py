@@ -195,6 +195,10 @@ def test_a_fitted_one_is_saved_and_read(fitted, pairs, tmp_path):
         Segmenter.from_checkpoint(tmp_path / "broken.pt", device="cpu")
     with pytest.raises(ValueError, match="was fitted at"):
         Segmenter.from_checkpoint(tmp_path / "fitted.pt", device="cpu", image_size=97)
+    content["hdmnet_segmenter"]["recipe"]["image_size"] = [65, "wide"]
+    torch.save(content, tmp_path / "broken.pt")
+    with pytest.raises(ValueError, match=r"broken.pt': image_size=\[65, 'wide'\]: expected an integer of at least 1"):
+        Segmenter.from_checkpoint(tmp_path / "broken.pt", device="cpu")
 
 
 def test_another_input_size_is_used(start, pairs):
