@@ -25,7 +25,7 @@ from hdmnet.models.base_learner import FEATURE_CHANNELS, BaseLearner
 from hdmnet.run.checkpoints import load_strictly
 from hdmnet.run.trainer_arguments import new_trainer
 from hdmnet.runtime import ranks, signals
-from hdmnet.runtime.errors import ConfigError, InputError
+from hdmnet.runtime.errors import CheckpointError, ConfigError, InputError
 from hdmnet.runtime.private_api import leave_sigterm_alone
 from hdmnet.runtime.provenance import emulates_bfloat16, git_state, library_versions, processor
 from hdmnet.tasks.feature_store import measure_features
@@ -251,7 +251,13 @@ def build_trained(
     Raises:
         ValueError: The weights do not fit.
     """
-    model = build_untrained(cfg, facts["num_base"], num_shots=facts["shot"])
+    num_base, shot = (facts.get(key) if isinstance(facts, dict) else None for key in ("num_base", "shot"))
+    if type(num_base) is not int or type(shot) is not int or num_base < 0 or shot < 1:
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} tells of {num_base!r} base classes and {shot!r} shots; expected whole numbers, "
+            "as hdmnet wrote them"
+        )
+    model = build_untrained(cfg, num_base, num_shots=shot)
     load_strictly(model, state, f"ckpt={path}")
     return model
 

@@ -195,6 +195,12 @@ def test_a_fitted_one_is_saved_and_read(fitted, pairs, tmp_path):
         Segmenter.from_checkpoint(tmp_path / "broken.pt", device="cpu")
     with pytest.raises(ValueError, match="was fitted at"):
         Segmenter.from_checkpoint(tmp_path / "fitted.pt", device="cpu", image_size=97)
+    content["hdmnet_segmenter"]["recipe"]["facts"]["num_base"] = "many"
+    torch.save(content, tmp_path / "broken.pt")
+    with pytest.raises(
+        ValueError, match=r"broken.pt' tells of 'many' base classes and 1 shots; expected whole numbers"
+    ):
+        Segmenter.from_checkpoint(tmp_path / "broken.pt", device="cpu")
     content["hdmnet_segmenter"]["recipe"]["image_size"] = [65, "wide"]
     torch.save(content, tmp_path / "broken.pt")
     with pytest.raises(ValueError, match=r"broken.pt': image_size=\[65, 'wide'\]: expected an integer of at least 1"):
