@@ -41,6 +41,7 @@ def test_neither_process_complains(trained):
     assert "sync_dist" not in trained.err
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_to_the_numbers_of_one_from_the_checkpoint_alone(finished_run, tmp_path):
     """Elsewhere, without the run's folder; its config differs from the defaults, and must reach the second process."""
     shutil.copy(finished_run.folder / "checkpoints" / "best.ckpt", tmp_path / "mine.ckpt")

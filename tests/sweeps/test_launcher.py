@@ -37,6 +37,7 @@ def test_every_combination_is_a_job_in_a_folder_of_its_name(tmp_path):
     assert OmegaConf.load(folder / ".hydra" / "config.yaml").paths.run_dir == str(folder)
 
 
+@pytest.mark.slow
 def test_a_finished_job_is_not_run_again(tmp_path):
     first = sweep(tmp_path, "-m", "fold=0,1", FAIL_FOLD="1")
     assert first.states() == [["fold=0", "done"], ["fold=1", "failed"]]
@@ -61,6 +62,7 @@ def test_a_finished_job_is_not_run_again(tmp_path):
     assert not (aside / "result.json").is_file()
 
 
+@pytest.mark.slow
 def test_an_unfinished_job_goes_on_in_its_folder_when_asked_to(tmp_path):
     done = sweep(tmp_path, "-m", "fold=0,1", KILL_FOLD="1")
     assert done.states() == [["fold=0", "done"], ["fold=1", "failed"]]
@@ -84,6 +86,7 @@ def test_a_failed_job_does_not_stop_the_others(tmp_path):
     assert list(done.seen()) == ["fold-2"]
 
 
+@pytest.mark.slow
 def test_a_ready_made_sweep_needs_no_m_and_takes_a_plus(tmp_path):
     done = sweep(tmp_path, "+sweep=table9", "fold=2", name="table9")
     assert done.code == 0
@@ -93,12 +96,14 @@ def test_a_ready_made_sweep_needs_no_m_and_takes_a_plus(tmp_path):
     assert configs == {f"ablation-table9_t{t}": [2, t] for t in (0.5, 1, 2, 5)}
 
 
+@pytest.mark.slow
 def test_ablations_by_a_pattern_and_one_job_for_the_same_config_twice(tmp_path):
     done = sweep(tmp_path, "-m", "ablation=glob(table8_*)", "fold=1,1")
     assert [state for _, state in done.states()] == ["done", "done"]
     assert len(done.folders()) == 2
 
 
+@pytest.mark.slow
 def test_side_by_side_jobs_share_the_machine_and_keep_their_lines_apart(tmp_path):
     words = ("launcher=local_parallel", "hydra.launcher.jobs=2", "trainer=cpu")
     done = sweep(tmp_path, "-m", "fold=0,1,2", *words, FAIL_FOLD="1", SLEEP="1", OMP_NUM_THREADS="3", RANK="7")
@@ -153,6 +158,7 @@ def test_a_search_proposes_from_results_and_repeats_itself(tmp_path):
     assert {state for _, state in again.states()} == {"skipped"}
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_after_a_failed_job_and_refuses_what_it_cannot_search(tmp_path):
     done = sweep(tmp_path, "sweep=optuna", "hydra.sweeper.n_trials=2", name="optuna", FAIL_FOLD="0")
     assert done.code == 1
