@@ -22,7 +22,7 @@ def test_the_defaults_build_and_change_no_random_state(compose_config, words):
 
 @pytest.mark.parametrize("backbone", ["dinov3_vits16", "resnet50_timm"])
 def test_pfenet_on_timm_says_why_not(compose_config, backbone):
-    with pytest.raises(ConfigError, match=r"^model: PFENet runs the backbone's last layer on masked features: Timm"):
+    with pytest.raises(ConfigError, match=r"^model: the backbone's last layer runs on masked features: Timm"):
         check_builds(compose_config("train", "model=pfenet", f"backbone={backbone}"))
 
 
@@ -158,7 +158,7 @@ def test_wrong_declarations_of_a_trunk(compose_config, trunk, message):
 
 
 def test_pfenet_on_other_layers_than_it_can_use(compose_config):
-    with pytest.raises(ConfigError, match=r"^model: PFENet runs .* of 2 levels cannot be cut there"):
+    with pytest.raises(ConfigError, match=r"^model: the backbone's last layer runs .* of 2 levels cannot be cut there"):
         check_builds(compose_config("train", "model=pfenet", "+model.trunk.layers=[2,3]"))
 
 

@@ -13,11 +13,12 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from hdmnet.models.batch import Batch
+from hdmnet.models.decoding import classifier, conv_relu
+from hdmnet.models.masked_prior import pack_masked, prior_masks
+from hdmnet.models.masked_trunk import MaskedTrunk
 from hdmnet.models.method import FewShotMethod, Segmentation, upsample
 from hdmnet.models.packed import PackedRows
-from hdmnet.models.pfenet.enrichment import FeatureEnrichment, Scale, classifier, conv_relu
-from hdmnet.models.pfenet.prior import pack_masked, prior_masks
-from hdmnet.models.pfenet.trunk import PFENetTrunk
+from hdmnet.models.pfenet.enrichment import FeatureEnrichment, Scale
 
 PROTOTYPE_EPS = 5e-4
 
@@ -58,7 +59,7 @@ class PFENet(FewShotMethod):
         num_shots: K of the training episodes, of which nothing here depends.
         ppm_scales: Sides in feature cells or fractions of the feature's size, finest first.
         channels: C.
-        trunk_bn: The trunk's batch normalisation in training: "batch" or "frozen", see `PFENetTrunk`.
+        trunk_bn: The trunk's batch normalisation in training: "batch" or "frozen", see `MaskedTrunk`.
         mid_dropout: Of the reduced mid-level features, whole channels.
         dropout: Of the classifiers, whole channels.
 
@@ -78,7 +79,7 @@ class PFENet(FewShotMethod):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        self.trunk = PFENetTrunk(encoder, norm=trunk_bn)
+        self.trunk = MaskedTrunk(encoder, norm=trunk_bn)
         mid = self.trunk.mid_channels
         self.down_query = nn.Sequential(*conv_relu(mid, channels), nn.Dropout2d(mid_dropout))
         self.down_support = nn.Sequential(*conv_relu(mid, channels), nn.Dropout2d(mid_dropout))

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from hdmnet.models import masked_prior
 from hdmnet.models.backbones.build import build_backbone
 from hdmnet.models.base_learner import BaseLearner
-from hdmnet.models.pfenet import prior
+from hdmnet.models.masked_prior import pack_masked, prior_masks
 from hdmnet.models.pfenet.enrichment import check_scales, scale_size
 from hdmnet.models.pfenet.model import PFENet
-from hdmnet.models.pfenet.prior import pack_masked, prior_masks
 
 
 def make_model(backbone="resnet_narrow", **changes):
@@ -98,7 +98,8 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match=r"model\.trunk_bn=sync: expected batch or frozen"):
         make_model(trunk_bn="sync")
     with pytest.raises(
-        ValueError, match=r"PFENet runs the backbone's last layer on masked features: Conv2d of 0 levels cannot be cut"
+        ValueError,
+        match=r"the backbone's last layer runs on masked features: Conv2d of 0 levels cannot be cut",
     ):
         PFENet(encoder=nn.Conv2d(3, 3, 1))
 
@@ -119,11 +120,11 @@ def test_priors_of_all_supports_at_once_are_the_same(budget, monkeypatch):
     query, features = torch.randn(2, 5, 4, 6), torch.randn(6, 5, 4, 6)
     masks = torch.rand(6, 1, 4, 6) * (torch.rand(6, 1, 4, 6) > 0.5)
     masks[1], masks[4] = 0, 1
-    monkeypatch.setattr(prior, "PRODUCTS_GPU", budget)
+    monkeypatch.setattr(masked_prior, "PRODUCTS_GPU", budget)
     packed, whole = (pack_masked(features * masks, masks, whole=whole) for whole in (False, True))
     assert set(whole.counts) == {24}
     expected = prior_masks(query, packed, shots=3)
     for rows in (packed, whole):
-        best = prior._largest_cosines(query.flatten(2), rows.pad()[0], query.norm(dim=1).flatten(1), 3)
+        best = masked_prior._largest_cosines(query.flatten(2), rows.pad()[0], query.norm(dim=1).flatten(1), 3)
         torch.testing.assert_close(prior.stretch(best).view(2, 3, 4, 6), expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(prior_masks(query, whole, shots=3), expected, rtol=0, atol=1e-6)

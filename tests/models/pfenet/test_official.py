@@ -15,9 +15,9 @@ from torch import nn
 
 from hdmnet.models.backbones.base import FeatureInfo, SequentialBackbone
 from hdmnet.models.losses import segmentation_loss
+from hdmnet.models.masked_prior import prior_masks
 from hdmnet.models.pfenet.model import PFENet
 from hdmnet.models.pfenet.official import PPM_SCALES, build_official, load_official_checkpoint, official_key
-from hdmnet.models.pfenet.prior import prior_masks
 from hdmnet.tasks.schedule import poly_factor
 from tests.helpers import pfenet_recipe as recipe
 from tests.helpers.official_recipe import checksum
@@ -217,7 +217,7 @@ class _Layer4(nn.Module):
 
 def test_head_alone(arrays, facts, monkeypatch):
     """Soft masks, an object of one pixel, an empty mask, and layer-4 features so small that each eps counts."""
-    monkeypatch.setattr("hdmnet.models.pfenet.prior.BLOCK", 7)  # of the support's positions, several blocks
+    monkeypatch.setattr("hdmnet.models.masked_prior.BLOCK", 7)  # of the support's positions, several blocks
     layer2 = _Layer2()
     encoder = SequentialBackbone(
         [layer2, _Layer3(layer2), _Layer4()], (FeatureInfo(512, 8), FeatureInfo(1024, 8), FeatureInfo(2048, 8))

@@ -1,4 +1,4 @@
-"""PFENet's prior mask (paper Sec. 3.2): no parameters, no gradient.
+"""PFENet's prior mask (its paper's Sec. 3.2; BAM and CyCTR have it too): no parameters, no gradient.
 
 Unlike `hdmnet.models.prior`, the support mask is soft (resized bilinearly) and each shot's map is stretched to [0, 1].
 

@@ -1,4 +1,4 @@
-"""PFENet's trunk: a backbone whose weights are frozen, cut before layer 4 so that a support is masked there.
+"""A frozen trunk that is cut before layer 4, so that a support is masked there (PFENet, BAM, CyCTR).
 
 Dimension letters: B batch, H W input pixels, C_l channels of layer l, h w size of layer 3, h_4 w_4 of layer 4.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hdmnet.models.checks import check_choice
 
 
-class PFENetTrunk(nn.Module):
+class MaskedTrunk(nn.Module):
     """Mid-level features, and layer 4 of the whole picture or of its object only.
 
     Args:
@@ -35,7 +35,7 @@ class PFENetTrunk(nn.Module):
         levels: Any = getattr(encoder, "feature_info", ())  # of the last three parts
         if not isinstance(parts, nn.ModuleList) or len(parts) < 3 or len(levels) != 3:
             raise ValueError(
-                f"PFENet runs the backbone's last layer on masked features: {type(encoder).__name__} of {len(levels)} "
+                f"the backbone's last layer runs on masked features: {type(encoder).__name__} of {len(levels)} "
                 "levels cannot be cut there; expected three levels by `parts` that run one after the other (a ResNet, "
                 "VGG-16, MobileNetV2)"
             )
@@ -44,7 +44,7 @@ class PFENetTrunk(nn.Module):
         self.mid_channels: int = sum(level.channels for level in levels[:2])  # C_2 + C_3
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> PFENetTrunk:
+    def train(self, mode: bool = True) -> MaskedTrunk:
         """Switch the mode; with ``norm="frozen"`` it stays in evaluation mode."""
         return super().train(mode and self.norm == "batch")
 
