@@ -126,5 +126,5 @@ def test_priors_of_all_supports_at_once_are_the_same(budget, monkeypatch):
     expected = prior_masks(query, packed, shots=3)
     for rows in (packed, whole):
         best = masked_prior._largest_cosines(query.flatten(2), rows.pad()[0], query.norm(dim=1).flatten(1), 3)
-        torch.testing.assert_close(prior.stretch(best).view(2, 3, 4, 6), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(masked_prior.stretch(best).view(2, 3, 4, 6), expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(prior_masks(query, whole, shots=3), expected, rtol=0, atol=1e-6)
