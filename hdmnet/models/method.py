@@ -159,9 +159,11 @@ class FewShotMethod(nn.Module, ABC):
 class EncodesPictures(Protocol):
     """What encodes queries and supports apart from each other and from the episodes they meet in."""
 
+    @abstractmethod
     def encode_query(self, images: Tensor) -> Features:
         """Encode (Q, 3, H, W) float pictures, normalised."""
 
+    @abstractmethod
     def encode_support(self, images: Tensor, masks: Tensor) -> Features:
         """Encode (S, 3, H, W) float pictures with their masks (S, H, W), 0/1/255."""
 
@@ -170,11 +172,26 @@ class EncodesPictures(Protocol):
 class EncodesApart(EncodesPictures, Protocol):
     """A method that does so, and matches what it has encoded."""
 
+    @abstractmethod
     def match(self, query: Any, support: Any, *, shots: int) -> Segmentation:
         """Segment B queries, each with its `shots` supports: those of query 0 come first.
 
         One with an argument `class_index` gets that of `FewShotMethod.forward` where base classes are validated.
         """
+
+
+class ApartMethod(FewShotMethod, EncodesApart):
+    """A method that encodes apart in training too: all supports at once, then the queries.
+
+    Not for one whose layers learn statistics from a batch, which would depend on how pictures are put together.
+    """
+
+    def forward(
+        self, query_image: Tensor, support_images: Tensor, support_masks: Tensor, class_index: Tensor | None = None
+    ) -> Segmentation:
+        """Segment query pictures (B, 3, H, W), as `FewShotMethod.forward` says; `class_index` is not used."""
+        supports = self.encode_support(support_images.flatten(0, 1), support_masks.flatten(0, 1))
+        return self.match(self.encode_query(query_image), supports, shots=support_images.shape[1])
 
 
 @dataclass

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hdmnet.models.batch import Batch
-from hdmnet.models.method import FewShotMethod, Segmentation
+from hdmnet.models.method import ApartMethod, Segmentation
 
 
 @dataclass
@@ -19,7 +18,7 @@ class Codes(Batch):
     values: Tensor
 
 
-class ColourMatcher(FewShotMethod):
+class ColourMatcher(ApartMethod):
     """Foreground is what is nearer to the supports' mean foreground colour than a threshold.
 
     Attributes:
@@ -50,9 +49,3 @@ class ColourMatcher(FewShotMethod):
         final = torch.stack(answers)
         meta = final * torch.tensor([1.0, 1.5])[:, None, None]
         return Segmentation(final, tuple(final.shape[-2:]), auxiliary={"meta": meta})
-
-    def forward(
-        self, query_image: Tensor, support_images: Tensor, support_masks: Tensor, class_index: Any = None
-    ) -> Segmentation:
-        support = self.encode_support(support_images.flatten(0, 1), support_masks.flatten(0, 1))
-        return self.match(self.encode_query(query_image), support, shots=support_images.shape[1])

@@ -21,7 +21,7 @@ from hdmnet.models.checks import check_integer, check_share, check_weight
 from hdmnet.models.cluster_matching.clusters import cluster, cluster_means
 from hdmnet.models.cluster_matching.position import position_directions, take_away
 from hdmnet.models.frozen_backbone import FrozenBackbone
-from hdmnet.models.method import FewShotMethod, Segmentation
+from hdmnet.models.method import ApartMethod, Segmentation
 from hdmnet.models.similarity import (
     cell_side,
     cells_of,
@@ -52,7 +52,7 @@ class ClusteredPicture(Batch):
     size: tuple[int, int]
 
 
-class ClusterMatching(FewShotMethod):
+class ClusterMatching(ApartMethod):
     """Few-shot segmenter without parameters that learn, for any number of supports.
 
     Args:
@@ -92,13 +92,6 @@ class ClusterMatching(FewShotMethod):
         self.num_clusters, self.position_rank, self.backward_share = num_clusters, position_rank, backward_share
         self.threshold, self.threshold_weight = threshold, threshold_weight
         self._directions: list[tuple[Any, list[Tensor]]] = []  # of the latest picture size; no part of the state dict
-
-    def forward(
-        self, query_image: Tensor, support_images: Tensor, support_masks: Tensor, class_index: Tensor | None = None
-    ) -> Segmentation:
-        """Segment query pictures (B, 3, H, W), as `FewShotMethod.forward` says; `class_index` is not used."""
-        supports = self.encode_support(support_images.flatten(0, 1), support_masks.flatten(0, 1))
-        return self.match(self.encode_query(query_image), supports, shots=support_images.shape[1])
 
     def encode_query(self, images: Tensor) -> ClusteredPicture:
         """Encode query pictures (B, 3, H, W) float, normalised."""

@@ -19,13 +19,13 @@ from hdmnet.models.checks import check_integer, check_share, check_switch, check
 from hdmnet.models.correlation.head import GROUPS, MapHead
 from hdmnet.models.correlation.maps import SELF_MAPS, SUPPORT_MAPS, self_maps, support_maps
 from hdmnet.models.frozen_backbone import FrozenBackbone
-from hdmnet.models.method import FewShotMethod, Segmentation
+from hdmnet.models.method import ApartMethod, Segmentation
 from hdmnet.models.similarity import QueryUnits, SupportUnits, foreground_share, threshold_scores, unit_levels
 
 THRESHOLD = 0.75  # of the map that the first head begins with: that of `model=prototype`
 
 
-class Correlation(FewShotMethod):
+class Correlation(ApartMethod):
     """Few-shot segmenter; the same weights serve any number of supports.
 
     Args:
@@ -71,13 +71,6 @@ class Correlation(FewShotMethod):
         self.first = MapHead(num_maps, width=width, dropout=map_dropout)
         num_more = 1 + SELF_MAPS * len(self.widths)
         self.second = MapHead(num_maps + num_more, width=width, dropout=map_dropout) if self_support else None
-
-    def forward(
-        self, query_image: Tensor, support_images: Tensor, support_masks: Tensor, class_index: Tensor | None = None
-    ) -> Segmentation:
-        """Segment query pictures (B, 3, H, W), as `FewShotMethod.forward` says; `class_index` is not used."""
-        supports = self.encode_support(support_images.flatten(0, 1), support_masks.flatten(0, 1))
-        return self.match(self.encode_query(query_image), supports, shots=support_images.shape[1])
 
     def encode_query(self, images: Tensor) -> QueryUnits:
         """Encode query pictures (B, 3, H, W) float, normalised."""

@@ -18,7 +18,7 @@ from hdmnet.models.batch import Batch
 from hdmnet.models.dcama.attention import MaskAggregation
 from hdmnet.models.dcama.decoder import MaskDecoder
 from hdmnet.models.frozen_backbone import FrozenBackbone
-from hdmnet.models.method import FewShotMethod, Segmentation, upsample
+from hdmnet.models.method import ApartMethod, Segmentation, upsample
 
 
 @dataclass
@@ -53,7 +53,7 @@ class SupportFeatures(Batch):
     skips: list[Tensor]
 
 
-class DCAMA(FewShotMethod):
+class DCAMA(ApartMethod):
     """Few-shot segmenter; the same weights serve any number of supports.
 
     Args:
@@ -78,13 +78,6 @@ class DCAMA(FewShotMethod):
         self.decoder = MaskDecoder(
             [(len(levels), levels[0].stride) for levels in matched], (matched[0][-1].channels, first[-1].channels)
         )
-
-    def forward(
-        self, query_image: Tensor, support_images: Tensor, support_masks: Tensor, class_index: Tensor | None = None
-    ) -> Segmentation:
-        """Segment query pictures (B, 3, H, W), as `FewShotMethod.forward` says; `class_index` is not used."""
-        support = self.encode_support(support_images.flatten(0, 1), support_masks.flatten(0, 1))
-        return self.match(self.encode_query(query_image), support, shots=support_images.shape[1])
 
     def encode_query(self, images: Tensor) -> QueryFeatures:
         """Encode query pictures (B, 3, H, W) float, normalised."""

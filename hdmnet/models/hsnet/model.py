@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hdmnet.models.batch import Batch
 from hdmnet.models.frozen_backbone import FrozenBackbone
 from hdmnet.models.hsnet.learner import CorrelationLearner
-from hdmnet.models.method import FewShotMethod, Segmentation, upsample
+from hdmnet.models.method import ApartMethod, Segmentation, upsample
 from hdmnet.models.packed import Foreground, PackedRows
 
 EPS = 1e-5  # added to the lengths
@@ -48,7 +48,7 @@ class SupportFeatures(Batch):
     kept: list[Tensor]
 
 
-class HSNet(FewShotMethod):
+class HSNet(ApartMethod):
     """Few-shot segmenter, trained with one support; with more of them, each votes.
 
     Args:
@@ -67,8 +67,7 @@ class HSNet(FewShotMethod):
         """Segment query pictures (B, 3, H, W), as `FewShotMethod.forward` says; `class_index` is not used."""
         if self.training:  # votes have no gradient
             support_images, support_masks = support_images[:, :1], support_masks[:, :1]
-        support = self.encode_support(support_images.flatten(0, 1), support_masks.flatten(0, 1))
-        return self.match(self.encode_query(query_image), support, shots=support_images.shape[1])
+        return super().forward(query_image, support_images, support_masks)
 
     def encode_query(self, images: Tensor) -> QueryFeatures:
         """Encode query pictures (B, 3, H, W) float, normalised."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hdmnet.models.checks import check_integer, check_positive, check_share
 from hdmnet.models.frozen_backbone import FrozenBackbone
-from hdmnet.models.method import FewShotMethod, Segmentation
+from hdmnet.models.method import ApartMethod, Segmentation
 from hdmnet.models.similarity import (
     QueryUnits,
     SupportUnits,
@@ -32,7 +32,7 @@ from hdmnet.models.similarity import (
 from hdmnet.models.thresholds import choose_thresholds
 
 
-class Prototype(FewShotMethod):
+class Prototype(ApartMethod):
     """Few-shot segmenter without parameters that learn, for any number of supports.
 
     Args:
@@ -69,13 +69,6 @@ class Prototype(FewShotMethod):
         self.widths = [info.channels for info in self.trunk.feature_info]
         self.spread_steps, self.spread_scale = spread_steps, spread_scale
         self.threshold, self.threshold_weight = threshold, threshold_weight
-
-    def forward(
-        self, query_image: Tensor, support_images: Tensor, support_masks: Tensor, class_index: Tensor | None = None
-    ) -> Segmentation:
-        """Segment query pictures (B, 3, H, W), as `FewShotMethod.forward` says; `class_index` is not used."""
-        supports = self.encode_support(support_images.flatten(0, 1), support_masks.flatten(0, 1))
-        return self.match(self.encode_query(query_image), supports, shots=support_images.shape[1])
 
     def encode_query(self, images: Tensor) -> QueryUnits:
         """Encode query pictures (B, 3, H, W) float, normalised."""
