@@ -4,9 +4,10 @@
     python scripts/benchmarks/benchmark_methods.py hsnet --backbone vgg16_plain --cases train eval1 --repeats 5
 
 The plain form writes the paper down step by step with the same weights: trunk unfolded, everything dense, the query
-encoded anew for every support where its release does so. Cases: `train` (a step of one episode, one support), `eval1`
-and `eval5`. Weights are random. Times are medians of processor time, the two forms in turns; memory is the growth of
-the peak of the resident memory over one call, in a process of its own, beyond weights and libraries.
+encoded anew for every support where its release does so; see `benchmark_plain.py`. Of HDMNet: `benchmark.py`. Cases:
+`train` (a step of one episode, one support, with the method's own loss), `eval1` and `eval5`. Weights are random. Times
+are medians of processor time, the two forms in turns; memory is the growth of the peak of the resident memory over one
+call, in a process of its own, beyond weights and libraries.
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ sys.path[:0] = [str(folder) for folder in (ROOT, ROOT / "scripts" / "benchmarks"
 
 import torch  # noqa: E402
 from benchmark_measure import MALLOC, machine, measure_call  # noqa: E402
-from benchmark_plain import PLAIN  # noqa: E402
+from benchmark_plain import PLAIN, PlainForm  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
-from hdmnet.models.losses import segmentation_loss  # noqa: E402
+from hdmnet.models.losses import SegmentationLoss  # noqa: E402
+from hdmnet.models.panet.loss import PANetLoss  # noqa: E402
+from hdmnet.models.ssp.loss import SSPLoss  # noqa: E402
 
+LOSSES: dict[str, type[nn.Module]] = {"ssp": SSPLoss, "panet": PANetLoss}  # of the others: cross entropy
 NAME = "benchmark_methods"
 CASES = ("train", "eval1", "eval5")
 
@@ -45,23 +49,24 @@ def build(method: str, backbone: str) -> nn.Module:
     return model
 
 
-def prepare(method: str, backbone: str, form: str, case: str, side: int) -> Callable[[], object]:
-    """A case ready to be called; form "ours" or "plain"."""
-    model, shots = build(method, backbone), 5 if case == "eval5" else 1
-    run: Callable[..., Tensor] = PLAIN[method](model) if form == "plain" else lambda *episode: model(*episode).logits
+def prepare(method: str, backbone: str, form: str, case: str, side: int) -> Callable[[], Tensor]:
+    """A case ready to be called, which gives logits or loss; form "ours" or "plain"."""
+    model, shots = build(method, backbone).train(case == "train"), 5 if case == "eval5" else 1
+    run: PlainForm = PLAIN[method](model) if form == "plain" else model
     query, supports = torch.randn(1, 3, side, side), torch.randn(1, shots, 3, side, side)
     masks = torch.zeros(1, shots, side, side)
     masks[..., side // 4 : side * 7 // 10, side // 4 : side * 7 // 10] = 1  # a fifth of the picture
     if case != "train":
-        model.eval()
-        return torch.no_grad()(lambda: run(query, supports, masks))
-    model.train()
+        return torch.no_grad()(lambda: run(query, supports, masks).logits)
+    loss = LOSSES.get(method, SegmentationLoss)()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3, momentum=0.9)
 
-    def step() -> None:
+    def step() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        segmentation_loss(run(query, supports, masks), masks[:, 0].long()).backward()
+        total: Tensor = loss(run(query, supports, masks), masks[:, 0].long())["loss"]
+        total.backward()
         optimizer.step()
+        return total.detach()
 
     return step
 

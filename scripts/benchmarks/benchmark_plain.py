@@ -1,7 +1,7 @@
 """Methods written down step by step, with the weights of ours: what `benchmark_methods.py` compares with.
 
-Each takes a model and gives a function of query pictures (1, 3, H, W), supports (1, K, 3, H, W) and masks (1, K, H, W)
-that returns logits (1, 2, H, W).
+Each takes a model, whose mode it shares, and gives a function of query pictures (1, 3, H, W), supports (1, K, 3, H, W)
+and masks (1, K, H, W) that returns the answer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hdmnet.models.backbones.base import encode
+from hdmnet.models.class_prototypes import ClassPrototypes, QueryMap
+from hdmnet.models.method import Segmentation
 from hdmnet.models.method import upsample as upsample_to
+from hdmnet.models.panet.model import PANet
+from hdmnet.models.ssp import self_support as ssp_parts
+from hdmnet.models.ssp.model import SSP, SSPSegmentation
+
+PlainForm = Callable[[Tensor, Tensor, Tensor], Segmentation]
 
 
 def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -29,7 +36,7 @@ def features(model: Any, images: Tensor) -> list[list[Tensor]]:
     return stages
 
 
-def plain_hsnet(model: Any) -> Callable[..., Tensor]:
+def plain_hsnet(model: Any) -> PlainForm:
     """HSNet, one support after the other."""
     learner = model.learner
 
@@ -65,20 +72,21 @@ def plain_hsnet(model: Any) -> Callable[..., Tensor]:
             planes = upsample(x.permute(0, 4, 5, 1, 2, 3).reshape(-1, c, h, w), finer.shape[2:4])
             x = run_block(mix, finer + planes.view(b, m, n, c, *finer.shape[2:4]).permute(0, 3, 4, 5, 1, 2))
         x = learner.decode_coarse(x.mean((4, 5)))
-        x = learner.decode_fine(upsample(x, (2 * x.shape[2], 2 * x.shape[3])))
-        return upsample(x, query.shape[2:])
+        scores: Tensor = learner.decode_fine(upsample(x, (2 * x.shape[2], 2 * x.shape[3])))
+        return scores
 
-    def run(query: Tensor, supports: Tensor, masks: Tensor) -> Tensor:
+    def run(query: Tensor, supports: Tensor, masks: Tensor) -> Segmentation:
+        size = (query.shape[2], query.shape[3])
         answers = [segment(query, supports[:, k], masks[:, k, None]) for k in range(supports.shape[1])]
         if len(answers) == 1:
-            return answers[0]
-        votes = torch.stack([one.argmax(1) for one in answers]).sum(0)
-        return torch.stack([len(answers) - votes, votes], 1) / len(answers)
+            return Segmentation(answers[0], size)
+        votes = torch.stack([upsample(one, size).argmax(1) for one in answers]).sum(0)
+        return Segmentation(torch.stack([len(answers) - votes, votes], 1) / len(answers), size, is_probability=True)
 
     return run
 
 
-def plain_dcama(model: Any) -> Callable[..., Tensor]:
+def plain_dcama(model: Any) -> PlainForm:
     """DCAMA, all scores at once and everything side by side."""
     decoder = model.decoder
 
@@ -90,7 +98,7 @@ def plain_dcama(model: Any) -> Callable[..., Tensor]:
         out: Tensor = (weights @ values.view(1, 1, -1, 1)).mean(1).view(1, *query.shape[2:])
         return out
 
-    def run(query: Tensor, supports: Tensor, masks: Tensor) -> Tensor:
+    def run(query: Tensor, supports: Tensor, masks: Tensor) -> Segmentation:
         (first_q, *of_query), (first_s, *of_support) = features(model, query), features(model, supports[0])
         squeezed = []
         for attention, block, q, s in zip(model.attention, decoder.squeeze, of_query, of_support, strict=True):
@@ -106,9 +114,54 @@ def plain_dcama(model: Any) -> Callable[..., Tensor]:
         x = decoder.decode_coarse(x)
         for stack in (decoder.decode_middle, decoder.decode_fine):
             x = stack(upsample(x, (2 * x.shape[2], 2 * x.shape[3])))
-        return upsample(x, query.shape[2:])
+        return Segmentation(x, (query.shape[2], query.shape[3]))
 
     return run
 
 
-PLAIN: dict[str, Callable[[Any], Callable[..., Tensor]]] = {"hsnet": plain_hsnet, "dcama": plain_dcama}
+class PlainSSP(SSP):
+    """SSP with batch normalisation as layers, torch's own memory layout, and both classes' adaptive prototypes."""
+
+    def __init__(self, model: SSP) -> None:
+        super().__init__(encoder=model.backbone, refine=model.refine)
+        self.trunk = self.backbone
+        self.to(memory_format=torch.contiguous_format).train(model.training)
+
+    def match(self, query: QueryMap, support: ClassPrototypes, *, shots: int) -> SSPSegmentation:
+        """As `SSP.match`."""
+        own = ssp_parts.adaptive_background
+
+        def both(rows: Tensor, units: Tensor, chosen: Tensor) -> Tensor:
+            own(rows, units, ~chosen | (torch.arange(chosen.shape[1]) < ssp_parts.FEWEST))  # thrown away, as there
+            return own(rows, units, chosen)
+
+        ssp_parts.adaptive_background = both
+        try:
+            return super().match(query, support, shots=shots)
+        finally:
+            ssp_parts.adaptive_background = own
+
+
+class PlainPANet(PANet):
+    """PANet with torch's own memory layout, and features upsampled to the pictures' size."""
+
+    def __init__(self, model: PANet) -> None:
+        super().__init__(encoder=model.backbone)
+        self.to(memory_format=torch.contiguous_format).train(model.training)
+
+    def pool(self, features: Tensor, masks: Tensor) -> Tensor:
+        """As `PANet.pool`, by the formula; one support and class after the other, as there."""
+        vectors = []
+        for feature, mask in zip(features.split(1), masks, strict=True):
+            for chosen in (mask != 1, mask == 1):
+                large = F.interpolate(feature, mask.shape, mode="bilinear", align_corners=False)
+                vectors.append((large * chosen).sum((2, 3)) / (chosen.sum() + 1e-5))
+        return torch.unflatten(torch.cat(vectors), 0, (-1, 2))
+
+
+PLAIN: dict[str, Callable[[Any], PlainForm]] = {
+    "hsnet": plain_hsnet,
+    "dcama": plain_dcama,
+    "ssp": PlainSSP,
+    "panet": PlainPANet,
+}

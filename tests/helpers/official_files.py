@@ -11,6 +11,7 @@ import torch
 
 from hdmnet.models.hdmnet.official import official_key
 from tests.helpers import official_recipe as recipe
+from tests.helpers import release_cases
 
 GOLDEN = Path(__file__).parents[1] / "models" / "hdmnet" / "golden"
 
@@ -27,10 +28,7 @@ def read_golden(name):
 
 def fill(model, name_of=official_key):
     """Fill a model with the recipe's weights; returns them by official key."""
-    names = {key: name_of(key) for key in model.state_dict()}
-    state = recipe.fill_state_dict({names[key]: tuple(value.shape) for key, value in model.state_dict().items()})
-    model.load_state_dict({key: torch.from_numpy(np.asarray(state[name])) for key, name in names.items()})
-    return state
+    return release_cases.fill(model, recipe.fill_state_dict, name_of)
 
 
 def make_state(shapes, *, tiny=False):

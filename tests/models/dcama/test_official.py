@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from hdmnet.models.dcama.attention import position_code
-from hdmnet.models.dcama.model import DCAMA
 from hdmnet.models.dcama.official import build_official, load_official_checkpoint, official_key
 from tests.helpers import release_recipe as recipe
-from tests.helpers.official_recipe import checksum
 from tests.helpers.release_cases import (
+    Case,
+    check_inputs,
+    check_keys,
+    check_state,
     check_training,
     close,
-    read_golden,
+    fill,
+    make_small_state,
+    refused,
+    save,
     share_of_other_pixels,
     without_dropout,
 )
 
-HERE = Path(__file__).parent / "golden"
 LOGITS, MASKS = 1e-4, 1e-5  # what float32 noise allows
 CASES = {"a": ("resnet50", 1, 2, 104), "b": ("resnet50", 5, 1, 109), "c": ("swin_b_384", 1, 1, 192)}
 RECORDED_AS = {"resnet50": "resnet50", "swin_b_384": "swin"}
-
-
-@pytest.fixture(scope="module")
-def golden():
-    return read_golden(HERE)
 
 
 @functools.cache
@@ -40,38 +36,20 @@ def build_filled(backbone):
     """The release's model with the recipe's weights; Swin-B for 192 pixels."""
     options = {"image_size": 192} if backbone.startswith("swin") else {}
     model = build_official("coco", backbone, **options)
-    names = {key: official_key(key, backbone=backbone) for key in model.state_dict()}
-    state = recipe.DCAMA.fill({names[key]: tuple(value.shape) for key, value in model.state_dict().items()})
-    model.load_state_dict({key: torch.from_numpy(np.asarray(state[name])) for key, name in names.items()})
+    fill(model, recipe.DCAMA.fill, partial(official_key, backbone=backbone))
     return model
 
 
-@dataclass
-class Case:
-    """One recorded case: our model filled, and its inputs."""
-
-    letter: str
-    backbone: str
-    model: DCAMA
-    episode: tuple
-    mask: torch.Tensor
-    inputs: dict
-
-
 @pytest.fixture(scope="module", params=CASES)
-def case(request, golden):
+def case(request, facts):
     backbone, shots, batch, size = CASES[request.param]
-    inputs = recipe.make_inputs(golden[1][request.param]["name"], shots, batch, size)
-    tensors = {key: torch.from_numpy(value) for key, value in inputs.items()}
-    episode = (tensors["x"], tensors["s_x"], tensors["s_y"])
-    return Case(request.param, backbone, build_filled(backbone), episode, tensors["y_m"], inputs)
+    inputs = recipe.make_inputs(facts[request.param]["name"], shots, batch, size)
+    return Case(request.param, build_filled(backbone), inputs, backbone)
 
 
-def test_evaluation(case, golden):
-    arrays, facts = golden
-    recorded = {key.split(".", 1)[1]: value for key, value in arrays.items() if key.startswith(f"{case.letter}.")}
-    made = {key: checksum(value) for key, value in case.inputs.items()}
-    assert made.items() <= facts[case.letter]["input_sha256_16"].items()
+def test_evaluation(case, arrays, facts):
+    recorded = case.own(arrays)
+    check_inputs(case.inputs, facts[case.letter])
     model, seen = case.model.eval(), []
     hook = model.decoder.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
     with torch.no_grad():
@@ -87,15 +65,15 @@ def test_evaluation(case, golden):
 
 
 @pytest.mark.parametrize("case", ["a", pytest.param("c", marks=pytest.mark.slow)], indirect=True)
-def test_training(case, golden):
+def test_training(case, facts):
     options = {"image_size": 192} if case.letter == "c" else {}
     model = build_official("pascal", case.backbone, **options)
     model.load_state_dict(case.model.state_dict())
     check_training(
         without_dropout(model),
         case.episode,
-        case.mask,
-        golden[1][case.letter]["train"],
+        case.target,
+        facts[case.letter]["train"],
         official_key=partial(official_key, backbone=case.backbone),
         optimizer=partial(torch.optim.SGD, momentum=0.9, nesterov=True, weight_decay=1e-4),
         norms=1e-3,
@@ -106,11 +84,11 @@ def test_training(case, golden):
 
 
 @pytest.mark.parametrize("channels", [32, 512, 2048])
-def test_position_code(channels, golden):
+def test_position_code(channels, arrays):
     rows = [0, 1, 2, 7, 47, 48, 143, 575, 576, 2303, 9999]
     half = channels // 2
     columns = [0, 1, 2, 3, half, half + 1, channels - 2, channels - 1]
-    close(position_code(10_000, channels)[rows][:, columns], golden[0][f"unit.pe{channels}"], 1e-5)
+    close(position_code(10_000, channels)[rows][:, columns], arrays[f"unit.pe{channels}"], 1e-5)
 
 
 # ------------------------------------------------------------------------------------------------- keys and files
@@ -119,60 +97,44 @@ def test_position_code(channels, golden):
 @pytest.mark.parametrize(
     ("backbone", "learnable"), [("resnet50", 14_215_394), ("resnet101", 14_222_194), ("swin_b_384", 5_073_394)]
 )
-def test_keys_shapes_and_counts(backbone, learnable, golden):
-    recorded = golden[1]["keys"].get(RECORDED_AS.get(backbone, backbone))
+def test_keys_shapes_and_counts(backbone, learnable, facts):
+    recorded = facts["keys"].get(RECORDED_AS.get(backbone, backbone))
     with torch.device("meta"):
         model = build_official("coco", backbone)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == recorded["learnable_params"] == learnable
     if "state_dict" not in recorded:
         return
-    own = {official_key(key, backbone=backbone): list(value.shape) for key, value in model.state_dict().items()}
     unused = ("feature_extractor.fc.", "feature_extractor.head.", "feature_extractor.norm.", "model.pe.")
     computed = (".attn_mask", ".relative_position_index")
-    assert own == {
-        key: shape
-        for key, shape in recorded["state_dict"].items()
-        if not key.startswith(unused) and not key.endswith(computed)
-    }
-    learning = {official_key(key, backbone=backbone) for key, p in model.named_parameters() if p.requires_grad}
-    assert learning == set(recorded["learnable"])
-
-
-def make_state(recorded):
-    """A state dict of the release whose file is small."""
-    shapes = recorded["state_dict"]
-    return {
-        key: torch.tensor(n) if key.endswith("tracked") else torch.tensor(0.25 * n).expand(shape)
-        for n, (key, shape) in enumerate(shapes.items())
-    }
+    check_keys(
+        model,
+        partial(official_key, backbone=backbone),
+        recorded["state_dict"],
+        recorded["learnable"],
+        left_out=lambda key: key.startswith(unused) or key.endswith(computed),
+    )
 
 
 @pytest.mark.parametrize("backbone", ["resnet50", pytest.param("swin_b_384", marks=pytest.mark.slow)])
-def test_a_file_is_read(backbone, golden, tmp_path):
+def test_a_file_is_read(backbone, facts, tmp_path):
     """With its position codes and what Swin computes, and without."""
-    state = make_state(golden[1]["keys"][RECORDED_AS[backbone]])
-    path = tmp_path / "official.pth"
-    torch.save({f"module.{key}": value for key, value in state.items()}, path)
+    state = make_small_state(facts["keys"][RECORDED_AS[backbone]]["state_dict"])
+    path = save({f"module.{key}": value for key, value in state.items()}, tmp_path / "official.pth")
     model = load_official_checkpoint(path, "coco", backbone, 5)
-    assert not model.training
-    ours = {official_key(key, backbone=backbone): value for key, value in model.state_dict().items()}
-    assert all(torch.equal(value, state[key]) for key, value in ours.items())
+    check_state(model, partial(official_key, backbone=backbone), state)
     if backbone.startswith("swin"):
         computed = [value for name, value in model.named_buffers() if name.endswith("relative_position_index")]
         assert all(value.max() == 22 * 24 for value in computed if len(value) == 144)  # no memory that nobody filled
         assert len(computed) == 24
 
 
-def test_what_does_not_fit_is_refused_in_one_line(golden, tmp_path):
+def test_what_does_not_fit_is_refused_in_one_line(facts, tmp_path):
     path = tmp_path / "official.pth"
-    state = make_state(golden[1]["keys"]["swin"])
-    torch.save(state, path)
+    state = make_small_state(facts["keys"]["swin"]["state_dict"])
 
-    def refused(match, backbone="swin_b_384", **settings):
-        with pytest.raises(ValueError, match=match) as error:
-            load_official_checkpoint(path, "coco", backbone, 1, **settings)
-        assert "\n" not in str(error.value)
+    def refuse(match, backbone="swin_b_384", **settings):
+        refused(lambda file: load_official_checkpoint(file, "coco", backbone, 1, **settings), state, path, match)
 
-    refused(r"does not fit DCAMA dataset=coco backbone=resnet50 .*looks like backbone=swin_b_384$", "resnet50")
-    refused(r"misshapen: .*layers\.3\.blocks.*\(529, 32\) instead of \(121, 32\)", image_size=192)
-    refused(r"backbone='vgg16': the release has only resnet50, resnet101, swin_b_384", "vgg16")
+    refuse(r"does not fit DCAMA dataset=coco backbone=resnet50 .*looks like backbone=swin_b_384$", "resnet50")
+    refuse(r"misshapen: .*layers\.3\.blocks.*\(529, 32\) instead of \(121, 32\)", image_size=192)
+    refuse(r"backbone='vgg16': the release has only resnet50, resnet101, swin_b_384", "vgg16")

@@ -3,69 +3,55 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from hdmnet.models.center_pivot import CenterPivotConv4d
-from hdmnet.models.hsnet.model import HSNet, vote
+from hdmnet.models.hsnet.model import vote
 from hdmnet.models.hsnet.official import build_official, load_official_checkpoint, official_key
 from hdmnet.models.method import Segmentation
-from tests.helpers.official_recipe import checksum, rng_for
-from tests.helpers.release_cases import check_training, close, read_golden, share_of_other_pixels
+from tests.helpers.official_recipe import rng_for
+from tests.helpers.release_cases import (
+    Case,
+    check_inputs,
+    check_keys,
+    check_state,
+    check_training,
+    close,
+    fill,
+    make_small_state,
+    refused,
+    save,
+    share_of_other_pixels,
+)
 from tests.helpers.release_recipe import HSNET, make_inputs
 
-HERE = Path(__file__).parent / "golden"
 LOGITS, CORRELATIONS = 2e-5, 2e-6  # what float32 noise allows
 CASES = {"a": ("resnet50", 1, 2, 105), "b": ("resnet50", 5, 2, 105), "c": ("vgg16_plain", 1, 1, 104)}
 RECORDED_AS = {"resnet50": "resnet50", "vgg16_plain": "vgg16"}
-
-
-@pytest.fixture(scope="module")
-def golden():
-    return read_golden(HERE)
 
 
 @functools.cache
 def build_filled(backbone):
     """The release's model with the recipe's weights."""
     model = build_official("pascal", backbone)
-    names = {key: official_key(key, backbone=backbone) for key in model.state_dict()}
-    state = HSNET.fill({names[key]: tuple(value.shape) for key, value in model.state_dict().items()})
-    model.load_state_dict({key: torch.from_numpy(np.asarray(state[name])) for key, name in names.items()})
+    fill(model, HSNET.fill, partial(official_key, backbone=backbone))
     return model
 
 
-@dataclass
-class Case:
-    """One recorded case: our model filled, and its inputs."""
-
-    letter: str
-    backbone: str
-    model: HSNet
-    episode: tuple
-    mask: torch.Tensor
-    inputs: dict
-
-
 @pytest.fixture(scope="module", params=CASES)
-def case(request, golden):
+def case(request, facts):
     backbone, shots, batch, size = CASES[request.param]
-    inputs = make_inputs(golden[1][request.param]["name"], shots, batch, size)
-    tensors = {key: torch.from_numpy(value) for key, value in inputs.items()}
-    episode = (tensors["x"], tensors["s_x"], tensors["s_y"])
-    return Case(request.param, backbone, build_filled(backbone), episode, tensors["y_m"], inputs)
+    inputs = make_inputs(facts[request.param]["name"], shots, batch, size)
+    return Case(request.param, build_filled(backbone), inputs, backbone)
 
 
-def test_evaluation(case, golden):
-    arrays, facts = golden
-    recorded = {key.split(".", 1)[1]: value for key, value in arrays.items() if key.startswith(f"{case.letter}.")}
-    made = {key: checksum(value) for key, value in case.inputs.items()}
-    assert made.items() <= facts[case.letter]["input_sha256_16"].items()
+def test_evaluation(case, arrays, facts):
+    recorded = case.own(arrays)
+    check_inputs(case.inputs, facts[case.letter])
     query, supports, masks = case.episode
     model = case.model.eval()
     with torch.no_grad():
@@ -88,26 +74,27 @@ def test_evaluation(case, golden):
 
 
 @pytest.mark.parametrize("case", ["a", "c"], indirect=True)
-def test_training(case, golden):
+def test_training(case, facts):
     model = build_official("coco", case.backbone).train()
     model.load_state_dict(case.model.state_dict())
     check_training(
         model,
         case.episode,
-        case.mask,
-        golden[1][case.letter]["train"],
+        case.target,
+        facts[case.letter]["train"],
         official_key=partial(official_key, backbone=case.backbone),
         optimizer=torch.optim.Adam,
-        norms=1e-4,
-        per_parameter=1e-3,  # of what group normalisation almost cancels
+        # What group normalisation almost cancels differs so much between CPUs; in 64 bits 3e-7 and 1e-5 are left.
+        norms=5e-4,
+        per_parameter=3e-3,
     )
     before = case.model.trunk.state_dict()
     assert all(torch.equal(value, before[key]) for key, value in model.trunk.state_dict().items())
 
 
 @pytest.mark.parametrize(("name", "kernel", "stride"), [("k3s1", 3, 1), ("k3s2", 3, 2), ("k5s4", 5, 4)])
-def test_center_pivot_convolution(name, kernel, stride, golden):
-    recorded = {key.split("_")[-1]: value for key, value in golden[0].items() if key.startswith(f"unit.cp_{name}")}
+def test_center_pivot_convolution(name, kernel, stride, arrays):
+    recorded = {key.split("_")[-1]: value for key, value in arrays.items() if key.startswith(f"unit.cp_{name}")}
 
     def draw(part, shape, scale=1.0):
         return torch.from_numpy((rng_for(f"unit/cp_{name}/{part}").standard_normal(shape) * scale).astype(np.float32))
@@ -128,11 +115,11 @@ def test_center_pivot_convolution(name, kernel, stride, golden):
 
 
 @pytest.mark.parametrize("shots", [2, 3, 5])
-def test_the_rule_of_the_vote(shots, golden):
+def test_the_rule_of_the_vote(shots, arrays):
     """At least half of the most votes in the picture, not of K, and also where it is exactly half."""
-    logits = golden[0][f"unit.vote{shots}_logits"]
+    logits = arrays[f"unit.vote{shots}_logits"]
     out = vote([Segmentation(one, tuple(one.shape[2:])) for one in logits])
-    assert torch.equal(out.prediction, golden[0][f"unit.vote{shots}_pred"].long())
+    assert torch.equal(out.prediction, arrays[f"unit.vote{shots}_pred"].long())
 
 
 # ------------------------------------------------------------------------------------------------- keys and files
@@ -141,32 +128,26 @@ def test_the_rule_of_the_vote(shots, golden):
 @pytest.mark.parametrize(
     ("backbone", "learnable"), [("resnet50", 2_573_794), ("resnet101", 2_587_394), ("vgg16_plain", 2_570_018)]
 )
-def test_keys_shapes_and_counts(backbone, learnable, golden):
-    recorded = golden[1]["keys"].get(RECORDED_AS.get(backbone, backbone))
+def test_keys_shapes_and_counts(backbone, learnable, facts):
+    recorded = facts["keys"].get(RECORDED_AS.get(backbone, backbone))
     with torch.device("meta"):
         model = build_official("coco", backbone)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == recorded["learnable_params"] == learnable
     if "state_dict" not in recorded:
         return
-    own = {official_key(key, backbone=backbone): list(value.shape) for key, value in model.state_dict().items()}
     unused = ("backbone.fc.", "backbone.classifier.")
-    assert own == {key: shape for key, shape in recorded["state_dict"].items() if not key.startswith(unused)}
-    learning = {official_key(key, backbone=backbone) for key, p in model.named_parameters() if p.requires_grad}
-    assert learning == set(recorded["learnable"])
+    name_of = partial(official_key, backbone=backbone)
+    check_keys(
+        model, name_of, recorded["state_dict"], recorded["learnable"], left_out=lambda key: key.startswith(unused)
+    )
     (group,) = model.parameter_groups(1e-3)
     assert sum(p.numel() for p in group["params"]) == learnable
 
 
 @pytest.fixture
-def state(golden):
+def state(facts):
     """A state dict of the release whose file is small."""
-    shapes = golden[1]["keys"]["vgg16"]["state_dict"]
-    return {key: torch.tensor(0.25 * n).expand(shape) for n, (key, shape) in enumerate(shapes.items())}
-
-
-def save(content, path):
-    torch.save(content, path)
-    return path
+    return make_small_state(facts["keys"]["vgg16"]["state_dict"])
 
 
 @pytest.mark.parametrize("form", ["plain", "wrapped with module.", "without the classifier"])
@@ -175,22 +156,18 @@ def test_every_form_is_read(form, state, tmp_path):
         state = {key: value for key, value in state.items() if "classifier" not in key}
     content = {"state_dict": {f"module.{k}": v for k, v in state.items()}} if form.startswith("wrapped") else state
     model = load_official_checkpoint(save(content, tmp_path / "official.pth"), "pascal", "vgg16_plain", 5)
-    assert not model.training
-    ours = {official_key(key, backbone="vgg16_plain"): value for key, value in model.state_dict().items()}
-    assert all(torch.equal(value, state[key]) for key, value in ours.items())
+    check_state(model, partial(official_key, backbone="vgg16_plain"), state)
 
 
 def test_what_does_not_fit_is_refused_in_one_line(state, tmp_path):
     path = tmp_path / "official.pth"
 
-    def refused(content, match, backbone="vgg16_plain"):
-        with pytest.raises(ValueError, match=match) as error:
-            load_official_checkpoint(save(content, path), "coco", backbone, 1)
-        assert "\n" not in str(error.value)
+    def refuse(content, match, backbone="vgg16_plain"):
+        refused(lambda file: load_official_checkpoint(file, "coco", backbone, 1), content, path, match)
 
-    refused(state, r"does not fit HSNet dataset=coco .*looks like backbone=vgg16_plain$", "resnet50")
+    refuse(state, r"does not fit HSNet dataset=coco .*looks like backbone=vgg16_plain$", "resnet50")
     lacking = {key: value for key, value in state.items() if key != "hpn_learner.decoder2.2.bias"}
-    refused(lacking, r"1 missing: hpn_learner\.decoder2\.2\.bias")
-    refused(state | {"kshot_rw.0.bias": torch.zeros(2)}, r"1 surplus: kshot_rw\.0\.bias")
-    refused({"transformer.a": torch.zeros(1)}, "the file looks like kind=HDMNet")
-    refused(state, r"backbone='resnet50_v2': the release has only resnet50, resnet101, vgg16_plain", "resnet50_v2")
+    refuse(lacking, r"1 missing: hpn_learner\.decoder2\.2\.bias")
+    refuse(state | {"kshot_rw.0.bias": torch.zeros(2)}, r"1 surplus: kshot_rw\.0\.bias")
+    refuse({"transformer.a": torch.zeros(1)}, "the file looks like kind=HDMNet")
+    refuse(state, r"backbone='resnet50_v2': the release has only resnet50, resnet101, vgg16_plain", "resnet50_v2")

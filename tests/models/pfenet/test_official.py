@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import pickle
-from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -20,43 +15,28 @@ from hdmnet.models.pfenet.model import PFENet
 from hdmnet.models.pfenet.official import PPM_SCALES, build_official, load_official_checkpoint, official_key
 from hdmnet.tasks.schedule import poly_factor
 from tests.helpers import pfenet_recipe as recipe
-from tests.helpers.official_recipe import checksum
+from tests.helpers.release_cases import (
+    Case,
+    check_inputs,
+    check_keys,
+    check_state,
+    close,
+    fill,
+    make_small_state,
+    norm,
+    refused,
+    save,
+    without_dropout,
+)
 
-HERE = Path(__file__).parent / "golden"
 LOGITS, SIDES, PRIOR, PROTOTYPE, LOSSES = 5e-5, 1e-4, 5e-5, 2e-5, 1e-5  # what float32 noise allows
 STEP_LOSSES = 2e-4
 NORMS = {"batch": 1e-3, "frozen": 1e-4}
 CASES = {"a": (1, 2), "b": (5, 1)}  # shots, episodes
 
 
-@pytest.fixture(scope="module")
-def arrays():
-    with np.load(HERE / "recorded.npz") as recorded:
-        return {key: torch.from_numpy(recorded[key]) for key in recorded.files}
-
-
-@pytest.fixture(scope="module")
-def facts():
-    return json.loads(gzip.decompress((HERE / "facts.json.gz").read_bytes()))
-
-
-def fill(model):
-    """Fill a model with the recipe's weights."""
-    names = {key: official_key(key) for key in model.state_dict()}
-    state = recipe.fill_state_dict({names[key]: tuple(value.shape) for key, value in model.state_dict().items()})
-    model.load_state_dict({key: torch.from_numpy(np.asarray(state[name])) for key, name in names.items()})
-    return model
-
-
-def close(ours, recorded, atol):
-    torch.testing.assert_close(ours.detach(), recorded, rtol=0, atol=atol)
-
-
-def without_dropout(model):
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout2d):
-            module.eval()
+def filled(model):
+    fill(model, recipe.fill_state_dict, official_key)
     return model
 
 
@@ -77,40 +57,22 @@ def check_losses(found, recorded, atol):
 
 
 def group_norms(model):
-    groups = model.parameter_groups(1.0)
-    return {g["name"]: sum(p.grad.double().pow(2).sum().item() for p in g["params"]) ** 0.5 for g in groups}
-
-
-@dataclass
-class Case:
-    """One recorded case: our model filled, and its inputs."""
-
-    letter: str
-    model: PFENet
-    episode: tuple
-    target: torch.Tensor
-    inputs: dict
-
-    def __repr__(self):
-        return self.letter
+    return {group["name"]: norm(group["params"]) for group in model.parameter_groups(1.0)}
 
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request, facts):
     shots, batch = CASES[request.param]
     inputs = recipe.make_inputs(facts[request.param]["name"], shots, batch, 105)
-    tensors = {key: torch.from_numpy(value) for key, value in inputs.items()}
-    model = fill(build_official("pascal", "resnet50_v2", shots))
-    episode = (tensors["x"], tensors["s_x"], tensors["s_y"])
-    return Case(request.param, model, episode, tensors["y_m"], inputs)
+    return Case(request.param, filled(build_official("pascal", "resnet50_v2", shots)), inputs)
 
 
 def test_the_recipe_makes_the_recorded_inputs(case, facts):
-    assert {k: checksum(v) for k, v in case.inputs.items()} == facts[case.letter]["input_sha256_16"]
+    check_inputs(case.inputs, facts[case.letter])
 
 
 def test_evaluation(case, arrays):
-    recorded = {key.split(".")[1]: value for key, value in arrays.items() if key.startswith(f"{case.letter}.")}
+    recorded = case.own(arrays)
     model = case.model.eval()
     query, supports, masks = case.episode
     shots = supports.shape[1]
@@ -137,7 +99,7 @@ def test_evaluation(case, arrays):
 def test_training(case, trunk_bn, arrays, facts):
     """Losses, gradients, running statistics and (of one case) steps of the release's optimiser, without dropout."""
     recorded = facts[case.letter][trunk_bn]
-    encoder = fill(case.model).trunk.encoder
+    encoder = filled(case.model).trunk.encoder
     model = PFENet(encoder=encoder, ppm_scales=PPM_SCALES["pascal"], trunk_bn=trunk_bn)
     model.load_state_dict(case.model.state_dict())
     without_dropout(model)
@@ -150,7 +112,7 @@ def test_training(case, trunk_bn, arrays, facts):
     norms = NORMS[trunk_bn]
     assert group_norms(model) == pytest.approx(recorded["grad_norm"], rel=norms)
     learning = {official_key(key): p for key, p in model.named_parameters() if p.requires_grad}
-    parameter_norms = {key: p.grad.double().norm().item() for key, p in learning.items()}
+    parameter_norms = {key: norm([p]) for key, p in learning.items()}
     assert parameter_norms == pytest.approx(recorded["grad_norm_per_parameter"], rel=norms, abs=1e-7)
     state = {official_key(key): value for key, value in model.state_dict().items()}
     if trunk_bn == "batch":
@@ -222,9 +184,9 @@ def test_head_alone(arrays, facts, monkeypatch):
     encoder = SequentialBackbone(
         [layer2, _Layer3(layer2), _Layer4()], (FeatureInfo(512, 8), FeatureInfo(1024, 8), FeatureInfo(2048, 8))
     )
-    model = fill(PFENet(encoder=encoder, ppm_scales=PPM_SCALES["pascal"]).eval())
+    model = filled(PFENet(encoder=encoder, ppm_scales=PPM_SCALES["pascal"]).eval())
     made = recipe.make_unit_inputs()
-    assert {key: checksum(value) for key, value in made.items()} == facts["unit"]["input_sha256_16"]
+    check_inputs(made, facts["unit"])
     made = {key: torch.from_numpy(value) for key, value in made.items()}
     query = model.encode_query(torch.cat([made["q2"], made["q3"]], dim=1))
     support = model.encode_support(torch.cat([made["s2"], made["s3"]], dim=2).flatten(0, 1), made["s_y"].flatten(0, 1))
@@ -250,10 +212,7 @@ def test_keys_shapes_counts_and_groups(backbone, learnable, facts):
     recorded = facts["keys"][backbone]
     with torch.device("meta"):
         model = build_official("coco", backbone)
-    ours = {official_key(key): list(value.shape) for key, value in model.state_dict().items()}
-    assert len(ours) == len(model.state_dict())
-    assert ours == recorded["state_dict"]
-    assert {official_key(k) for k, p in model.named_parameters() if p.requires_grad} == set(recorded["trainable"])
+    check_keys(model, official_key, recorded["state_dict"], recorded["trainable"])
     assert sum(p.numel() for p in model.parameters()) == recorded["total_params"]
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == recorded["learnable_params"] == learnable
     groups = [
@@ -266,16 +225,7 @@ def test_keys_shapes_counts_and_groups(backbone, learnable, facts):
 @pytest.fixture
 def state(facts):
     """A state dict of the release whose file is small."""
-    shapes = facts["keys"]["vgg16"]["state_dict"]
-    return {
-        key: torch.tensor(n) if key.endswith("tracked") else torch.tensor(0.25 * n).expand(shape)
-        for n, (key, shape) in enumerate(shapes.items())
-    }
-
-
-def save(content, path):
-    torch.save(content, path)
-    return path
+    return make_small_state(facts["keys"]["vgg16"]["state_dict"])
 
 
 @pytest.mark.parametrize("form", ["plain", "wrapped with module."])
@@ -284,25 +234,22 @@ def test_every_form_is_read(form, state, tmp_path):
     model = load_official_checkpoint(
         save(state if form == "plain" else wrapped, tmp_path / "official.pth"), "pascal", "vgg16", 5
     )
-    assert not model.training
+    check_state(model, official_key, state)
     assert model.enrichment.sizes == (60, 30, 15, 8)
-    assert all(torch.equal(value, state[official_key(key)]) for key, value in model.state_dict().items())
 
 
 def test_what_does_not_fit_is_refused_in_one_line(state, tmp_path):
     path = tmp_path / "official.pth"
 
-    def refused(content, match, backbone="vgg16"):
-        with pytest.raises(ValueError, match=match) as error:
-            load_official_checkpoint(save(content, path), "coco", backbone, 1)
-        assert "\n" not in str(error.value)
+    def refuse(content, match, backbone="vgg16"):
+        refused(lambda file: load_official_checkpoint(file, "coco", backbone, 1), content, path, match)
 
-    refused(state, r"does not fit PFENet dataset=coco .*missing: .*looks like backbone=vgg16$", "resnet50_v2")
-    refused({k: v for k, v in state.items() if k != "res1.0.weight"}, r"1 missing: res1\.0\.weight")
-    refused(state | {"kshot_rw.0.bias": torch.zeros(2)}, r"1 surplus: kshot_rw\.0\.bias")
-    refused(state | {"cls.3.bias": torch.zeros(3)}, r"misshapen: cls\.3\.bias \(3,\) instead of \(2,\)")
-    refused({"transformer.a": torch.zeros(1)}, "the file looks like kind=HDMNet")
-    refused({"hdmnet": {}}, "was written by hdmnet")
+    refuse(state, r"does not fit PFENet dataset=coco .*missing: .*looks like backbone=vgg16$", "resnet50_v2")
+    refuse({k: v for k, v in state.items() if k != "res1.0.weight"}, r"1 missing: res1\.0\.weight")
+    refuse(state | {"kshot_rw.0.bias": torch.zeros(2)}, r"1 surplus: kshot_rw\.0\.bias")
+    refuse(state | {"cls.3.bias": torch.zeros(3)}, r"misshapen: cls\.3\.bias \(3,\) instead of \(2,\)")
+    refuse({"transformer.a": torch.zeros(1)}, "the file looks like kind=HDMNet")
+    refuse({"hdmnet": {}}, "was written by hdmnet")
     with pytest.raises(ValueError, match=r"shot=0: expected at least 1"):
         load_official_checkpoint(save(state, path), "coco", "vgg16", 0)
     with pytest.raises(ValueError, match=r"backbone='resnet18': the release has only resnet50_v2, vgg16"):

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,47 +9,28 @@ from torch import nn
 from hdmnet.models.class_prototypes import to_rows, unit
 from hdmnet.models.official import guess_kind
 from hdmnet.models.ssp.loss import SSPLoss
-from hdmnet.models.ssp.model import SSP
 from hdmnet.models.ssp.official import build_official, load_official_checkpoint, official_key
 from hdmnet.models.ssp.self_support import FEWEST, THRESHOLDS, pool, self_support
 from hdmnet.run.checkpoints import load_official
 from tests.helpers import prototype_recipe as recipe
-from tests.helpers.official_recipe import checksum, rng_for
+from tests.helpers.official_recipe import rng_for
+from tests.helpers.release_cases import (
+    Case,
+    check_inputs,
+    check_keys,
+    check_state,
+    close,
+    fill,
+    make_small_state,
+    norm,
+    refused,
+    save,
+)
 
-HERE = Path(__file__).parent / "golden"
 # What float32 noise allows. The recorded gradients themselves are 1e-3 off those in 64 bits, those of a group 2e-4.
 OUTPUTS, PROTOTYPES, LOSSES, STEP_LOSSES = 1e-4, 2e-5, 1e-5, 1e-4
 NORMS, PARAMETER_NORMS, SLICES = 5e-4, 2e-3, 3e-2  # of gradients, relative
 CASES = {"a": (1, 2, True), "b": (5, 1, True), "c": (1, 1, False)}  # shots, episodes, refine
-
-
-@pytest.fixture(scope="module")
-def arrays():
-    with np.load(HERE / "recorded.npz") as recorded:
-        return {key: torch.from_numpy(recorded[key]) for key in recorded.files}
-
-
-@pytest.fixture(scope="module")
-def facts():
-    return json.loads(gzip.decompress((HERE / "facts.json.gz").read_bytes()))
-
-
-def close(ours, recorded, atol):
-    torch.testing.assert_close(ours.detach(), recorded, rtol=0, atol=atol)
-
-
-@dataclass
-class Case:
-    """One recorded case: our model filled, and its inputs."""
-
-    letter: str
-    model: SSP
-    episode: tuple
-    target: torch.Tensor
-    inputs: dict
-
-    def __repr__(self):
-        return self.letter
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -63,20 +38,17 @@ def case(request, facts):
     shots, batch, refine = CASES[request.param]
     own = facts[request.param]
     inputs = recipe.make_inputs("ssp", own["name"], shots, batch, own["size"])
-    tensors = {key: torch.from_numpy(value) for key, value in inputs.items()}
     model = build_official("pascal", "resnet50_v2", shots, refine=refine)
-    names = {key: official_key(key) for key in model.state_dict()}
-    state = recipe.fill_state_dict({names[key]: tuple(value.shape) for key, value in model.state_dict().items()})
-    model.load_state_dict({key: torch.from_numpy(np.asarray(state[name])) for key, name in names.items()})
-    return Case(request.param, model, (tensors["x"], tensors["s_x"], tensors["s_y"]), tensors["y_m"], inputs)
+    fill(model, recipe.fill_state_dict, official_key)
+    return Case(request.param, model, inputs)
 
 
 def test_the_recipe_makes_the_recorded_inputs(case, facts):
-    assert {key: checksum(value) for key, value in case.inputs.items()} == facts[case.letter]["input_sha256_16"]
+    check_inputs(case.inputs, facts[case.letter])
 
 
 def test_evaluation(case, arrays):
-    recorded = {key.split(".")[1]: value for key, value in arrays.items() if key.startswith(f"{case.letter}.")}
+    recorded = case.own(arrays)
     model, (query, supports, masks) = case.model.eval(), case.episode
     with torch.no_grad():
         kept = model.encode_support(supports.flatten(0, 1), masks.flatten(0, 1))
@@ -119,7 +91,7 @@ def test_training(case, arrays, facts):
     model.zero_grad()
     terms["loss"].backward()
     assert norms(learning) == pytest.approx(recorded["grad_norm"], rel=NORMS)
-    each = {key: p.grad.double().norm().item() for key, p in learning.items()}
+    each = {key: norm([p]) for key, p in learning.items()}
     assert each == pytest.approx(recorded["grad_norm_per_parameter"], rel=PARAMETER_NORMS)
     for key, step in (("layer2.0.conv1.weight", (4, 64)), ("layer3.5.conv3.weight", (64, 16))):
         value = arrays[f"{case.letter}.grad.{key}"]
@@ -184,10 +156,7 @@ def test_keys_shapes_and_counts(facts):
     recorded = facts["keys"]
     with torch.device("meta"):
         model = build_official("coco", "resnet50_v2")
-    ours = {official_key(key): list(value.shape) for key, value in model.state_dict().items()}
-    assert len(ours) == len(model.state_dict())
-    assert ours == recorded["state_dict"]
-    assert {official_key(k) for k, p in model.named_parameters() if p.requires_grad} == set(recorded["learnable"])
+    check_keys(model, official_key, recorded["state_dict"], recorded["learnable"])
     assert sum(p.numel() for p in model.parameters()) == recorded["counts"]["total_parameters"]
     assert sum(p.numel() for p in model.parameter_groups(1.0)[0]["params"]) == recorded["counts"]["learnable"]
 
@@ -195,24 +164,15 @@ def test_keys_shapes_and_counts(facts):
 @pytest.fixture
 def state(facts):
     """A state dict of the release whose file is small."""
-    return {
-        key: torch.tensor(n) if key.endswith("tracked") else torch.tensor(0.25 * n).expand(shape)
-        for n, (key, shape) in enumerate(facts["keys"]["state_dict"].items())
-    }
-
-
-def save(content, path):
-    torch.save(content, path)
-    return path
+    return make_small_state(facts["keys"]["state_dict"])
 
 
 @pytest.mark.parametrize("refine", [True, False])
 def test_a_file_is_read(refine, state, tmp_path):
     content = state if refine else {"state_dict": {f"module.{k}": v for k, v in state.items()}}
     model = load_official_checkpoint(save(content, tmp_path / "o.pth"), "coco", "resnet50_v2", 5, refine=refine)
-    assert not model.training
+    check_state(model, official_key, state)
     assert model.refine is refine
-    assert all(torch.equal(value, state[official_key(key)]) for key, value in model.state_dict().items())
 
 
 def test_evaluation_of_a_file_heeds_the_switch(state, tmp_path):
@@ -225,13 +185,11 @@ def test_evaluation_of_a_file_heeds_the_switch(state, tmp_path):
 def test_what_does_not_fit_is_refused_in_one_line(state, tmp_path):
     path = tmp_path / "official.pth"
 
-    def refused(content, match, backbone="resnet50_v2"):
-        with pytest.raises(ValueError, match=match) as error:
-            load_official_checkpoint(save(content, path), "pascal", backbone, 1)
-        assert "\n" not in str(error.value)
+    def refuse(content, match, backbone="resnet50_v2"):
+        refused(lambda file: load_official_checkpoint(file, "pascal", backbone, 1), content, path, match)
 
-    refused({k: v for k, v in state.items() if "layer3.5" not in k}, r"does not fit SSP .*missing: layer3\.5\.bn1")
-    refused(state | {"layer3.6.conv1.weight": torch.zeros(1)}, r"1 surplus: layer3\.6\.conv1\.weight")
-    refused({"transformer.a": torch.zeros(1)}, "the file looks like kind=HDMNet")
-    refused(state, r"backbone='vgg16': the release has only resnet50_v2", "vgg16")
+    refuse({k: v for k, v in state.items() if "layer3.5" not in k}, r"does not fit SSP .*missing: layer3\.5\.bn1")
+    refuse(state | {"layer3.6.conv1.weight": torch.zeros(1)}, r"1 surplus: layer3\.6\.conv1\.weight")
+    refuse({"transformer.a": torch.zeros(1)}, "the file looks like kind=HDMNet")
+    refuse(state, r"backbone='vgg16': the release has only resnet50_v2", "vgg16")
     assert guess_kind(state) == {"kind": "SSP", "backbone": "resnet50_v2"}
