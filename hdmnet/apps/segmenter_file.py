@@ -36,7 +36,7 @@ from hdmnet.runtime.checkpoint_file import BASE_LEARNER_KEY, read_checkpoint, wr
 from hdmnet.runtime.errors import CheckpointError, ConfigError, one_line
 
 UNTRAINED_SIZE = 473  # px, side of the square without a training that says another
-UNTRAINED_BACKBONE = "mobilenet_v2"  # as conf/predict.yaml and conf/demo.yaml have it
+UNTRAINED_BACKBONE = "efficientnet_lite2"  # as conf/predict.yaml and conf/demo.yaml have it
 SEGMENTER_KEY = "hdmnet_segmenter"
 
 

@@ -233,7 +233,7 @@ def refuse_to_learn(cfg: DictConfig) -> None:
     why = "stands on a base learner (model.encoder)" if needs_base_learner(cfg) else "has to be trained"
     raise InputError(
         "ckpt is not given; expected a checkpoint, e.g. ckpt=RUN/checkpoints/best.ckpt: "
-        f"model={cfg.model.name} {why}, model=prototype backbone=mobilenet_v2 does without"
+        f"model={cfg.model.name} {why}, model=prototype backbone=efficientnet_lite2 does without"
     )
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from hdmnet.data.datasets import coco, pascal
@@ -140,8 +139,3 @@ def _mosaic(photos: Sequence[Photo], side: int) -> Sample:
     image = np.vstack([np.hstack(images[:2]), np.hstack(images[2:])])[:side, :side]
     label = np.vstack([np.hstack(labels[:2]), np.hstack(labels[2:])])[:side, :side]
     return image, label
-
-
-def shrink(labels: UInt8Array, side: int) -> UInt8Array:
-    """Labels (S, S) at another side, nearest."""
-    return np.asarray(cv2.resize(labels, (side, side), interpolation=cv2.INTER_NEAREST), dtype=np.uint8)

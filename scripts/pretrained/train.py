@@ -43,7 +43,6 @@ from hdmnet.run.build import build_encoder, build_model  # noqa: E402
 from hdmnet.run.pretrained import write_pretrained  # noqa: E402
 
 FOLDS = 4
-LEVELS = [f"blocks.{index}" for index in range(2, 7)]  # of EfficientNet-Lite
 SHOTS = (1, 1, 1, 2, 5)  # of the training steps, each as likely as the others
 SMALL = 0.15  # share of a photograph that is labelled, below which a part of it is taken too
 
@@ -111,8 +110,7 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 def make_config(trunk: str, side: int, untrained_share: float) -> dict[str, Any]:
     """What `build_pretrained` is to build the network of."""
-    words = ["model=correlation", f"backbone={trunk}", f"backbone.levels=[{','.join(LEVELS)}]"]
-    words.append(f"model.untrained_share={untrained_share}")
+    words = ["model=correlation", f"backbone={trunk}", f"model.untrained_share={untrained_share}"]
     plain = to_plain(compose_predict(words))
     config = {"model": plain["model"], "backbone": plain["backbone"] | {"weights_dir": None}, "fold": 0, "shot": 1}
     return config | {"dataset": {"name": "none", "image_size": [side, side]}}
