@@ -23,6 +23,7 @@ from hdmnet.models.prior import stretch
 EPS = 1e-6
 NUM_BEST = 3  # positions of a support over whose similarities the dense maps average
 SLOPE = 10.0  # of logits: a map 0.1 above its threshold is foreground with a probability of 0.88
+PROTOTYPE_THRESHOLD = 0.75  # of the map of `model=prototype`, and of what starts from it
 MOST_CELLS = 1600  # of a picture that are compared with one another
 MOST_ROWS = 128  # of a support's positions that a query is compared with: what it costs does not grow with the object
 
@@ -176,3 +177,8 @@ def threshold_scores(maps: Tensor, threshold: Tensor | float) -> Tensor:
     """Logits (B, 2, h, w) of maps (B, h, w) in [0, 1] that are foreground above a threshold, (B, 1, 1) or for all."""
     above = SLOPE * (maps - threshold)
     return torch.stack([-above, above], dim=1)
+
+
+def blend(scores: Tensor, untrained: Tensor, share: float) -> Tensor:
+    """Logits (B, 2, h, w) of the mean probability of two answers given as logits; `share` is that of the second."""
+    return ((1 - share) * scores.float().softmax(1) + share * untrained.float().softmax(1)).log()

@@ -17,12 +17,18 @@ from torch import Tensor, nn
 
 from hdmnet.models.checks import check_integer, check_share, check_switch, check_weight
 from hdmnet.models.correlation.head import GROUPS, MapHead
-from hdmnet.models.correlation.maps import SELF_MAPS, SUPPORT_MAPS, self_maps, support_maps
+from hdmnet.models.correlation_maps import SELF_MAPS, SUPPORT_MAPS, self_maps, support_maps
 from hdmnet.models.frozen_backbone import FrozenBackbone
 from hdmnet.models.method import ApartMethod, Segmentation
-from hdmnet.models.similarity import QueryUnits, SupportUnits, foreground_share, threshold_scores, unit_levels
-
-THRESHOLD = 0.75  # of the map that the first head begins with: that of `model=prototype`
+from hdmnet.models.similarity import (
+    PROTOTYPE_THRESHOLD,
+    QueryUnits,
+    SupportUnits,
+    blend,
+    foreground_share,
+    threshold_scores,
+    unit_levels,
+)
 
 
 class Correlation(ApartMethod):
@@ -91,7 +97,7 @@ class Correlation(ApartMethod):
         """
         with torch.no_grad():
             maps = support_maps(query.units, support, self.widths, shots=shots)
-            untrained = threshold_scores(maps[:, -1], THRESHOLD)
+            untrained = threshold_scores(maps[:, -1], PROTOTYPE_THRESHOLD)
         scores = self.first(maps, untrained)
         priors = list(maps[:, 2 * len(self.widths) : 3 * len(self.widths)].unbind(1))
         shown = {"prior": priors}
@@ -106,5 +112,4 @@ class Correlation(ApartMethod):
         """Logits (B, 2, h, w): in training the head's, else of the mean of both probabilities (`untrained_share`)."""
         if self.training or not self.untrained_share:
             return scores
-        trained = (1 - self.untrained_share) * scores.float().softmax(1)
-        return (trained + self.untrained_share * untrained.float().softmax(1)).log()
+        return blend(scores, untrained, self.untrained_share)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hdmnet.models.correlation.maps import self_maps, support_maps
+from hdmnet.models.correlation_maps import self_maps, support_maps
 from hdmnet.models.similarity import SupportUnits, unit_levels
 
 WIDTHS = [4, 6]
