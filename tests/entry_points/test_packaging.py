@@ -72,7 +72,7 @@ def test_the_wheel_holds_the_configs_and_nothing_private(wheel):
     sources = {
         str(file.relative_to(ROOT)) for folder in ("hdmnet", "hydra_plugins") for file in (ROOT / folder).rglob("*.*")
     }
-    assert {name for name in sources if name.endswith((".py", ".json"))} <= names
+    assert {name for name in sources if name.endswith((".py", ".json", ".safetensors"))} <= names
     assert not [name for name in names if re.search(r"(^|/)(tests|outputs|local)/", name)]
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
@@ -90,6 +90,7 @@ def test_commands_of_an_installed_wheel_work_in_another_folder(installed_python,
     plugins = run(installed_python, "-m", "hdmnet.train", "--info", "plugins", cwd=tmp_path)
     assert "LocalSweepLauncher" in plugins
     run(installed_python, "-c", "from hdmnet.reporting import paper; assert paper.paper_tables()", cwd=tmp_path)
+    run(installed_python, "-c", "from hdmnet.run.pretrained import build_pretrained as b; b()", cwd=tmp_path)
 
 
 @pytest.mark.slow
