@@ -43,6 +43,7 @@ from hdmnet.models.method import (
     encodes_apart,
     foreground_probability,
 )
+from hdmnet.models.several_views import ViewAverage, add_views
 from hdmnet.runtime.errors import InputError
 from hdmnet.tasks.feature_store import resize
 
@@ -204,10 +205,12 @@ class Segmenter:
             ValueError: There are both, or a key of another one, or it does not fit.
         """
         plain = to_plain(cfg)
+        views = plain.get("test_scales", [1.0]), plain.get("test_flip", False)  # not of `demo`
         if None not in (cfg.ckpt, cfg.model):
             raise InputError(f"ckpt={cfg.ckpt} and model={cfg.model.name} are both given; expected one of them")
         if cfg.ckpt is not None:
-            return cls.from_checkpoint(cfg.ckpt, device=cfg.device, image_size=plain["image_size"], **plain["official"])
+            settings = {"device": cfg.device, "image_size": plain["image_size"], **plain["official"]}
+            return cls.from_checkpoint(cfg.ckpt, **settings).with_views(*views)
         if plain["official"]["dataset"] is not None or plain["official"]["backbone"] is not None:
             raise InputError("official.… says what the file of a release is, and ckpt is not given; expected ckpt=FILE")
         if cfg.model is None:
@@ -217,8 +220,24 @@ class Segmenter:
                     f"expected model=prototype backbone={cfg.backbone.name}, or no backbone"
                 )
             log.info("neither ckpt nor model is given: the packaged segmenter is taken (docs/model_card.md)")
-            return cls.pretrained(device=cfg.device, image_size=plain["image_size"])
-        return cls(*build_untrained_segmenter(cfg, plain["image_size"]), device=cfg.device)
+            return cls.pretrained(device=cfg.device, image_size=plain["image_size"]).with_views(*views)
+        return cls(*build_untrained_segmenter(cfg, plain["image_size"]), device=cfg.device).with_views(*views)
+
+    def with_views(self, scales: Sequence[float] = (1.0,), flip: bool = False) -> Self:
+        """A segmenter of the same network, whose answer is the mean over views of each picture.
+
+        Args:
+            scales: Of `image_size`.
+            flip: Whether the query's mirror image is a view too.
+
+        Returns:
+            Another one, without supports; itself where one view is asked for, as it is.
+
+        Raises:
+            ValueError: A scale is not above 0, or there is none.
+        """
+        model = add_views(self.model, scales, flip)
+        return self if model is self.model else type(self)(model, self.recipe, device=self.device)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -356,10 +375,12 @@ class Segmenter:
             path: The file; replaced whole or left as it was.
 
         Raises:
-            ValueError: `fit` has not been called.
+            ValueError: `fit` has not been called, or the supports are of several views.
         """
         if not self._classes:
             raise InputError("the segmenter has no supports yet: call fit(images, masks) before save")
+        if isinstance(self.model, ViewAverage):
+            raise InputError("supports of several views cannot be saved; expected test_scales=[1.0] test_flip=false")
         fitted = {name: (one.features, one.shots) for name, one in self._classes.items()}
         write_segmenter(path, self.model, self.recipe, fitted)
 

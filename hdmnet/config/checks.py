@@ -42,6 +42,10 @@ def _numbers(count: int, check: Check) -> Check:
     return lambda value: isinstance(value, list) and len(value) == count and all(map(check, value))
 
 
+def _are_scales(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(map(_above_0, value))
+
+
 def _is_range(value: Any) -> bool:
     return _numbers(2, _above_0)(value) and value[0] <= value[1]
 
@@ -84,6 +88,8 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     "dataset.base_val_share": (lambda value: _above_0(value) and value < 1, "a number between 0 and 1"),
     "fold": (lambda value: isinstance(value, int), "an integer of at least 0"),
     "port": (_integer(0, 65535), "an integer from 0 (any free port) to 65535"),
+    "test_scales": (_are_scales, "numbers above 0: [1.0], [0.67,1.0]"),
+    "test_flip": (_is_bool, "true or false"),
     "baseline_episodes": (_integer(0), "an integer of at least 0 (none)"),
     "dataset.check_files seed optim.warmup_steps optim.base.warmup_steps": (
         _integer(0),

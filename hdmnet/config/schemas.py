@@ -64,6 +64,8 @@ class EvaluateSchema(ExperimentSchema):
 
     episodes: int | None = None
     seeds: int | None = None
+    test_scales: Any = MISSING
+    test_flip: bool = False
 
 
 @dataclass
@@ -81,6 +83,8 @@ class PredictSchema:
     save: str | None = None
     device: str = "auto"
     image_size: Any = None
+    test_scales: Any = MISSING
+    test_flip: bool = False
     official: Any = MISSING
 
 

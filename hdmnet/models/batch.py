@@ -17,7 +17,7 @@ from hdmnet.models.packed import PackedRows
 
 
 class Batch:
-    """Base of a dataclass whose fields hold tensors (B, …), `PackedRows`, lists of these, None, or what all share."""
+    """Base of a dataclass whose fields hold tensors (B, …), `PackedRows`, batches, lists, None or what all share."""
 
     def _items(self) -> Iterator[tuple[str, Any]]:
         return ((field.name, getattr(self, field.name)) for field in fields(self))  # type: ignore[arg-type]
@@ -49,6 +49,8 @@ def _split(value: Any) -> Any:
         return [part.clone(memory_format=torch.preserve_format) for part in value.split(1)]
     if isinstance(value, PackedRows):
         return [PackedRows(part.values.clone(), part.counts) for part in value.unbind()]
+    if isinstance(value, Batch):
+        return value.unbind()
     if isinstance(value, list):
         return [list(parts) for parts in zip(*(_split(entry) for entry in value), strict=True)]
     return value
@@ -60,6 +62,8 @@ def _join(values: list[Any]) -> Any:
         return values[0] if len(values) == 1 else torch.cat(values)
     if isinstance(values[0], PackedRows):
         return PackedRows.cat(values)
+    if isinstance(values[0], Batch):
+        return type(values[0]).stack(values)
     if isinstance(values[0], list):
         return [_join(list(entries)) for entries in zip(*values, strict=True)]
     return values[0]
@@ -70,4 +74,6 @@ def _num_bytes(value: Any) -> int:
         return value.numel() * value.element_size()
     if isinstance(value, PackedRows):
         return _num_bytes(value.values)
+    if isinstance(value, Batch):
+        return value.num_bytes
     return sum(_num_bytes(entry) for entry in value) if isinstance(value, list) else 0

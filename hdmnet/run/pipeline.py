@@ -21,6 +21,7 @@ from hdmnet.config.values import to_plain
 from hdmnet.loggers.build import build_loggers
 from hdmnet.loggers.wandb import one_wandb_run
 from hdmnet.metrics import FewShotIoU
+from hdmnet.models.several_views import add_views
 from hdmnet.models.trunk import FrozenTrunk
 from hdmnet.run import fall_back
 from hdmnet.run.baselines import build_controls, describe_baselines, leave, run_along, run_apart
@@ -234,16 +235,17 @@ def prepare_evaluation(cfg: DictConfig, checkpoint: dict[str, Any] | None) -> tu
     dataset = build_dataset(cfg)
     data = build_few_shot_data(cfg, dataset)
     data.setup("test")
+    facts = {} if entry is None else entry["facts"]
     if checkpoint is None:
         L.seed_everything(cfg.seed, workers=True, verbose=False)
-        return build_task(cfg, build_model(cfg, build_encoder(cfg, data.num_base)), data), data
-    if entry is None:
+        model = build_model(cfg, build_encoder(cfg, data.num_base))
+    elif entry is None:
         settings = to_plain(cfg)["model"]
         model = load_official(cfg.model.name, cfg.ckpt, dataset.name, cfg.backbone.name, cfg.shot, settings)
-        return build_task(cfg, model, data), data
-    _refuse_other_fold(cfg, checkpoint)
-    model = build_trained(cfg, run_state_dict(checkpoint), cfg.ckpt, entry["facts"])
-    return build_task(cfg, model, data, **entry["facts"]), data
+    else:
+        _refuse_other_fold(cfg, checkpoint)
+        model = build_trained(cfg, run_state_dict(checkpoint), cfg.ckpt, facts)
+    return build_task(cfg, add_views(model, cfg.test_scales, cfg.test_flip), data, **facts), data
 
 
 def test(
