@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hdmnet.models.batch import Batch
 from hdmnet.models.checks import check_positive, check_switch
-from hdmnet.models.method import Features, FewShotMethod, Segmentation, encodes_apart, upsample
+from hdmnet.models.method import ApartMethod, Features, FewShotMethod, Segmentation, encodes_apart, upsample
 
 GRID = 8  # a scaled side is one more than a multiple, as the sizes of the field are (257, 473, 641)
 
@@ -33,7 +33,7 @@ class SeveralViews(Batch):
     size: tuple[int, int]
 
 
-class ViewAverage(FewShotMethod):
+class ViewAverage(ApartMethod):
     """A trained method that answers with its mean probability over several views of each picture.
 
     Args:
@@ -59,13 +59,6 @@ class ViewAverage(FewShotMethod):
     def trunk(self) -> Any:
         """The method's."""
         return getattr(self.method, "trunk", None)
-
-    def forward(
-        self, query_image: Tensor, support_images: Tensor, support_masks: Tensor, class_index: Tensor | None = None
-    ) -> Segmentation:
-        """Segment query pictures (B, 3, H, W), as `FewShotMethod.forward` says; `class_index` is not used."""
-        supports = self.encode_support(support_images.flatten(0, 1), support_masks.flatten(0, 1))
-        return self.match(self.encode_query(query_image), supports, shots=support_images.shape[1])
 
     def encode_query(self, images: Tensor) -> SeveralViews:
         """Encode query pictures (B, 3, H, W) float, normalised."""

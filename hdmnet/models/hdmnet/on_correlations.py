@@ -26,7 +26,7 @@ from hdmnet.models.frozen_backbone import FrozenBackbone
 from hdmnet.models.hdmnet.decoder import Decoder
 from hdmnet.models.hdmnet.matching import CorrelationMatching
 from hdmnet.models.hdmnet.pyramid import Pyramid
-from hdmnet.models.method import FewShotMethod, Segmentation
+from hdmnet.models.method import ApartMethod, Segmentation
 from hdmnet.models.packed import PackedRows, find_foreground
 from hdmnet.models.similarity import (
     PROTOTYPE_THRESHOLD,
@@ -50,7 +50,7 @@ class MatchedSupports(SupportUnits):
     stages: list[PackedRows]
 
 
-class HDMNetOnCorrelations(FewShotMethod):
+class HDMNetOnCorrelations(ApartMethod):
     """Few-shot segmenter; the same weights serve any number of supports.
 
     Args:
@@ -104,13 +104,6 @@ class HDMNetOnCorrelations(FewShotMethod):
             if isinstance(module, BATCH_NORMS):
                 module.stays_in_eval = True  # as in HDMNet (`norm: fixed`)
         self.train(self.training)
-
-    def forward(
-        self, query_image: Tensor, support_images: Tensor, support_masks: Tensor, class_index: Tensor | None = None
-    ) -> Segmentation:
-        """Segment query pictures (B, 3, H, W), as `FewShotMethod.forward` says; `class_index` is not used."""
-        supports = self.encode_support(support_images.flatten(0, 1), support_masks.flatten(0, 1))
-        return self.match(self.encode_query(query_image), supports, shots=support_images.shape[1])
 
     def encode_query(self, images: Tensor) -> QueryUnits:
         """Encode query pictures (B, 3, H, W) float, normalised."""
