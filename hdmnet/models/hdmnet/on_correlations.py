@@ -102,7 +102,7 @@ class HDMNetOnCorrelations(ApartMethod):
         nn.init.zeros_(cast("Tensor", last.bias))
         for module in self.modules():
             if isinstance(module, BATCH_NORMS):
-                module.stays_in_eval = True  # as in HDMNet (`norm: fixed`)
+                cast("Any", module).stays_in_eval = True  # as in HDMNet (`norm: fixed`)
         self.train(self.training)
 
     def encode_query(self, images: Tensor) -> QueryUnits:
