@@ -31,17 +31,9 @@ class MaskedTrunk(nn.Module):
         super().__init__()
         check_choice("model.trunk_bn", norm, ("batch", "frozen"))
         encoder = cast("nn.Module", getattr(encoder, "backbone", encoder))
-        parts = getattr(encoder, "parts", None)
-        levels: Any = getattr(encoder, "feature_info", ())  # of the last three parts
-        if not isinstance(parts, nn.ModuleList) or len(parts) < 3 or len(levels) != 3:
-            raise ValueError(
-                f"the backbone's last layer runs on masked features: {type(encoder).__name__} of {len(levels)} "
-                "levels cannot be cut there; expected three levels by `parts` that run one after the other (a ResNet, "
-                "VGG-16, MobileNetV2)"
-            )
+        self.mid_channels = check_cut(encoder)
         self.norm = norm
         self.encoder: Any = encoder.requires_grad_(False)
-        self.mid_channels: int = sum(level.channels for level in levels[:2])  # C_2 + C_3
         self.train(self.training)
 
     def train(self, mode: bool = True) -> MaskedTrunk:
@@ -59,18 +51,41 @@ class MaskedTrunk(nn.Module):
         Returns:
             Layers 3 and 2, (B, C_3 + C_2, h, w); layer 4, (B, C_4, h_4, w_4); the mask at layer 4's size, or None.
         """
-        outputs = [images]
-        *parts, last = self.encoder.parts
-        for part in parts:
-            outputs.append(part(outputs[-1]))
-        layer2, layer3 = outputs[-2:]
-        if masks is None:
-            layer4, mask = last(layer3), None
-        else:
-            layer4 = last(layer3 * _resize(masks, layer3))
-            mask = _resize(masks, layer4)
-            layer4 = layer4 * mask
-        return torch.cat([layer3, _resize(layer2, layer3)], dim=1), layer4, mask
+        layer2, layer3, layer4, mask = run_cut(self.encoder.parts, images, masks)
+        return torch.cat([layer3, layer2], dim=1), layer4, mask
+
+
+def check_cut(backbone: nn.Module) -> int:
+    """Channels of layers 2 and 3 together; ValueError for a backbone that cannot be cut before its last layer."""
+    parts = getattr(backbone, "parts", None)
+    levels: Any = getattr(backbone, "feature_info", ())  # of the last three parts
+    if not isinstance(parts, nn.ModuleList) or len(parts) < 3 or len(levels) != 3:
+        raise ValueError(
+            f"the backbone's last layer runs on masked features: {type(backbone).__name__} of {len(levels)} levels "
+            "cannot be cut there; expected three levels by `parts` that run one after the other (a ResNet, VGG-16, "
+            "MobileNetV2)"
+        )
+    return int(levels[0].channels + levels[1].channels)
+
+
+def run_cut(parts: Any, images: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Run a backbone's parts; arguments as of `MaskedTrunk.forward`.
+
+    Returns:
+        Layers 2 and 3, (B, C_2, h, w) and (B, C_3, h, w); layer 4, (B, C_4, h_4, w_4); the mask at layer 4's size.
+    """
+    outputs = [images]
+    *parts, last = parts
+    for part in parts:
+        outputs.append(part(outputs[-1]))
+    layer2, layer3 = outputs[-2:]
+    if masks is None:
+        layer4, mask = last(layer3), None
+    else:
+        layer4 = last(layer3 * _resize(masks, layer3))
+        mask = _resize(masks, layer4)
+        layer4 = layer4 * mask
+    return _resize(layer2, layer3), layer3, layer4, mask
 
 
 def _resize(maps: Tensor, like: Tensor) -> Tensor:

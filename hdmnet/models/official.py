@@ -29,6 +29,12 @@ TORCHVISION_RESNET = (
     (r"parts\.0\.1\.(.*)", r"bn1.\1"),
     (r"parts\.([1-4])\.(.*)", r"layer\1.\2"),
 )
+# The same of the ensemble that BAM and HDMNet share.
+ENSEMBLE = (
+    (r"gram_merge\.(.*)", r"gram_merge.\1"),
+    (r"base_merge\.(.*)", r"cls_merge.\1"),
+    (r"shot_weights\.(.*)", r"kshot_rw.\1"),
+)
 
 
 def check_variant(

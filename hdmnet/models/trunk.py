@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from hdmnet.models.backbones.base import LAYER3, FeatureInfo, encode
 from hdmnet.models.base_learner import BaseLearner
 from hdmnet.models.folding import FoldedPooling, fold_batch_norm
+from hdmnet.models.masked_trunk import run_cut
 
 # Input pixels encoded at once: one picture of 473² on a CPU; on a GPU what bounds its memory.
 CHUNK_CPU, CHUNK_GPU = 2**18, 2**24
@@ -52,6 +53,23 @@ class TrunkFeatures:
         """The features of the first pictures, and of the others."""
         parts = [(value[:first], value[first:]) for value in vars(self).values()]
         return TrunkFeatures(*(head for head, _ in parts)), TrunkFeatures(*(tail for _, tail in parts))
+
+
+@dataclass
+class MaskedFeatures:
+    """What the frozen trunk says of B supports that are masked before layer 4 and after it (BAM); all float.
+
+    Attributes:
+        layer2: (B, C_2, h, w), of the whole picture, at the size of layer 3.
+        layer3: (B, C_3, h, w), of the whole picture.
+        layer4: (B, C_4, h_4, w_4), 0 outside of the object.
+        mask: (B, 1, H, W), as it was given.
+    """
+
+    layer2: Tensor
+    layer3: Tensor
+    layer4: Tensor
+    mask: Tensor
 
 
 class FrozenTrunk(nn.Module):
@@ -108,6 +126,13 @@ class FrozenTrunk(nn.Module):
             return
         for chunk in _chunks(images):
             yield prepared(chunk)
+
+    @torch.no_grad()
+    def encode_masked(self, images: Tensor, masks: Tensor) -> Iterator[MaskedFeatures]:
+        """As `encode`, of supports (S, 3, H, W) with masks (S, 1, H, W) float: layer 4 sees the object alone."""
+        prepared = self.prepare(images.device)
+        for chunk, mask in zip(_chunks(images), _chunks(masks), strict=True):
+            yield prepared.encode_masked(chunk, mask)
 
     def keep_features(self, num_bytes: float) -> None:
         """Keep the features of the pictures that come first, on a CPU, and give them when the very same come again.
@@ -168,6 +193,13 @@ class PreparedTrunk:
             images = images.to(dtype=self.dtype, memory_format=torch.channels_last)
             layer2, layer3, layer4 = encode(self.backbone, images, size_of=LAYER3)[-3:]
             return TrunkFeatures(layer2, layer3, layer4, self.pooling(layer4))
+
+    def encode_masked(self, images: Tensor, masks: Tensor) -> MaskedFeatures:
+        """Encode supports (B, 3, H, W) float with masks (B, 1, H, W) float, all at once."""
+        with torch.autocast(images.device.type, enabled=False):
+            images = images.to(dtype=self.dtype, memory_format=torch.channels_last)
+            layer2, layer3, layer4, _ = run_cut(self.backbone.parts, images, masks)
+            return MaskedFeatures(layer2, layer3, layer4, masks)
 
 
 class KeptFeatures:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hdmnet.config.renamed import upgrade
 from hdmnet.config.values import look_up
-from hdmnet.models.hdmnet.official import load_official_base_learner
 from hdmnet.models.official import OFFICIAL_BACKBONES
+from hdmnet.models.official_base_learner import load_official_base_learner
 from hdmnet.runtime.checkpoint_file import BASE_LEARNER_KEY, RUN_KEY, read_checkpoint, write_atomically
 from hdmnet.runtime.errors import CheckpointError, refusals_as
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hdmnet.models.attention import merge_heads, split_heads, to_map, to_tokens
 from hdmnet.models.base_learner import BaseLearner
-from hdmnet.models.hdmnet.ensemble import gram_distance, gram_matrix
+from hdmnet.models.ensemble import gram_distance, gram_matrix
 from hdmnet.models.hdmnet.matching import CorrelationMatching
 from hdmnet.models.hdmnet.meta_learner import PRIOR_WEIGHT
 from hdmnet.models.hdmnet.model import HDMNet

@@ -30,15 +30,13 @@ from hdmnet.data.class_split import split_classes
 from hdmnet.data.datasets import coco, pascal
 from hdmnet.models.base_learner import BaseLearner
 from hdmnet.models.hdmnet.model import HDMNet
-from hdmnet.models.hdmnet.official import (
-    build_official,
+from hdmnet.models.hdmnet.official import build_official, load_official_checkpoint, official_key
+from hdmnet.models.official import NUM_BASE, OFFICIAL_BACKBONES, guess_kind, read_state_dict
+from hdmnet.models.official_base_learner import (
     build_official_base_learner,
     load_official_base_learner,
-    load_official_checkpoint,
     official_base_learner_key,
-    official_key,
 )
-from hdmnet.models.official import NUM_BASE, OFFICIAL_BACKBONES, guess_kind, read_state_dict
 from hdmnet.run.build import build_trained
 from hdmnet.run.checkpoints import load_strictly, run_entry, run_state_dict, save_base_learner
 from hdmnet.runtime.checkpoint_file import BASE_LEARNER_KEY, RUN_KEY, read_checkpoint, write_atomically

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from hdmnet.models.backbones.base import LAYER3, encode
 from hdmnet.models.base_learner import BaseLearner, PyramidPooling
+from hdmnet.models.ensemble import gram_matrix
 from hdmnet.models.folding import bin_means, fold_batch_norm
 from hdmnet.models.hdmnet.baseline import AlternatingMetaLearner
-from hdmnet.models.hdmnet.ensemble import gram_matrix
 from hdmnet.models.hdmnet.features import SupportFeatures
 from hdmnet.models.hdmnet.matching import COUNT_EPS, CorrelationMatching
 from hdmnet.models.hdmnet.model import HDMNet

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from hdmnet.models.base_learner import BaseLearner
 from hdmnet.models.checks import check_choice, check_switch
+from hdmnet.models.ensemble import Ensemble, gram_distance, gram_matrix
 from hdmnet.models.folding import BATCH_NORMS
-from hdmnet.models.hdmnet.ensemble import Ensemble, gram_distance, gram_matrix
 from hdmnet.models.hdmnet.features import QueryFeatures, SupportFeatures
 from hdmnet.models.hdmnet.meta_learner import MetaLearner, SupportMaps
 from hdmnet.models.method import FINAL, FewShotMethod, Segmentation

@@ -1,4 +1,4 @@
-"""Checkpoints of HDMNet's official release and of its base learner.
+"""Checkpoints of HDMNet's official release; those of its base learner are read by `official_base_learner`.
 
 Every key has exactly one place in our model: `official_key` gives it.
 """
@@ -6,24 +6,19 @@ Every key has exactly one place in our model: `official_key` gives it.
 from __future__ import annotations
 
 import re
-from functools import partial
 from pathlib import Path
 
-import torch
-
-from hdmnet.models.backbones.build import build_backbone
-from hdmnet.models.base_learner import BaseLearner
 from hdmnet.models.hdmnet.model import HDMNet, build_hdmnet
-from hdmnet.models.official import NUM_BASE, check_variant, load_release, load_state, read_state_dict, translate
+from hdmnet.models.official import ENSEMBLE, check_variant, load_release, translate
+from hdmnet.models.official_base_learner import build_official_base_learner
+
+# Known by this module's name too.
+from hdmnet.models.official_base_learner import load_official_base_learner as load_official_base_learner
+from hdmnet.models.official_base_learner import official_base_learner_key as official_base_learner_key
 
 IMAGE_SIZES = {"pascal": 473, "coco": 633}  # side of the square, in pixels
 
 # Our key → the official one; the first pattern that matches the whole key wins.
-_TRUNK = (
-    (r"backbone\.parts\.(\d+)\.(.*)", r"layer\1.\2"),
-    (r"pyramid_pooling\.branches\.(\d+)\.(.*)", r"ppm.features.\1.\2"),
-    (r"reduce\.(.*)", r"cls.\1"),
-)
 _MIX = "transformer.mix_transformer"
 _ATTENTION = {"query": "linear_q", "key": "linear_k", "value": "linear_v", "output": "linear_o"}
 _META = (
@@ -48,11 +43,6 @@ _LAYER = (
     (r"feed_forward\.(.*)", r"ffn.\1"),
     (r"(norm\d\..*)", r"\1"),
 )
-_ENSEMBLE = (
-    (r"gram_merge\.(.*)", r"gram_merge.\1"),
-    (r"base_merge\.(.*)", r"cls_merge.\1"),
-    (r"shot_weights\.(.*)", r"kshot_rw.\1"),
-)
 
 
 def official_key(key: str) -> str:
@@ -62,27 +52,14 @@ def official_key(key: str) -> str:
         rest = rest.removeprefix("base_learner.")
         if rest.startswith("classifier."):  # the release cuts the PSPNet's "cls" in two, and this is its spelling
             return f"base_learnear.{rest.removeprefix('classifier.')}"
-        return translate(rest, _TRUNK)
+        return official_base_learner_key(rest)
     if head == "ensemble":
-        return translate(rest, _ENSEMBLE)
+        return translate(rest, ENSEMBLE)
     layer = re.fullmatch(r"pyramid\.stages\.(\d+)\.layers\.(\d+)\.(.*)", rest)
     if layer:
         stage, index, inner = layer.groups()
         return f"{_MIX}.down_sample_layers.{stage}.{int(index) + 1}.{translate(inner, _LAYER)}"
     return translate(rest, _META)
-
-
-def official_base_learner_key(key: str) -> str:
-    """The release's (PSPNet's) key of one of ``BaseLearner.state_dict()``; KeyError as of `official_key`."""
-    if key.startswith("classifier."):
-        return f"cls.{int(key.split('.')[1]) + 2}.{key.split('.', 2)[2]}"
-    return translate(key, _TRUNK)
-
-
-def build_official_base_learner(dataset: str, backbone: str) -> BaseLearner:
-    """An untrained base learner of the release; as `load_official_checkpoint`."""
-    check_variant(dataset, backbone)
-    return BaseLearner(backbone=build_backbone(backbone), num_base=NUM_BASE[dataset])
 
 
 def build_official(dataset: str, backbone: str, shot: int) -> HDMNet:
@@ -97,20 +74,3 @@ def load_official_checkpoint(path: str | Path, dataset: str, backbone: str, shot
     """Read an official HDMNet checkpoint, as `load_release` says; its backbone is "resnet50_v2" or "vgg16" (BN)."""
     asked = {"dataset": dataset, "backbone": backbone, "shot": shot}
     return load_release(path, build_official, official_key, kind="HDMNet", **asked)
-
-
-def load_official_base_learner(path: str | Path, dataset: str, backbone: str) -> BaseLearner:
-    """Read an official base-learner (PSPNet) checkpoint, as shared with BAM.
-
-    Its ``encoder.*`` aliases of the layers are understood; otherwise as `load_official_checkpoint`.
-    """
-    state = read_state_dict(path)
-    for key in [k for k in state if k.startswith("encoder.")]:
-        value = state.pop(key)
-        alias = f"layer{key.removeprefix('encoder.')}"
-        if alias in state and not torch.equal(state[alias], value):
-            raise ValueError(f"checkpoint {str(path)!r}: {key} and {alias} differ; expected aliases of the same tensor")
-        state.setdefault(alias, value)
-    build = partial(build_official_base_learner, dataset, backbone)
-    asked = {"kind": "base learner", "dataset": dataset, "backbone": backbone}
-    return load_state(build, official_base_learner_key, path, state, **asked)

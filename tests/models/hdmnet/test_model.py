@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hdmnet.models.hdmnet.meta_learner import masked_average
+from hdmnet.models.mid_level import masked_average
 from tests.helpers.tiny_hdmnet import make_episode, make_model
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from hdmnet.models.hdmnet.loss import HDMNetLoss
-from hdmnet.models.hdmnet.meta_learner import masked_average
 from hdmnet.models.hdmnet.official import (
     build_official,
     load_official_base_learner,
     official_base_learner_key,
     official_key,
 )
+from hdmnet.models.mid_level import masked_average
 from hdmnet.tasks.schedule import poly_schedule
 from scripts.checkpoints.convert_checkpoint import to_official_state_dict
 from tests.helpers import official_recipe as recipe

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hdmnet.models.hdmnet.ensemble import Ensemble, base_foreground, gram_distance, gram_matrix
+from hdmnet.models.ensemble import Ensemble, base_foreground, gram_distance, gram_matrix
 from tests.helpers import official_recipe as recipe
 
 

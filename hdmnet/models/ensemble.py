@@ -1,4 +1,4 @@
-"""The ensemble of meta learner and base learner (paper Sec. 4.3 "Ens.", following BAM).
+"""The ensemble of meta learner and base learner: BAM's, which HDMNet takes over (its paper's Sec. 4.3 "Ens.").
 
 It works on probabilities at feature resolution: where the base learner sees a base class, foreground is unlikely. How
 far the meta learner is trusted depends on how alike query and support are, measured by the Gram matrices of layer 2.
@@ -60,13 +60,32 @@ class Ensemble(nn.Module):
 
     def pool_distances(self, distances: Tensor) -> Tensor:
         """Pool the Gram distances of the shots: (B, K) → (B,)."""
-        if distances.shape[1] != self.num_shots or self.num_shots == 1:
+        ranked = self._rank(distances)
+        if ranked is None:
             return distances.mean(1)
-        ascending = distances.sort(dim=1).values
-        weights = self.shot_weights(ascending[..., None, None])[..., 0, 0].softmax(dim=1)
-        values = ascending if self.shot_weighting == "intended" else distances
+        weights, order = ranked
+        values = distances.gather(1, order) if self.shot_weighting == "intended" else distances
         result: Tensor = (weights * values).sum(1)
         return result
+
+    def weigh_shots(self, distances: Tensor) -> Tensor:
+        """How much each shot counts, by its Gram distance as `pool_distances` intends it: (B, K) → (B, K), sum 1."""
+        ranked = self._rank(distances)
+        if ranked is None:
+            return torch.full_like(distances, 1 / distances.shape[1])
+        weights, order = ranked
+        return weights.gather(1, order.argsort(1))
+
+    def _rank(self, distances: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Weights (B, K) of the shots from the nearest to the farthest, and which shots these are.
+
+        None where there are no weights for this number of shots: all count alike.
+        """
+        if distances.shape[1] != self.num_shots or self.num_shots == 1:
+            return None
+        ascending, order = distances.sort(dim=1)
+        weights: Tensor = self.shot_weights(ascending[..., None, None])[..., 0, 0].softmax(dim=1)
+        return weights, order
 
     def forward(
         self, meta_logits: Tensor, base_logits: Tensor, distances: Tensor, class_index: Tensor | None = None

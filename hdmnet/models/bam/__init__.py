@@ -1,0 +1,1 @@
+"""BAM: Lang et al., CVPR 2022."""
