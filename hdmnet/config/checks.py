@@ -127,7 +127,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "dataset.on_error": ("raise", "skip"),
     "augment.name": ("official", "paper", "crop", "flip", "none"),
     "optim.on_nonfinite": ("stop", "skip"),
-    "optim.base.augment": ("bam", "official", "paper", "crop", "flip", "none"),
+    "optim.base.images": ("filtered", "all"),
+    "optim.base.augment": ("bam", "bam_release", "official", "paper", "crop", "flip", "none"),
     "optim.base.optimizer": ("sgd", "adamw"),
     "optim.base.freeze_backbone": ("none", "norm", "all"),
 }

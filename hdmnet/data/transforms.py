@@ -158,6 +158,7 @@ class RandomAugment(Augment):
         mean: Mean colour, RGB in [0, 1]; fills what lies outside the picture.
         crop: Whether to crop (padding where smaller) in place of the last resize.
         keep: Share of the foreground, in (0, 1], that a crop should hold; None: one pixel will do.
+        keep_label: The label that is this foreground; None: all but background and 255.
 
     Raises:
         ValueError: If the size, the scale, the mean or `keep` is out of range.
@@ -171,6 +172,7 @@ class RandomAugment(Augment):
         mean: Sequence[float],
         crop: bool,
         keep: float | None = None,
+        keep_label: int | None = None,
     ) -> None:
         super().__init__(image_size)
         low, high = (float(value) for value in scale)
@@ -182,7 +184,7 @@ class RandomAugment(Augment):
             raise DatasetError(f"keep is {keep}; expected a share in (0, 1], or None for at least one pixel")
         self.scale = (low, high)
         self.crop = crop
-        self.keep = keep
+        self.keep, self.keep_label = keep, keep_label
         self.fill = tuple(round(255 * float(value)) for value in mean)
         self._random = random.Random(0)
         self._pipeline: Any = None
@@ -234,7 +236,7 @@ class RandomAugment(Augment):
         """Crop at random, of ten draws the first that keeps enough foreground, else the one that keeps most."""
         image, mask = _pad(image, mask, self.image_size, self.fill)
         height, width = self.image_size
-        wanted = (mask != 0) & (mask != IGNORE)
+        wanted = (mask != 0) & (mask != IGNORE) if self.keep_label is None else mask == self.keep_label
         total = int(np.count_nonzero(wanted))
         enough = 1.0 if self.keep is None else self.keep * total
         best, best_kept = (0, 0), -1
@@ -251,7 +253,10 @@ class RandomAugment(Augment):
 
 
 class BaseLearnerAugment(RandomAugment):
-    """Augmentation of stage 1 (BAM's): scale 0.5 to 2, then a crop that keeps 85 % of the foreground where possible."""
+    """Augmentation of stage 1 (BAM's): scale 0.5 to 2, then a crop that keeps 85 % of the foreground where possible.
+
+    In BAM's release this foreground is label 1 alone, the first base class: `keep_label=1`.
+    """
 
     def __init__(
         self,
@@ -260,8 +265,9 @@ class BaseLearnerAugment(RandomAugment):
         mean: Sequence[float],
         scale: tuple[float, float] = (0.5, 2.0),
         keep: float = 0.85,
+        keep_label: int | None = None,
     ) -> None:
-        super().__init__(image_size, scale=scale, mean=mean, crop=True, keep=keep)
+        super().__init__(image_size, scale=scale, mean=mean, crop=True, keep=keep, keep_label=keep_label)
 
 
 def build_augment(

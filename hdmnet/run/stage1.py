@@ -51,8 +51,8 @@ _TRAINING_ARGUMENTS = (
     *("accumulate_grad_batches", "devices", "fast_dev_run", "gradient_clip_algorithm", "gradient_clip_val"),
     *("limit_train_batches", "max_time", "num_nodes", "overfit_batches", "precision", "sync_batchnorm"),
 )
-# Newer keys of the data set and their defaults: base learners of before there were these are found.
-_LATER_KEYS = {"novel_pixels": None, "year": 2014}
+# Newer keys of the data set, of optim.base, and their defaults: base learners of before there were these are found.
+_LATER_KEYS = {"novel_pixels": None, "year": 2014, "images": "filtered"}
 
 
 def base_learner_path(cfg: DictConfig, data: BaseLearnerDataModule) -> Path:
@@ -64,13 +64,15 @@ def base_learner_path(cfg: DictConfig, data: BaseLearnerDataModule) -> Path:
     unused = ("num_val_", "num_test_", "base_val_", "check_files", "controls", "root", "backbone")
     dataset = {k: v for k, v in plain["dataset"].items() if not k.startswith(unused) and k != "augment"}
     dataset.pop("image_size"), dataset.pop("episodes_per_epoch")
+    optim = dict(plain["optim"]["base"])
     for key, default in _LATER_KEYS.items():
-        if dataset.get(key) == default:
-            dataset.pop(key, None)
+        for node in (dataset, optim):
+            if node.get(key) == default:
+                node.pop(key, None)
     facts = {
         "dataset": dataset,
         "backbone": {k: v for k, v in plain["backbone"].items() if k != "weights_dir"},
-        "optim": plain["optim"]["base"],
+        "optim": optim,
         "max_steps": _stage1_limits(cfg)["max_steps"],
         "trainer": {key: plain["trainer"][key] for key in _TRAINING_ARGUMENTS},
         "data": data.digest(),
@@ -174,6 +176,7 @@ def build_base_data(cfg: DictConfig, dataset: SegmentationDataset) -> BaseLearne
         num_workers=cfg.num_workers,
         seed=cfg.seed,
         num_val_samples=base.num_val_samples,
+        all_images=base.get("images") == "all",
         filter_novel=cfg.dataset.filter_novel,
         novel_pixels=cfg.dataset.get("novel_pixels"),
         base_val_share=base_val_share(cfg),
@@ -185,10 +188,10 @@ def build_base_data(cfg: DictConfig, dataset: SegmentationDataset) -> BaseLearne
 
 
 def _augment(cfg: DictConfig, size: tuple[int, int], mean: list[float]) -> Augment:
-    """Stage 1's own augmentation: BAM's, or one of stage 2's by its name."""
+    """Stage 1's own augmentation: BAM's by the text or as its release has it, or one of stage 2's by its name."""
     name = cfg.optim.base.augment
-    if name == "bam":
-        return BaseLearnerAugment(size, mean=mean)
+    if name in ("bam", "bam_release"):
+        return BaseLearnerAugment(size, mean=mean, keep_label=None if name == "bam" else 1)
     return build_augment(name, image_size=size, scale=tuple(cfg.dataset.augment_scale), mean=mean)
 
 

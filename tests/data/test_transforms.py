@@ -156,6 +156,19 @@ def test_base_learner_crop_keeps_most_of_the_foreground_where_possible():
     assert shares[0.85] > 0.35 > 0.3 > shares[0.01]  # one draw: 4 offsets of 41
 
 
+def test_base_learner_crop_of_the_release_heeds_the_first_class_alone():
+    """Classes 1 and 4 at the two ends, of which no crop holds both."""
+    mask = np.zeros((100, 100), np.uint8)
+    mask[:, :2], mask[:, -40:] = 1, 4
+    image = np.zeros((100, 100, 3), np.uint8)
+    for keep_label, kept in ((None, 4), (1, 1)):
+        augment = BaseLearnerAugment((100, 60), mean=MEAN, scale=(1.0, 1.0), keep_label=keep_label)
+        found = [augment(image, mask, seed)[1] for seed in range(80)]
+        whole = {c: np.mean([(one == c).sum() >= 0.85 * (mask == c).sum() for one in found]) for c in (1, 4)}
+        # Two columns are whole in one of 41 places: ten draws find them for one seed in five.
+        assert whole[kept] > 0.15 > whole[5 - kept]
+
+
 def test_base_learner_augment_has_the_papers_scale():
     augment = BaseLearnerAugment((30, 40), mean=MEAN)
     assert augment.scale == (0.5, 2.0)

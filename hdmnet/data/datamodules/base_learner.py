@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Unpack
 import numpy as np
 
 from hdmnet.data.datamodules.base import VAL_SEED, FoldDataModule, FoldOptions
-from hdmnet.data.episodes.samples import EvalSegmentation, TrainSegmentation, permutation
+from hdmnet.data.episodes.samples import EvalSegmentation, TrainSegmentation, hold_out_images, permutation
 from hdmnet.data.types import (
     SegmentationSample,
     collate_segmentation,
@@ -22,20 +22,22 @@ if TYPE_CHECKING:
 
 
 class BaseLearnerDataModule(FoldDataModule):
-    """Stage 1: ordinary segmentation of the base classes, on the fold's training images.
+    """Stage 1: ordinary segmentation of the base classes, on the fold's training images or on all of the list.
 
     Novel pixels are background, or ignored (`novel_pixels`). Validation takes all validation images (base IoU is pooled
     over pixels), resized to the square and compared there.
 
     Attributes:
         class_split: Class values for training, validation and test; known before `setup`, as are the names.
-        train_ids: The fold's training images, in list order; set by `setup("fit")`.
+        train_ids: The training images, in list order; set by `setup("fit")`.
         val_ids: Validation images; set by `setup`.
 
     Args:
         dataset: The data set.
         base_samples_per_epoch: Over all processes; None: all images. Fewer or more walk on through shuffled passes.
         num_val_samples: A fixed random choice of the validation images, for quick runs; None: all.
+        all_images: Train on every image of the list, whatever `filter_novel` and the least area say, as BAM's release
+            does; only what is held out for validation stays out.
         options: What both stages take, see `FoldDataModule`; `augment` is usually a `BaseLearnerAugment`.
 
     Raises:
@@ -48,10 +50,12 @@ class BaseLearnerDataModule(FoldDataModule):
         *,
         base_samples_per_epoch: int | None = None,
         num_val_samples: int | None = None,
+        all_images: bool = False,
         **options: Unpack[FoldOptions],
     ) -> None:
         self.base_samples_per_epoch = base_samples_per_epoch
         self.num_val_samples = num_val_samples
+        self.all_images = all_images
         super().__init__(dataset, **options)
         self.train_ids: list[str] = []
         self.val_ids: list[str] = []
@@ -71,7 +75,7 @@ class BaseLearnerDataModule(FoldDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Make the lists of images that a stage needs: `fit`, `validate`, `test`, or None for all."""
         if stage in (None, "fit") and not self.train_ids:
-            self.train_ids = [str(image_id) for image_id in self._train_view().ids]
+            self.train_ids = self._training_images()
             if not self.train_ids:
                 raise DatasetError(
                     f"no training image of {self.dataset.name} holds a base class of fold {self.class_split.fold} with "
@@ -82,10 +86,19 @@ class BaseLearnerDataModule(FoldDataModule):
             chosen = sorted(permutation(VAL_SEED, 0, len(ids))[: self.num_val_samples].tolist())
             self.val_ids = [ids[position] for position in chosen]
 
+    def _training_images(self) -> list[str]:
+        """Ids of the images to train on, in list order."""
+        if not self.all_images:
+            return [str(image_id) for image_id in self._train_view().ids]
+        view, share = self._base_view(), self.base_val_share  # refuses a fold without base classes
+        held_out = set(hold_out_images(view, share)) if share else set()
+        return [image_id for image_id in self._catalog("train").ids.tolist() if image_id not in held_out]
+
     def digest(self) -> str:
-        """Hex sha256 over the fold's training images and the areas of their classes; the same on every machine."""
-        view, catalog = self._train_view(), self._catalog("train")
-        kept = np.isin(catalog.ids[catalog.image_index], view.ids)
+        """Hex sha256 over the training images and the areas of their classes; the same on every machine."""
+        assert self.train_ids, "setup('fit') comes first"
+        catalog = self._catalog("train")
+        kept = np.isin(catalog.ids[catalog.image_index], self.train_ids)
         areas = np.stack([catalog.class_value[kept], catalog.area[kept]]).astype("<i8")
         return hashlib.sha256("\n".join(self.train_ids).encode(errors="surrogateescape") + areas.tobytes()).hexdigest()
 

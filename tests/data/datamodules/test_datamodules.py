@@ -324,6 +324,20 @@ def test_base_learner_passes_over_all_images_and_hides_novel_classes():
     assert normalised.image.dtype == torch.float32
 
 
+def test_base_learner_on_the_whole_list():
+    """As in BAM's release: neither novel classes nor small objects keep an image out, held-out images do."""
+    module = base_learner(all_images=True)
+    assert module.train_ids == MemoryDataset().ids("train")
+    assert set(module.train_ids) > set(base_learner(filter_novel=False).train_ids)
+    assert module.digest() != base_learner(filter_novel=False).digest()
+    for sample in next(iter(module.train_dataloader())).mask:
+        assert set(sample.unique().tolist()) <= {*range(7), 255}
+    held_out = base_learner(all_images=True, base_val_share=0.3)
+    validated = set(few_shot(base_val_share=0.3).val_manifest.view.ids.tolist())
+    assert validated
+    assert set(held_out.train_ids) == set(module.train_ids) - validated
+
+
 def test_base_learner_short_epochs_walk_on_without_repeats():
     module = base_learner(batch_size=1, base_samples_per_epoch=5)
     length = len(module.train_ids)
