@@ -99,12 +99,12 @@ def guess_kind(state: dict[str, Tensor]) -> dict[str, str]:
         state: Tensors by official key.
 
     Returns:
-        Some of: ``kind`` ("HDMNet", "PFENet", "HSNet", "DCAMA", "SSP", "PANet" or "base learner"), ``dataset``,
+        Some of: ``kind`` ("HDMNet", "BAM", "PFENet", "HSNet", "DCAMA", "SSP", "PANet" or "base learner"), ``dataset``,
         ``backbone``, ``shot``.
     """
     guess: dict[str, str] = {}
     parts = {key.partition(".")[0] for key in state}
-    kinds = {"transformer": "HDMNet", "ppm": "base learner", "init_merge": "PFENet"}
+    kinds = {"transformer": "HDMNet", "ppm": "base learner", "learner_base": "BAM", "init_merge": "PFENet"}
     kinds |= {"hpn_learner": "HSNet", "feature_extractor": "DCAMA"}
     kind = next((kind for part, kind in kinds.items() if part in parts), None)
     if kind is None:  # nothing but a trunk
@@ -112,7 +112,7 @@ def guess_kind(state: dict[str, Tensor]) -> dict[str, str]:
         kind = next((kind for key, kind in trunks.items() if key in state), None)
     if kind is not None:
         guess["kind"] = kind
-    if kind == "HDMNet":
+    if kind in ("HDMNet", "BAM"):
         weights = state.get("kshot_rw.0.weight")
         if weights is None:
             guess["shot"] = "1"
@@ -134,7 +134,8 @@ def guess_kind(state: dict[str, Tensor]) -> dict[str, str]:
             guess["backbone"] = "resnet50_v2" if len(blocks) == 6 else f"a ResNet with {len(blocks)} blocks in layer 3"
     elif any(re.fullmatch(r"layer1\.\d+\.weight", key) for key in state):
         guess["backbone"] = "vgg16"
-    classifier = state.get("base_learnear.2.weight", state.get("cls.4.weight"))
+    heads = ("base_learnear.2.weight", "learner_base.1.4.weight", "cls.4.weight")
+    classifier = next((state[key] for key in heads if key in state), None)
     if classifier is not None and classifier.ndim == 4:
         known = {1 + num_base: dataset for dataset, num_base in NUM_BASE.items()}
         guess["dataset"] = known.get(classifier.shape[0], f"one of {classifier.shape[0] - 1} base classes")

@@ -57,7 +57,7 @@ def _fill(key, shape, shapes, trunk):
     return values.astype(np.float32)
 
 
-def _image(label, n, size, cell=13):
+def image(label, n, size, cell=13):
     """(n, 3, size, size): a blocky field and noise, of a contrast that differs between the 4×4 tiles of a picture."""
     g = rng_for(label)
     side = -(-size // cell)
@@ -71,8 +71,8 @@ def _image(label, n, size, cell=13):
 
 def make_inputs(name, shots, batch, size):
     """x (B,3,S,S) and s_x (B,K,3,S,S) float32; s_y (B,K,S,S) and y_m (B,S,S) int64, 0/1/255."""
-    x = _image(f"{name}/x", batch, size)
-    s_x = _image(f"{name}/s_x", batch * shots, size).reshape(batch, shots, 3, size, size)
+    x = image(f"{name}/x", batch, size)
+    s_x = image(f"{name}/s_x", batch * shots, size).reshape(batch, shots, 3, size, size)
     g = rng_for(f"{name}/s_y")
     s_y = np.stack([np.stack([blob_mask(g, size)[0] for _ in range(shots)]) for _ in range(batch)])
     g = rng_for(f"{name}/y")
@@ -87,12 +87,12 @@ def make_inputs(name, shots, batch, size):
 UNIT_SCALE = 1e-4  # of the unit case's "layer 4", [z, z] of layer 3's z: so small that every eps counts
 
 
-def make_unit_inputs():
-    """Features of layers 2 and 3 in place of pictures (B = K = 2, 13×13), and masks of 105×105.
+def make_unit_inputs(shots=2):
+    """Features of layers 2 and 3 in place of pictures (B = 2, 13×13), and masks of 105×105.
 
     Of episode 0 the first support has an object of one pixel, of episode 1 the second support has none.
     """
-    batch, shots, size, h = 2, 2, 105, 13
+    batch, size, h = 2, 105, 13
     tile = np.arange(h) * 4 // h
 
     def features(label, *shape):

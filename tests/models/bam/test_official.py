@@ -1,0 +1,346 @@
+"""Value for value the official release: cases a (1 shot, 2 episodes), b (5 shots), e (473×473), and the head alone."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hdmnet.models.backbones.base import FeatureInfo, SequentialBackbone
+from hdmnet.models.bam.model import BAM
+from hdmnet.models.bam.official import build_official, load_official_checkpoint, official_key
+from hdmnet.models.base_learner import BaseLearner
+from hdmnet.models.ensemble import base_foreground, gram_distance
+from hdmnet.models.losses import SegmentationLoss, segmentation_loss
+from hdmnet.models.masked_prior import prior_masks
+from hdmnet.models.official import guess_kind
+from hdmnet.models.official_base_learner import build_official_base_learner, official_base_learner_key
+from hdmnet.tasks.schedule import poly_factor
+from tests.helpers import bam_recipe as recipe
+from tests.helpers.official_recipe import checksum
+from tests.helpers.pfenet_recipe import UNIT_SCALE
+from tests.helpers.release_cases import close, read_golden
+
+# What float32 noise allows.
+FINAL, META, BASE, PRIOR, DISTANCE, WEIGHT, BASE_MAP = 1e-5, 5e-5, 1e-4, 5e-5, 2e-6, 1e-5, 3e-5
+LOSSES, STEP_LOSSES, NORMS = 1e-5, 1e-4, 1e-4
+# Data set, shots, episodes, side.
+CASES = {"a": ("pascal", 1, 2, 105), "b": ("coco", 5, 1, 110), "e": ("pascal", 1, 1, 473)}
+NUM_BASE = {"pascal": 15, "coco": 60}
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return read_golden(Path(__file__).parent / "golden")
+
+
+@pytest.fixture(scope="module")
+def facts(recorded):
+    return recorded[1]
+
+
+def fill(model, name_of=official_key):
+    """Fill a model with the recipe's weights."""
+    names = {key: name_of(key) for key in model.state_dict()}
+    state = recipe.fill_state_dict({names[key]: tuple(value.shape) for key, value in model.state_dict().items()})
+    model.load_state_dict({key: torch.from_numpy(np.asarray(state[name])) for key, name in names.items()})
+    return model
+
+
+def without_dropout(model):
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout2d):
+            module.eval()
+    return model
+
+
+def losses(out, inputs):
+    """The terms of the release; that of the base learner has no gradient, so that training leaves it out."""
+    found = SegmentationLoss(auxiliary={"meta": 1.0})(out, inputs["y_m"])
+    return found, segmentation_loss(out.auxiliary_logits["base"], inputs["y_b"])
+
+
+def check_losses(found, expected, **tolerance):
+    terms, base = found
+    assert terms["final"].item() == pytest.approx(expected["main"], **tolerance)
+    assert terms["meta"].item() == pytest.approx(expected["aux1_meta"], **tolerance)
+    assert base.item() == pytest.approx(expected["aux2_base"], **tolerance)
+    assert not base.requires_grad
+
+
+def group_norms(model):
+    groups = model.parameter_groups(1.0)
+    return {g["name"]: sum(p.grad.double().pow(2).sum().item() for p in g["params"]) ** 0.5 for g in groups}
+
+
+@dataclass
+class Case:
+    """One recorded case: our model filled, its inputs, and the recorded values."""
+
+    letter: str
+    model: BAM
+    inputs: dict
+    arrays: dict
+    facts: dict
+
+    def __repr__(self):
+        return self.letter
+
+    @property
+    def episode(self):
+        return self.inputs["x"], self.inputs["s_x"], self.inputs["s_y"]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request, recorded):
+    dataset, shots, batch, side = CASES[request.param]
+    arrays, facts = recorded[0], recorded[1][request.param]
+    inputs = recipe.make_inputs(facts["name"], shots, batch, side, NUM_BASE[dataset])
+    assert {key: checksum(value) for key, value in inputs.items()} == facts["input_sha256_16"]
+    return Case(
+        request.param,
+        fill(build_official(dataset, "resnet50_v2", shots)),
+        {key: torch.from_numpy(value) for key, value in inputs.items()},
+        {key.split(".", 1)[1]: value for key, value in arrays.items() if key.startswith(f"{request.param}.")},
+        facts,
+    )
+
+
+def test_evaluation(case):
+    model, arrays, shots = case.model.eval(), case.arrays, CASES[case.letter][1]
+    query, supports, masks = case.episode
+    with torch.no_grad():
+        encoded = model.encode_query(query)
+        kept = model.encode_support(supports.flatten(0, 1), masks.flatten(0, 1))
+        out = model.match(encoded, kept, shots=shots)
+        distances = gram_distance(encoded.gram, kept.gram.unflatten(0, (-1, shots)))
+        weights = model.ensemble.weigh_shots(distances)
+    prototypes = kept.prototype.unflatten(0, (-1, shots))
+    found = {
+        "final_low": (out.scores, FINAL),
+        "meta_low": (out.auxiliary["meta"], META),
+        "final_every_7th": (out.logits[..., ::7, ::7], FINAL),
+        "meta_every_7th": (out.logits_of("meta")[..., ::7, ::7], META),
+        "base_low": (out.auxiliary["base"][..., ::3, ::3], BASE),
+        "prior": (out.maps["prior"][0][:, None], PRIOR),
+        "prior_shots": (prior_masks(encoded.layer4, kept.layer4, shots=shots), PRIOR),
+        "proto_shots": (prototypes, META),
+        "proto": (torch.einsum("bk,bkc->bc", weights, prototypes), META),
+        "est_val_total": (distances, DISTANCE),
+        "weight_soft": (weights, WEIGHT),
+        "est_val": (model.ensemble.pool_distances(distances)[:, None], DISTANCE),
+        "base_map": (base_foreground(out.auxiliary["base"]), BASE_MAP),
+        "que_gram_s32": (encoded.gram[:, ::32, ::32], 1e-5),
+    }
+    compared = found.keys() & arrays.keys()
+    assert len(compared) >= (4 if case.letter == "e" else 11)
+    for name in compared:
+        ours, atol = found[name]
+        close(ours[..., ::4, ::4] if case.letter == "e" else ours, arrays[name], atol)
+
+
+@pytest.mark.parametrize("case", ["a", "b"], indirect=True)
+def test_training(case):
+    """Losses, gradients, and steps of the release's optimiser, without dropout."""
+    expected, model = case.facts["train"], copy.deepcopy(case.model)
+    without_dropout(model)
+    start = {key: value.clone() for key, value in model.trunk.state_dict().items()}
+    class_index = case.inputs["cat_idx"]
+
+    # Losses and gradients of the first pass.
+    out = model(*case.episode, class_index)
+    close(base_foreground(out.auxiliary["base"], class_index), case.arrays["train_base_map"], BASE_MAP)
+    found = losses(out, case.inputs)
+    check_losses(found, expected, abs=LOSSES)
+    found[0]["loss"].backward()
+    assert group_norms(model) == pytest.approx(expected["grad_norm"], rel=NORMS)
+    learning = {official_key(key): p for key, p in model.named_parameters() if p.requires_grad}
+    norms = {key: p.grad.double().norm().item() for key, p in learning.items()}
+    assert norms == pytest.approx(expected["grad_norm_per_parameter"], rel=NORMS, abs=1e-7)
+    for key, value in case.arrays.items():
+        if key.startswith("grad."):
+            name = key.removeprefix("grad.").removesuffix("_priorcol")
+            ours = learning[name].grad[:, -1:] if key.endswith("_priorcol") else learning[name].grad
+            assert (ours.reshape(value.shape) - value).norm() < 10 * NORMS * value.norm()
+
+    # The release's optimiser: iterations 990 and 991 of 1,000.
+    optimizer = torch.optim.SGD(model.parameter_groups(5e-3, lr_factor=10), momentum=0.9, weight_decay=1e-4)
+    rate = optimizer.param_groups[0]["lr"]
+    for step in expected["steps"]:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * poly_factor(step["it"], step["of"], 0.9)
+            assert group["lr"] == pytest.approx(step["lr"], rel=1e-9)
+        optimizer.step()
+        optimizer.zero_grad()
+        found = losses(model(*case.episode, class_index), case.inputs)
+        found[0]["loss"].backward()
+        check_losses(found, step, rel=STEP_LOSSES)
+        for key in ("gram_merge", "cls_merge"):
+            assert learning[f"{key}.weight"].flatten().tolist() == pytest.approx(step[key], abs=1e-6)
+    assert all(torch.equal(value, start[key]) for key, value in model.trunk.state_dict().items())
+
+
+# ------------------------------------------------------------------------------------------------- the head alone
+
+
+class _Layer2(nn.Module):
+    """Hands the features of layer 2, given as the first channels of a "picture", on."""
+
+    def forward(self, pictures):
+        self.layer3 = pictures[:, 512:]
+        return pictures[:, :512]
+
+
+class _Layer3(nn.Module):
+    def __init__(self, layer2):
+        super().__init__()
+        self.given = [layer2]
+
+    def forward(self, layer2):
+        return self.given[0].layer3
+
+
+class _Layer4(nn.Module):
+    def forward(self, layer3):
+        return UNIT_SCALE * torch.cat([layer3, layer3], dim=1)
+
+
+def test_head_alone(recorded, monkeypatch):
+    """Soft masks, an object of one pixel, an empty mask, and layer-4 features so small that each eps counts."""
+    monkeypatch.setattr("hdmnet.models.masked_prior.BLOCK", 7)  # of the support's positions, several blocks
+    arrays, facts = recorded[0], recorded[1]["unit"]
+    layer2, shots = _Layer2(), recipe.UNIT_SHOTS
+    encoder = SequentialBackbone(
+        [layer2, _Layer3(layer2), _Layer4()], (FeatureInfo(512, 8), FeatureInfo(1024, 8), FeatureInfo(2048, 8))
+    )
+    model = fill(BAM(encoder=BaseLearner(backbone=encoder, num_base=15), num_shots=shots).eval())
+    made = recipe.make_unit_inputs()
+    assert {key: checksum(value) for key, value in made.items()} == facts["input_sha256_16"]
+    made = {key: torch.from_numpy(value) for key, value in made.items()}
+    query = model.encode_query(torch.cat([made["q2"], made["q3"]], dim=1))
+    support = model.encode_support(torch.cat([made["s2"], made["s3"]], dim=2).flatten(0, 1), made["s_y"].flatten(0, 1))
+    query.size = (105, 105)
+    distances = gram_distance(query.gram, support.gram.unflatten(0, (2, shots)))
+    out, trained = (model.match(query, support, shots=shots, class_index=one) for one in (None, made["cat_idx"]))
+    for name, ours, atol in (
+        ("proto_shots", support.prototype.unflatten(0, (2, shots)), META),
+        ("prior_shots", prior_masks(query.layer4, support.layer4, shots=shots), 3e-4),
+        ("prior", out.maps["prior"][0][:, None], 3e-4),
+        ("est_val_total", distances, DISTANCE),
+        ("weight_soft", model.ensemble.weigh_shots(distances), WEIGHT),
+        ("est_val", model.ensemble.pool_distances(distances)[:, None], DISTANCE),
+        ("base_map", base_foreground(query.base_scores), BASE_MAP),
+        ("train_base_map", base_foreground(query.base_scores, made["cat_idx"]), BASE_MAP),
+        ("meta_low", out.auxiliary["meta"], META),
+        ("final_low", out.scores, FINAL),
+    ):
+        close(ours, arrays[f"unit.{name}"], atol)
+    found = losses(trained, made)
+    check_losses(found, facts, abs=LOSSES)
+    found[0]["loss"].backward()
+    assert group_norms(model) == pytest.approx(facts["grad_norm"], rel=NORMS)
+
+
+# ------------------------------------------------------------------------------------------------- stage 1
+
+
+def test_base_learner_alone(recorded):
+    """Evaluation; then a step with PASCAL's rates, batch normalisation learning its statistics, without dropout."""
+    arrays, facts = recorded[0], recorded[1]["stage1"]
+    model = fill(build_official_base_learner("pascal", "resnet50_v2"), official_base_learner_key)
+    made = recipe.make_stage1_inputs()
+    assert {key: checksum(value) for key, value in made.items()} == facts["input_sha256_16"]
+    images, labels = (torch.from_numpy(value) for value in made.values())
+    with torch.no_grad():
+        close(model.eval()(images)[..., ::21, ::21], arrays["stage1.eval_out_s21"], BASE)
+    without_dropout(model)
+    loss = segmentation_loss(model(images), labels)
+    assert loss.item() == pytest.approx(facts["loss"], abs=1e-4)
+    loss.backward()
+    parts = {"encoder": (model.backbone,), "ppm": (model.pyramid_pooling,), "cls": (model.reduce, model.classifier)}
+    for name, modules in parts.items():
+        squares = [p.grad.double().pow(2).sum().item() for module in modules for p in module.parameters()]
+        assert sum(squares) ** 0.5 == pytest.approx(facts["grad_norm"][name], rel=5e-3 if name == "encoder" else 5e-4)
+    state = {official_base_learner_key(key): value for key, value in model.state_dict().items()}
+    statistics = {key.removeprefix("stage1.bn."): v for key, v in arrays.items() if key.startswith("stage1.bn.")}
+    assert len(statistics) == 8
+    for key, value in statistics.items():
+        torch.testing.assert_close(state[key][::8], value, rtol=1e-4, atol=1e-4 * value.abs().max().item())
+    rate = 2.5e-4 * poly_factor(1, 1000, 0.9)
+    groups = [{"params": list(m.parameters()), "lr": rate * f} for f, part in ((1, "encoder"), (10, "ppm"), (10, "cls"))
+              for m in parts[part]]  # fmt: skip
+    torch.optim.SGD(groups, momentum=0.9, weight_decay=1e-4).step()
+    with torch.no_grad():
+        assert segmentation_loss(model(images), labels).item() == pytest.approx(facts["loss_after_one_step"], rel=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------- keys and files
+
+
+@pytest.mark.parametrize("variant", ["pascal 1", "pascal 5", "coco 1"])
+@pytest.mark.parametrize("backbone", ["resnet50_v2", "vgg16"])
+def test_keys_shapes_counts_and_groups(backbone, variant, facts):
+    recorded, (dataset, shot) = facts["keys"][backbone], variant.split()
+    with torch.device("meta"):
+        model = build_official(dataset, backbone, int(shot))
+    ours = {official_key(key): list(value.shape) for key, value in model.state_dict().items()}
+    assert len(ours) == len(model.state_dict())
+    own = recorded["of_coco"] if dataset == "coco" else recorded["of_5_shots"] if shot == "5" else {}
+    assert ours == recorded["state_dict"] | own
+    learning = {official_key(key) for key, p in model.named_parameters() if p.requires_grad}
+    assert learning == {*recorded["trainable"], *(recorded["of_5_shots"] if shot == "5" else ())}
+    learnable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert [sum(p.numel() for p in model.parameters()), learnable] == recorded["counts"][variant]
+    groups = [
+        {"name": g["name"], "n_tensors": len(g["params"]), "n_params": sum(p.numel() for p in g["params"])}
+        for g in model.parameter_groups(1.0)
+    ]
+    assert groups == recorded["groups"] + ([{"name": "kshot_rw", "n_tensors": 4, "n_params": 27}] * (shot == "5"))
+
+
+@pytest.fixture
+def state(facts):
+    """A state dict of the release whose file is small: VGG-16, PASCAL, 1 shot."""
+    return {
+        key: torch.tensor(n) if key.endswith("tracked") else torch.tensor(0.25 * n).expand(shape)
+        for n, (key, shape) in enumerate(facts["keys"]["vgg16"]["state_dict"].items())
+    }
+
+
+def save(content, path):
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize("form", ["plain", "wrapped with module."])
+def test_every_form_is_read(form, state, tmp_path):
+    wrapped = {"epoch": 7, "state_dict": {f"module.{k}": v for k, v in state.items()}, "optimizer": {"state": {}}}
+    path = save(state if form == "plain" else wrapped, tmp_path / "official.pth")
+    model = load_official_checkpoint(path, "pascal", "vgg16", 1)
+    assert not model.training
+    assert all(torch.equal(value, state[official_key(key)]) for key, value in model.state_dict().items())
+
+
+def test_what_does_not_fit_is_refused_in_one_line(state, tmp_path, facts):
+    path = tmp_path / "official.pth"
+    assert guess_kind(state) == {"kind": "BAM", "dataset": "pascal", "backbone": "vgg16", "shot": "1"}
+
+    def refused(content, match, *, dataset="pascal", backbone="vgg16", shot=1):
+        with pytest.raises(ValueError, match=match) as error:
+            load_official_checkpoint(save(content, path), dataset, backbone, shot)
+        assert "\n" not in str(error.value)
+
+    refused(state, r"does not fit BAM dataset=coco .*misshapen: .*looks like .*dataset=pascal", dataset="coco")
+    refused(state, r"missing: kshot_rw\.0\.bias.*the file looks like shot=1$", shot=5)
+    five = {key: torch.zeros(shape) for key, shape in facts["keys"]["vgg16"]["of_5_shots"].items()}
+    refused(state | five, r"4 surplus: kshot_rw.*the file looks like shot=5$")
+    refused(state, r"missing: .*looks like backbone=vgg16$", backbone="resnet50_v2")
+    refused({k: v for k, v in state.items() if k != "res1_meta.0.weight"}, r"1 missing: res1_meta\.0\.weight")
+    refused({"transformer.a": torch.zeros(1)}, "the file looks like kind=HDMNet")
+    refused(state, r"backbone='resnet50': the release has only resnet50_v2, vgg16", backbone="resnet50")
