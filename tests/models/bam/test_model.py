@@ -87,7 +87,8 @@ def test_what_is_frozen():
     """Nothing of the base learner moves in training; its dropout of whole channels is active, as in the release."""
     model = make_model().train()
     before = {key: value.clone() for key, value in model.trunk.state_dict().items()}
-    one, two = (model(*make_episode()).auxiliary["base"] for _ in range(2))
+    episode = make_episode()
+    one, two = (model(*episode).auxiliary["base"] for _ in range(2))
     assert not torch.equal(one, two)
     assert not one.requires_grad
     assert all(torch.equal(value, before[key]) for key, value in model.trunk.state_dict().items())
