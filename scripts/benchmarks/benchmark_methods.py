@@ -37,7 +37,11 @@ from hdmnet.models.losses import SegmentationLoss  # noqa: E402
 from hdmnet.models.panet.loss import PANetLoss  # noqa: E402
 from hdmnet.models.ssp.loss import SSPLoss  # noqa: E402
 
-LOSSES: dict[str, type[nn.Module]] = {"ssp": SSPLoss, "panet": PANetLoss}  # of the others: cross entropy
+LOSSES: dict[str, Callable[[], nn.Module]] = {  # of the others: cross entropy
+    "ssp": SSPLoss,
+    "panet": PANetLoss,
+    "bam": lambda: SegmentationLoss({"meta": 1.0}),
+}
 NAME = "benchmark_methods"
 CASES = ("train", "eval1", "eval5")
 

@@ -119,6 +119,62 @@ def plain_dcama(model: Any) -> PlainForm:
     return run
 
 
+def plain_bam(model: Any) -> PlainForm:
+    """BAM, one support after the other; prior and Gram matrices of all positions, everything concatenated."""
+    learner, ensemble = model.trunk.base_learner, model.ensemble
+    *parts, last = learner.backbone.parts
+
+    def layers(images: Tensor) -> tuple[Tensor, Tensor]:
+        x = images
+        for part in parts:
+            layer2, x = x, part(x)
+        return upsample(layer2, x.shape[2:]), x
+
+    def unit(x: Tensor) -> Tensor:
+        return x / (x.norm(dim=1, keepdim=True) + 1e-12)
+
+    def gram(layer2: Tensor) -> Tensor:
+        rows = layer2.flatten(2)
+        rows = rows / (rows.norm(dim=2, keepdim=True) + 1e-12)
+        return rows @ rows.transpose(1, 2)
+
+    @torch.no_grad()
+    def frozen(query: Tensor, supports: Tensor, masks: Tensor) -> tuple[Any, ...]:
+        layer2, layer3 = layers(query)
+        layer4 = last(layer3)
+        base = learner.classifier(learner.reduce(learner.pyramid_pooling(layer4)))
+        described = []
+        for k in range(supports.shape[1]):
+            s2, s3 = layers(supports[:, k])
+            mask = upsample(masks[:, k, None], s3.shape[2:])
+            cosine = unit(layer4).flatten(2).transpose(1, 2) @ unit(last(s3 * mask) * mask).flatten(2)
+            best = cosine.amax(2)  # (1, h·w)
+            low, high = best.amin(1, keepdim=True), best.amax(1, keepdim=True)
+            prior = ((best - low) / (high - low + 1e-7)).view(1, 1, *layer4.shape[2:])
+            distance = (gram(layer2) - gram(s2)).flatten(1).norm(dim=1) / layer2.shape[1]
+            described.append((torch.cat([s3, s2], 1), mask, prior, distance))
+        return torch.cat([layer3, layer2], 1), base, described
+
+    def run(query: Tensor, supports: Tensor, masks: Tensor) -> Segmentation:
+        middle, base, described = frozen(query, supports, masks)
+        distances = torch.stack([distance for *_, distance in described], 1)
+        weights = ensemble.weigh_shots(distances)[0]
+        prior, prototype = torch.zeros_like(described[0][2]), middle.new_zeros(1, 1, 1, 1)
+        for weight, (mid, mask, own, _) in zip(weights, described, strict=True):
+            reduced = model.down_support.dropout(F.relu(model.down_support[0](mid)))
+            mean = (reduced * mask).sum((2, 3), keepdim=True) / (mask.sum((2, 3), keepdim=True) + 5e-4)
+            prior, prototype = prior + weight * own, prototype + weight * mean
+        reduced = model.down_query.dropout(F.relu(model.down_query[0](middle)))
+        x = F.relu(model.merge[0](torch.cat([reduced, prototype.expand_as(reduced), prior], 1)))
+        whole, *local = model.aspp(x)
+        x = F.relu(model.reduce[0](torch.cat([whole.expand_as(x), *local], 1)))
+        scores = model.classify(x + model.refine(x))
+        size = (query.shape[2], query.shape[3])
+        return Segmentation(ensemble(scores, base, distances), size, auxiliary={"meta": scores, "base": base})
+
+    return run
+
+
 class PlainSSP(SSP):
     """SSP with batch normalisation as layers, torch's own memory layout, and both classes' adaptive prototypes."""
 
@@ -164,4 +220,5 @@ PLAIN: dict[str, Callable[[Any], PlainForm]] = {
     "dcama": plain_dcama,
     "ssp": PlainSSP,
     "panet": PlainPANet,
+    "bam": plain_bam,
 }

@@ -7,6 +7,8 @@ import torch
 
 from hdmnet.models.backbones.build import build_backbone
 from hdmnet.models.backbones.prepare import prepare_trunk
+from hdmnet.models.bam.model import BAM
+from hdmnet.models.base_learner import BaseLearner
 from hdmnet.models.dcama.model import DCAMA
 from hdmnet.models.hsnet.model import HSNet
 from hdmnet.models.panet.model import PANet
@@ -26,12 +28,15 @@ METHODS = {
 
 def make_model(name):
     torch.manual_seed(0)
+    if name == "bam":
+        learner = BaseLearner(backbone=build_backbone("resnet_narrow"), num_base=3, feature_channels=8)
+        return BAM(encoder=random_norms(learner), channels=16, mid_dropout=0.0, dropout=0.0).eval()
     method, trunk = METHODS[name]
     return method(encoder=prepare_trunk(random_norms(build_backbone("resnet_narrow", dilation=None)), **trunk)).eval()
 
 
 @pytest.mark.parametrize("shots", [1, 3])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_the_plain_form_is_the_same(name, shots):
     model = make_model(name)
     query, supports = torch.randn(1, 3, 64, 96), torch.randn(1, shots, 3, 64, 96)
@@ -42,7 +47,7 @@ def test_the_plain_form_is_the_same(name, shots):
     assert ((ours - plain).abs() > 1e-4).float().mean() <= (1e-3 if name == "hsnet" and shots > 1 else 0)
 
 
-@pytest.mark.parametrize("name", ["ssp", "panet"])
+@pytest.mark.parametrize("name", ["ssp", "panet", "bam"])
 def test_a_training_step_is_the_same(name, monkeypatch):
     monkeypatch.setattr(benchmark_methods, "build", lambda method, backbone: make_model(method))
     ours, plain = (benchmark_methods.prepare(name, "", form, "train", 49) for form in ("ours", "plain"))
@@ -58,4 +63,4 @@ def test_the_table(capsys, monkeypatch):
     assert [row.split(" | ")[1:3] for row in rows] == [["resnet50 at 64", "train"], ["resnet50 at 64", "eval5"]]
     assert all(row.endswith("| 123 | 123 |") for row in rows)
     assert benchmark_methods.main(["pfenet"]) == 1
-    assert "method 'pfenet' is unknown, expected hsnet, dcama, ssp, panet" in capsys.readouterr().err
+    assert "method 'pfenet' is unknown, expected hsnet, dcama, ssp, panet, bam" in capsys.readouterr().err
