@@ -20,10 +20,15 @@ def test_the_defaults_build_and_change_no_random_state(compose_config, words):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("backbone", ["dinov3_vits16", "resnet50_timm"])
-def test_pfenet_on_timm_says_why_not(compose_config, backbone):
+@pytest.mark.parametrize(("model", "backbone"), [("pfenet", "dinov3_vits16"), ("bam", "resnet50_timm")])
+def test_methods_that_mask_within_the_trunk_on_timm_say_why_not(compose_config, model, backbone):
     with pytest.raises(ConfigError, match=r"^model: the backbone's last layer runs on masked features: Timm"):
-        check_builds(compose_config("train", "model=pfenet", f"backbone={backbone}"))
+        check_builds(compose_config("train", f"model={model}", f"backbone={backbone}"))
+
+
+def test_bam_needs_a_base_learner(compose_config):
+    with pytest.raises(ConfigError, match=r"^model\.encoder: SequentialBackbone is no base learner; expected base_lear"):
+        check_builds(compose_config("train", "model=bam", "model.encoder=backbone"))
 
 
 @pytest.mark.parametrize("model", ["ssp", "panet"])
