@@ -29,7 +29,7 @@ METHODS = {
 def make_model(name):
     torch.manual_seed(0)
     if name == "bam":
-        learner = BaseLearner(backbone=build_backbone("resnet_narrow"), num_base=3, feature_channels=8)
+        learner = BaseLearner(backbone=build_backbone("resnet_narrow"), num_base=3, feature_channels=8, dropout=0.0)
         return BAM(encoder=random_norms(learner), channels=16, mid_dropout=0.0, dropout=0.0).eval()
     method, trunk = METHODS[name]
     return method(encoder=prepare_trunk(random_norms(build_backbone("resnet_narrow", dilation=None)), **trunk)).eval()

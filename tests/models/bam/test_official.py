@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -22,9 +20,20 @@ from hdmnet.models.official import guess_kind
 from hdmnet.models.official_base_learner import build_official_base_learner, official_base_learner_key
 from hdmnet.tasks.schedule import poly_factor
 from tests.helpers import bam_recipe as recipe
-from tests.helpers.official_recipe import checksum
 from tests.helpers.pfenet_recipe import UNIT_SCALE
-from tests.helpers.release_cases import close, read_golden
+from tests.helpers.release_cases import (
+    Case,
+    check_inputs,
+    check_keys,
+    check_state,
+    close,
+    fill,
+    make_small_state,
+    norm,
+    refused,
+    save,
+    without_dropout,
+)
 
 # What float32 noise allows.
 FINAL, META, BASE, PRIOR, DISTANCE, WEIGHT, BASE_MAP = 1e-5, 5e-5, 1e-4, 5e-5, 2e-6, 1e-5, 3e-5
@@ -34,29 +43,8 @@ CASES = {"a": ("pascal", 1, 2, 105), "b": ("coco", 5, 1, 110), "e": ("pascal", 1
 NUM_BASE = {"pascal": 15, "coco": 60}
 
 
-@pytest.fixture(scope="module")
-def recorded():
-    return read_golden(Path(__file__).parent / "golden")
-
-
-@pytest.fixture(scope="module")
-def facts(recorded):
-    return recorded[1]
-
-
-def fill(model, name_of=official_key):
-    """Fill a model with the recipe's weights."""
-    names = {key: name_of(key) for key in model.state_dict()}
-    state = recipe.fill_state_dict({names[key]: tuple(value.shape) for key, value in model.state_dict().items()})
-    model.load_state_dict({key: torch.from_numpy(np.asarray(state[name])) for key, name in names.items()})
-    return model
-
-
-def without_dropout(model):
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout2d):
-            module.eval()
+def filled(model, name_of=official_key):
+    fill(model, recipe.fill_state_dict, name_of)
     return model
 
 
@@ -75,45 +63,19 @@ def check_losses(found, expected, **tolerance):
 
 
 def group_norms(model):
-    groups = model.parameter_groups(1.0)
-    return {g["name"]: sum(p.grad.double().pow(2).sum().item() for p in g["params"]) ** 0.5 for g in groups}
-
-
-@dataclass
-class Case:
-    """One recorded case: our model filled, its inputs, and the recorded values."""
-
-    letter: str
-    model: BAM
-    inputs: dict
-    arrays: dict
-    facts: dict
-
-    def __repr__(self):
-        return self.letter
-
-    @property
-    def episode(self):
-        return self.inputs["x"], self.inputs["s_x"], self.inputs["s_y"]
+    return {group["name"]: norm(group["params"]) for group in model.parameter_groups(1.0)}
 
 
 @pytest.fixture(scope="module", params=CASES)
-def case(request, recorded):
+def case(request, facts):
     dataset, shots, batch, side = CASES[request.param]
-    arrays, facts = recorded[0], recorded[1][request.param]
-    inputs = recipe.make_inputs(facts["name"], shots, batch, side, NUM_BASE[dataset])
-    assert {key: checksum(value) for key, value in inputs.items()} == facts["input_sha256_16"]
-    return Case(
-        request.param,
-        fill(build_official(dataset, "resnet50_v2", shots)),
-        {key: torch.from_numpy(value) for key, value in inputs.items()},
-        {key.split(".", 1)[1]: value for key, value in arrays.items() if key.startswith(f"{request.param}.")},
-        facts,
-    )
+    inputs = recipe.make_inputs(facts[request.param]["name"], shots, batch, side, NUM_BASE[dataset])
+    check_inputs(inputs, facts[request.param])
+    return Case(request.param, filled(build_official(dataset, "resnet50_v2", shots)), inputs)
 
 
-def test_evaluation(case):
-    model, arrays, shots = case.model.eval(), case.arrays, CASES[case.letter][1]
+def test_evaluation(case, arrays):
+    model, arrays, shots = case.model.eval(), case.own(arrays), CASES[case.letter][1]
     query, supports, masks = case.episode
     with torch.no_grad():
         encoded = model.encode_query(query)
@@ -146,24 +108,25 @@ def test_evaluation(case):
 
 
 @pytest.mark.parametrize("case", ["a", "b"], indirect=True)
-def test_training(case):
+def test_training(case, arrays, facts):
     """Losses, gradients, and steps of the release's optimiser, without dropout."""
-    expected, model = case.facts["train"], copy.deepcopy(case.model)
-    without_dropout(model)
+    expected, arrays = facts[case.letter]["train"], case.own(arrays)
+    model = without_dropout(copy.deepcopy(case.model))
+    made = {key: torch.from_numpy(value) for key, value in case.inputs.items()}
     start = {key: value.clone() for key, value in model.trunk.state_dict().items()}
-    class_index = case.inputs["cat_idx"]
+    class_index = made["cat_idx"]
 
     # Losses and gradients of the first pass.
     out = model(*case.episode, class_index)
-    close(base_foreground(out.auxiliary["base"], class_index), case.arrays["train_base_map"], BASE_MAP)
-    found = losses(out, case.inputs)
+    close(base_foreground(out.auxiliary["base"], class_index), arrays["train_base_map"], BASE_MAP)
+    found = losses(out, made)
     check_losses(found, expected, abs=LOSSES)
     found[0]["loss"].backward()
     assert group_norms(model) == pytest.approx(expected["grad_norm"], rel=NORMS)
     learning = {official_key(key): p for key, p in model.named_parameters() if p.requires_grad}
-    norms = {key: p.grad.double().norm().item() for key, p in learning.items()}
+    norms = {key: norm([p]) for key, p in learning.items()}
     assert norms == pytest.approx(expected["grad_norm_per_parameter"], rel=NORMS, abs=1e-7)
-    for key, value in case.arrays.items():
+    for key, value in arrays.items():
         if key.startswith("grad."):
             name = key.removeprefix("grad.").removesuffix("_priorcol")
             ours = learning[name].grad[:, -1:] if key.endswith("_priorcol") else learning[name].grad
@@ -178,7 +141,7 @@ def test_training(case):
             assert group["lr"] == pytest.approx(step["lr"], rel=1e-9)
         optimizer.step()
         optimizer.zero_grad()
-        found = losses(model(*case.episode, class_index), case.inputs)
+        found = losses(model(*case.episode, class_index), made)
         found[0]["loss"].backward()
         check_losses(found, step, rel=STEP_LOSSES)
         for key in ("gram_merge", "cls_merge"):
@@ -211,17 +174,17 @@ class _Layer4(nn.Module):
         return UNIT_SCALE * torch.cat([layer3, layer3], dim=1)
 
 
-def test_head_alone(recorded, monkeypatch):
+def test_head_alone(arrays, facts, monkeypatch):
     """Soft masks, an object of one pixel, an empty mask, and layer-4 features so small that each eps counts."""
     monkeypatch.setattr("hdmnet.models.masked_prior.BLOCK", 7)  # of the support's positions, several blocks
-    arrays, facts = recorded[0], recorded[1]["unit"]
+    facts = facts["unit"]
     layer2, shots = _Layer2(), recipe.UNIT_SHOTS
     encoder = SequentialBackbone(
         [layer2, _Layer3(layer2), _Layer4()], (FeatureInfo(512, 8), FeatureInfo(1024, 8), FeatureInfo(2048, 8))
     )
-    model = fill(BAM(encoder=BaseLearner(backbone=encoder, num_base=15), num_shots=shots).eval())
+    model = filled(BAM(encoder=BaseLearner(backbone=encoder, num_base=15), num_shots=shots).eval())
     made = recipe.make_unit_inputs()
-    assert {key: checksum(value) for key, value in made.items()} == facts["input_sha256_16"]
+    check_inputs(made, facts)
     made = {key: torch.from_numpy(value) for key, value in made.items()}
     query = model.encode_query(torch.cat([made["q2"], made["q3"]], dim=1))
     support = model.encode_support(torch.cat([made["s2"], made["s3"]], dim=2).flatten(0, 1), made["s_y"].flatten(0, 1))
@@ -250,12 +213,12 @@ def test_head_alone(recorded, monkeypatch):
 # ------------------------------------------------------------------------------------------------- stage 1
 
 
-def test_base_learner_alone(recorded):
+def test_base_learner_alone(arrays, facts):
     """Evaluation; then a step with PASCAL's rates, batch normalisation learning its statistics, without dropout."""
-    arrays, facts = recorded[0], recorded[1]["stage1"]
-    model = fill(build_official_base_learner("pascal", "resnet50_v2"), official_base_learner_key)
+    facts = facts["stage1"]
+    model = filled(build_official_base_learner("pascal", "resnet50_v2"), official_base_learner_key)
     made = recipe.make_stage1_inputs()
-    assert {key: checksum(value) for key, value in made.items()} == facts["input_sha256_16"]
+    check_inputs(made, facts)
     images, labels = (torch.from_numpy(value) for value in made.values())
     with torch.no_grad():
         close(model.eval()(images)[..., ::21, ::21], arrays["stage1.eval_out_s21"], BASE)
@@ -265,8 +228,8 @@ def test_base_learner_alone(recorded):
     loss.backward()
     parts = {"encoder": (model.backbone,), "ppm": (model.pyramid_pooling,), "cls": (model.reduce, model.classifier)}
     for name, modules in parts.items():
-        squares = [p.grad.double().pow(2).sum().item() for module in modules for p in module.parameters()]
-        assert sum(squares) ** 0.5 == pytest.approx(facts["grad_norm"][name], rel=5e-3 if name == "encoder" else 5e-4)
+        found = norm(p for module in modules for p in module.parameters())
+        assert found == pytest.approx(facts["grad_norm"][name], rel=5e-3 if name == "encoder" else 5e-4)
     state = {official_base_learner_key(key): value for key, value in model.state_dict().items()}
     statistics = {key.removeprefix("stage1.bn."): v for key, v in arrays.items() if key.startswith("stage1.bn.")}
     assert len(statistics) == 8
@@ -289,12 +252,9 @@ def test_keys_shapes_counts_and_groups(backbone, variant, facts):
     recorded, (dataset, shot) = facts["keys"][backbone], variant.split()
     with torch.device("meta"):
         model = build_official(dataset, backbone, int(shot))
-    ours = {official_key(key): list(value.shape) for key, value in model.state_dict().items()}
-    assert len(ours) == len(model.state_dict())
     own = recorded["of_coco"] if dataset == "coco" else recorded["of_5_shots"] if shot == "5" else {}
-    assert ours == recorded["state_dict"] | own
-    learning = {official_key(key) for key, p in model.named_parameters() if p.requires_grad}
-    assert learning == {*recorded["trainable"], *(recorded["of_5_shots"] if shot == "5" else ())}
+    learning = {*recorded["trainable"], *(recorded["of_5_shots"] if shot == "5" else ())}
+    check_keys(model, official_key, recorded["state_dict"] | own, learning)
     learnable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert [sum(p.numel() for p in model.parameters()), learnable] == recorded["counts"][variant]
     groups = [
@@ -306,41 +266,29 @@ def test_keys_shapes_counts_and_groups(backbone, variant, facts):
 
 @pytest.fixture
 def state(facts):
-    """A state dict of the release whose file is small: VGG-16, PASCAL, 1 shot."""
-    return {
-        key: torch.tensor(n) if key.endswith("tracked") else torch.tensor(0.25 * n).expand(shape)
-        for n, (key, shape) in enumerate(facts["keys"]["vgg16"]["state_dict"].items())
-    }
-
-
-def save(content, path):
-    torch.save(content, path)
-    return path
+    """Of VGG-16, PASCAL, 1 shot."""
+    return make_small_state(facts["keys"]["vgg16"]["state_dict"])
 
 
 @pytest.mark.parametrize("form", ["plain", "wrapped with module."])
 def test_every_form_is_read(form, state, tmp_path):
     wrapped = {"epoch": 7, "state_dict": {f"module.{k}": v for k, v in state.items()}, "optimizer": {"state": {}}}
     path = save(state if form == "plain" else wrapped, tmp_path / "official.pth")
-    model = load_official_checkpoint(path, "pascal", "vgg16", 1)
-    assert not model.training
-    assert all(torch.equal(value, state[official_key(key)]) for key, value in model.state_dict().items())
+    check_state(load_official_checkpoint(path, "pascal", "vgg16", 1), official_key, state)
 
 
 def test_what_does_not_fit_is_refused_in_one_line(state, tmp_path, facts):
-    path = tmp_path / "official.pth"
     assert guess_kind(state) == {"kind": "BAM", "dataset": "pascal", "backbone": "vgg16", "shot": "1"}
 
-    def refused(content, match, *, dataset="pascal", backbone="vgg16", shot=1):
-        with pytest.raises(ValueError, match=match) as error:
-            load_official_checkpoint(save(content, path), dataset, backbone, shot)
-        assert "\n" not in str(error.value)
+    def refuse(content, match, *, dataset="pascal", backbone="vgg16", shot=1):
+        load = partial(load_official_checkpoint, dataset=dataset, backbone=backbone, shot=shot)
+        refused(load, content, tmp_path / "official.pth", match)
 
-    refused(state, r"does not fit BAM dataset=coco .*misshapen: .*looks like .*dataset=pascal", dataset="coco")
-    refused(state, r"missing: kshot_rw\.0\.bias.*the file looks like shot=1$", shot=5)
+    refuse(state, r"does not fit BAM dataset=coco .*misshapen: .*looks like .*dataset=pascal", dataset="coco")
+    refuse(state, r"missing: kshot_rw\.0\.bias.*the file looks like shot=1$", shot=5)
     five = {key: torch.zeros(shape) for key, shape in facts["keys"]["vgg16"]["of_5_shots"].items()}
-    refused(state | five, r"4 surplus: kshot_rw.*the file looks like shot=5$")
-    refused(state, r"missing: .*looks like backbone=vgg16$", backbone="resnet50_v2")
-    refused({k: v for k, v in state.items() if k != "res1_meta.0.weight"}, r"1 missing: res1_meta\.0\.weight")
-    refused({"transformer.a": torch.zeros(1)}, "the file looks like kind=HDMNet")
-    refused(state, r"backbone='resnet50': the release has only resnet50_v2, vgg16", backbone="resnet50")
+    refuse(state | five, r"4 surplus: kshot_rw.*the file looks like shot=5$")
+    refuse(state, r"missing: .*looks like backbone=vgg16$", backbone="resnet50_v2")
+    refuse({k: v for k, v in state.items() if k != "res1_meta.0.weight"}, r"1 missing: res1_meta\.0\.weight")
+    refuse({"transformer.a": torch.zeros(1)}, "the file looks like kind=HDMNet")
+    refuse(state, r"backbone='resnet50': the release has only resnet50_v2, vgg16", backbone="resnet50")
