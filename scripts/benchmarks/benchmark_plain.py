@@ -131,11 +131,10 @@ def plain_bam(model: Any) -> PlainForm:
         return upsample(layer2, x.shape[2:]), x
 
     def unit(x: Tensor) -> Tensor:
-        return x / (x.norm(dim=1, keepdim=True) + 1e-12)
+        return F.normalize(x, dim=1)
 
     def gram(layer2: Tensor) -> Tensor:
-        rows = layer2.flatten(2)
-        rows = rows / (rows.norm(dim=2, keepdim=True) + 1e-12)
+        rows = F.normalize(layer2.flatten(2), dim=2)
         return rows @ rows.transpose(1, 2)
 
     @torch.no_grad()

@@ -27,7 +27,7 @@ def test_methods_that_mask_within_the_trunk_on_timm_say_why_not(compose_config, 
 
 
 def test_bam_needs_a_base_learner(compose_config):
-    with pytest.raises(ConfigError, match=r"^model\.encoder: SequentialBackbone is no base learner; expected "):
+    with pytest.raises(ConfigError, match=r"^model\.encoder=SequentialBackbone: expected base_learner$"):
         check_builds(compose_config("train", "model=bam", "model.encoder=backbone"))
 
 

@@ -88,7 +88,7 @@ class BAM(FewShotMethod):
     ) -> None:
         super().__init__()
         if not isinstance(encoder, BaseLearner):
-            raise ValueError(f"model.encoder: {type(encoder).__name__} is no base learner; expected base_learner")
+            raise ValueError(f"model.encoder={type(encoder).__name__}: expected base_learner")
         check_share("model.mid_dropout", mid_dropout)
         check_share("model.dropout", dropout)
         mid_channels = check_cut(encoder.backbone)

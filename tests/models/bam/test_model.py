@@ -133,7 +133,7 @@ def test_learning_rate_of_every_group():
 
 
 def test_what_is_refused():
-    with pytest.raises(ValueError, match=r"^model\.encoder: SequentialBackbone is no base learner; expected base_lea"):
+    with pytest.raises(ValueError, match=r"^model\.encoder=SequentialBackbone: expected base_learner$"):
         BAM(encoder=build_backbone("resnet_narrow"))
     with pytest.raises(ValueError, match=r"^model\.mid_dropout=1: expected a number in \[0, 1\)"):
         make_model(mid_dropout=1)
