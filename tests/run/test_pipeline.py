@@ -119,10 +119,15 @@ def test_the_kept_base_learner_is_that_of_the_same_settings_only(compose_config,
                 "trainer.limit_train_batches=2",
             ),
             *("trainer.fast_dev_run=true", "trainer.precision=bf16-mixed", "optim.base.augment=bam"),
+            "optim.base.images=all",
         )
     }
-    assert len(others) == 15
+    assert len(others) == 16
     assert first not in others
+    # One that was trained before there was a key is that of its default.
+    OmegaConf.set_struct(cfg, False)
+    del cfg.optim.base["images"]
+    assert stage1.base_learner_path(cfg, data) == first
 
 
 def test_other_data_under_the_same_name_is_told_apart(compose_config, tmp_path):
