@@ -17,10 +17,9 @@ from hdmnet.models.decoding import classifier, conv_relu
 from hdmnet.models.masked_prior import pack_masked, prior_masks
 from hdmnet.models.masked_trunk import MaskedTrunk
 from hdmnet.models.method import FewShotMethod, Segmentation, upsample
+from hdmnet.models.mid_level import masked_average
 from hdmnet.models.packed import PackedRows
 from hdmnet.models.pfenet.enrichment import FeatureEnrichment, Scale
-
-PROTOTYPE_EPS = 5e-4
 
 
 @dataclass
@@ -112,7 +111,7 @@ class PFENet(FewShotMethod):
         mid, layer4, mask4 = self.trunk(images, mask)
         reduced = self.down_support(mid)
         mask = upsample(mask, (reduced.shape[2], reduced.shape[3]))  # soft
-        prototype = (reduced * mask).sum((2, 3)) / (mask.sum((2, 3)) + PROTOTYPE_EPS)
+        prototype = masked_average(reduced, mask).flatten(1)
         return SupportFeatures(prototype, pack_masked(layer4, mask4, whole=self.training and not layer4.is_cpu))
 
     def match(self, query: QueryFeatures, support: SupportFeatures, *, shots: int) -> Segmentation:
