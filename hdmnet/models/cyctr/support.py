@@ -52,7 +52,7 @@ def find_object(masks: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def draw(tokens: SupportTokens, count: int, *, own_flags: bool, fixed: bool) -> SupportTokens:
-    """Take `count` positions of the object and as many others; where one kind has fewer, all of it and more of the rest.
+    """Take `count` positions of the object and as many others; of a kind that has fewer all, and more of the rest.
 
     Args:
         tokens: Of B episodes, of equal M.

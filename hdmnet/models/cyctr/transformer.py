@@ -96,9 +96,7 @@ class CycleLayer(nn.Module):
 
     def __init__(self, channels: int, *, num_heads: int, num_points: int, dropout: float) -> None:
         super().__init__()
-        self.self_attention = DeformableAttention(
-            channels, num_heads=num_heads, num_points=num_points, dropout=dropout
-        )
+        self.self_attention = DeformableAttention(channels, num_heads=num_heads, num_points=num_points, dropout=dropout)
         self.self_dropout = nn.Dropout(dropout)
         self.cross_attention = CycleAttention(channels, num_heads=num_heads, dropout=dropout)
         self.feed_forward1, self.feed_forward2 = (_feed_forward(channels, dropout) for _ in range(2))
