@@ -33,11 +33,17 @@ from benchmark_plain import PLAIN, PlainForm  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
+from hdmnet.models.cyctr.loss import CyCTRLoss  # noqa: E402
 from hdmnet.models.losses import SegmentationLoss  # noqa: E402
 from hdmnet.models.panet.loss import PANetLoss  # noqa: E402
 from hdmnet.models.ssp.loss import SSPLoss  # noqa: E402
 
-LOSSES: dict[str, type[nn.Module]] = {"ssp": SSPLoss, "panet": PANetLoss}  # of the others: cross entropy
+# Of the others: cross entropy.
+LOSSES: dict[str, type[nn.Module]] = {"cyctr": CyCTRLoss, "ssp": SSPLoss, "panet": PANetLoss}
+    "cyctr": CyCTRLoss,
+    "ssp": SSPLoss,
+    "panet": PANetLoss,
+}  # of the others: cross entropy
 NAME = "benchmark_methods"
 CASES = ("train", "eval1", "eval5")
 

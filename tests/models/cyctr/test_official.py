@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-from dataclasses import dataclass
-from pathlib import Path
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -15,7 +12,6 @@ from hdmnet.config.instantiate import instantiate
 from hdmnet.models.cyctr import transformer
 from hdmnet.models.cyctr.deformable import DeformableAttention
 from hdmnet.models.cyctr.loss import CyCTRLoss
-from hdmnet.models.cyctr.model import CyCTR
 from hdmnet.models.cyctr.official import build_official, load_official_checkpoint, official_key
 from hdmnet.models.cyctr.support import SupportTokens, draw
 from hdmnet.models.losses import dice_loss
@@ -23,9 +19,18 @@ from hdmnet.models.mid_level import masked_average
 from hdmnet.models.official import guess_kind
 from hdmnet.run.checkpoints import load_official
 from tests.helpers import cyctr_recipe as recipe
-from tests.helpers.official_recipe import checksum, rng_for
+from tests.helpers.official_recipe import rng_for
+from tests.helpers.release_cases import (
+    Case,
+    check_inputs,
+    check_state,
+    close,
+    make_small_state,
+    norm,
+    refused,
+    save,
+)
 
-HERE = Path(__file__).parent / "golden"
 # What float32 noise allows; a normalisation whose eps is 1e-6 moves the first norm by 2e-4.
 OUTPUTS, NORMS_OF_TOKENS, PRIOR, LOSSES, STEP_LOSSES = 1e-4, 5e-5, 5e-5, 1e-5, 2e-3
 # Of gradients, relative. Where sampled places cross a cell's border the recorded ones themselves jump.
@@ -34,44 +39,17 @@ GROUPS = {"head": "sgd", "transformer": "adamw_decay", "transformer_bias": "adam
 UNUSED = ["addtional_proj.0.weight", "addtional_proj.2.weight"]
 
 
-@pytest.fixture(scope="module")
-def arrays():
-    with np.load(HERE / "recorded.npz") as recorded:
-        return {key: torch.from_numpy(recorded[key]) for key in recorded.files}
-
-
-@pytest.fixture(scope="module")
-def facts():
-    return json.loads(gzip.decompress((HERE / "facts.json.gz").read_bytes()))
-
-
-def close(ours, recorded, atol=OUTPUTS):
-    torch.testing.assert_close(ours.detach(), recorded, rtol=0, atol=atol)
-
-
 def same_bits(flags, recorded):
     assert np.array_equal(np.packbits(flags.numpy()), recorded.numpy())
 
 
-@dataclass
-class Case:
-    """One recorded case: our model filled, and its inputs."""
-
-    letter: str
-    model: CyCTR
-    inputs: dict
-    recorded: dict
-    drawn: list
-
-    def __repr__(self):
-        return self.letter
+class PaddedCase(Case):
+    """One recorded case, with paddings."""
 
     def run(self):
-        """An answer, with the permutations that the release was given."""
-        self.drawn.clear()
-        x = {key: torch.from_numpy(value) for key, value in self.inputs.items()}
-        paddings = {"query_padding": x["padding_mask"], "support_padding": x["s_padding_mask"]}
-        return self.model(x["x"], x["s_x"], x["s_y"], **paddings), x["y_m"]
+        """The answer, with the release's paddings."""
+        paddings = [torch.from_numpy(self.inputs[key]) for key in ("padding_mask", "s_padding_mask")]
+        return self.model(*self.episode, query_padding=paddings[0], support_padding=paddings[1])
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +58,14 @@ def state(facts):
 
 
 @pytest.fixture
-def case(request, facts, state, monkeypatch):
-    letter = request.param
-    own, drawn = facts[letter], []
+def drawn():
+    """How many positions each permutation was of."""
+    return []
+
+
+@pytest.fixture
+def case(request, facts, state, drawn, monkeypatch):
+    own = facts[request.param]
 
     def permutation(count):
         label = f"{own['name']}/permutation{len(drawn)}"
@@ -94,7 +77,8 @@ def case(request, facts, state, monkeypatch):
     ours = model.state_dict()
     model.load_state_dict({key: state.get(official_key(key), ours[key]) for key in ours})
     inputs = recipe.make_inputs(own["draws"], own["shots"], own["batch"], own["size"])
-    return Case(letter, model, inputs, own, drawn)
+    check_inputs(inputs, own)
+    return PaddedCase(request.param, model, inputs)
 
 
 def watch(modules):
@@ -106,9 +90,8 @@ def watch(modules):
 
 
 @pytest.mark.parametrize("case", "abd", indirect=True)
-def test_evaluation(case, arrays, monkeypatch):
-    assert {key: checksum(value) for key, value in case.inputs.items()} == case.recorded["input_sha256_16"]
-    recorded = {key.split(".", 1)[1]: value for key, value in arrays.items() if key.startswith(f"{case.letter}.")}
+def test_evaluation(case, arrays, facts, drawn, monkeypatch):
+    recorded = case.own(arrays)
     model, real, consistent, support = case.model, transformer.cycle_consistent, [], []
 
     def remember(*arguments):
@@ -123,8 +106,8 @@ def test_evaluation(case, arrays, monkeypatch):
         layer.cross_attention.register_forward_pre_hook(lambda _, given: support.append(given[1]))
     seen = watch(modules)
     with torch.no_grad():
-        out, _ = case.run()
-    assert case.drawn == case.recorded["permutation_sizes"]  # once for both layers
+        out = case.run()
+    assert drawn == facts[case.letter]["permutation_sizes"]  # once for both layers
     s = 2 if case.letter == "d" else 1
     close(out.maps["prior"][0][:, None, ::s, ::s], recorded["prior"], PRIOR)
     for k in (0, 1):
@@ -132,12 +115,12 @@ def test_evaluation(case, arrays, monkeypatch):
         same_bits(support[k].invalid, recorded["invalid"])
         same_bits(consistent[k], recorded[f"consistent_{k}"])
         for name in (f"self_{k}", f"cross_{k}"):
-            close(seen[name][0][:, ::3, ::16][:, :: 5 * s, ::2], recorded[name])
+            close(seen[name][0][:, ::3, ::16][:, :: 5 * s, ::2], recorded[name], OUTPUTS)
     for k in range(8):
         close(seen[f"norm_{k}"][0][:, ::5, ::32][:, :: 4 * s, ::2], recorded[f"norm_{k}"], NORMS_OF_TOKENS)
-    close(seen["transformer"][0][:, ::32, :: 2 * s, :: 2 * s], recorded["transformer_out"])
-    close(out.scores[..., ::s, ::s], recorded["logits_low"])
-    close(out.logits[..., ::7, ::7], recorded["final_every_7th"])
+    close(seen["transformer"][0][:, ::32, :: 2 * s, :: 2 * s], recorded["transformer_out"], OUTPUTS)
+    close(out.scores[..., ::s, ::s], recorded["logits_low"], OUTPUTS)
+    close(out.logits[..., ::7, ::7], recorded["final_every_7th"], OUTPUTS)
 
 
 @pytest.mark.parametrize("case", "b", indirect=True)
@@ -147,25 +130,22 @@ def test_features(case, arrays):
     with torch.no_grad():
         query = model.encode_query(x["x"])
         support = model.encode_support(x["s_x"][0], x["s_y"][0], x["s_padding_mask"][0])
-    close(support.prototype.view(1, 5, 256), arrays["b.proto"])
-    close(query.reduced[:, ::32, ::4, ::4], arrays["b.query_mid"])
-    close(support.merged.transpose(1, 2).unflatten(2, (14, 14))[:, ::32, ::4, ::4], arrays["b.supp_merged"])
+    close(support.prototype.view(1, 5, 256), arrays["b.proto"], OUTPUTS)
+    close(query.reduced[:, ::32, ::4, ::4], arrays["b.query_mid"], OUTPUTS)
+    close(support.merged.transpose(1, 2).unflatten(2, (14, 14))[:, ::32, ::4, ::4], arrays["b.supp_merged"], OUTPUTS)
 
 
 @pytest.mark.parametrize("case", "ab", indirect=True)
-def test_training(case, arrays, facts, compose_config):
+def test_training(case, arrays, facts, drawn, compose_config):
     """Losses, gradients, and a step by conf/optim; no dropout, and positions are drawn as in evaluation."""
-    model, recorded, loss = case.model, case.recorded, CyCTRLoss()
+    model, recorded, loss = case.model, facts[case.letter], CyCTRLoss()
     model.training = True  # of itself only, not of its parts
 
-    def run():
-        out, mask = case.run()
-        return loss(out, mask), out, mask
-
-    terms, out, mask = run()
+    out = case.run()
+    terms = loss(out, case.target)
     check(terms, recorded["train"], LOSSES)
-    scores = out.score_supports(mask)[..., ::2, ::2]
-    close(scores, arrays[f"{case.letter}.supp_logits_low"].flatten(0, 1))
+    scores = out.score_supports(case.target)[..., ::2, ::2]
+    close(scores, arrays[f"{case.letter}.supp_logits_low"].flatten(0, 1), OUTPUTS)
     cfg = compose_config("train", "model=cyctr", "dataset=pascal")
     groups = model.parameter_groups(cfg.optim.lr, **cfg.optim.groups)
     optimizer = instantiate(cfg.optim.optimizer)(groups)
@@ -173,24 +153,21 @@ def test_training(case, arrays, facts, compose_config):
     for term, expected in (("final", "grad_main"), ("support", "grad_aux"), ("loss", "grad")):
         optimizer.zero_grad()
         terms[term].backward(retain_graph=True)
-        found = {GROUPS[g["name"]]: sum(norm(p) ** 2 for p in g["params"] if p.grad is not None) ** 0.5 for g in groups}
+        found = {GROUPS[g["name"]]: norm([p for p in g["params"] if p.grad is not None]) for g in groups}
         assert found == pytest.approx(recorded[expected], rel=NORMS), term
     learning = {official_key(key): p for key, p in model.named_parameters() if p.requires_grad}
-    assert {key: norm(p) for key, p in learning.items()} == pytest.approx(recorded["grad_by_param"], rel=NORMS)
-    for key, value in arrays.items():
-        if key.startswith(f"{case.letter}.grad."):
-            gradient = learning[key.split(".", 2)[2]].grad
+    assert {key: norm([p]) for key, p in learning.items()} == pytest.approx(recorded["grad_by_param"], rel=NORMS)
+    for key, value in case.own(arrays).items():
+        if key.startswith("grad."):
+            gradient = learning[key.removeprefix("grad.")].grad
             steps = {"cross_layers": (8, 8), "qry_merge": (16, 8)}
             a, b = next((step for part, step in steps.items() if part in key), (1, 1))
             gradient = gradient[::a, ::b] if gradient.ndim > 1 else gradient
             assert (gradient.reshape(value.shape) - value).norm() < SLICES * value.norm(), key
     optimizer.step()
     with torch.no_grad():
-        check(run()[0], recorded["after_one_step"], STEP_LOSSES)
-
-
-def norm(parameter):
-    return parameter.grad.double().norm().item()
+        drawn.clear()
+        check(loss(case.run(), case.target), recorded["after_one_step"], STEP_LOSSES)
 
 
 def check(terms, recorded, atol):
@@ -234,7 +211,7 @@ def test_deformable_attention(arrays, facts):
     cotangent = torch.from_numpy(g.standard_normal((2, 63, 256))).float()
     # The release's takes query and value apart; ours adds a position to the value.
     out = attention(value, query - value, invalid, (7, 9))
-    close(out[:, ::3, ::8], arrays["deform.out"])
+    close(out[:, ::3, ::8], arrays["deform.out"], OUTPUTS)
     (out * cotangent).sum().backward()
     for name, own in (("query", query), ("value", value)):
         recorded = arrays[f"deform.grad_{name}"]
@@ -306,38 +283,26 @@ def test_keys_shapes_counts_and_groups(facts, compose_config):
 
 @pytest.fixture
 def file_state(facts):
-    """A state dict of the release whose file is small."""
-    shapes = facts["keys"]["state_dict"]
-    return {key: torch.tensor(0.25 * n).expand(shape) for n, (key, shape) in enumerate(shapes.items())}
-
-
-def save(content, path):
-    torch.save(content, path)
-    return path
+    return make_small_state(facts["keys"]["state_dict"])
 
 
 @pytest.mark.parametrize("flags", ["release", "own"])
 def test_a_file_is_read(flags, file_state, tmp_path):
     content = {"state_dict": {f"module.{k}": v for k, v in file_state.items()}} if flags == "release" else file_state
-    model = load_official_checkpoint(save(content, tmp_path / "o.pth"), "coco", "resnet50_v2", 5, flags=flags)
-    assert not model.training
+    path = save(content, tmp_path / "o.pth")
+    model = load_official_checkpoint(path, "coco", "resnet50_v2", 5, flags=flags)
+    check_state(model, official_key, defaultdict(lambda: torch.tensor(0), file_state))  # it counts no batches
     assert model.transformer.own_flags is (flags == "own")
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, file_state.get(official_key(key), torch.tensor(0)))
-    again = load_official("cyctr", tmp_path / "o.pth", "coco", "resnet50_v2", 1, {"flags": flags, "channels": 256})
+    again = load_official("cyctr", path, "coco", "resnet50_v2", 1, {"flags": flags, "channels": 256})
     assert again.transformer.own_flags is (flags == "own")
 
 
 def test_what_does_not_fit_is_refused_in_one_line(file_state, tmp_path):
-    path = tmp_path / "official.pth"
+    def refuse(content, match, backbone="resnet50_v2"):
+        refused(lambda path: load_official_checkpoint(path, "pascal", backbone, 1), content, tmp_path / "o.pth", match)
 
-    def refused(content, match, backbone="resnet50_v2"):
-        with pytest.raises(ValueError, match=match) as error:
-            load_official_checkpoint(save(content, path), "pascal", backbone, 1)
-        assert "\n" not in str(error.value)
-
-    refused({k: v for k, v in file_state.items() if k != "cls.3.bias"}, r"does not fit CyCTR .*1 missing: cls\.3\.bias")
-    refused(file_state | {"cls.4.bias": torch.zeros(1)}, r"1 surplus: cls\.4\.bias")
-    refused({"transformer.a": torch.zeros(1)}, "the file looks like kind=HDMNet")
-    refused(file_state, r"backbone='vgg16': the release has only resnet50_v2", "vgg16")
+    refuse({k: v for k, v in file_state.items() if k != "cls.3.bias"}, r"does not fit CyCTR .*1 missing: cls\.3\.bias")
+    refuse(file_state | {"cls.4.bias": torch.zeros(1)}, r"1 surplus: cls\.4\.bias")
+    refuse({"transformer.a": torch.zeros(1)}, "the file looks like kind=HDMNet")
+    refuse(file_state, r"backbone='vgg16': the release has only resnet50_v2", "vgg16")
     assert guess_kind(file_state) == {"kind": "CyCTR", "backbone": "resnet50_v2"}
