@@ -40,10 +40,6 @@ from hdmnet.models.ssp.loss import SSPLoss  # noqa: E402
 
 # Of the others: cross entropy.
 LOSSES: dict[str, type[nn.Module]] = {"cyctr": CyCTRLoss, "ssp": SSPLoss, "panet": PANetLoss}
-    "cyctr": CyCTRLoss,
-    "ssp": SSPLoss,
-    "panet": PANetLoss,
-}  # of the others: cross entropy
 NAME = "benchmark_methods"
 CASES = ("train", "eval1", "eval5")
 
