@@ -198,7 +198,7 @@ def plain_cyctr(model: Any) -> PlainForm:
 
     def run(query: Tensor, supports: Tensor, masks: Tensor) -> CyCTRSegmentation:
         with torch.no_grad():
-            of_query, of_support = encode(model.trunk.backbone, query), encode(model.trunk.backbone, supports[0])
+            of_query, of_support = (encode(model.trunk.backbone, x, size_of=0) for x in (query, supports[0]))
         mid_q = model.reduce_query(torch.cat(of_query[:2], 1))
         mid_s = model.reduce_support(torch.cat(of_support[:2], 1))
         size = mid_q.shape[2:]
