@@ -40,7 +40,7 @@ class OptimizerPerGroup(Optimizer):
             self._parts[part] = make(own, **({"weight_decay": weight_decay} | make.keywords))  # fills in its defaults
         super().__init__(groups, {})
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step all; `closure` computes loss and gradients once, as of torch's optimisers."""
         loss = None
         if closure is not None:
