@@ -49,6 +49,11 @@ class MethodContract:
         masks[..., height // 2 : height // 2 + 3, :] = 255
         return images[:, 0], images[:, 1:], masks
 
+    def loss(self, output, target):
+        """What a step lowers: of all predictions; a method with parts that only its own loss uses has another."""
+        logits = [output.logits, *(value for value in output.auxiliary_logits.values() if value.requires_grad)]
+        return torch.stack([F.cross_entropy(one, target, ignore_index=255) for one in logits]).sum()
+
     @staticmethod
     def segment(method, *episodes):
         with torch.no_grad():
@@ -154,9 +159,7 @@ class MethodContract:
         optimizer = torch.optim.SGD(method.train().parameter_groups(1e-2), lr=1e-2)
         out = method(query, supports, masks, torch.zeros(len(query), dtype=torch.int64))
         target = torch.where(masks[:, 0] == 255, 255, masks[:, 0]).long()
-        logits = [out.logits, *(value for value in out.auxiliary_logits.values() if value.requires_grad)]
-        losses = [F.cross_entropy(one, target, ignore_index=255) for one in logits]
-        torch.stack(losses).sum().backward()
+        self.loss(out, target).backward()
         learning = {name for name, p in method.named_parameters() if p.requires_grad}
         gradients = {name: p.grad for name, p in method.named_parameters()}
         assert {name for name, gradient in gradients.items() if gradient is not None} == learning

@@ -35,6 +35,8 @@ BLUR_KERNEL = 5
 #: The release gives OpenCV no sigma, which then takes (1, 4, 6, 4, 1) / 16; the weights of 1.1 are within 0.009 of it.
 BLUR_SIGMA = 1.1
 CROP_ATTEMPTS = 10
+#: Stands for 255 in a picture's own labels where the padding, which is 255 too, must be told from them.
+UNLABELLED = 254
 
 
 def derive_seed(seed: int, index: int, role: int) -> int:
@@ -236,7 +238,7 @@ class RandomAugment(Augment):
         """Crop at random, of ten draws the first that keeps enough foreground, else the one that keeps most."""
         image, mask = _pad(image, mask, self.image_size, self.fill)
         height, width = self.image_size
-        wanted = (mask != 0) & (mask != IGNORE) if self.keep_label is None else mask == self.keep_label
+        wanted = (mask != 0) & (mask < UNLABELLED) if self.keep_label is None else mask == self.keep_label
         total = int(np.count_nonzero(wanted))
         enough = 1.0 if self.keep is None else self.keep * total
         best, best_kept = (0, 0), -1

@@ -56,6 +56,8 @@ class Episode(_Pinnable):
         seed_index: (B,) int64; which of the test seeds the episode belongs to, 0 elsewhere.
         query_mask_original: (H0, W0) uint8, 0, 1 or 255, at original size; collated: B of them, of unequal sizes.
             None in training.
+        query_padding: (B, H, W) uint8; 255 where augmentation has padded the query, else 0. Only in training, and only
+            for a method that takes it.
     """
 
     query_image: Tensor
@@ -68,6 +70,7 @@ class Episode(_Pinnable):
     index: Tensor
     seed_index: Tensor
     query_mask_original: Tensor | list[Tensor] | None = None
+    query_padding: Tensor | None = None
 
 
 class FeatureKey(NamedTuple):
@@ -154,8 +157,7 @@ def collate_episodes(episodes: Sequence[Episode]) -> Episode:
             f"{held} of {len(episodes)} episodes hold query_mask_original; "
             "expected all or none: do not mix training and evaluation episodes"
         )
-    batch = _collate(episodes, "episodes", lists=("query_mask_original",))
-    return batch if held else replace(batch, query_mask_original=None)
+    return _collate(episodes, "episodes", lists=("query_mask_original",))
 
 
 def collate_segmentation(samples: Sequence[SegmentationSample]) -> SegmentationSample:
@@ -164,7 +166,7 @@ def collate_segmentation(samples: Sequence[SegmentationSample]) -> SegmentationS
 
 
 def _collate(items: Sequence[_SingleT], what: str, lists: Sequence[str] = ()) -> _SingleT:
-    """Stack the tensors of single items; those of the fields in `lists`, and all else, become lists."""
+    """Stack the tensors of single items; those of the fields in `lists`, and all else, become lists; None stays."""
     if not items:
         raise DatasetError(f"cannot collate an empty list of {what}; expected at least one")
     values = {field.name: [getattr(item, field.name) for item in items] for field in fields(items[0])}
@@ -173,4 +175,5 @@ def _collate(items: Sequence[_SingleT], what: str, lists: Sequence[str] = ()) ->
         for name, several in values.items()
         if isinstance(several[0], torch.Tensor) and name not in lists
     }
-    return replace(items[0], **(values | stacked))
+    absent = {name: None for name, several in values.items() if all(value is None for value in several)}
+    return replace(items[0], **(values | stacked | absent))

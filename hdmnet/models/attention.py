@@ -5,6 +5,9 @@ Dimension letters: B batch, C channels, h w map size, N = h·w positions, M sour
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
 
 LAYER_NORM_EPS = 1e-6  # of the release; torch's own default is 1e-5
@@ -83,3 +86,10 @@ def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
 def merge_heads(tokens: Tensor) -> Tensor:
     """(B, heads, N, d) → (B, N, heads · d)."""
     return tokens.transpose(1, 2).flatten(2)
+
+
+def sine_code(position: Tensor, channels: int) -> Tensor:
+    """Positions (…) float → (…, C) float: sines and cosines of them, in turns, at falling rates."""
+    steps = torch.arange(0, channels, 2, dtype=torch.float32, device=position.device)
+    angle = position[..., None] * torch.exp(steps * -(math.log(1e4) / channels))
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)[..., :channels]

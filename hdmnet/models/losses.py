@@ -15,6 +15,7 @@ from hdmnet.models.checks import check_choice, check_weight
 from hdmnet.models.method import Segmentation
 
 IGNORE_INDEX = 255
+DICE_EPS = 1e-8
 PROBABILITY_EPS = 1e-6  # the fusion is linear: its "probabilities" may reach 0 and below
 
 
@@ -41,6 +42,19 @@ def probability_loss(probabilities: Tensor, mask: Tensor) -> Tensor:
     """
     # Softmax of logarithms is division by the sum.
     return segmentation_loss(probabilities.clamp(min=PROBABILITY_EPS).log(), mask)
+
+
+def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """Dice of both classes' sigmoids, squared in the denominator, summed over the two and averaged over the batch.
+
+    Of logits (B, 2, H, W) float and a mask (B, H, W) integer, 0/1/255; a scalar in [0, 2]. Pixels of 255 are of neither
+    class, but what is predicted there counts.
+    """
+    probability = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid().flatten(2)
+    target = torch.stack([mask == 0, mask == 1], dim=1).flatten(2).to(probability.dtype)
+    both = (probability * target).sum(2)
+    squares = (probability.square() + target).sum(2).clamp(min=DICE_EPS)
+    return (1 - 2 * both / squares).sum(1).mean()
 
 
 class SegmentationLoss(nn.Module):

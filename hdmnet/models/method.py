@@ -118,10 +118,13 @@ class FewShotMethod(nn.Module, ABC):
         reported: Predictions whose figures are pooled: "final", and names in `Segmentation.auxiliary`.
         takes_host_masks: Whether support masks may be on the CPU where the pictures are on a GPU. A method whose sizes
             depend on them reads them there without waiting for the GPU.
+        takes_padding: Whether `forward` has an argument `query_padding`, (B, H, W) integer, 255 where the picture was
+            padded; training then tells it.
     """
 
     reported: tuple[str, ...] = (FINAL,)
     takes_host_masks: bool = False
+    takes_padding: bool = False
 
     def train(self, mode: bool = True) -> FewShotMethod:
         """Switch the mode; a backbone that `prepare_trunk` has fixed stays in evaluation mode."""

@@ -99,12 +99,13 @@ def guess_kind(state: dict[str, Tensor]) -> dict[str, str]:
         state: Tensors by official key.
 
     Returns:
-        Some of: ``kind`` ("HDMNet", "BAM", "PFENet", "HSNet", "DCAMA", "SSP", "PANet" or "base learner"), ``dataset``,
-        ``backbone``, ``shot``.
+        Some of: ``kind`` ("HDMNet", "BAM", "PFENet", "HSNet", "DCAMA", "CyCTR", "SSP", "PANet" or "base learner"),
+        ``dataset``, ``backbone``, ``shot``.
     """
     guess: dict[str, str] = {}
     parts = {key.partition(".")[0] for key in state}
-    kinds = {"transformer": "HDMNet", "ppm": "base learner", "learner_base": "BAM", "init_merge": "PFENet"}
+    kinds = {"adjust_feature_qry": "CyCTR", "transformer": "HDMNet", "ppm": "base learner", "learner_base": "BAM"}
+    kinds |= {"init_merge": "PFENet"}
     kinds |= {"hpn_learner": "HSNet", "feature_extractor": "DCAMA"}
     kind = next((kind for part, kind in kinds.items() if part in parts), None)
     if kind is None:  # nothing but a trunk
@@ -118,12 +119,13 @@ def guess_kind(state: dict[str, Tensor]) -> dict[str, str]:
             guess["shot"] = "1"
         elif weights.ndim == 4:
             guess["shot"] = str(weights.shape[1])
-    whole = re.compile(r"(?:backbone|feature_extractor)\.(?:(features\.0)|(layers\.0)|layer3\.(\d+))\..*")
+    whole = re.compile(r"(?:backbone(?:\.body)?|feature_extractor)\.(?:(features\.0)|(layers\.0)|layer3\.(\d+))\..*")
     trunk = [match for match in map(whole.fullmatch, state) if match]
-    if trunk:  # of HSNet or DCAMA
+    if trunk:  # of HSNet, DCAMA or CyCTR
         depth = max(int(match[3] or 0) for match in trunk) + 1
         known = {1: "vgg16_plain" if trunk[0][1] else "swin_b_384", 6: "resnet50", 23: "resnet101"}
         guess["backbone"] = known.get(depth, f"a ResNet with {depth} blocks in layer 3")
+        guess["backbone"] += "_v2" if (kind, depth) == ("CyCTR", 6) else ""
     if kind == "PANet":
         guess["backbone"] = "vgg16_plain"
     elif any(re.match(r"layer1\.\d+\.conv\d", key) for key in state):

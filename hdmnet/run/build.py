@@ -269,7 +269,7 @@ def build_task(cfg: DictConfig, model: FewShotMethod, data: FewShotDataModule, *
     """
     optim = cfg.optim
     data.measure_features = partial(measure_features, model, data.image_size)
-    data.keeps_masks = model.takes_host_masks
+    data.keeps_masks, data.marks_padding = model.takes_host_masks, model.takes_padding
     return FewShotTask(
         model=model,
         class_names=data.novel_names,

@@ -99,8 +99,9 @@ class FewShotTask(L.LightningModule):
 
     def forward(self, episode: Episode, *, class_index: Tensor | None = None) -> Segmentation:
         """Segment a batch of episodes, queries (B, 3, H, W) and so on, as `FewShotMethod.forward` does."""
+        told = {} if episode.query_padding is None else {"query_padding": episode.query_padding}
         output: Segmentation = self.model(
-            episode.query_image, episode.support_images, episode.support_masks, class_index
+            episode.query_image, episode.support_images, episode.support_masks, class_index, **told
         )
         return output
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from torch.optim.lr_scheduler import LambdaLR
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch.optim import Optimizer
 
 
@@ -20,9 +22,21 @@ def poly_factor(iteration: int, max_iterations: int, power: float, warmup_iterat
     return float(max(1.0 - iteration / max_iterations, 0.0) ** power)
 
 
-def poly_schedule(optimizer: Optimizer, max_iterations: int, power: float, warmup_iterations: int = 0) -> LambdaLR:
-    """A scheduler, stepped every iteration, that applies `poly_factor` to every group."""
-    return LambdaLR(optimizer, lambda step: poly_factor(step + 1, max_iterations, power, warmup_iterations))
+def poly_schedule(
+    optimizer: Optimizer, max_iterations: int, power: float, warmup_iterations: int = 0, constant: Sequence[str] = ()
+) -> LambdaLR:
+    """A scheduler, stepped every iteration, that applies `poly_factor` to every group.
+
+    Those whose name begins with one of `constant` keep their rate.
+    """
+
+    def factor(step: int) -> float:
+        return poly_factor(step + 1, max_iterations, power, warmup_iterations)
+
+    if not constant:
+        return LambdaLR(optimizer, factor)
+    kept = [group["name"].startswith(tuple(constant)) for group in optimizer.param_groups]
+    return LambdaLR(optimizer, [(lambda step: 1.0) if keep else factor for keep in kept])
 
 
 def step_schedule(

@@ -33,11 +33,13 @@ from benchmark_plain import PLAIN, PlainForm  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
+from hdmnet.models.cyctr.loss import CyCTRLoss  # noqa: E402
 from hdmnet.models.losses import SegmentationLoss  # noqa: E402
 from hdmnet.models.panet.loss import PANetLoss  # noqa: E402
 from hdmnet.models.ssp.loss import SSPLoss  # noqa: E402
 
 LOSSES: dict[str, Callable[[], nn.Module]] = {  # of the others: cross entropy
+    "cyctr": CyCTRLoss,
     "ssp": SSPLoss,
     "panet": PANetLoss,
     "bam": lambda: SegmentationLoss({"meta": 1.0}),

@@ -7,6 +7,7 @@ and masks (1, K, H, W) that returns the answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from hdmnet.models.backbones.base import encode
 from hdmnet.models.class_prototypes import ClassPrototypes, QueryMap
+from hdmnet.models.cyctr.model import CyCTRSegmentation
+from hdmnet.models.cyctr.support import SupportTokens, draw, find_object
+from hdmnet.models.cyctr.transformer import position_code
 from hdmnet.models.method import Segmentation
 from hdmnet.models.method import upsample as upsample_to
 from hdmnet.models.panet.model import PANet
@@ -214,9 +218,81 @@ class PlainPANet(PANet):
         return torch.unflatten(torch.cat(vectors), 0, (-1, 2))
 
 
+def plain_cyctr(model: Any) -> PlainForm:
+    """CyCTR, everything concatenated, the attention's scores made whole, every position of the prior compared."""
+    of = model.transformer
+
+    def attend_near(attention: Any, x: Tensor, position: Tensor, size: Sequence[int]) -> Tensor:
+        heads, points, (h, w) = attention.num_heads, attention.num_points, size
+        offsets = attention.offsets(x + position).view(len(x), -1, heads, points, 2)
+        weights = attention.weights(x + position).view(len(x), -1, heads, points).softmax(3)
+        rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+        centre = torch.stack([(columns + 0.5) / w, (rows + 0.5) / h], 2).view(1, -1, 1, 1, 2)
+        places = 2 * (centre + offsets / torch.tensor([w, h])) - 1
+        values = attention.value(x).view(len(x), h, w, heads, -1)
+        found = [
+            F.grid_sample(values[..., n, :].permute(0, 3, 1, 2), places[:, :, n], align_corners=False)
+            for n in range(heads)
+        ]
+        mixed = (torch.stack(found, 1) * attention.dropout(weights).transpose(1, 2)[:, :, None]).sum(4)
+        out: Tensor = attention.output(mixed.flatten(1, 2).transpose(1, 2))
+        return out
+
+    def attend_across(attention: Any, x: Tensor, taken: Any) -> Tensor:
+        q, k, v = (
+            linear(y).unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
+            for linear, y in ((attention.query, x), (attention.key, taken.values), (attention.value, taken.values))
+        )
+        scores = q @ k.transpose(2, 3) / q.shape[3] ** 0.5
+        back = scores.argmax(3).gather(2, scores.argmax(2))
+        flags = taken.is_object[:, None].expand_as(back)
+        excluded = (flags != flags.gather(2, back)) | taken.invalid[:, None]
+        weights = attention.dropout((scores - 1e4 * excluded[:, :, None]).softmax(3))
+        out: Tensor = attention.dropout(attention.output((weights @ v).transpose(1, 2).flatten(2)))
+        return out
+
+    def run(query: Tensor, supports: Tensor, masks: Tensor) -> CyCTRSegmentation:
+        with torch.no_grad():
+            of_query, of_support = (encode(model.trunk.backbone, x, size_of=0) for x in (query, supports[0]))
+        mid_q = model.reduce_query(torch.cat(of_query[:2], 1))
+        mid_s = model.reduce_support(torch.cat(of_support[:2], 1))
+        size = mid_q.shape[2:]
+        soft = upsample(masks[0, :, None], size)
+        prototype = (mid_s * soft).sum((2, 3)) / (soft.sum((2, 3)) + 5e-4)
+        high_q, high_s = of_query[2].flatten(2), (of_support[2] * soft).flatten(2)
+        lengths = high_s.norm(dim=1)[:, :, None] * high_q.norm(dim=1)[:, None]
+        best = (high_s.transpose(1, 2) @ high_q / (lengths + 1e-7)).amax(1)
+        low, high = best.amin(1, keepdim=True), best.amax(1, keepdim=True)
+        prior = ((best - low) / (high - low + 1e-7)).mean(0).view(1, 1, *size)
+        mean = prototype.mean(0)[None, :, None, None].expand_as(mid_q)
+        merged_q = model.merge_query(torch.cat([mid_q, mean, prior], 1))
+        merged_s = model.merge_support(torch.cat([mid_s, prototype[:, :, None, None].expand_as(mid_s)], 1))
+        flags = find_object(masks[0], (size[0], size[1])).reshape(1, -1)
+        tokens = SupportTokens(merged_s.flatten(2).transpose(1, 2).flatten(0, 1)[None], flags, torch.zeros_like(flags))
+        position = position_code(torch.zeros(1, *size, dtype=torch.bool), merged_q.shape[1]) + of.level
+        x, taken = merged_q.flatten(2).transpose(1, 2), None
+        for layer in of.layers:
+            if taken is None or of.training:
+                taken = draw(tokens, of._count(len(masks[0])), own_flags=of.own_flags, fixed=not of.training)
+            x = layer.norm1(x + layer.self_dropout(attend_near(layer.self_attention, x, position, size)))
+            x = layer.norm2(x + layer.feed_forward1(x))
+            x = layer.norm3(x + attend_across(layer.cross_attention, x, taken))
+            x = layer.norm4(x + layer.feed_forward2(x))
+        decoded = model.project(x.transpose(1, 2).unflatten(2, size))
+        decoded = decoded + model.refine(decoded)
+        output = CyCTRSegmentation(model.classify(decoded), (query.shape[2], query.shape[3]))
+        if model.training:
+            output.support_masks = masks[0]
+            output.score_supports = partial(model.support_head, decoded, mid_q, mid_s)
+        return output
+
+    return run
+
+
 PLAIN: dict[str, Callable[[Any], PlainForm]] = {
     "hsnet": plain_hsnet,
     "dcama": plain_dcama,
+    "cyctr": plain_cyctr,
     "ssp": PlainSSP,
     "panet": PlainPANet,
     "bam": plain_bam,

@@ -48,7 +48,7 @@ def _fill(key, shape, shapes):
     return values.astype(np.float32)
 
 
-def _images(label, n, h, w, cell=13):
+def images(label, n, h, w, cell=13):
     """(n, 3, h, w): a blocky field and noise."""
     g = rng_for(label)
     coarse = g.standard_normal((n, 3, -(-h // cell), -(-w // cell)))
@@ -70,7 +70,7 @@ def _mask(g, h, w, low=0.18, high=0.34):
     return mask
 
 
-def _texture(label, h, w, tile=8):
+def texture(label, h, w, tile=8):
     """(3, h, w): what query and supports of an episode share."""
     values = rng_for(label).standard_normal((3, tile, tile))
     return values[:, np.arange(h) % tile][:, :, np.arange(w) % tile]
@@ -79,18 +79,18 @@ def _texture(label, h, w, tile=8):
 def make_inputs(method, name, shots, batch, size):
     """x (B,3,H,W) and s_x (B,K,3,H,W) float32; s_y (B,K,H,W) and y_m (B,H,W) int64, 0/1/255."""
     h, w = size
-    x = _images(f"{name}/x", batch, h, w)
-    s_x = _images(f"{name}/s_x", batch * shots, h, w).reshape(batch, shots, 3, h, w)
+    x = images(f"{name}/x", batch, h, w)
+    s_x = images(f"{name}/s_x", batch * shots, h, w).reshape(batch, shots, 3, h, w)
     g = rng_for(f"{name}/s_y")
     s_y = np.stack([np.stack([_mask(g, h, w) for _ in range(shots)]) for _ in range(batch)])
     g = rng_for(f"{name}/y")
     y_m = np.stack([_mask(g, h, w) if b == 0 else _mask(g, h, w, 0.10, 0.15) for b in range(batch)])
     kept, added = MIX[method]
     for b in range(batch):
-        texture = _texture(f"{name}/texture{b}", h, w)
-        x[b] = np.where(y_m[b] == 1, kept * x[b] + added * texture, x[b])
+        both = texture(f"{name}/texture{b}", h, w)
+        x[b] = np.where(y_m[b] == 1, kept * x[b] + added * both, x[b])
         for k in range(shots):
-            s_x[b, k] = np.where(s_y[b, k] == 1, kept * s_x[b, k] + added * texture, s_x[b, k])
+            s_x[b, k] = np.where(s_y[b, k] == 1, kept * s_x[b, k] + added * both, s_x[b, k])
     return {"x": x.astype(np.float32), "s_x": s_x.astype(np.float32), "s_y": s_y, "y_m": y_m}
 
 

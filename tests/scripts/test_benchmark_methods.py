@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from hdmnet.models.backbones.build import build_backbone
 from hdmnet.models.backbones.prepare import prepare_trunk
 from hdmnet.models.bam.model import BAM
 from hdmnet.models.base_learner import BaseLearner
+from hdmnet.models.cyctr.model import CyCTR
 from hdmnet.models.dcama.model import DCAMA
 from hdmnet.models.hsnet.model import HSNet
 from hdmnet.models.panet.model import PANet
@@ -21,6 +24,7 @@ BLOCKS = {"every_block": True, "before_relu": True, "trainable": []}
 METHODS = {
     "hsnet": (HSNet, {"layers": [2, 3, 4], **BLOCKS}),
     "dcama": (DCAMA, {"layers": [1, 2, 3, 4], **BLOCKS}),
+    "cyctr": (partial(CyCTR, channels=64, num_taken=20), {}),
     "ssp": (SSP, {"layers": [3], "before_relu": True, "trainable": [2, 3]}),
     "panet": (PANet, {"layers": [4], "before_relu": True, "trainable": "all"}),
 }
@@ -63,4 +67,4 @@ def test_the_table(capsys, monkeypatch):
     assert [row.split(" | ")[1:3] for row in rows] == [["resnet50 at 64", "train"], ["resnet50 at 64", "eval5"]]
     assert all(row.endswith("| 123 | 123 |") for row in rows)
     assert benchmark_methods.main(["pfenet"]) == 1
-    assert "method 'pfenet' is unknown, expected hsnet, dcama, ssp, panet, bam" in capsys.readouterr().err
+    assert "method 'pfenet' is unknown, expected hsnet, dcama, cyctr, ssp, panet, bam" in capsys.readouterr().err

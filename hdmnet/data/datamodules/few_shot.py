@@ -56,6 +56,7 @@ class FewShotDataModule(FoldDataModule):
         measure_features: Tells the memory that the model's features of a picture take. Who builds the model sets it, if
             the model can reuse features; validation and test then come as `EvaluationBatch`es, else as `Episode`s.
         keeps_masks: Whether support masks stay on the CPU, for a model that takes them there; set likewise.
+        marks_padding: Whether training episodes tell where their query was padded; set likewise.
 
     Args:
         dataset: The data set.
@@ -103,7 +104,7 @@ class FewShotDataModule(FoldDataModule):
         self.check_files = check_files
         self.reuse_memory_gb = reuse_memory_gb
         self.measure_features: Callable[[], FeatureBytes] | None = None
-        self.keeps_masks = False
+        self.keeps_masks = self.marks_padding = False
         super().__init__(dataset, **options)
         self.train_manifest: EpisodeManifest | None = None
         self.val_manifest: EpisodeManifest | None = None
@@ -299,6 +300,7 @@ class FewShotDataModule(FoldDataModule):
             seed=self.seed,
             ignored=self.ignored,
             skips=self.skips,
+            marks_padding=self.marks_padding,
         )
         return self._loader(episodes, collate_episodes, num_train=self.episodes_per_epoch)
 

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from hdmnet.data.datasets.skipped_files import STRIDE, UnreadableError, first_readable
 from hdmnet.data.io.arrays import IGNORE
-from hdmnet.data.transforms import derive_seed, resize_image, resize_pair
+from hdmnet.data.transforms import UNLABELLED, derive_seed, resize_image, resize_pair
 from hdmnet.data.types import Episode, SegmentationSample
 from hdmnet.runtime.errors import DatasetError
 
@@ -163,6 +163,7 @@ class TrainEpisodes(_Episodes):
         seed: Seed of the augmentation.
         ignored: Class values whose pixels are 255 in every mask.
         skips: Lists what cannot be read, in whose place another episode is drawn; None: it is an error.
+        marks_padding: Fill `Episode.query_padding`.
     """
 
     def __init__(
@@ -175,6 +176,7 @@ class TrainEpisodes(_Episodes):
         seed: int,
         ignored: Sequence[int] = (),
         skips: SkippedFiles | None = None,
+        marks_padding: bool = False,
     ) -> None:
         super().__init__(dataset, classes)
         self.manifest = manifest
@@ -182,6 +184,7 @@ class TrainEpisodes(_Episodes):
         self.seed = seed
         self.ignored = tuple(ignored)
         self.skips = skips
+        self.marks_padding = marks_padding
 
     def __getitem__(self, index: int) -> Episode:
         """Return the episode of a global index, which keeps counting over the epochs."""
@@ -194,12 +197,18 @@ class TrainEpisodes(_Episodes):
             image, mask = read_pair(
                 self.dataset, image_id, spec.class_value, ignored=self.ignored, skip=self.skips is not None
             )
+            if role == 0 and self.marks_padding:
+                mask = np.where(mask == IGNORE, np.uint8(UNLABELLED), mask)
             pair = self.augment(image, mask, derive_seed(self.seed, index, role))
             if role > 0 and not (pair[1] == 1).any():
                 pair = self._augment_again(image, mask, index, role)
                 _refuse_empty(self.dataset, image_id, spec.class_value, pair[1])
             pairs.append(pair)
-        return self._pack(spec, pairs[0], pairs[1:])
+        episode = self._pack(spec, pairs[0], pairs[1:])
+        if self.marks_padding:
+            episode.query_padding = torch.where(episode.query_mask == IGNORE, episode.query_mask, 0)
+            episode.query_mask[episode.query_mask == UNLABELLED] = IGNORE
+        return episode
 
     def _augment_again(self, image: UInt8, mask: UInt8, index: int, role: int) -> tuple[UInt8, UInt8]:
         """Augment a support whose object got lost by further seeds until it does not; in the end, resize it."""

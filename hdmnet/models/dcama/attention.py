@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from hdmnet.models.attention import split_heads, to_tokens
+from hdmnet.models.attention import sine_code, split_heads, to_tokens
 from hdmnet.models.checks import check_share
 
 # Scores that exist at once: on a CPU they stay in its cache; on a GPU what bounds its memory.
@@ -20,9 +20,7 @@ SCORES_CPU, SCORES_GPU = 2**21, 2**28
 
 def position_code(count: int, channels: int, device: torch.device | None = None) -> Tensor:
     """(N, C) float32: sines and cosines of a position's number, in turns; positions are counted row by row."""
-    position = torch.arange(count, dtype=torch.float32, device=device)[:, None]
-    rate = torch.exp(torch.arange(0, channels, 2, dtype=torch.float32, device=device) * -(math.log(1e4) / channels))
-    return torch.stack([(position * rate).sin(), (position * rate).cos()], dim=2).flatten(1)[:, :channels]
+    return sine_code(torch.arange(count, dtype=torch.float32, device=device), channels)
 
 
 class MaskAggregation(nn.Module):

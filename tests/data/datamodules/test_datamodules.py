@@ -476,3 +476,23 @@ def test_whether_the_features_of_a_test_fit_into_the_memory():
         assert module.fits(lambda: FeatureBytes(100, 300, 300)) is fits
     module.measure_features = lambda: FeatureBytes(100, 200, 300)
     assert module.episode_bytes() == 100 + 300 * module.shot
+
+
+@pytest.mark.parametrize("augment", ["official", "paper", "crop", "none"])
+def test_padding_of_a_training_query_is_told_apart_from_its_ignored_labels(augment):
+    """The pictures' own 255 is a stripe at the top; what is told changes nothing else."""
+    size = (48, 60)  # larger than most pictures
+    plain, module = (few_shot(augment=augment, image_size=size) for _ in range(2))
+    module.marks_padding = True
+    padded = own = 0
+    for one, two in zip(plain.train_dataloader(), module.train_dataloader(), strict=True):
+        assert one.query_padding is None
+        assert same(one, dataclasses.replace(two, query_padding=None))
+        assert two.query_padding.dtype == torch.uint8
+        assert two.query_padding.shape == two.query_mask.shape
+        ignored = two.query_mask == 255
+        assert (ignored | (two.query_padding == 0)).all()
+        padded += int((two.query_padding == 255).sum())
+        own += int((ignored & (two.query_padding == 0)).sum())
+    assert own
+    assert (padded > 0) is (augment != "none")
