@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import pwd
 
 # Before anything imports NumPy, OpenCV or PyTorch: the tests run on several processes, and small tensors gain nothing
 # from threads.
@@ -37,6 +38,18 @@ def _no_outside_settings(monkeypatch):
         "HDMNET_TRACEBACK",
     ):
         monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture
+def no_home(monkeypatch, tmp_path):
+    """As a container's user without an entry in the password database."""
+
+    def unknown(_):
+        raise KeyError
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

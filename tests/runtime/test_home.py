@@ -16,18 +16,6 @@ def home(monkeypatch, tmp_path):
     return tmp_path
 
 
-@pytest.fixture
-def no_home(monkeypatch, tmp_path):
-    """As a container's user without an entry in the password database."""
-
-    def unknown(_):
-        raise KeyError
-
-    monkeypatch.delenv("HOME", raising=False)
-    monkeypatch.setattr(pwd, "getpwuid", unknown)
-    monkeypatch.chdir(tmp_path)
-
-
 def test_home_at_the_beginning(home):
     assert expand_home("~") == home
     assert expand_home("~/a/~") == expand_home(Path("~/a/~")) == home / "a" / "~"

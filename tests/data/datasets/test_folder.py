@@ -20,11 +20,6 @@ MIXED = ("index", "binary", "coco")  # FSS-1000 has one class a picture
 
 
 @pytest.fixture(scope="module")
-def one_class():
-    return shapes_content(num_pictures=24, one_class=True, side=48)
-
-
-@pytest.fixture(scope="module")
 def mixed():
     return shapes_content(num_pictures=16, one_class=False, side=48)
 
@@ -38,17 +33,6 @@ def roots(one_class, mixed, tmp_path_factory):
             found[prefix + layout] = tmp_path_factory.mktemp(prefix + layout)
             write(layout, found[prefix + layout], content)
     return found
-
-
-@pytest.fixture
-def copy(roots, tmp_path):
-    """`copy("binary")` is a folder that may be changed."""
-
-    def copied(layout):
-        shutil.copytree(roots[layout], tmp_path / layout)
-        return tmp_path / layout
-
-    return copied
 
 
 def manifest(dataset, shot=1):

@@ -12,12 +12,7 @@ from PIL import Image
 
 from hdmnet.data.datasets.base import LeftOut
 from hdmnet.data.datasets.folder.dataset import FolderDataset
-from tests.helpers.folder_trees import WRITERS, shapes_content, write
-
-
-@pytest.fixture(scope="module")
-def one_class():
-    return shapes_content(num_pictures=24, one_class=True, side=48)
+from tests.helpers.folder_trees import WRITERS, write
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +22,6 @@ def roots(one_class, tmp_path_factory):
     for layout, root in found.items():
         write(layout, root, one_class)
     return found
-
-
-@pytest.fixture
-def copy(roots, tmp_path):
-    """`copy("binary")` is a folder that may be changed."""
-
-    def copied(layout):
-        shutil.copytree(roots[layout], tmp_path / layout)
-        return tmp_path / layout
-
-    return copied
 
 
 # --------------------------------------------------------------------------------------------------------- doubled ids
