@@ -5,11 +5,16 @@ from __future__ import annotations
 import copy
 import os
 import pwd
+import sys
 
 # Before anything imports NumPy, OpenCV or PyTorch: the tests run on several processes, and small tensors gain nothing
 # from threads.
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
+# What is imported is compiled once and kept, whatever the environment says: each process that a test starts would
+# compile PyTorch and Lightning again, which is ten seconds of computing.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask the network for its newest version
 os.environ["WANDB_MODE"] = "offline"
 

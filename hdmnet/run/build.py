@@ -1,4 +1,8 @@
-"""From a composed config to the parts of a run: data, models, task, trainer, callbacks."""
+"""From a composed config to the parts of a run: data, models, task, trainer, callbacks.
+
+Lightning is imported where it is needed: `predict`, `demo` and `Segmenter`, which build networks only, start in two
+thirds of the time.
+"""
 
 from __future__ import annotations
 
@@ -9,37 +13,33 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import OmegaConf
 
-from hdmnet.callbacks.progress import StageProgressBar
 from hdmnet.config.instantiate import instantiate
 from hdmnet.config.paths import conf_dir
 from hdmnet.config.values import did_you_mean, image_size, to_plain, to_stored
-from hdmnet.data.datamodules.few_shot import FewShotDataModule
 from hdmnet.data.datasets.skipped_files import SkippedFiles
 from hdmnet.models.backbones.prepare import prepare_trunk
 from hdmnet.models.base_learner import FEATURE_CHANNELS, BaseLearner
 from hdmnet.run.checkpoints import load_strictly
-from hdmnet.run.trainer_arguments import new_trainer
 from hdmnet.runtime import ranks, signals
 from hdmnet.runtime.errors import CheckpointError, ConfigError, InputError
 from hdmnet.runtime.private_api import leave_sigterm_alone
 from hdmnet.runtime.provenance import emulates_bfloat16, git_state, library_versions, processor
-from hdmnet.tasks.feature_store import measure_features
-from hdmnet.tasks.few_shot import FewShotTask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import lightning as L
     from omegaconf import DictConfig
     from torch import Tensor, nn
 
+    from hdmnet.data.datamodules.few_shot import FewShotDataModule
     from hdmnet.data.datasets.base import SegmentationDataset
     from hdmnet.models.backbones.base import Backbone
     from hdmnet.models.method import FewShotMethod
+    from hdmnet.tasks.few_shot import FewShotTask
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,8 @@ def skipped_files(cfg: DictConfig) -> SkippedFiles | None:
 
 def build_few_shot_data(cfg: DictConfig, dataset: SegmentationDataset, **changes: Any) -> FewShotDataModule:
     """The episodes of the config's fold; `changes` replace arguments of `FewShotDataModule`."""
+    from hdmnet.data.datamodules.few_shot import FewShotDataModule
+
     size, settings = image_size(cfg.dataset.image_size), cfg.dataset
     mean, std = list(cfg.backbone.mean), list(cfg.backbone.std)
     episodes, seeds = cfg.get("episodes"), cfg.get("seeds")  # only of an evaluation
@@ -267,6 +269,9 @@ def build_task(cfg: DictConfig, model: FewShotMethod, data: FewShotDataModule, *
 
     `facts` are what checkpoints are to tell of the training, by default of this one.
     """
+    from hdmnet.tasks.feature_store import measure_features
+    from hdmnet.tasks.few_shot import FewShotTask
+
     optim = cfg.optim
     data.measure_features = partial(measure_features, model, data.image_size)
     data.keeps_masks, data.marks_padding = model.takes_host_masks, model.takes_padding
@@ -302,6 +307,10 @@ def build_trainer(
     **changes: Any,
 ) -> L.Trainer:
     """A Lightning Trainer from ``cfg.trainer``, its bars headed by `stage`; `changes` replace its arguments."""
+    from lightning.pytorch.callbacks import ProgressBar
+
+    from hdmnet.run.trainer_arguments import new_trainer
+
     if cfg.trainer.enable_progress_bar is False:  # Lightning refuses the two together
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     trainer = new_trainer(cfg, **({"callbacks": callbacks, "logger": logger} | changes))
@@ -330,6 +339,8 @@ def warn_of_slow_precision(cfg: DictConfig) -> None:
 
 def head_bars(trainer: L.Trainer, stage: str) -> None:
     """Say on the progress bars what runs."""
+    from hdmnet.callbacks.progress import StageProgressBar
+
     if isinstance(trainer.progress_bar_callback, StageProgressBar):
         trainer.progress_bar_callback.stage = stage
 

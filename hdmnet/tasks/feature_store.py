@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 
 from hdmnet.data.episodes.encode_once import FeatureBytes
-from hdmnet.metrics import tally_pixels
 from hdmnet.models.method import FINAL, encodes_apart
 
 if TYPE_CHECKING:
@@ -125,6 +124,8 @@ def count_predictions(output: Segmentation, name: str, masks: Sequence[Tensor], 
     Returns:
         (B, 2, 2) int64 on the CPU, pixels as `hdmnet.metrics.count_pixels` gives them.
     """
+    from hdmnet.metrics import tally_pixels  # here: `Segmenter` needs `resize` only, and no torchmetrics
+
     by_rule = output.decided if name == FINAL else None
     predicted = output.logits_of(name) if by_rule is None else by_rule
     tallies, checks = [], []

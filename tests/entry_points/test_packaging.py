@@ -105,6 +105,13 @@ def test_the_network_needs_only_torch_and_torchvision(tmp_path):
     assert int(run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT))) >= 8
 
 
+@pytest.mark.slow
+def test_what_only_segments_starts_without_what_trains(tmp_path):
+    trains = {"lightning", "torchmetrics", "matplotlib", "albumentations"}
+    code = f"import sys, hdmnet.apps.predict; print(sorted({trains} & set(sys.modules)))"
+    assert run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT)).strip() == "[]"
+
+
 def test_importing_the_package_is_cheap(tmp_path):
     code = "import sys; before = set(sys.modules); import hdmnet; print(sorted(set(sys.modules) - before))"
     assert run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT)).strip() == "['hdmnet']"
