@@ -68,6 +68,15 @@ def test_evaluate_needs_no_checkpoint(untrained, tmp_path):
     assert run.trained is run.config  # nothing was to be trained: no run is missed
 
 
+def test_several_views_are_evaluated(untrained, tmp_path):
+    best, views = untrained.folder / "checkpoints" / "best.ckpt", ("test_scales=[1.0,0.5]", "test_flip=true")
+    reused = commands.run("evaluate", tmp_path / "reused", f"ckpt={best}", *views, *MACHINE)
+    assert commands.figures(reused.result) != commands.figures(untrained.result)
+    apart = commands.run("evaluate", tmp_path / "apart", f"ckpt={best}", *views, "reuse=false", *MACHINE)
+    assert apart.result["test"]["miou"] == pytest.approx(reused.result["test"]["miou"], abs=1e-3)
+    assert reused.result["baselines"]["untrained_prototype"]["miou"] > 0  # at one view
+
+
 def test_a_row_of_the_report(untrained, tmp_path):
     assert report.main([str(untrained.folder), "--out", str(tmp_path / "report")]) == 0
     table = json.loads((untrained.folder / "result.json").read_text())
@@ -99,6 +108,24 @@ def test_predict_needs_no_checkpoint_and_keeps_supports(model, picture, tmp_path
     assert (again.mask * 255 == mask).all()
 
 
+def test_predict_of_several_views_is_the_segmenters(picture, tmp_path):
+    views = ("test_scales=[1.0,0.5]", "test_flip=true")
+    words = (f"support=[{picture}:{tmp_path / 'a_mask.png'}]", f"query=[{picture}]", f"output={tmp_path / 'out'}")
+    commands.run("predict", tmp_path, "model=prototype", *UNTRAINED, *words, *views)
+    mask = np.asarray(Image.open(tmp_path / "out" / "a_mask.png"))
+    torch.manual_seed(0)
+    options = {"backbone": "resnet18", "image_size": 65, "device": "cpu", "overrides": ["backbone.weights=null"]}
+    plain = Segmenter.without_training("prototype", **options)
+    assert plain.with_views() is plain
+    several = plain.with_views([1.0, 0.5], flip=True)
+    assert several.classes == ()
+    prediction = several.fit(picture, tmp_path / "a_mask.png").predict(picture)
+    assert prediction.mask.shape == mask.shape
+    assert ((prediction.probability > 0.5) == prediction.mask).all()
+    with pytest.raises(ValueError, match=r"^supports of several views cannot be saved; expected test_scales="):
+        several.save(tmp_path / "kept.pt")
+
+
 def test_in_python(picture, tmp_path):
     torch.manual_seed(0)
     options = {"backbone": "resnet18", "image_size": (65, 81), "device": "cpu", "overrides": ["backbone.weights=null"]}
@@ -120,6 +147,12 @@ def test_in_python(picture, tmp_path):
         ("evaluate", (*commands.SHAPES, "model=prototype"), "model=prototype stands on a base learner (model.encoder)"),
         ("evaluate", (*commands.SHAPES, "model=correlation", "model.encoder=backbone"), "model=correlation has to be"),
         ("predict", ("model=correlation", "support=[a:b]", "query=[a.png]"), "model=correlation has to be trained"),
+        ("evaluate", (*commands.SHAPES, "test_scales=[0]"), "test_scales=[0]: expected numbers above 0"),
+        (
+            "predict",
+            ("model=prototype", "test_scales=[]", "support=[a:b]", "query=[a.png]"),
+            "test_scales=[]: expected",
+        ),
         ("predict", ("model=prototype", "query=[a.png]", *UNTRAINED), "support is not given; expected support="),
         (
             "predict",
