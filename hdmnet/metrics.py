@@ -127,6 +127,8 @@ class FewShotIoU(Metric):
         num_classes: Number of classes C of the split (5 on PASCAL-5i, 20 on COCO-20i).
         class_names: Their names, in the order of `class_index`, for whoever prints them (default "0", "1", …).
         ignore_index: Target value of pixels that count nowhere.
+        absent_is_zero: Whether a class without a pixel to count has an IoU of 0, as in the releases of PFENet and its
+            followers, in place of none.
 
     Raises:
         ValueError: If `num_classes` < 1, `class_names` has another length, or `ignore_index` is 0 or 1.
@@ -139,7 +141,14 @@ class FewShotIoU(Metric):
     confusion: Tensor  # (C, 2, 2) int64 pixels: [class, truth, prediction]
     counts: Tensor  # (C,) int64 episodes
 
-    def __init__(self, num_classes: int, class_names: Sequence[str] | None = None, ignore_index: int = IGNORE) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        class_names: Sequence[str] | None = None,
+        ignore_index: int = IGNORE,
+        *,
+        absent_is_zero: bool = False,
+    ) -> None:
         """Start with no episode; see the class for the arguments."""
         super().__init__()
         if num_classes < 1:
@@ -155,6 +164,7 @@ class FewShotIoU(Metric):
         self.num_classes = num_classes
         self.class_names = tuple(class_names) if class_names is not None else tuple(map(str, range(num_classes)))
         self.ignore_index = ignore_index
+        self.absent_is_zero = absent_is_zero
         self.add_state("confusion", torch.zeros(num_classes, 2, 2, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -197,7 +207,7 @@ class FewShotIoU(Metric):
         Returns:
             `miou`: () float64, mean over the classes whose IoU is defined; NaN if none is.
             `fb_iou`: () float64, mean of the foreground and the background IoU pooled over all classes and episodes.
-            `iou_per_class`: (C,) float64; NaN for a class without an episode (or without a pixel to count).
+            `iou_per_class`: (C,) float64; NaN, or 0, for a class without an episode (or without a pixel to count).
             `intersection`, `union`: (C,) int64 foreground pixels.
             `counts`: (C,) int64 episodes.
             (torchmetrics squeezes vectors of one element: with C = 1 they come as 0-dim tensors.)
@@ -205,6 +215,8 @@ class FewShotIoU(Metric):
         intersection = self.confusion.diagonal(dim1=1, dim2=2)  # (C, 2): background, foreground
         union = self.confusion.sum(dim=1) + self.confusion.sum(dim=2) - intersection  # (C, 2)
         iou = _ratio(intersection[:, 1], union[:, 1])
+        if self.absent_is_zero:
+            iou = iou.nan_to_num(nan=0.0)
         return {
             "miou": iou.nanmean(),
             "fb_iou": _ratio(intersection.sum(dim=0), union.sum(dim=0)).mean(),

@@ -57,6 +57,19 @@ def test_hand_computed_masks_with_mixed_classes_and_ignored_pixels() -> None:
     assert values["fb_iou"].item() == pytest.approx((4 / 7 + 3 / 6) / 2, abs=1e-12)
 
 
+def test_a_class_without_an_episode_can_count_as_zero() -> None:
+    """As PFENet, BAM, HSNet and HDMNet divide: the sum over all classes of the fold, by their number."""
+    target = torch.ones(1, 2, 2, dtype=torch.long)
+    prediction = torch.tensor([[[1, 1], [1, 0]]])
+    for absent_is_zero, miou in ((False, 0.75), (True, 0.25)):
+        metric = FewShotIoU(3, absent_is_zero=absent_is_zero)
+        metric.update(prediction, target, torch.tensor([1]))
+        values = metric.compute()
+        assert values["miou"].item() == miou
+        assert values["iou_per_class"].isfinite().tolist() == [absent_is_zero, True, absent_is_zero]
+        assert values["fb_iou"].item() == 0.375  # pooled: foreground 3/4, background 0/1
+
+
 def test_pooled_is_not_the_mean_over_images() -> None:
     metric = FewShotIoU(1)
     target = torch.ones(2, 4, 4, dtype=torch.long)

@@ -63,6 +63,12 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"(?!\.)[^/\\\x00-\x1f]{1,100}", value) is not None
 
 
+def _by_dataset(check: Check) -> Check:
+    """Null, a value, or a mapping with one for each of some data sets."""
+    return lambda value: all(map(_optional(check), value.values() if isinstance(value, Mapping) else [value]))
+
+
+_NOVEL = ("removed", "background", "ignore")
 _SIZE = (_is_size, f"an integer of 1 to {LARGEST_SIDE}, or two of them: [H,W]")
 _COUNT = (_integer(1), "an integer of at least 1")
 _OPTIONAL_COUNT = (_optional(_integer(1)), "null or an integer of at least 1")
@@ -76,7 +82,10 @@ _BATCHES = (
 )
 # Keys (of the same check, in one string), what a value must be, and how to say that.
 _CHECKS: dict[str, tuple[Check, str]] = {
-    "dataset.name backbone.name": (_is_name, "a name of 1 to 100 characters, without / or \\ and with no dot in front"),
+    "dataset.name backbone.name protocol.name": (
+        _is_name,
+        "a name of 1 to 100 characters, without / or \\ and with no dot in front",
+    ),
     "backbone.mean": (_numbers(3, _is_number), "three numbers: red, green, blue, in 0..1"),
     "backbone.std": (_numbers(3, _above_0), "three numbers above 0: red, green, blue"),
     "backbone.feature_channels": (_optional(_integer(1, 4096)), "an integer of 1 to 4096, or null"),
@@ -85,6 +94,13 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     "dataset.filter_novel dataset.allow_repeats dataset.controls optim.fall_back": (_is_bool, "true or false"),
     "dataset.novel_pixels": (lambda value: value in (None, "ignore", "background"), "null, ignore or background"),
     "dataset.min_area num_workers": (_optional(_integer(0)), "null or an integer of at least 0"),
+    "recipe": (lambda value: value != "unpublished", "default or common: no paper trains this method on this data set"),
+    "protocol.novel_pixels": (_by_dataset(lambda value: value in _NOVEL), f"null, {', '.join(_NOVEL)}"),
+    "protocol.min_area": (_by_dataset(_integer(0)), "null, an integer of at least 0, or one for each data set"),
+    "protocol.num_test_episodes protocol.num_test_seeds": (
+        _by_dataset(_integer(1)),
+        "null, an integer of at least 1, or one for each data set",
+    ),
     "dataset.base_val_share": (lambda value: _above_0(value) and value < 1, "a number between 0 and 1"),
     "fold": (lambda value: isinstance(value, int), "an integer of at least 0"),
     "port": (_integer(0, 65535), "an integer from 0 (any free port) to 65535"),
@@ -122,17 +138,22 @@ _CHECKS: dict[str, tuple[Check, str]] = {
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "selection": ("best", "base", "last"),
-    "protocol": ("uniform", "official"),
+    "protocol.queries": ("uniform", "official", "pairs", "classes"),
+    "protocol.supports": ("distinct", "repeated"),
+    "protocol.resize": ("square", "pad"),
+    "protocol.padding": ("ignore", "background"),
+    "protocol.score_at": ("original", "network"),
+    "protocol.absent_classes": ("left_out", "zero"),
     "support_mask": ("given", "ones"),
     "dataset.on_error": ("raise", "skip"),
-    "augment.name": ("official", "paper", "crop", "flip", "none"),
+    "augment.name": ("official", "paper", "pfenet", "crop", "flip", "none"),
     "optim.on_nonfinite": ("stop", "skip"),
     "optim.base.images": ("filtered", "all"),
-    "optim.base.augment": ("bam", "bam_release", "official", "paper", "crop", "flip", "none"),
+    "optim.base.augment": ("bam", "bam_release", "official", "paper", "pfenet", "crop", "flip", "none"),
     "optim.base.optimizer": ("sgd", "adamw"),
     "optim.base.freeze_backbone": ("none", "norm", "all"),
 }
-_GROUPS = ("dataset", "backbone", "model", "loss", "optim", "optim.base", "augment")
+_GROUPS = ("dataset", "backbone", "model", "loss", "optim", "optim.base", "augment", "protocol")
 
 
 def validate(cfg: DictConfig) -> None:

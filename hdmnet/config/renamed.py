@@ -32,6 +32,14 @@ _WEIGHTS = {
 }
 
 
+# conf/protocol/ours.yaml of when the protocol, before that the name of a walk over the queries, became a group.
+_PROTOCOL = {
+    **{"name": "ours", "novel_pixels": None, "train_list": None, "min_area": None, "num_test_episodes": None},
+    **{"num_test_seeds": None, "queries": "uniform", "supports": "distinct", "resize": "square", "padding": "ignore"},
+    **{"score_at": "original", "absent_classes": "left_out"},
+}
+
+
 def upgrade(config: Any) -> Any:
     """A copy of a config, or whatever lies in its place, as today's code takes it; what has not changed is the same."""
     new = _with_new_names(config, 0)
@@ -46,6 +54,8 @@ def _move_keys(config: dict[str, Any]) -> None:
     dataset, backbone, model, loss, optim, augment, callbacks = (
         node if isinstance(node := config.get(group), dict) else {} for group in groups
     )
+    if isinstance(config.get("protocol"), str):
+        config["protocol"] = {**_PROTOCOL, "name": protocol_name(config["protocol"]), "queries": config["protocol"]}
     if isinstance(dataset.get("source"), dict):
         config["dataset"] = dataset = _without_source(dataset)
     if backbone:
@@ -78,6 +88,11 @@ def _move_keys(config: dict[str, Any]) -> None:
     if callbacks and isinstance(config.get("optim"), dict):  # every run had this one before it stood in the config
         guard = {"policy": "${optim.on_nonfinite}", "directory": "${paths.run_dir}"}
         callbacks.setdefault("non_finite", {"_target_": "hdmnet.callbacks.non_finite.NonFiniteGuard", **guard})
+
+
+def protocol_name(walk: Any) -> Any:
+    """Today's name of what earlier results call their protocol."""
+    return "ours" if walk == "uniform" else walk
 
 
 def _without_source(dataset: dict[str, Any]) -> dict[str, Any]:

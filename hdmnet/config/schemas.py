@@ -27,6 +27,7 @@ class ExperimentSchema:
     loss: Any = MISSING
     optim: Any = MISSING
     augment: Any = MISSING
+    protocol: Any = MISSING
     trainer: Any = MISSING
     logger: Any = MISSING
     callbacks: Any = MISSING
@@ -42,7 +43,7 @@ class ExperimentSchema:
     ckpt: str | None = None
     base_ckpt: str | None = None
     selection: str = "best"
-    protocol: str = "uniform"
+    recipe: str = "default"
     support_mask: str = "given"
     baseline_episodes: int = 1000
     reuse: bool = True

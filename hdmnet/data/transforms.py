@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     UInt8 = NDArray[np.uint8]
 
-AUGMENTS = ("official", "paper", "crop", "flip", "none")
+AUGMENTS = ("official", "paper", "pfenet", "crop", "flip", "none")
 ROTATION_DEGREES = 10.0
 BLUR_KERNEL = 5
 #: The release gives OpenCV no sigma, which then takes (1, 4, 6, 4, 1) / 16; the weights of 1.1 are within 0.009 of it.
@@ -37,6 +37,8 @@ BLUR_SIGMA = 1.1
 CROP_ATTEMPTS = 10
 #: Stands for 255 in a picture's own labels where the padding, which is 255 too, must be told from them.
 UNLABELLED = 254
+KEPT_SHARE = 0.85  # of the foreground, by a crop of BAM, CyCTR and PFENet
+PADDED_STEP = 8  # sides of pictures that are padded in evaluation are cut to its multiples, as in PFENet
 
 
 def derive_seed(seed: int, index: int, role: int) -> int:
@@ -80,6 +82,16 @@ def resize_mask(mask: UInt8, size: tuple[int, int]) -> UInt8:
     if mask.shape == size:
         return mask
     return cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)  # type: ignore[return-value]
+
+
+def padded_size(original: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:
+    """Size (h, w) of a picture (H0, W0) that is to fit into (H, W): as large as can be, sides cut to multiples of 8."""
+    (rows, columns), (height, width) = original, size
+    if height * columns <= width * rows:
+        width = columns * height // rows
+    else:
+        height = rows * width // columns
+    return max(height // PADDED_STEP, 1) * PADDED_STEP, max(width // PADDED_STEP, 1) * PADDED_STEP
 
 
 class Augment(ABC):
@@ -266,7 +278,7 @@ class BaseLearnerAugment(RandomAugment):
         *,
         mean: Sequence[float],
         scale: tuple[float, float] = (0.5, 2.0),
-        keep: float = 0.85,
+        keep: float = KEPT_SHARE,
         keep_label: int | None = None,
     ) -> None:
         super().__init__(image_size, scale=scale, mean=mean, crop=True, keep=keep, keep_label=keep_label)
@@ -278,7 +290,8 @@ def build_augment(
     """Make the augmentation of stage 2 by its name.
 
     Args:
-        name: `official` (ends in a resize), `paper` (ends in a random crop), `crop`, `flip` or `none`.
+        name: `official` (ends in a resize), `paper` (ends in a random crop), `pfenet` (in one that keeps 85 % of the
+            foreground where possible), `crop`, `flip` or `none`.
         image_size: (H, W) of the result.
         scale: (low, high); the release has (0.9, 1.1) on PASCAL and (0.8, 1.25) on COCO.
         mean: Mean colour, RGB in [0, 1].
@@ -291,7 +304,8 @@ def build_augment(
     plain: dict[str, Callable[[tuple[int, int]], Augment]] = {"none": ResizeOnly, "flip": FlipOnly, "crop": CropOnly}
     if name in plain:
         return plain[name](image_size)
-    return RandomAugment(image_size, scale=scale, mean=mean, crop=name == "paper")
+    keep = KEPT_SHARE if name == "pfenet" else None
+    return RandomAugment(image_size, scale=scale, mean=mean, crop=name != "official", keep=keep)
 
 
 def _pad(image: UInt8, mask: UInt8, size: tuple[int, int], fill: tuple[int, ...]) -> tuple[UInt8, UInt8]:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from hdmnet.data.catalog import Catalog, cache_key, read_cache, write_cache
 from hdmnet.data.datasets.base import SegmentationDataset, Split
-from hdmnet.data.transforms import resize_mask
+from hdmnet.data.transforms import padded_size, resize_mask
 from hdmnet.runtime.provenance import available_cpus
 
 _SEVERAL = 64  # pictures: fewer are done before a bar could be read
@@ -43,6 +43,7 @@ def find_vanished(
     *,
     skip: bool = False,
     progress: bool = True,
+    pad: bool = False,
 ) -> Vanished:
     """Find the objects of a list, with enough area to count, that vanish; kept beside the catalog's cache.
 
@@ -54,6 +55,7 @@ def find_vanished(
         cache_dir: As for `load_catalog`.
         skip: Pass over what cannot be read, as it is left out when it is needed; False: it is an error.
         progress: Show a bar where there is much to look at.
+        pad: Pictures keep their aspect (`EvaluationRules.resize`), so that some are smaller.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -61,12 +63,14 @@ def find_vanished(
     """
     ids = dataset.ids(split)
     key = None if cache_dir is None else cache_key(dataset, split, ids, skip)
-    key = None if key is None else f"{key} {size[0]}x{size[1]} {dataset.min_area}"
-    name = f"{dataset.name}-{split}-{size[0]}x{size[1]}-{dataset.min_area}-{'' if key is None else key[:16]}.npz"
+    key = None if key is None else f"{key} {size[0]}x{size[1]} {dataset.min_area}{' pad' * pad}"
+    of = f"{dataset.name}-{split}-{size[0]}x{size[1]}{'-pad' * pad}-{dataset.min_area}"
+    name = f"{of}-{'' if key is None else key[:16]}.npz"
     path = None if key is None or cache_dir is None else Path(cache_dir) / name
     found = None if path is None or key is None else read_cache(path, key)
     if found is None:
-        rows = _look(dataset, catalog, size, skip=skip, progress=progress, title=f"{dataset.name} {split} objects")
+        title = f"{dataset.name} {split} objects"
+        rows = _look(dataset, catalog, size, skip=skip, progress=progress, title=title, pad=pad)
         if path is not None and key is not None:
             write_cache(path, key, rows, [])
     else:
@@ -75,7 +79,14 @@ def find_vanished(
 
 
 def _look(
-    dataset: SegmentationDataset, catalog: Catalog, size: tuple[int, int], *, skip: bool, progress: bool, title: str
+    dataset: SegmentationDataset,
+    catalog: Catalog,
+    size: tuple[int, int],
+    *,
+    skip: bool,
+    progress: bool,
+    title: str,
+    pad: bool,
 ) -> np.ndarray:
     """(n, 2) int64: position in the catalog and class value of each object that vanishes."""
     counts = catalog.area >= dataset.min_area
@@ -86,7 +97,7 @@ def _look(
 
     def look(position: int) -> list[tuple[int, int]]:
         try:
-            found = vanished_classes(dataset, str(catalog.ids[position]), areas[position], size)
+            found = vanished_classes(dataset, str(catalog.ids[position]), areas[position], size, pad=pad)
         except (ValueError, OSError):
             if not skip:
                 raise
@@ -103,15 +114,19 @@ def _look(
 
 
 def vanished_classes(
-    dataset: SegmentationDataset, image_id: str, areas: dict[int, int], size: tuple[int, int]
+    dataset: SegmentationDataset, image_id: str, areas: dict[int, int], size: tuple[int, int], *, pad: bool = False
 ) -> list[int]:
     """Those classes of an image of which no pixel is left at a size (H, W); `areas` are their pixels at original size.
+
+    With `pad` the picture keeps its aspect within that size.
 
     Raises:
         FileNotFoundError: A file is missing.
         ValueError: A file cannot be read.
     """
     original = dataset.image_size(image_id)
+    if pad:
+        size = padded_size(dataset.read_image(image_id).shape[:2] if original is None else original, size)
     small = [value for value, area in areas.items() if original is None or _may_vanish(area, original, size)]
     return [value for value in small if not (resize_mask(dataset.read_class_mask(image_id, value), size) == 1).any()]
 

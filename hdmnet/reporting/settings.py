@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from hdmnet.config.paths import HYDRA_VERSION_BASE, conf_dir, find_option, option_of
+from hdmnet.config.protocol import dataset_settings
 from hdmnet.config.schemas import register_schemas
 from hdmnet.config.values import HDMNET, to_plain
 from hdmnet.reporting.collect import Run
@@ -33,7 +34,9 @@ _TRAINED = ("loss", "optim", "augment", "batch_size")
 _TRAINER = ("max_steps", "max_epochs", "max_time", "limit_train_batches", "accumulate_grad_batches", "precision")
 _OF_THE_METHOD = ("model.", "loss.", "optim.")
 _IGNORED = [f"dataset.{key}" for key in ("root", "fold", "num_test_episodes", "num_test_seeds", "controls")]
-_IGNORED += ["backbone.weights", "backbone.weights_dir"]
+_IGNORED += ["backbone.weights", "backbone.weights_dir", "protocol.name"]
+# What a protocol sets of the data set stands in dataset.…, see below.
+_OF_DATASET = tuple(f"protocol.{key}" for key in ("novel_pixels", "train_list", "min_area", "num_test_"))
 
 
 def flatten(node: Any, prefix: str = "") -> Settings:
@@ -49,13 +52,13 @@ def flatten(node: Any, prefix: str = "") -> Settings:
 
 
 def _settings_of(tested: Mapping[str, Any], trained: Mapping[str, Any] | None) -> Settings:
-    flat = flatten({key: tested[key] for key in _TESTED if key in tested})
+    flat = flatten({key: tested[key] for key in _TESTED if key in tested} | {"dataset": dataset_settings(tested)})
     source = tested if trained is None else trained
     flat |= flatten({key: source[key] for key in _TRAINED if key in source})
     trainer = source.get("trainer") or {}
     flat |= flatten({"trainer": {key: trainer[key] for key in _TRAINER if key in trainer}})
     flat["trained.shot"] = "unknown" if trained is None else json.dumps(trained.get("shot"))
-    return {key: value for key, value in flat.items() if key not in _IGNORED}
+    return {key: value for key, value in flat.items() if key not in _IGNORED and not key.startswith(_OF_DATASET)}
 
 
 @cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,8 +19,10 @@ from omegaconf import OmegaConf
 
 from hdmnet.config.instantiate import instantiate
 from hdmnet.config.paths import conf_dir
+from hdmnet.config.protocol import dataset_settings
 from hdmnet.config.values import did_you_mean, image_size, to_plain, to_stored
 from hdmnet.data.datasets.skipped_files import SkippedFiles
+from hdmnet.data.episodes.rules import EvaluationRules
 from hdmnet.models.backbones.prepare import prepare_trunk
 from hdmnet.models.base_learner import FEATURE_CHANNELS, BaseLearner
 from hdmnet.run.checkpoints import load_strictly
@@ -57,7 +60,7 @@ def build_dataset(cfg: DictConfig, *, check: bool = True) -> SegmentationDataset
         ValueError: It does not take its keys, has another number of folds, or is not whole.
         FileNotFoundError: Something of it is missing.
     """
-    node = cast(dict[str, Any], OmegaConf.to_container(cfg.dataset, resolve=True))
+    node = dataset_settings(to_plain(cfg))
     target = instantiate({"_target_": node["_target_"], "_partial_": True}).func
     named = inspect.signature(target).parameters
     given = {key for key in named if node.get(key) is not None}
@@ -89,7 +92,7 @@ def build_few_shot_data(cfg: DictConfig, dataset: SegmentationDataset, **changes
     """The episodes of the config's fold; `changes` replace arguments of `FewShotDataModule`."""
     from hdmnet.data.datamodules.few_shot import FewShotDataModule
 
-    size, settings = image_size(cfg.dataset.image_size), cfg.dataset
+    size, settings = image_size(cfg.dataset.image_size), dataset_settings(to_plain(cfg))
     mean, std = list(cfg.backbone.mean), list(cfg.backbone.std)
     episodes, seeds = cfg.get("episodes"), cfg.get("seeds")  # only of an evaluation
     arguments: dict[str, Any] = {
@@ -100,12 +103,12 @@ def build_few_shot_data(cfg: DictConfig, dataset: SegmentationDataset, **changes
         "batch_size": cfg.batch_size,
         "num_workers": cfg.num_workers,
         "seed": cfg.seed,
-        "episodes_per_epoch": settings.episodes_per_epoch,
-        "num_val_episodes": settings.num_val_episodes,
-        "num_test_episodes": settings.num_test_episodes if episodes is None else episodes,
-        "num_test_seeds": settings.num_test_seeds if seeds is None else seeds,
-        "protocol": cfg.protocol,
-        "filter_novel": settings.filter_novel,
+        "episodes_per_epoch": settings["episodes_per_epoch"],
+        "num_val_episodes": settings["num_val_episodes"],
+        "num_test_episodes": settings["num_test_episodes"] if episodes is None else episodes,
+        "num_test_seeds": settings["num_test_seeds"] if seeds is None else seeds,
+        "rules": EvaluationRules(**{field.name: cfg.protocol[field.name] for field in fields(EvaluationRules)}),
+        "filter_novel": settings["filter_novel"],
         "novel_pixels": settings.get("novel_pixels"),
         "base_val_share": base_val_share(cfg),
         "skips": skipped_files(cfg),
@@ -281,6 +284,7 @@ def build_task(cfg: DictConfig, model: FewShotMethod, data: FewShotDataModule, *
         val_class_names=data.val_names,
         too_few=data.too_few_images().get("val", ()),
         validates_base=data.base_val_share > 0,
+        absent_is_zero=cfg.protocol.absent_classes == "zero",
         num_test_seeds=data.num_test_seeds,
         loss=instantiate(cfg.loss),
         optimizer=instantiate(optim.optimizer),

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hdmnet.config.protocol import dataset_settings
 from hdmnet.run.result import read_result
 from hdmnet.runtime.home import expand_home
 
@@ -21,8 +22,8 @@ log = logging.getLogger(__name__)
 # What must be equal for two results to be of the same episodes, and beyond that for their figures to be the same.
 _EPISODES = ("dataset", "fold", "shot", "protocol")
 _FIGURES = ("backbone", "support_mask")
-_FIGURE_GROUPS = ("dataset", "model", "backbone")  # of the config
-_NOT_OF_FIGURES = ("num_test_seeds", "controls", "root", "num_val_episodes")
+_FIGURE_GROUPS = ("dataset", "model", "backbone", "protocol")  # of the config
+_NOT_OF_FIGURES = ("name", "num_test_seeds", "controls", "root", "num_val_episodes")
 # Keys of the data set's config that no test episode depends on; a root is another where the folder was moved.
 _NOT_OF_EPISODES = (
     *("_target_", "root", "backbone", "augment", "augment_scale", "image_size", "base_image_size", "picture_size"),
@@ -121,10 +122,21 @@ def _code(result: Mapping[str, Any], trained: Mapping[str, Any]) -> list[str]:
 
 
 def _asked_otherwise(result: Mapping[str, Any], trained: Mapping[str, Any]) -> list[str]:
-    """Keys of the data set's config whose values differ and decide which episodes are drawn."""
-    old, new = (one["config"].get("dataset") or {} for one in (trained, result))
-    keys = [key for key in new if key in old and key not in _NOT_OF_EPISODES]
-    return [f"dataset.{key}" for key in keys if old[key] != new[key]]
+    """Keys of data set and protocol whose values differ and decide which episodes are drawn."""
+    found = []
+    for group, keys in (("dataset", None), ("protocol", ("queries", "supports"))):
+        old, new = (_group(one["config"], group) for one in (trained, result))
+        asked = [key for key in (new if keys is None else keys) if key in old and key in new]
+        found += [f"{group}.{key}" for key in asked if key not in _NOT_OF_EPISODES and old[key] != new[key]]
+    return found
+
+
+def _group(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A group of a result's config; the data set's with what its protocol sets."""
+    if name == "dataset" and isinstance(config.get("dataset"), Mapping):
+        return dataset_settings(config)
+    node = config.get(name)
+    return node if isinstance(node, Mapping) else {}
 
 
 def _same_episodes(result: Mapping[str, Any], trained: Mapping[str, Any]) -> bool:

@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from hdmnet.config.renamed import upgrade
+from hdmnet.config.renamed import protocol_name, upgrade
 from hdmnet.config.values import HDMNET, method_of
 from hdmnet.runtime.atomic import replacing
 from hdmnet.runtime.errors import InputError, MissingFileError
@@ -48,7 +48,7 @@ FIXED_KEYS = (
 )
 TEST_KEYS = ("miou", "fb_iou", "miou_per_seed", "iou_per_class", "num_episodes")
 
-_OF_THE_CONFIG = ("fold", "shot", "ablation", "seed", "selection", "support_mask", "protocol")
+_OF_THE_CONFIG = ("fold", "shot", "ablation", "seed", "selection", "support_mask")
 _CONTROL_LABELS = {
     "untrained_prototype": "untrained prototype, same trunk",
     "support_mask_ones": "control: support mask all ones",
@@ -75,6 +75,7 @@ def make_result(
         "method": method,
         "backbone": config["backbone"]["name"],
         **{key: config[key] for key in _OF_THE_CONFIG},
+        "protocol": config["protocol"]["name"],
         "test": dict(final),
         "test_no_ensemble": figures.get("meta", final if method == HDMNET else None),
         **{f"test_{name}": dict(entry) for name, entry in figures.items() if name not in ("final", "meta")},
@@ -164,6 +165,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path} is not readable JSON ({error}); run it again") from error
     if isinstance(result, dict):
         result["config"] = upgrade(result["config"]) if "config" in result else None
+        result["protocol"] = protocol_name(result.get("protocol"))
         result.setdefault("method", method_of(result["config"]))
     _check_result(result, str(path))
     return dict(result)

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from hdmnet.callbacks.build import build_callbacks
 from hdmnet.config.instantiate import instantiate
+from hdmnet.config.protocol import dataset_settings
 from hdmnet.config.values import image_size, to_plain
 from hdmnet.data.datamodules.base_learner import BaseLearnerDataModule
 from hdmnet.data.transforms import BaseLearnerAugment, build_augment
@@ -62,7 +63,7 @@ def base_learner_path(cfg: DictConfig, data: BaseLearnerDataModule) -> Path:
     """
     plain = to_plain(cfg)
     unused = ("num_val_", "num_test_", "base_val_", "check_files", "controls", "root", "backbone")
-    dataset = {k: v for k, v in plain["dataset"].items() if not k.startswith(unused) and k != "augment"}
+    dataset = {k: v for k, v in dataset_settings(plain).items() if not k.startswith(unused) and k != "augment"}
     dataset.pop("image_size"), dataset.pop("episodes_per_epoch")
     optim = dict(plain["optim"]["base"])
     for key, default in _LATER_KEYS.items():
@@ -156,7 +157,7 @@ def build_base_data(cfg: DictConfig, dataset: SegmentationDataset) -> BaseLearne
         ValueError: The batch cannot be shared out to the processes.
     """
     size, base = image_size(cfg.dataset.base_image_size), cfg.optim.base
-    mean, std = list(cfg.backbone.mean), list(cfg.backbone.std)
+    mean, std, settings = list(cfg.backbone.mean), list(cfg.backbone.std), dataset_settings(to_plain(cfg))
     processes = num_processes(cfg)
     if base.batch_size % processes:
         raise InputError(
@@ -177,8 +178,8 @@ def build_base_data(cfg: DictConfig, dataset: SegmentationDataset) -> BaseLearne
         seed=cfg.seed,
         num_val_samples=base.num_val_samples,
         all_images=base.get("images") == "all",
-        filter_novel=cfg.dataset.filter_novel,
-        novel_pixels=cfg.dataset.get("novel_pixels"),
+        filter_novel=settings["filter_novel"],
+        novel_pixels=settings.get("novel_pixels"),
         base_val_share=base_val_share(cfg),
         skips=skipped_files(cfg),
         mean=mean,

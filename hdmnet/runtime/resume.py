@@ -36,7 +36,7 @@ AUTO, LAST = "auto", "last"
 
 # Keys that say where and how a run is computed. Devices and batch size are looked at apart: see `_same_batches`.
 _NOT_OF_THE_RUN = (
-    *("paths", "logger", "num_workers", "sweep", "rerun", "resume", "ckpt", "batch_size"),
+    *("paths", "logger", "num_workers", "recipe", "sweep", "rerun", "resume", "ckpt", "batch_size"),
     *("compile", "keep_features_gb", "baseline_episodes"),
 )
 _NOT_OF_THE_TRAINER = (

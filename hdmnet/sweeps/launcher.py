@@ -43,7 +43,7 @@ AUTOMATIC = "auto"  # hydra.sweep.subdir: named here
 
 # Keys that say where and how a job runs, not what it computes.
 _NOT_OF_THE_JOB = (
-    *("paths", "logger", "num_workers", "sweep", "rerun", "resume", "compile", "keep_features_gb"),
+    *("paths", "logger", "num_workers", "recipe", "sweep", "rerun", "resume", "compile", "keep_features_gb"),
     "baseline_episodes",
 )
 _NOT_OF_THE_TRAINER = ("enable_progress_bar", "enable_model_summary", "log_every_n_steps", "profiler")

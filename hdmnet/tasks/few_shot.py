@@ -43,6 +43,7 @@ class FewShotTask(L.LightningModule):
         val_class_names: Of those that are validated; None: the same.
         too_few: Names of those that are known to have too few images for an episode: validation need not say so again.
         validates_base: Whether these are the base classes, in the order in which training counts them.
+        absent_is_zero: Whether a class without a pixel to count has an IoU of 0, see `FewShotIoU`.
         num_test_seeds: Test seeds whose episodes the test loader mixes; may be lowered later for a test of fewer.
         loss: Called as ``loss(output, query_mask)``; gives scalars by name, of which ``loss`` is the one to minimise.
             None: only to be tested.
@@ -62,6 +63,7 @@ class FewShotTask(L.LightningModule):
         val_class_names: Sequence[str] | None = None,
         too_few: Collection[str] = (),
         validates_base: bool = False,
+        absent_is_zero: bool = False,
         num_test_seeds: int = 1,
         loss: nn.Module | None = None,
         optimizer: Callable[[list[dict[str, Any]]], Optimizer] | None = None,
@@ -80,6 +82,7 @@ class FewShotTask(L.LightningModule):
         self.make_optimizer, self.make_schedule, self.groups = optimizer, schedule, dict(groups or {})
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
         self.checkpoint_extra = checkpoint_extra or {}
+        self.absent_is_zero = absent_is_zero
         self.num_test_seeds = num_test_seeds
         # One metric a reported prediction and seed; validation has one seed.
         self.val_metrics = self._metrics(1, self.val_class_names)
@@ -93,7 +96,9 @@ class FewShotTask(L.LightningModule):
 
     def _metrics(self, num_seeds: int, names: Sequence[str]) -> nn.ModuleDict:
         def seeds() -> nn.ModuleList:
-            return nn.ModuleList(FewShotIoU(len(names), class_names=names) for _ in range(num_seeds))
+            return nn.ModuleList(
+                FewShotIoU(len(names), class_names=names, absent_is_zero=self.absent_is_zero) for _ in range(num_seeds)
+            )
 
         return nn.ModuleDict({name: seeds() for name in self.model.reported})
 

@@ -13,7 +13,7 @@ from hdmnet.config.paths import conf_dir
 from hdmnet.config.schemas import EvaluateSchema
 from hdmnet.config.values import to_plain, to_stored
 from tests.helpers.commands import SHAPES, run
-from tests.helpers.configs import OPTIONS, differences, lines_of, recorded, word_of
+from tests.helpers.configs import OPTIONS, differences, lines_of, recorded, word_of, words_of
 
 RECORDED = recorded()
 ONE_STEP = (
@@ -41,10 +41,9 @@ def check(cfg, file):
 
 @pytest.mark.parametrize("file", OPTIONS, ids=word_of)
 def test_every_option_composes_as_recorded(compose_config, file):
-    word = word_of(file)
-    cfg = compose_config("train", word)
+    cfg = compose_config("train", *words_of(file))
     found = differences(RECORDED["train"], lines_of(cfg))
-    assert found == RECORDED[f"train {word}"], "composed otherwise; see the top of tests/frozen/test_frozen.py"
+    assert found == RECORDED[f"train {word_of(file)}"], "composed otherwise; see the top of tests/frozen/test_frozen.py"
     if file.parent.name not in ("launcher", "sweep"):  # of Hydra's own config
         check(cfg, file)
 
@@ -63,7 +62,7 @@ def test_evaluate_has_all_that_the_options_set():
 
 @pytest.mark.parametrize("file", {file.parent: file for file in OF_EVALUATE}.values(), ids=word_of)
 def test_one_option_of_each_group_composes_with_evaluate_too(compose_config, file):
-    check(compose_config("evaluate", word_of(file)), file)
+    check(compose_config("evaluate", *words_of(file)), file)
 
 
 @pytest.mark.parametrize(
@@ -80,9 +79,10 @@ def test_one_option_of_each_group_composes_with_evaluate_too(compose_config, fil
         ),
         ("backbone=timm", "backbone.model=vit_tiny_patch16_224", "trainer.precision=bf16-mixed"),
         ("model.norm=bn", "model.shot_weighting=official", "model.prior_norm=true", "protocol=official", "shot=2"),
+        ("protocol=hsnet", "protocol.resize=pad", "protocol.num_test_episodes=4", "recipe=common"),
         ("dataset.image_size=[65,81]", "dataset.filter_novel=false", "optim.base.freeze_backbone=norm"),
     ],
-    ids=["mobilenet", "timm", "vit", "switches", "rectangle"],
+    ids=["mobilenet", "timm", "vit", "switches", "protocol", "rectangle"],
 )
 def test_one_step_of_training(tmp_path, words):
     weights = ("backbone.weights=null", "backbone.feature_channels=32")

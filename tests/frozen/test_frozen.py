@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers import commands
-from tests.helpers.configs import COMMANDS, OPTIONS, differences, lines_of, recorded, word_of
+from tests.helpers.configs import COMMANDS, OPTIONS, differences, lines_of, recorded, word_of, words_of
 from tests.helpers.configs import RECORDED as RECORDED_CONFIGS
 
 HERE = Path(__file__).parent
@@ -142,7 +142,7 @@ def all_configs(compose_config):
     sections = {command: lines_of(compose_config(command)) for command in COMMANDS}
     whole = sections["train"]
     options = {
-        f"train {word_of(file)}": differences(whole, lines_of(compose_config("train", word_of(file))))
+        f"train {word_of(file)}": differences(whole, lines_of(compose_config("train", *words_of(file))))
         for file in OPTIONS
     }
     rest = {command: sections[command] for command in COMMANDS[1:]}

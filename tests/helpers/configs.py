@@ -18,7 +18,7 @@ OPTIONS = [
     path.relative_to(ROOT / "conf")
     for path in sorted((ROOT / "conf").glob("*/*.yaml"))
     if not path.stem.startswith("_")
-    and not path.parent.name.endswith(("_defaults", "_on_dataset"))
+    and not path.parent.name.endswith(("_defaults", "_on_dataset", "_on_method"))
     and path.parent.name != "local"
 ]
 
@@ -42,6 +42,12 @@ def differences(whole: list[str], other: list[str]) -> list[str]:
         *(f"- {line}" for line in whole if line not in other),
         *(f"+ {line}" for line in other if line not in whole),
     ]
+
+
+def words_of(file: Path) -> list[str]:
+    """What is composed of it: `group=option`, with a data set where the option needs another than the default."""
+    word = word_of(file)
+    return [word, "dataset=pascal"] if word == "recipe=published" else [word]
 
 
 def word_of(file: Path) -> str:

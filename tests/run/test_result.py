@@ -42,7 +42,7 @@ def _result(figures: dict[str, Any] | None = None, **changes: object) -> dict[st
     config: dict[str, Any] = {
         **{"fold": 0, "shot": 1, "seed": 0, "ablation": None, "dataset": {"name": "shapes"}},
         **{"backbone": {"name": "narrow"}, "model": {"num_stages": 3}, "paths": {"data_dir": Path("data")}},
-        **{"selection": "best", "support_mask": "given", "protocol": "uniform"},
+        **{"selection": "best", "support_mask": "given", "protocol": {"name": "ours"}},
     }
     facts = {
         "manifest_sha256": ["ab", "cd"],

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from hdmnet.data.episodes.encode_once import FeatureBytes
+from hdmnet.data.episodes.rules import EvaluationRules
 from hdmnet.data.types import EvaluationBatch
 from hdmnet.metrics import FewShotIoU
 from hdmnet.models.method import EncodesApart, FewShotMethod, Segmentation
@@ -64,7 +65,8 @@ def assert_same(one, other):
         {"shot": 3, "batch_size": 7},
         {"shot": 9, "allow_repeats": True, "num_test_episodes": 5},
         {"support_mask": "ones"},
-        {"protocol": "official"},
+        {"rules": EvaluationRules(queries="official")},
+        {"rules": EvaluationRules(queries="classes", supports="repeated", resize="pad", score_at="network")},
         {"eval_batch_size": 1, "num_test_seeds": 1},
     ],
 )

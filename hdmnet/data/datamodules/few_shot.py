@@ -17,6 +17,7 @@ from hdmnet.data.datasets.files import refuse_shared_ids
 from hdmnet.data.episodes.encode_once import FeatureCost, plan_batches
 from hdmnet.data.episodes.manifest import EpisodeManifest
 from hdmnet.data.episodes.planned_batches import PlannedEvaluation
+from hdmnet.data.episodes.rules import EvaluationRules
 from hdmnet.data.episodes.samples import EvalEpisodes, TrainEpisodes, check_files, hold_out_images
 from hdmnet.data.types import (
     Episode,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from hdmnet.data.catalog import CatalogView
     from hdmnet.data.datasets.base import SegmentationDataset, Split
     from hdmnet.data.episodes.encode_once import FeatureBytes
-    from hdmnet.data.episodes.manifest import EvaluationProtocol
 
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class FewShotDataModule(FoldDataModule):
         num_val_episodes: Length of the validation manifest.
         num_test_episodes: Length of each test manifest.
         num_test_seeds: Number of test manifests.
-        protocol: `uniform`, or `official` for the release's in-order walk in evaluation.
+        rules: How validation and test draw, resize and score; None: ours.
         support_mask: `given`, or `ones` for all-ones support masks in evaluation (the control of Table 8).
         check_files: How many pictures and masks of each split `setup` decodes, to find damaged ones before a run.
         allow_repeats: Repeat supports where a class has too few images, instead of leaving the class out.
@@ -86,7 +86,7 @@ class FewShotDataModule(FoldDataModule):
         num_val_episodes: int = 1000,
         num_test_episodes: int = 1000,
         num_test_seeds: int = 1,
-        protocol: EvaluationProtocol = "uniform",
+        rules: EvaluationRules | None = None,
         support_mask: str = "given",
         allow_repeats: bool = False,
         check_files: int = 0,
@@ -98,7 +98,7 @@ class FewShotDataModule(FoldDataModule):
         self.num_val_episodes = num_val_episodes
         self.num_test_episodes = num_test_episodes
         self.num_test_seeds = num_test_seeds
-        self.protocol: EvaluationProtocol = protocol
+        self.rules = EvaluationRules() if rules is None else rules
         self.support_mask = support_mask
         self.allow_repeats = allow_repeats
         self.check_files = check_files
@@ -111,7 +111,7 @@ class FewShotDataModule(FoldDataModule):
         self.test_manifests: tuple[EpisodeManifest, ...] = ()
         self._trained_on: list[str] = []
         self._told: set[frozenset[int]] = set()
-        self._vanished_objects: dict[Split, Vanished] = {}
+        self._vanished_objects: dict[tuple[Split, str], Vanished] = {}
         self._told_vanished: set[str] = set()
 
     def _check_arguments(self) -> None:
@@ -133,8 +133,7 @@ class FewShotDataModule(FoldDataModule):
             view = self._train_view()
             self._trained_on = view.ids.tolist()  # stage 1 also on those whose classes have too few for an episode
             check_files(self.dataset, view, self.check_files)
-            # The in-order walk is a habit of the evaluation; the release shuffles in training.
-            self.train_manifest = self._manifest(view, "train", self.seed, num_episodes=None, protocol="uniform")
+            self.train_manifest = self._manifest(view, "train", self.seed, num_episodes=None)
             if self.episodes_per_epoch is None:
                 self.episodes_per_epoch = len(self.train_manifest.view)
         if stage in (None, "fit", "validate") and self.val_manifest is None:
@@ -185,9 +184,10 @@ class FewShotDataModule(FoldDataModule):
         seed: int,
         *,
         num_episodes: int | None,
-        protocol: EvaluationProtocol | None = None,
         allow_repeats: bool = False,
     ) -> EpisodeManifest:
+        # How queries and supports are drawn is a habit of the evaluation: all shuffle in training.
+        rules = EvaluationRules() if num_episodes is None else self.rules
         manifest = EpisodeManifest(
             view,
             dataset=self.dataset.name,
@@ -196,9 +196,10 @@ class FewShotDataModule(FoldDataModule):
             shot=self.shot,
             seed=seed,
             num_episodes=num_episodes,
-            protocol=self.protocol if protocol is None else protocol,
+            protocol=rules.queries,
+            supports=rules.supports,
             allow_repeats=self.allow_repeats or allow_repeats,
-            vanished=self._vanished(split),
+            vanished=self._vanished(split, rules),
         )
         if manifest.too_few and frozenset(manifest.too_few) not in self._told and self.rank == 0:
             self._told.add(frozenset(manifest.too_few))  # of validation and test mostly the same
@@ -240,10 +241,11 @@ class FewShotDataModule(FoldDataModule):
             if manifest is not None and manifest.num_vanished
         }
 
-    def _vanished(self, split: Split) -> Vanished:
+    def _vanished(self, split: Split, rules: EvaluationRules) -> Vanished:
         """Objects of a list that vanish at the network's size; looked for once."""
-        if split not in self._vanished_objects:
-            self._vanished_objects[split] = find_vanished(
+        key = split, rules.resize
+        if key not in self._vanished_objects:
+            self._vanished_objects[key] = find_vanished(
                 self.dataset,
                 split,
                 self._catalog(split),
@@ -251,8 +253,9 @@ class FewShotDataModule(FoldDataModule):
                 self.cache_dir,
                 skip=self.skips is not None,
                 progress=self.rank == 0,
+                pad=rules.resize == "pad",
             )
-        return self._vanished_objects[split]
+        return self._vanished_objects[key]
 
     def digest(self) -> str:
         """Hex sha256 over the test's images, their classes and areas: the same where the labels are."""
@@ -333,6 +336,7 @@ class FewShotDataModule(FoldDataModule):
             manifests,
             classes=classes,
             image_size=self.image_size,
+            rules=self.rules,
             support_mask=self.support_mask,
         )
         if self.reuse_memory_gb is None or self.measure_features is None:

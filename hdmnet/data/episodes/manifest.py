@@ -16,19 +16,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from hdmnet.data.catalog import CatalogView
 from hdmnet.data.datasets.base import Split
+from hdmnet.data.episodes.rules import Queries, Supports
 from hdmnet.data.vanished import Vanished
 from hdmnet.runtime.atomic import replacing
 from hdmnet.runtime.errors import DatasetError, MissingFileError
 from hdmnet.runtime.home import expand_home
-
-EvaluationProtocol = Literal["uniform", "official"]
 
 _FORMAT = "hdmnet-episodes-1"
 _EPISODE_WORDS, _PASS_WORDS = 0, 1  # top counter word: keeps the two uses of one key apart
@@ -97,6 +96,9 @@ class EpisodeManifest(Manifest):
     The queries walk over the view's images: pass p is a permutation keyed by (dataset, fold, split, seed, p), so every
     image is the query once a pass; the official protocol walks in list order, unshuffled. The class is uniform among
     those that qualify in the query; the supports are uniform without replacement among the class's other images.
+    Others' rules: `pairs` walks the images' classes in list order, so that a query's class is not drawn (HSNet);
+    `classes` draws the class first, uniformly, then the query among its images (PANet); supports that may be "repeated"
+    are drawn with replacement (HSNet).
 
     Attributes:
         view: Images and classes that episodes are drawn from.
@@ -110,7 +112,8 @@ class EpisodeManifest(Manifest):
         dataset: Name of the data set; part of the key, as are `fold`, `split` and `seed`.
         shot: Number of supports K an episode.
         num_episodes: Length; None = unbounded, for training.
-        protocol: "uniform", or "official" for the release's in-order walk.
+        protocol: "uniform", or "official" for the release's in-order walk, "pairs" or "classes".
+        supports: "distinct" or "repeated".
         allow_repeats: Where a class has fewer images than the shot needs, but two, take each as a support as often as
             every other, up to one time more, instead of leaving the class out.
         vanished: Objects that vanish at the network's size; None: none.
@@ -129,7 +132,8 @@ class EpisodeManifest(Manifest):
         shot: int,
         seed: int,
         num_episodes: int | None,
-        protocol: EvaluationProtocol = "uniform",
+        protocol: Queries = "uniform",
+        supports: Supports = "distinct",
         allow_repeats: bool = False,
         vanished: Vanished | None = None,
     ) -> None:
@@ -144,6 +148,8 @@ class EpisodeManifest(Manifest):
             "protocol": protocol,
             "num_episodes": None if num_episodes is None else int(num_episodes),
         }
+        if supports != "distinct":
+            self.header["supports"] = supports
         where = _where(self.header)
         _check_arguments(view, where, shot=shot, num_episodes=num_episodes, protocol=protocol)
         pairs = frozenset() if vanished is None else vanished.pairs
@@ -151,13 +157,14 @@ class EpisodeManifest(Manifest):
         if vanished is not None and self.num_vanished:
             about = {"image_size": list(vanished.size), "objects": sum(self.num_vanished.values())}
             self.header["vanished"] = about
+        allow_repeats = allow_repeats or supports == "repeated"
         self.too_few = _too_few(view, where, self.num_vanished, shot=shot, allow_repeats=allow_repeats)
         self.view = view.without(list(self.too_few)) if self.too_few else view
         self._no_supports = find_positions(self.view, pairs)
         self.shot = int(shot)
         self.allow_repeats = allow_repeats
         self.num_episodes = num_episodes
-        self.protocol = protocol
+        self.protocol, self.supports = protocol, supports
         key = hashlib.sha256(_dump([dataset, int(fold), split, int(seed)]).encode()).digest()
         self._key = np.frombuffer(key[:16], dtype="<u8").astype(np.uint64)
         self._passes: dict[int, npt.NDArray[np.int64]] = {}
@@ -212,25 +219,45 @@ class EpisodeManifest(Manifest):
         if index < 0 or (self.num_episodes is not None and index >= self.num_episodes):
             last = "" if self.num_episodes is None else self.num_episodes - 1
             raise IndexError(f"episode {index} does not exist, expected 0..{last}")
-        query = self._query(index)
-        words = self._words(_EPISODE_WORDS, index, 1 + self.shot).tolist()
-        values = self.view.classes_of(query)
-        class_value = int(values[_below(len(values), words[0])])
+        first = 2 if self.protocol == "classes" else 1  # word of the supports
+        words = self._words(_EPISODE_WORDS, index, first + self.shot).tolist()
+        query, class_value = self._query_and_class(index, words)
         images = self.view.images_of(class_value)
         barred = self._no_supports.get(class_value, frozenset())
+        if self.supports == "repeated":
+            others = [one for one in images.tolist() if one != query and one not in barred]
+            taken = [others[_below(len(others), word)] for word in words[first:]]
+            return self._spec(index, query, class_value, taken)
         if barred:  # all of them may come before the last that is taken
             usable = len(images) - len(barred | {query})
             words = self._words(_EPISODE_WORDS, index, len(words) + len(barred) * -(-self.shot // usable)).tolist()
         own = int(np.searchsorted(images, query))  # the query is always among them
-        picks = _draw(len(images) - 1, words[1:])
+        picks = _draw(len(images) - 1, words[first:])
         supports = (int(images[pick + (pick >= own)]) for pick in picks)  # positions from the query's on move up by one
         taken = [support for support in supports if support not in barred][: self.shot]
+        return self._spec(index, query, class_value, taken)
+
+    def _spec(self, index: int, query: int, class_value: int, supports: list[int]) -> EpisodeSpec:
         ids = self.view.ids
-        return EpisodeSpec(index, str(ids[query]), class_value, tuple(str(ids[support]) for support in taken))
+        return EpisodeSpec(index, str(ids[query]), class_value, tuple(str(ids[support]) for support in supports))
 
     def __getstate__(self) -> dict[str, Any]:
         """State for worker processes, without the cached passes: each process makes its own."""
         return {**self.__dict__, "_passes": {}}
+
+    def _query_and_class(self, index: int, words: list[int]) -> tuple[int, int]:
+        """Position of an episode's query and its class value, by the episode's own words as far as they are drawn."""
+        view = self.view
+        if self.protocol == "pairs":
+            pair = index % len(view.image_classes)
+            return int(np.searchsorted(view.image_ptr, pair, side="right")) - 1, int(view.image_classes[pair])
+        if self.protocol == "classes":
+            value = view.classes[_below(len(view.classes), words[0])]
+            images = view.images_of(value)
+            return int(images[_below(len(images), words[1])]), value
+        query = self._query(index)
+        values = view.classes_of(query)
+        return query, int(values[_below(len(values), words[0])])
 
     def _query(self, index: int) -> int:
         number, step = divmod(index, len(self.view))
@@ -306,10 +333,8 @@ def _where(header: dict[str, Any]) -> str:
 
 
 def _check_arguments(view: CatalogView, where: str, *, shot: int, num_episodes: int | None, protocol: str) -> None:
-    if protocol not in get_args(EvaluationProtocol):
-        raise DatasetError(
-            f"protocol={protocol!r} is unknown, expected one of {', '.join(get_args(EvaluationProtocol))}"
-        )
+    if protocol not in get_args(Queries):
+        raise DatasetError(f"protocol={protocol!r} is unknown, expected one of {', '.join(get_args(Queries))}")
     if shot < 1 or (num_episodes is not None and num_episodes < 1):
         raise DatasetError(f"shot={shot} and num_episodes={num_episodes}: expected at least 1 of each")
     if len(view) == 0:

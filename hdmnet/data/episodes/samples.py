@@ -16,8 +16,9 @@ import torch
 from torch.utils.data import Dataset
 
 from hdmnet.data.datasets.skipped_files import STRIDE, UnreadableError, first_readable
+from hdmnet.data.episodes.rules import EvaluationRules
 from hdmnet.data.io.arrays import IGNORE
-from hdmnet.data.transforms import UNLABELLED, derive_seed, resize_image, resize_pair
+from hdmnet.data.transforms import UNLABELLED, derive_seed, resize_pair
 from hdmnet.data.types import Episode, SegmentationSample
 from hdmnet.runtime.errors import DatasetError
 
@@ -227,6 +228,7 @@ class EvalEpisodes(_Episodes):
         manifests: One a seed.
         classes: Their classes, in the order of `Episode.class_index`.
         image_size: (H, W) that everything is resized to.
+        rules: How, and what the prediction is compared with.
         support_mask: `given`, or `ones`: every support mask all 1, the paper's control of Table 8.
     """
 
@@ -237,11 +239,13 @@ class EvalEpisodes(_Episodes):
         *,
         classes: Sequence[int],
         image_size: tuple[int, int],
+        rules: EvaluationRules | None = None,
         support_mask: str = "given",
     ) -> None:
         super().__init__(dataset, classes)
         self.manifests = tuple(manifests)
         self.image_size = image_size
+        self.rules = EvaluationRules() if rules is None else rules
         self.support_mask = support_mask
         self._ends = list(itertools.accumulate(len(manifest) for manifest in self.manifests))
 
@@ -254,8 +258,8 @@ class EvalEpisodes(_Episodes):
         seed_index, spec = self.locate(index)
         image, mask = read_pair(self.dataset, spec.query_id, spec.class_value)
         supports = [self._read_support(one, spec.class_value) for one in spec.support_ids]
-        episode = self._pack(spec, resize_pair(image, mask, self.image_size), supports, seed_index=seed_index)
-        episode.query_mask_original = _mask_tensor(mask)
+        episode = self._pack(spec, self._resize(image, mask), supports, seed_index=seed_index)
+        episode.query_mask_original = _mask_tensor(self.rules.target(mask, self.image_size))
         if self.support_mask == "ones":
             episode.support_masks.fill_(1)
         return episode
@@ -271,7 +275,7 @@ class EvalEpisodes(_Episodes):
 
     def query_picture(self, image_id: str) -> Tensor:
         """A query as (3, H, W) uint8 RGB, as in `Episode.query_image`."""
-        return _image_tensor(resize_image(self.dataset.read_image(image_id), self.image_size))
+        return _image_tensor(self.rules.image(self.dataset.read_image(image_id), self.image_size))
 
     def support_pair(self, image_id: str, class_value: int) -> tuple[Tensor, Tensor]:
         """A support as (3, H, W) uint8 RGB with its mask (H, W) uint8, 0, 1 or 255, as in an `Episode`."""
@@ -281,13 +285,17 @@ class EvalEpisodes(_Episodes):
 
     def _read_support(self, image_id: str, class_value: int) -> tuple[UInt8, UInt8]:
         """A support (H, W, 3) uint8 with its mask (H, W) uint8, which is not empty."""
-        image, mask = resize_pair(*read_pair(self.dataset, image_id, class_value), self.image_size)
+        image, mask = self._resize(*read_pair(self.dataset, image_id, class_value))
         _refuse_empty(self.dataset, image_id, class_value, mask)
         return image, mask
 
+    def _resize(self, image: UInt8, mask: UInt8) -> tuple[UInt8, UInt8]:
+        """A picture and its mask at the network's size."""
+        return self.rules.image(image, self.image_size), self.rules.mask(mask, self.image_size)
+
     def query_mask_original(self, image_id: str, class_value: int) -> Tensor:
-        """A query's mask (H0, W0) uint8, 0, 1 or 255, at original size."""
-        return _mask_tensor(self.dataset.read_class_mask(image_id, class_value))
+        """A query's mask (H0, W0) uint8, 0, 1 or 255, at the size at which it is scored: its own, as a rule."""
+        return _mask_tensor(self.rules.target(self.dataset.read_class_mask(image_id, class_value), self.image_size))
 
 
 class TrainSegmentation(Dataset[SegmentationSample]):

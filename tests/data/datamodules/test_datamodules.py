@@ -378,7 +378,6 @@ def test_only_needed_catalogs_are_built(monkeypatch):
         ({"num_test_seeds": 0}, "num_test_seeds=0"),
         ({"support_mask": "one"}, "support_mask='one'; expected one of given, ones"),
         ({"std": (0.2, 0.0, 0.2)}, "std above 0"),
-        ({"protocol": "release"}, "protocol='release'"),
         ({"shot": 40}, "none of the 2 classes of .* has the 41 images that shot=40 needs"),
     ],
 )

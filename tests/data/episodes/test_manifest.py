@@ -16,6 +16,7 @@ import pytest
 
 from hdmnet.data.catalog import Catalog, CatalogView
 from hdmnet.data.episodes.manifest import EpisodeManifest, EpisodeSpec, read_manifest
+from hdmnet.data.vanished import Vanished
 
 _MASK = 2**64 - 1
 
@@ -297,3 +298,44 @@ def test_damaged_file(tmp_path: Path, how: str) -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl is missing: give"):
         read_manifest(tmp_path / "none.jsonl")
+
+
+def test_pairs_walk_the_images_classes_in_order() -> None:
+    manifest = make_manifest(make_view(TINY), protocol="pairs", num_episodes=10)
+    pairs = [("i0", 1), ("i1", 1), ("i1", 2), ("i2", 2), ("i3", 1), ("i3", 2), ("i4", 1), ("i4", 2)]
+    assert [(spec.query_id, spec.class_value) for spec in manifest] == [*pairs, *pairs[:2]]
+
+
+def test_classes_are_drawn_before_their_queries() -> None:
+    """Class 1 has one image in ten: a walk over the images takes it in a tenth of the episodes, this in half."""
+    images = [[1]] * 5 + [[2]] * 45
+    number = Counter(
+        spec.class_value for spec in make_manifest(make_view(images), protocol="classes", num_episodes=400)
+    )
+    assert 160 < number[1] < 240  # 200 ± 4 standard deviations
+    queries = Counter(
+        spec.query_id
+        for spec in make_manifest(make_view(images), protocol="classes", num_episodes=400)
+        if spec.class_value == 1
+    )
+    assert set(queries) == {f"i{index}" for index in range(5)}
+
+
+@pytest.mark.parametrize("protocol", ["uniform", "pairs", "classes"])
+def test_repeated_supports_are_drawn_anew(protocol: str) -> None:
+    view = make_view([[1]] * 4)
+    several = list(make_manifest(view, protocol=protocol, supports="repeated", shot=3, num_episodes=400))
+    assert all(spec.query_id not in spec.support_ids for spec in several)
+    repeats = sum(len(set(spec.support_ids)) < 3 for spec in several)
+    assert 275 < repeats < 347  # 7 of 9: 3³ draws of three images, 3! of them without a repeat
+    assert {one for spec in several for one in spec.support_ids} == {"i0", "i1", "i2", "i3"}
+    assert make_manifest(view, supports="repeated", shot=3).header["supports"] == "repeated"
+    for one, three in zip(make_manifest(view, protocol=protocol, supports="repeated", shot=1), several, strict=False):
+        assert one.support_ids == three.support_ids[:1]
+
+
+def test_repeated_supports_need_two_images_and_leave_out_what_vanishes() -> None:
+    vanished = Vanished((8, 8), frozenset({("i1", 1)}))
+    manifest = make_manifest(make_view([[1]] * 3), supports="repeated", shot=5, num_episodes=30, vanished=vanished)
+    assert {one for spec in manifest for one in spec.support_ids} == {"i0", "i2"}
+    assert all(len(spec.support_ids) == 5 for spec in manifest)
