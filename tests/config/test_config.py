@@ -195,7 +195,7 @@ def test_paths_become_absolute(compose_config, monkeypatch, tmp_path):
         ("protocol.num_test_seeds=0", "protocol.num_test_seeds=0: expected null, an integer of at least 1, or one for"),
         (
             "recipe=published",
-            "recipe=unpublished: expected default or common: no paper trains this method on this data",
+            "recipe=unpublished: expected default or common: no paper trains this",
         ),
         ("support_mask=one", "support_mask=one: expected given or ones; did you mean 'ones'"),
         ("compile=fast", "compile=fast: expected null, default, reduce-overhead or max-autotune$"),

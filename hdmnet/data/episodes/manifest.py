@@ -252,7 +252,8 @@ class EpisodeManifest(Manifest):
             pair = index % len(view.image_classes)
             return int(np.searchsorted(view.image_ptr, pair, side="right")) - 1, int(view.image_classes[pair])
         if self.protocol == "classes":
-            value = view.classes[_below(len(view.classes), words[0])]
+            shown = np.flatnonzero(np.diff(view.class_ptr))  # those that are left out have no image
+            value = view.classes[shown[_below(len(shown), words[0])]]
             images = view.images_of(value)
             return int(images[_below(len(images), words[1])]), value
         query = self._query(index)
