@@ -1,7 +1,8 @@
 """`python -m hdmnet.report RUNS… --out DIR`: the paper's tables and figures from finished runs.
 
-RUNS are run folders, folders of runs (searched to any depth) or result.json files. DIR gets `report.html`, one page of
-everything that needs no network; `tables/table1..9.{md,tex,csv}`; `figures/*.png`.
+The page begins with a leaderboard of the methods on each data set, the same episodes of all of them, and models under
+several protocols. RUNS are run folders, folders of runs (searched to any depth) or result.json files. DIR gets
+`report.html`, one page of everything that needs no network; `tables/*.{md,tex,csv}`; `figures/*.png`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ def _parser() -> OneLineParser:
         type=int,
         default=4,
         metavar="N",
-        help="episodes drawn in Figures 7, 12 and 13; 0: leave these out (default: 4)",
+        help="episodes drawn in Figures 7, 12 and 13 and of all methods; 0: leave these out (default: 4)",
+    )
+    parser.add_argument(
+        "--costs", action="store_true", help="measure operations and time of every method's episode, on this CPU"
     )
     return parser
 
@@ -53,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from hdmnet.reporting.writing import write_report
 
     try:
-        lines = write_report(arguments.runs, arguments.out, num_episodes=arguments.episodes)
+        lines = write_report(arguments.runs, arguments.out, num_episodes=arguments.episodes, costs=arguments.costs)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130

@@ -37,9 +37,14 @@ _EPISODE_LOOKS: tuple[dict[str, Any], ...] = (  # of Fig. 9
 class Figure:
     """A picture of the report."""
 
-    number: int  # of the paper's figure
+    number: int | str  # of the paper's figure; a name where it is none of the paper's
     caption: str  # what it shows, of which runs
     path: Path  # the PNG
+
+    @property
+    def heading(self) -> str:
+        """Its number, where it has one, and its caption."""
+        return self.caption if isinstance(self.number, str) else f"Figure {self.number}. {self.caption}"
 
 
 def by_dataset(runs: Iterable[Run]) -> dict[str, list[Run]]:

@@ -1,8 +1,8 @@
-"""Figures 7, 12 and 13: correlation maps by stage, of two runs that differ in correlation distillation only."""
+"""Pictures of test episodes: correlation maps of two runs (Figures 7, 12 and 13), the same episodes by all methods."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,69 @@ def draw_maps(runs: Sequence[Run], folder: Path, num_episodes: int) -> tuple[lis
             continue
         figures += _draw(dataset, studies[0], pair, seen, folder)
     return figures, warnings
+
+
+def draw_methods(runs: Sequence[Run], folder: Path, num_episodes: int) -> tuple[list[Figure], list[str]]:
+    """Draw the same test episodes of every method on each data set: query with truth, one column a method.
+
+    Args:
+        runs: All there are; of each method the first with a checkpoint, of the fold, shot and episodes that most share.
+        folder: Where to.
+        num_episodes: How many episodes; 0: no figure.
+
+    Returns:
+        The figures, and a line for each run that cannot be shown.
+    """
+    from hdmnet.visual.episode_grid import save_sheet
+
+    figures: list[Figure] = []
+    warnings: list[str] = []
+    for dataset, group in by_dataset(runs).items() if num_episodes else ():
+        seen = {}
+        for run in _comparable(group):
+            try:
+                seen[run.method] = _run_episodes(run, num_episodes)
+            except (ValueError, OSError) as error:
+                warnings.append(f"{run.folder} is not among the methods' pictures: {' '.join(str(error).split())}")
+        if len(seen) > 1:
+            path = folder / f"methods_{dataset}.png"
+            save_sheet([_methods_row(seen, number) for number in range(num_episodes)], path)
+            one = _comparable(group)[0].result
+            where = f"{dataset}, fold {one['fold']}, {one['shot']}-shot"
+            figures.append(Figure("methods", f"{where}: the first test episodes, not chosen, by every method.", path))
+    return figures, warnings
+
+
+def _comparable(runs: Sequence[Run]) -> list[Run]:
+    """One run a method, all of one fold, shots and list of episodes: those that most methods have."""
+    groups: dict[tuple[Any, ...], dict[str, Run]] = {}
+    for run in runs:
+        if run.checkpoint is not None and run.result["support_mask"] == "given":
+            key = run.result["fold"], run.result["shot"], run.manifests[:1]
+            groups.setdefault(key, {}).setdefault(run.method, run)
+    return list(max(groups.values(), key=len, default={}).values())
+
+
+def _methods_row(seen: Mapping[str, _Episodes], number: int) -> Picture:
+    """One episode: supports, query with truth, and what every method makes of it, in the first one's frame."""
+    import torch
+
+    from hdmnet.models.method import Segmentation
+    from hdmnet.tasks.feature_store import resize
+    from hdmnet.visual.episode_grid import draw_batch_item
+
+    first = next(iter(seen.values()))
+    batch = first.batches[number]
+    size = batch.query_image.shape[-2:]
+    masks = {name: resize(one.outputs[number].prediction, size).bool() for name, one in seen.items()}
+    scores = {name: torch.stack([~mask, mask], dim=1).float() for name, mask in masks.items()}
+    shown = {
+        "episode": batch,
+        "output": Segmentation(next(iter(scores.values())), (size[0], size[1]), auxiliary=scores),
+        "class_names": first.class_names,
+    }
+    mean, std = list(first.backbone.mean), list(first.backbone.std)
+    return draw_batch_item(shown, 0, mean=mean, std=std, reported=tuple(seen))
 
 
 def _run_episodes(run: Run, num_episodes: int) -> _Episodes:

@@ -26,8 +26,9 @@ def own_tables(runs: Sequence[Run]) -> list[Table]:
             by_dataset.setdefault(str(run.result["dataset"]), []).append(run)
     tables = []
     for name, own in sorted(by_dataset.items()):
-        studies = _studies(own)
-        folds, classes = _by_fold(name, studies), _by_class(name, studies)
+        studies = studies_of(own)
+        folds = _by_fold(name, studies)
+        classes = by_class(_slug(name, "_classes"), f"Your data set {name}, IoU (%) of every class", studies)
         folds.notes = [study.note("") for study in studies]
         unused = "not used, another run of the same setting, fold and seed is"
         folds.warnings = [f"{unused}: {run.folder}" for study in studies for run in study.left_out]
@@ -37,7 +38,7 @@ def own_tables(runs: Sequence[Run]) -> list[Table]:
     return tables
 
 
-def _studies(runs: Sequence[Run]) -> list[Study]:
+def studies_of(runs: Sequence[Run]) -> list[Study]:
     """Runs that differ only in fold, seed and shot; a study's rows are the shots."""
     groups: dict[Hashable, dict[int, list[Run]]] = {}
     for run in runs:
@@ -81,11 +82,11 @@ def _classes(runs: Sequence[Run]) -> str:
     return str(len(known)) if defined == known else f"{len(defined)} of {len(known)}"
 
 
-def _by_class(name: str, studies: Sequence[Study]) -> Table:
+def by_class(name: str, title: str, studies: Sequence[Study]) -> Table:
     """The IoU of every class, a column for each study and shot."""
     parts = [(study, shot, runs) for study in studies for shot, runs in study.rows.items()]
     columns = [(study.label, f"{shot}-shot") for study, shot, _ in parts]
-    table = Table(_slug(name, "_classes"), f"Your data set {name}, IoU (%) of every class", [("", "class"), *columns])
+    table = Table(name, title, [("", "class"), *columns])
     names = dict.fromkeys(name for *_, runs in parts for run in runs for name in run.result["test"]["iou_per_class"])
     for class_name in names:
         values = [percent(_class_value(runs, class_name)) for *_, runs in parts]

@@ -44,8 +44,10 @@ def make_page(
         missing: Which figures of the paper have no runs; may be empty.
     """
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    own = [table for table in tables if isinstance(table.number, str)]
-    papers = [table for table in tables if table not in own]
+    boards = [table for table in tables if table.compares]
+    own = [table for table in tables if isinstance(table.number, str) and not table.compares]
+    papers = [table for table in tables if isinstance(table.number, int)]
+    drawn = [figure for figure in figures if isinstance(figure.number, str)]
     empty = [str(table.number) for table in papers if not table.runs]
     parts = [
         "<!DOCTYPE html>",
@@ -63,17 +65,19 @@ def make_page(
         parts.append(f"<p>{html.escape(missing)}</p>")
     told = "".join(f"<li>{html.escape(line)}</li>" for line in warnings)
     parts += ["<h2>Warnings</h2>", f'<ul class="warnings">{told}</ul>' if told else "<p>None.</p>"]
+    if boards:
+        parts += ["<h2>Leaderboard</h2>", *map(to_html, boards), *map(_figure, drawn)]
     if own:
         parts += ["<h2>Your data sets</h2>", *map(to_html, own)]
     parts += ["<h2>The paper's tables</h2>" if own else "<h2>Tables</h2>", *map(to_html, papers)]
-    parts += ["<h2>Figures</h2>", *map(_figure, figures)]
+    parts += ["<h2>Figures</h2>", *(_figure(figure) for figure in figures if figure not in drawn)]
     parts += ["<h2>Runs</h2>", _runs(runs), "</body></html>"]
     return "\n".join(parts) + "\n"
 
 
 def _figure(figure: Figure) -> str:
     data = base64.b64encode(figure.path.read_bytes()).decode("ascii")
-    caption = html.escape(f"Figure {figure.number}. {figure.caption}")
+    caption = html.escape(figure.heading)
     name = html.escape(figure.path.stem)
     return (
         f'<figure id="{name}"><img alt="{name}" src="data:image/png;base64,{data}">'

@@ -35,6 +35,7 @@ class Table:
         entries: Every number, for the CSV file: labels of the row, column, "paper" or "ours: <study>", number.
         runs: Ours that it stands on.
         warnings: What a reader should know of the runs.
+        compares: Whether it sets methods or protocols beside each other, on the page's first place.
     """
 
     number: int | str
@@ -46,6 +47,7 @@ class Table:
     entries: list[tuple[str, str, str, Value]] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    compares: bool = False
 
     @property
     def name(self) -> str:

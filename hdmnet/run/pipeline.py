@@ -52,7 +52,7 @@ from hdmnet.runtime.checkpoint_file import BEST, RUN_KEY, newest_whole, read_che
 from hdmnet.runtime.errors import InputError
 from hdmnet.runtime.home import expand_home
 from hdmnet.runtime.malloc import keep_freed_memory
-from hdmnet.runtime.provenance import git_state
+from hdmnet.runtime.provenance import git_state, peak_memory_mb
 from hdmnet.runtime.warnings import silence_known_warnings
 from hdmnet.tasks.controls import ONES
 from hdmnet.tasks.summary import summarise_seeds
@@ -71,17 +71,20 @@ log = logging.getLogger(__name__)
 
 
 class Timer:
-    """Seconds by phase; use as ``with timer("fit"):``."""
+    """Seconds by phase, of the clock and of this process's processors; use as ``with timer("fit"):``."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.processor_seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         """Add the duration of what is inside to the phase."""
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         yield
         self.seconds[phase] = round(self.seconds.get(phase, 0.0) + time.perf_counter() - start, 2)
+        used = self.processor_seconds.get(phase, 0.0) + time.process_time() - processor
+        self.processor_seconds[phase] = round(used, 2)
 
 
 @one_wandb_run()
@@ -301,6 +304,8 @@ def test(
     facts.append(
         {
             "timings": timer.seconds,
+            "processor_seconds": timer.processor_seconds,
+            "peak_memory_mb": peak_memory_mb(),
             "controls": measured,
             "baselines": baselines,
             "checkpoint": None if checkpoint is None else str(checkpoint),

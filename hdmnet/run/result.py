@@ -22,6 +22,7 @@
     vanished:          {list: {class: objects of which nothing is left at the network's size}}; they are no supports
     left_out:          what of the data set's folders and files is not used: [{what, count, names [at most 100]}]
     manifest_sha256 config versions git_commit git_dirty hardware timings {phase: seconds}
+    processor_seconds {phase: seconds} peak_memory_mb
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import platform
 import subprocess
@@ -86,6 +87,19 @@ def emulates_bfloat16() -> bool:
     """Whether the CPU is known to have no instructions for bfloat16, so that every operation converts to float32."""
     flags = set(_about_cpu("flags", "Features").split())  # of x86, of ARM
     return bool(flags) and flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def peak_memory_mb() -> float:
+    """The most memory that this process has held so far, in 10^6 bytes: of a GPU's where one was used, else its own."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 1e6
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return math.nan
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def hardware() -> dict[str, Any]:
