@@ -16,6 +16,12 @@ class PaperRow:
     labels: tuple[str, ...]  # its names, one a label column
     values: tuple[float | None, ...]  # in the paper's unit, None where the paper has none
     ablation: str | None = None  # of conf/ablation; None for other methods and the full one in Tables 1 to 3
+    method: str | None = None  # of conf/model, where an ablation's table has a row of another method
+
+    @property
+    def key(self) -> str:
+        """What a study calls its row."""
+        return self.ablation or self.method or ""
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,10 @@ def paper_tables() -> dict[int, PaperTable]:
     """The tables by number."""
     tables = {}
     for entry in _content()["tables"]:
-        rows = [PaperRow(tuple(row["labels"]), tuple(row["values"]), row.get("ablation")) for row in entry["rows"]]
+        rows = [
+            PaperRow(tuple(row["labels"]), tuple(row["values"]), row.get("ablation"), row.get("method"))
+            for row in entry["rows"]
+        ]
         columns = tuple(tuple(column.split("|")) for column in entry["columns"])
         made = {"labels": tuple(entry["labels"]), "columns": columns, "rows": tuple(rows)}
         tables[entry["number"]] = PaperTable(**entry | made)

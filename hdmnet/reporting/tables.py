@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from hdmnet.config.values import HDMNET
-from hdmnet.reporting.aggregate import FB_IOU, Value, by_fold, describe_runs, percent, pool_numbers, pool_runs
+from hdmnet.reporting.aggregate import FB_IOU, Value, by_fold, choose, describe_runs, percent, pool_numbers, pool_runs
 from hdmnet.reporting.collect import Run
 from hdmnet.reporting.costs import Costs
 from hdmnet.reporting.paper import PaperTable, paper_tables
@@ -98,6 +98,8 @@ def make_tables(runs: Sequence[Run], costs: CostsOf) -> list[Table]:
             shown = [run for run in runs if number not in _BY_FOLD or run.has_four_folds]
             studies, warnings = ablation_studies(shown, paper.ablations)
             studies += _with_controls(shown, studies) if number == 8 else []
+            if number == 7:
+                _add_methods(paper, studies, shown)
             make = {7: _decoders, 8: _support_mask, 9: _temperatures}.get(number, _components)
             table = make(paper, studies, costs)
         table.runs = [run for study in studies for run in study.runs]
@@ -197,8 +199,8 @@ def _beside(paper: PaperTable, studies: Sequence[Study], extra: Callable[[Study]
         label = ", ".join(label or "–" for label in row.labels)
         table.record(label, paper.columns, _PAPER, theirs)
         for study, own in zip(studies, more, strict=True):
-            runs = study.rows.get(row.ablation or "", [])
-            values = [percent(pool_runs(runs)), *(by_row.get(row.ablation or "", Value()) for by_row in own.values())]
+            runs = study.rows.get(row.key, [])
+            values = [percent(pool_runs(runs)), *(by_row.get(row.key, Value()) for by_row in own.values())]
             line += [*values, tell_basis(runs, values)]
             table.record(label, [("", name) for name in (_MIOU, *own)], f"ours: {marked(study, paper.dataset)}", values)
         table.add(line, ours=False)
@@ -223,17 +225,32 @@ def _components(paper: PaperTable, studies: Sequence[Study], costs: CostsOf) -> 
     return _beside(paper, studies, gains)
 
 
+def _add_methods(paper: PaperTable, studies: Sequence[Study], runs: Iterable[Run]) -> None:
+    """Give each study the runs of other methods that the table has, on its data set, backbone and number of shots."""
+    facts = ("dataset", "backbone", "shot", "support_mask")
+    for row in paper.rows:
+        others = [run for run in runs if run.method == row.method and run.ablation is None]
+        for study in studies:
+            alike = [run for run in others if all(run.result.get(key) == study.first.result.get(key) for key in facts)]
+            if alike:
+                study.rows[row.key] = choose(alike)[0]
+
+
 def _decoders(paper: PaperTable, studies: Sequence[Study], costs: CostsOf) -> Table:
-    """Table 7, with the parameters of our pyramid, matching and decoder."""
+    """Table 7, with what our decoders cost."""
 
-    def parameters(study: Study) -> Columns:
-        counted = {row: costs(runs[0]) for row, runs in study.rows.items()}
-        return {"params (M)": {row: Value(one.transformer) for row, one in counted.items() if one is not None}}
+    def costs_of(study: Study) -> Columns:
+        found = {row: one for row, runs in study.rows.items() if (one := costs(runs[0])) is not None}
+        columns = {"params (M)": {row: Value(one.decoder) for row, one in found.items()}}
+        if any(one.milliseconds is not None for one in found.values()):
+            columns["time (ms)"] = {row: Value(one.milliseconds) for row, one in found.items()}
+            columns["operations (G)"] = {row: Value(one.operations) for row, one in found.items()}
+        return columns
 
-    table = _beside(paper, studies, parameters)
+    table = _beside(paper, studies, costs_of)
     table.notes.append(
-        "Our parameters: feature pyramid, matching and decoder. Times and operations are not in a run's result: "
-        "scripts/benchmarks/count_costs.py and scripts/benchmarks/benchmark.py measure them."
+        "Our parameters: feature pyramid, matching and decoder; of other methods all that learns. Times (of this CPU) "
+        "and operations, with --costs: an episode beyond its backbone's pass over query and supports."
     )
     return table
 
