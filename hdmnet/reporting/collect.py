@@ -97,6 +97,17 @@ class Run:
         return None if name in (None, "none") else str(name)
 
     @property
+    def protocol(self) -> str:
+        """Name of the protocol that it was tested by."""
+        about = self.config.get("protocol")
+        return str(about.get("name")) if isinstance(about, Mapping) else "ours"
+
+    @property
+    def is_control(self) -> bool:
+        """Whether its support masks were not the supports' own."""
+        return self.config.get("support_mask", "given") != "given"
+
+    @property
     def manifests(self) -> tuple[str, ...]:
         """Hash of the test episodes, one a test seed."""
         found = self.result["manifest_sha256"]

@@ -44,7 +44,7 @@ def leaderboards(runs: Sequence[Run], costs: Callable[[Run], Costs | None]) -> l
 def _rows(runs: Sequence[Run]) -> dict[str, list[Row]]:
     """By data set, the settings that stand beside each other: by shots, the best first."""
     found = {}
-    for name, group in by_dataset(run for run in runs if run.result["support_mask"] == "given").items():
+    for name, group in by_dataset(run for run in runs if not run.is_control).items():
         if len({run.method for run in group}) > 1:
             rows = [(study, shot, own) for study in studies_of(group) for shot, own in study.rows.items()]
             found[name] = sorted(rows, key=lambda row: (int(row[1]), -(pool_runs(row[2]).mean or 0.0)))
@@ -146,10 +146,10 @@ def protocol_tables(runs: Sequence[Run]) -> list[Table]:
     """
     groups: dict[tuple[Any, ...], dict[str, list[Run]]] = {}
     for run in runs:
-        if run.result["support_mask"] == "given":
+        if not run.is_control:
             keys = ("dataset", "method", "backbone", "shot")
             row = groups.setdefault((*(run.result[key] for key in keys), run.ablation or ""), {})
-            row.setdefault(str(run.result.get("protocol")), []).append(run)
+            row.setdefault(run.protocol, []).append(run)
     shown = {key: row for key, row in groups.items() if len(row) > 1 and len(_models(row)) > 0}
     if not shown:
         return []

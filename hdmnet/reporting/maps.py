@@ -92,7 +92,7 @@ def _comparable(runs: Sequence[Run]) -> list[Run]:
     """One run a method, all of one fold, shots and list of episodes: those that most methods have."""
     groups: dict[tuple[Any, ...], dict[str, Run]] = {}
     for run in runs:
-        if run.checkpoint is not None and run.result["support_mask"] == "given":
+        if run.checkpoint is not None and not run.is_control:
             key = run.result["fold"], run.result["shot"], run.manifests[:1]
             groups.setdefault(key, {}).setdefault(run.method, run)
     return list(max(groups.values(), key=len, default={}).values())

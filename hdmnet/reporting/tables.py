@@ -227,11 +227,11 @@ def _components(paper: PaperTable, studies: Sequence[Study], costs: CostsOf) -> 
 
 def _add_methods(paper: PaperTable, studies: Sequence[Study], runs: Iterable[Run]) -> None:
     """Give each study the runs of other methods that the table has, on its data set, backbone and number of shots."""
-    facts = ("dataset", "backbone", "shot", "support_mask")
+    facts = ("dataset", "backbone", "shot")
     for row in paper.rows:
-        others = [run for run in runs if run.method == row.method and run.ablation is None]
+        others = [run for run in runs if run.method == row.method and run.ablation is None and not run.is_control]
         for study in studies:
-            alike = [run for run in others if all(run.result.get(key) == study.first.result.get(key) for key in facts)]
+            alike = [run for run in others if all(run.result[key] == study.first.result[key] for key in facts)]
             if alike:
                 study.rows[row.key] = choose(alike)[0]
 

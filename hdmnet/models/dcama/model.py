@@ -57,7 +57,8 @@ class DCAMA(ApartMethod):
     """Few-shot segmenter; the same weights serve any number of supports.
 
     Args:
-        encoder: A backbone whose levels are the blocks of its stages, or a base learner that has trained one.
+        encoder: A backbone whose levels are the blocks of its stages, or a base learner that has trained one. Where the
+            blocks of a stage have several widths those as wide as its last are matched: they share a projection.
         num_shots: K of the training episodes, of which nothing here depends.
         num_heads: Of the attention.
         dropout: Of features with their position code, and of the attention.
@@ -72,12 +73,11 @@ class DCAMA(ApartMethod):
         first, *matched = self.trunk.stages
         if not matched:
             raise ValueError("DCAMA: the backbone's features are of one stage; expected a fine one and others to match")
-        self.attention = nn.ModuleList(
-            MaskAggregation(levels[0].channels, num_heads=num_heads, dropout=dropout) for levels in matched
-        )
-        self.decoder = MaskDecoder(
-            [(len(levels), levels[0].stride) for levels in matched], (matched[0][-1].channels, first[-1].channels)
-        )
+        widths = [[level.channels for level in levels] for levels in matched]
+        self.places = [[place for place, width in enumerate(own) if width == own[-1]] for own in widths]
+        self.attention = nn.ModuleList(MaskAggregation(own[-1], num_heads=num_heads, dropout=dropout) for own in widths)
+        stages = [(len(places), levels[0].stride) for places, levels in zip(self.places, matched, strict=True)]
+        self.decoder = MaskDecoder(stages, (matched[0][-1].channels, first[-1].channels))
 
     def encode_query(self, images: Tensor) -> QueryFeatures:
         """Encode query pictures (B, 3, H, W) float, normalised."""
@@ -93,8 +93,13 @@ class DCAMA(ApartMethod):
     def _encode(self, images: Tensor, side: str) -> tuple[list[Tensor], list[Tensor], tuple[tuple[int, int], ...]]:
         """Tokens, skips and sizes, as `QueryFeatures` says, of pictures (B, 3, H, W) as "query" or "key"."""
         first, *matched = self.trunk.by_stage(self.trunk(images))
-        parts = zip(cast("Iterable[MaskAggregation]", self.attention), matched, strict=True)
-        tokens = [attention.encode(level, getattr(attention, side)) for attention, stage in parts for level in stage]
+        tokens = [
+            attention.encode(stage[place], getattr(attention, side))
+            for attention, stage, places in zip(
+                cast("Iterable[MaskAggregation]", self.attention), matched, self.places, strict=True
+            )
+            for place in places
+        ]
         sizes = tuple((stage[0].shape[2], stage[0].shape[3]) for stage in matched)
         return tokens, [matched[0][-1], first[-1]], sizes
 
@@ -106,14 +111,12 @@ class DCAMA(ApartMethod):
         """
         pairs = iter(zip(query.tokens, support.tokens, strict=True))
         aggregated = []
-        for attention, levels, masks, size in zip(
-            self.attention, self.trunk.stages[1:], support.masks, query.sizes, strict=True
-        ):
+        for attention, places, masks, size in zip(self.attention, self.places, support.masks, query.sizes, strict=True):
             # The positions of all supports of an episode together: one softmax over them.
             values = masks.unflatten(0, (-1, shots)).flatten(1)  # (B, K·N)
             found = [
                 attention(queries, keys.unflatten(0, (-1, shots)).flatten(1, 2), values)
-                for queries, keys in islice(pairs, len(levels))
+                for queries, keys in islice(pairs, len(places))
             ]
             aggregated.append(torch.stack(found, dim=1).unflatten(2, size))  # (B, L, h, w)
         skips = [features.unflatten(0, (-1, shots)).amax(1) for features in support.skips]

@@ -40,6 +40,18 @@ def test_attention_is_softmax_over_all_support_positions(at_once, monkeypatch):
     torch.testing.assert_close(block(queries, keys, masks), torch.stack(heads).mean(0)[..., 0])
 
 
+def test_of_blocks_of_several_widths_the_last_ones_are_matched():
+    """MobileNetV2: three of 32 channels; 64 four times, then three of 96; 160 three times, then one of 320."""
+    backbone = build_backbone("mobilenet_v2", weights=None, dilation=None)
+    trunk = prepare_trunk(backbone, layers=[1, 2, 3, 4], every_block=True, before_relu=True, trainable=[])
+    model = DCAMA(encoder=trunk).eval()
+    with torch.no_grad():
+        query, supports, masks = make_episode((64, 64))
+        assert model.encode_query(query).tokens[-1].shape == (2, 4, 320)
+        assert [one.shape[-1] for one in model.encode_query(query).tokens] == [32] * 3 + [96] * 3 + [320]
+        assert model(query, supports, masks).logits.shape == (2, 2, 64, 64)
+
+
 def test_both_projections_begin_alike():
     block = MaskAggregation(16)
     assert torch.equal(block.query.weight, block.key.weight)
