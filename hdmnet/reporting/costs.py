@@ -62,6 +62,7 @@ def measure_costs(run: Run) -> Costs:
     import torch
 
     from hdmnet.config.values import image_size
+    from hdmnet.models.backbones.base import encode
     from hdmnet.models.base_learner import BaseLearner
     from hdmnet.run.build import build_encoder, build_model
 
@@ -75,7 +76,7 @@ def measure_costs(run: Run) -> Costs:
     masks = torch.zeros(1, shots, height, width)
     masks[..., height // 4 : height * 3 // 4, width // 4 : width * 3 // 4] = 1
     whole = _measure(lambda: model(pictures[:1], pictures[None, 1:], masks).logits)
-    alone = _measure(lambda: backbone.encode(pictures))
+    alone = _measure(lambda: encode(backbone, pictures))
     milliseconds, operations = (max(0.0, ours - its) for ours, its in zip(whole, alone, strict=True))
     return replace(count_parameters(run), milliseconds=milliseconds, operations=operations)
 

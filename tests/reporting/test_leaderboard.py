@@ -98,8 +98,8 @@ def test_table_7_has_other_methods_decoders(runs_of):
     (table,) = [table for table in made if table.number == 7]
     rows = {row[0]: row for row in cells(table)}
     assert [name for _, name in table.columns[5:9]] == ["mIoU (%)", "params (M)", "time (ms)", "operations (G)"]
-    assert rows["HSNet [29]"][5:9] == ["30.0", "2.6", "25.5", "20.6"]
-    assert rows["Ours-S1"][5:9] == ["40.0", "1.3", "25.5", "20.6"]
+    assert rows["HSNet [29]"][5:9] == ["30.0 ± 0.0", "2.6", "25.5", "20.6"]
+    assert rows["Ours-S1"][5:9] == ["40.0 ± 0.0", "1.3", "25.5", "20.6"]
     assert rows["CyCTR [57]"][5:9] == ["–", "–", "–", "–"]
 
 
