@@ -188,9 +188,10 @@ def _keep_untrained(cfg: DictConfig, task: FewShotTask, data: FewShotDataModule,
         except OSError as error:
             log.warning("CHECKPOINT NOT WRITTEN: %s: %s; the run goes on", path, error.strerror or error)
             kept.failures, path = kept.failures + 1, None
-    head_bars(trainer, "validation")
-    (figures,) = trainer.validate(task, datamodule=data, verbose=False)
-    kept.best_model_score = figures.get(kept.monitor)  # what settings are searched by
+    if trainer.limit_val_batches > 0:
+        head_bars(trainer, "validation")
+        (figures,) = trainer.validate(task, datamodule=data, verbose=False)
+        kept.best_model_score = figures.get(kept.monitor)  # what settings are searched by
     return path
 
 

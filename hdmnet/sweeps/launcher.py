@@ -217,8 +217,8 @@ def _refuse_or_skip(job: SweepJob) -> None:
 
 def _write_job(job: SweepJob) -> None:
     """Make the job's folder with what it is to run; what an earlier attempt has left there is gone on with or moved."""
-    unfinished = resume.can_go_on(job.cfg, job.folder)
-    with open_dict(job.cfg):
+    unfinished = "resume" in job.cfg and resume.can_go_on(job.cfg, job.folder)  # an evaluation begins anew
+    if "resume" in job.cfg:
         job.cfg.resume = str(job.folder) if unfinished else None
     if not unfinished and job.folder.is_dir() and any(job.folder.iterdir()):
         number = 1

@@ -51,6 +51,15 @@ def test_train_tests_it_as_it_is_and_leaves_a_checkpoint(untrained):
     assert (untrained.folder / "pictures" / "test.png").is_file()
 
 
+def test_it_is_tested_without_a_validation_where_none_is_wanted(tmp_path):
+    result = commands.run(
+        "train", tmp_path, *WORDS, "trainer.limit_val_batches=0", "dataset.num_test_episodes=2"
+    ).result
+    assert result["val_miou"] is None
+    assert result["test"]["num_episodes_per_seed"] == [2, 2]
+    assert result["checkpoint"] is not None
+
+
 def test_the_checkpoint_is_evaluated_to_the_same_figures(untrained, tmp_path):
     best = untrained.folder / "checkpoints" / "best.ckpt"
     again = commands.run("evaluate", tmp_path, f"ckpt={best}", *MACHINE)

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from hdmnet.config.paths import conf_dir
-from hdmnet.sweeps.launcher import job_digest, job_name, slots
+from hdmnet.sweeps.launcher import SweepJob, _write_job, job_digest, job_name, slots
 from tests.helpers.sweeps import ENTRY_POINT, alive, environment, sweep, wait_until_gone
 
 SWEEPS = sorted(file.stem for file in (conf_dir() / "sweep").glob("*.yaml"))
@@ -208,7 +208,8 @@ def test_places_for_jobs_on_a_machine_of_twelve_cores(monkeypatch, wanted, gpus,
 def test_every_sweep_composes_and_names_itself(name):
     with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
         cfg = compose("train", overrides=[f"sweep={name}"], return_hydra_config=True)
-        assert (cfg.sweep, cfg.hydra.mode.name) == (name, "MULTIRUN")
+        jobs_of = {"table3": "table1", "table7_methods": "table7"}.get(name, name)  # where jobs are shared
+        assert (cfg.sweep, cfg.hydra.mode.name) == (jobs_of, "MULTIRUN")
         params = OmegaConf.to_container(cfg.hydra.sweeper.params)
         for option in str(params.get("ablation", "none")).split(","):
             expected = None if option == "none" else option
@@ -221,12 +222,28 @@ def test_the_papers_tables_are_complete():
         for name in SWEEPS
         if name.startswith("table")
     }
-    assert sorted(params) == ["table1", "table2", "table4", "table5", "table6", "table7", "table8", "table9"]
+    assert sorted(params) == [*(f"table{number}" for number in range(1, 8)), "table7_methods", "table8", "table9"]
     rows = {name: [f"{name}_" in row for row in str(p.get("ablation", "")).split(",")] for name, p in params.items()}
     assert [len(rows[f"table{n}"]) for n in range(4, 10)] == [5, 4, 4, 4, 2, 4]
     assert all(all(rows[f"table{n}"]) for n in range(4, 10))
     for name in ("table1", "table2"):
-        assert dict(params[name]) == {"backbone": "vgg16,resnet50", "shot": "1,5", "fold": "0,1,2,3"}
+        own = {key: value for key, value in params[name].items() if key != "model"}
+        assert own == {"backbone": "vgg16,resnet50", "shot": "1,5", "fold": "0,1,2,3"}
+    assert {**params["table3"]} == {**params["table1"], "backbone": "resnet50"}
+
+
+def test_the_tables_methods_are_all_that_a_paper_has_by_discovery():
+    from fnmatch import fnmatch
+
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    methods = {file.stem for file in (conf_dir() / "model").glob("*.yaml")}
+    published = {file.stem.split("_")[1] for file in (conf_dir() / "recipe_on_dataset").glob("published_*.yaml")}
+    for name in ("table1", "table2", "table3"):
+        asked = OmegaConf.load(conf_dir() / "sweep" / f"{name}.yaml").hydra.sweeper.params.model
+        found = OverridesParser.create().parse_override(f"model={asked}").value()
+        chosen = {one for one in methods if fnmatch(one, *found.include) and one not in found.exclude}
+        assert chosen == (methods & published) - {"baseline"}
 
 
 @pytest.mark.parametrize("name", ["local", "local_parallel", "slurm"])
@@ -246,3 +263,11 @@ def test_a_result_is_read_back(tmp_path):
     assert read_job_result(tmp_path) is None
     (tmp_path / "result.json").write_text(json.dumps({"test": {"miou": 0.5}}))
     assert read_job_result(tmp_path) == {"test": {"miou": 0.5}}
+
+
+def test_a_job_of_an_evaluation_is_written_which_has_no_training_to_go_on_with(compose_config, tmp_path):
+    cfg = compose_config("evaluate", "ckpt=best.ckpt", "protocol=hsnet")
+    job = SweepJob("protocol=hsnet", cfg, OmegaConf.create(), ["protocol=hsnet"], tmp_path / "0")
+    _write_job(job)
+    written = OmegaConf.load(tmp_path / "0" / ".hydra" / "job.yaml")
+    assert (written.protocol.name, "resume" in written) == ("hsnet", False)
