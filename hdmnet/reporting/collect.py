@@ -105,7 +105,7 @@ class Run:
     @property
     def is_control(self) -> bool:
         """Whether its support masks were not the supports' own."""
-        return self.config.get("support_mask", "given") != "given"
+        return bool(self.config.get("support_mask", "given") != "given")
 
     @property
     def manifests(self) -> tuple[str, ...]:

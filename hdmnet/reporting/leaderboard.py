@@ -24,7 +24,7 @@ Row = tuple[Study, str, list[Run]]  # a study, its shots, the runs
 
 
 def leaderboards(runs: Sequence[Run], costs: Callable[[Run], Costs | None]) -> list[Table]:
-    """Two tables for each data set that two or more methods were tested on: the best first, and the IoU of every class.
+    """Two tables for each data set and protocol with two or more methods: the best first, and the IoU of every class.
 
     Args:
         runs: All there are.
@@ -34,7 +34,7 @@ def leaderboards(runs: Sequence[Run], costs: Callable[[Run], Costs | None]) -> l
     for name, rows in _rows(runs).items():
         board = _board(name, rows, costs)
         studies = list(dict.fromkeys(study for study, *_ in rows))
-        classes = by_class(f"leaderboard_{name}_classes", f"Methods on {name}, IoU (%) of every class", studies)
+        classes = by_class(f"{board.name}_classes", f"{board.title}, IoU (%) of every class", studies)
         board.compares = classes.compares = True
         board.runs = classes.runs = [run for *_, group in rows for run in group]
         tables += [board, classes]
@@ -42,12 +42,15 @@ def leaderboards(runs: Sequence[Run], costs: Callable[[Run], Costs | None]) -> l
 
 
 def _rows(runs: Sequence[Run]) -> dict[str, list[Row]]:
-    """By data set, the settings that stand beside each other: by shots, the best first."""
+    """By data set and protocol, the settings that stand beside each other: by shots, the best first."""
     found = {}
     for name, group in by_dataset(run for run in runs if not run.is_control).items():
-        if len({run.method for run in group}) > 1:
-            rows = [(study, shot, own) for study in studies_of(group) for shot, own in study.rows.items()]
-            found[name] = sorted(rows, key=lambda row: (int(row[1]), -(pool_runs(row[2]).mean or 0.0)))
+        for protocol in dict.fromkeys(run.protocol for run in group):
+            alike = [run for run in group if run.protocol == protocol]
+            if len({run.method for run in alike}) > 1:
+                rows = [(study, shot, own) for study in studies_of(alike) for shot, own in study.rows.items()]
+                rows.sort(key=lambda row: (int(row[1]), -(pool_runs(row[2]).mean or 0.0)))
+                found[name if protocol == "ours" else f"{name}_{protocol}"] = rows
     return found
 
 
@@ -128,9 +131,12 @@ def draw_leaderboards(runs: Sequence[Run], folder: Path) -> list[Figure]:
         for x, y, label in points:
             axes.annotate(label, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
         axes.set_xscale("log")
+        for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            which("{x:.0f}")
         axes.set_xlabel("a test episode (ms of processor time, features reused)")
         axes.set_ylabel("mIoU (%), mean over folds")
-        axes.margins(0.18)
+        axes.margins(0.25)
+        axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         path = save_figure(figure, folder / f"leaderboard_{name}.png")
         told = describe_runs([run for *_, group in rows for run in group])

@@ -154,7 +154,7 @@ def draw_episode(
         query_mask: (H, W) 0/1/255.
         support_images: (K, H, W, 3) uint8 RGB; the first five are drawn.
         support_masks: (K, H, W) 0/1/255.
-        predictions: By name (H, W) 0/1; the first is the one that counts.
+        predictions: By name (H, W) 0/1; the first is the one that counts, unless these are several methods'.
         maps: By name (h_l, w_l) float32 each, finest first.
         class_name: For the title, as are `query_id` and `support_ids`.
         query_id: Name of the query image.
@@ -189,7 +189,9 @@ def draw_episode(
         numbers = [f" {number}" for number in range(1, len(several) + 1)] if len(several) > 1 else [""]
         panels += [heat(f"{name}{number}", values) for number, values in zip(numbers, several, strict=True)]
 
-    title = f"{class_name}   IoU {100 * episode_iou(next(iter(predictions.values())), query_mask):.1f} %"
+    title, first = class_name, next(iter(predictions))
+    if first == FINAL or alone:  # of methods beside each other none is the one that counts
+        title += f"   IoU {100 * episode_iou(predictions[first], query_mask):.1f} %"
     shown = ", ".join(list(support_ids)[:num_shown]) + (" …" if len(support_ids) > num_shown else "")
     return _row(panels, title, f"query {query_id}   support {shown}")
 
