@@ -1,8 +1,9 @@
 """`optim.fall_back`: where training did not help, the run hands back the method without training.
 
 After training the chosen weights and the untrained prototype on the same trunk are run on the same validation episodes.
-Where the prototype is at least as good, it takes the place of the trained method: it is the run's best checkpoint, and
-what is tested. The trained weights stay beside it.
+Where training gained no more than chance, the prototype takes the place of the trained method: it is the run's best
+checkpoint, and what is tested. The trained weights stay beside it. More than chance it must be, as the weights were
+chosen for what they reach on these very episodes.
 """
 
 from __future__ import annotations
@@ -99,9 +100,9 @@ def choose(cfg: DictConfig, task: FewShotTask, data: FewShotDataModule, checkpoi
     if found is None:
         log.warning("optim.fall_back: no validation episode to compare on; the trained method is handed back")
         return None
-    stays = found["difference"] > 0
+    stays = bool(found["is_above"])
     facts = {
-        "helped": bool(found["is_above"]),
+        "helped": stays,
         "method": cfg.model.name,
         "handed_back": cfg.model.name if stays else "prototype",
         "validation": validated,

@@ -271,11 +271,12 @@ def _training_notes(result: Mapping[str, Any]) -> list[str]:
         f"{_percent(validated['miou'])}, the untrained prototype {_percent(untrained['miou'])}"
     )
     if training["handed_back"] != training["method"]:
+        verdict = "did not help" if untrained["difference"] <= 0 else "helped by no more than chance"
         return [
-            f"training did not help: {why}; the untrained prototype is handed back: it is checkpoints/best.ckpt, and "
+            f"training {verdict}: {why}; the untrained prototype is handed back: it is checkpoints/best.ckpt, and "
             f"tested here (trained weights: {Path(training['trained_checkpoint']).name})"
         ]
-    return [f"training {'helped' if training['helped'] else 'helped by no more than chance'}: {why}"]
+    return [f"training helped: {why}"]
 
 
 def _baseline_notes(result: Mapping[str, Any]) -> list[str]:

@@ -66,6 +66,16 @@ def test_a_training_that_helped_is_handed_back(fallen_back, tmp_path, monkeypatc
     assert not (answer.folder / "checkpoints" / "trained.ckpt").exists()
 
 
+def test_a_gain_by_chance_is_not_handed_back(fallen_back, tmp_path, monkeypatch):
+    entry = {**fallen_back.result["training"]["validation"], "miou": 0.52}
+    entry["untrained_prototype"] = {"miou": 0.5, "difference": 0.02, "interval": [-0.01, 0.05], "is_above": False}
+    monkeypatch.setattr(fall_back, "describe_baselines", lambda *arguments: entry)
+    answer = commands.run("train", tmp_path, *WORDS)
+    assert answer.result["method"] == "prototype"
+    assert answer.result["training"]["helped"] is False
+    assert "training helped by no more than chance: on 6 validation episodes hdmnet reaches 52.0" in answer.out
+
+
 def test_trained_weights_are_put_back(tmp_path):
     (tmp_path / "best.ckpt").write_text("prototype")
     fall_back.undo(tmp_path)
