@@ -231,6 +231,9 @@ def test_what_stands_beside_the_result_is_printed_with_its_warning() -> None:
         "validation": baselines,
     }
     told = format_fold_table(_result(training=training))
+    assert "training helped by no more than chance: on 10 validation episodes hdmnet reaches 54.0" in told
+    training["validation"] = {**baselines, "untrained_prototype": {**one, "difference": -0.04}}
+    told = format_fold_table(_result(training=training))
     assert "training did not help: on 10 validation episodes hdmnet reaches 54.0, the untrained prototype 50.0" in told
     assert "trained.ckpt" in told
 
