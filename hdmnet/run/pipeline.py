@@ -44,6 +44,7 @@ from hdmnet.run.build import (
 from hdmnet.run.checkpoints import load_official, load_strictly, run_entry, run_state_dict
 from hdmnet.run.compare_results import compare_results, print_comparison, training_facts
 from hdmnet.run.disk_check import check_free_disk
+from hdmnet.run.pretrained import WORD, begin_from_pretrained, check_beginning
 from hdmnet.run.result import make_result, print_fold_table, write_result
 from hdmnet.run.stage1 import obtain_base_learner
 from hdmnet.run.trainer_arguments import check_batches, check_trainer
@@ -133,6 +134,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     task = build_task(cfg, build_model(cfg, encoder), data)
     if start is not None:
         load_strictly(task.model, run_state_dict(start), f"ckpt={cfg.ckpt}")
+    elif cfg.ckpt == WORD:
+        begin_from_pretrained(task.model)
     trainer = build_trainer(cfg, "stage 2", callbacks=build_callbacks(cfg, "train"), logger=build_loggers(cfg, "train"))
     _speed_up(cfg, task.model, trainer.strategy.root_device)
     kept = _checkpoint_callback(trainer)  # refused before anything is trained
@@ -399,6 +402,9 @@ def _check_config(cfg: DictConfig, *, resumed: bool) -> dict[str, Any] | None:
     if cfg.base_ckpt is not None:
         read_checkpoint(cfg.base_ckpt)
     if cfg.ckpt is None:
+        return None
+    if cfg.ckpt == WORD:
+        check_beginning(cfg)
         return None
     start = _run_checkpoint(cfg.ckpt)
     _refuse_other_fold(cfg, start)

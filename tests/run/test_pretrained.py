@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from hdmnet.models.tensor_file import read_tensors
 from hdmnet.run import pretrained
+from tests.helpers import commands
 
 MOST_BYTES = 9_000_000
 
@@ -65,3 +67,31 @@ def pretrained_weights_spec(missing):
 
     original = importlib.util.find_spec
     return lambda name, *rest: None if name == missing else original(name, *rest)
+
+
+TRAIN = (*commands.SHAPES, "model=correlation", "model.encoder=backbone", "ckpt=pretrained")
+
+
+def test_a_training_begins_from_the_packaged_heads(tmp_path):
+    words = ("backbone=efficientnet_lite2", "optim.lr=1e-12", "optim.weight_decay=0", "baseline_episodes=0")
+    run = commands.run("train", tmp_path, *TRAIN, *words)
+    trained = commands.load(run.folder / "checkpoints" / "last.ckpt")["state_dict"]
+    heads = read_tensors(pretrained.FILE, "weights")
+    assert len(heads) > 50
+    for name, value in heads.items():
+        torch.testing.assert_close(trained[f"model.{name}"], value, rtol=0, atol=1e-6)
+    assert any("trunk" in name for name in trained)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        (
+            "backbone=resnet_narrow",
+            "the packaged heads are of backbone=efficientnet_lite2; found backbone=resnet_narrow",
+        ),
+        ("model=prototype", "the packaged heads are of model=correlation; found model=prototype"),
+    ],
+)
+def test_another_method_or_trunk_cannot_begin_from_them(word, message, tmp_path):
+    assert commands.call("train", tmp_path, *TRAIN, word).refusal() == f"ckpt=pretrained: {message}"
