@@ -190,7 +190,7 @@ def test_resize_pair_is_bilinear_and_nearest():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "offical"}, r"augment is 'offical'; expected one of official, paper, crop, flip, none"),
+        ({"name": "offical"}, r"augment is 'offical'; expected one of official, paper, pfenet, crop, flip, none"),
         ({"scale": (1.1, 0.9)}, r"scale is \(1.1, 0.9\); expected 0 < low <= high"),
         ({"mean": (123.0, 116.0, 104.0)}, r"expected three values in \[0, 1\]"),
         ({"image_size": (0, 5)}, r"image_size is \(0, 5\)"),

@@ -192,9 +192,11 @@ def test_evaluation_resizes_to_the_square_and_keeps_the_original_mask():
 
 
 def fields_of(batch):
-    """For each field its name with each item's value."""
+    """For each field that is there its name with each item's value."""
     for field in dataclasses.fields(batch):
-        yield [(field.name, value) for value in getattr(batch, field.name)]
+        values = getattr(batch, field.name)
+        if values is not None:
+            yield [(field.name, value) for value in values]
 
 
 def test_evaluation_does_not_depend_on_batch_size_workers_or_the_runs_seed():

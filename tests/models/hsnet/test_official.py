@@ -87,6 +87,7 @@ def test_training(case, facts):
         # What group normalisation almost cancels differs so much between CPUs; in 64 bits 3e-7 and 1e-5 are left.
         norms=5e-4,
         per_parameter=3e-3,
+        after=2e-4,  # Adam's first step goes by the sign of what is left: 8e-5 on an Intel Xeon
     )
     before = case.model.trunk.state_dict()
     assert all(torch.equal(value, before[key]) for key, value in model.trunk.state_dict().items())
