@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
-from hdmnet import Segmenter
 from hdmnet.models.cyctr.model import CyCTR
-from hdmnet.tasks.few_shot import FewShotTask
 from tests.helpers import commands
-from tests.helpers.resuming import Killed, assert_equal, kill
+from tests.helpers.method_runs import check_resume, check_reuse, check_segmenter
 
 WORDS = (
     *(*commands.SHAPES, "model=cyctr", "model.encoder=backbone", "backbone.weights=null", "model.channels=32"),
@@ -55,31 +52,12 @@ def test_both_optimisers_are_kept(whole):
 
 
 def test_a_killed_run_goes_on_where_it_was(whole, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        kill(patch, FewShotTask, "training_step", 5)
-        with pytest.raises(Killed):
-            commands.call("train", tmp_path, *WORDS, "resume=auto")
-    again = commands.run("train", tmp_path, *WORDS, "resume=auto")
-    assert "resume: from step" in again.out
-    assert_equal(whole, again)
+    check_resume(whole, WORDS, tmp_path, monkeypatch)
 
 
 def test_evaluation_draws_the_same_and_features_are_reused(whole, tmp_path):
-    best = f"ckpt={whole.folder / 'checkpoints' / 'best.ckpt'}"
-    reused = commands.run("evaluate", tmp_path / "a", best, "trainer=cpu", "num_workers=0")
-    assert commands.figures(reused.result) == commands.figures(whole.result)
-    single = commands.run("evaluate", tmp_path / "b", best, "trainer=cpu", "num_workers=0", "reuse=false")
-    assert single.result["test"]["miou"] == pytest.approx(whole.result["test"]["miou"], abs=1e-3)
+    check_reuse(whole, tmp_path)
 
 
 def test_segmenter(whole, tmp_path):
-    segmenter = Segmenter.from_checkpoint(whole.folder / "checkpoints" / "best.ckpt", device="cpu")
-    picture = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)
-    mask = np.zeros((50, 60), np.uint8)
-    mask[10:40, 20:50] = 255
-    segmenter.fit([picture, picture[::-1].copy()], [mask, mask[::-1].copy()])
-    answer = segmenter.predict(picture)
-    assert answer.mask.shape == mask.shape
-    segmenter.save(tmp_path / "fitted.pt")
-    again = Segmenter.from_checkpoint(tmp_path / "fitted.pt", device="cpu").predict(picture)
-    assert np.array_equal(again.mask, answer.mask)
+    check_segmenter(whole, tmp_path)

@@ -23,9 +23,9 @@ from tests.helpers.folder_trees import shapes_content, write
 def home(monkeypatch, tmp_path):
     """A home folder, and an empty folder beside it to work in."""
     (tmp_path / "home").mkdir()
-    (tmp_path / "work").mkdir()
+    (tmp_path / "here").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "home"
 
 
@@ -79,7 +79,7 @@ def test_environment_variables(home, monkeypatch, variable):
     cfg = compose_words("train", [])
     assert cfg.paths[f"{variable}_dir"] == f"{home}/there"
     make_paths_absolute(cfg, "run")
-    assert cfg.paths.cache_dir.startswith(f"{home}/there/" if variable == "output" else f"{home.parent}/work/")
+    assert cfg.paths.cache_dir.startswith(f"{home}/there/" if variable == "output" else f"{home.parent}/here/")
 
 
 WORDS = {

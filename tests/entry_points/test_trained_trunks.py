@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from hdmnet import Segmenter
 from scripts.checkpoints.network_file import export
 from tests.helpers import commands
+from tests.helpers.method_runs import check_reuse, check_segmenter
 
 WORDS = (*commands.SHAPES, "model.encoder=backbone", "backbone.weights=null", "optim.lr=0.01", "shot=2")
 
@@ -27,23 +26,9 @@ def test_the_trunk_has_learnt_what_its_declaration_says(run):
 
 
 def test_features_that_are_kept_change_no_figure(run, tmp_path):
-    best = f"ckpt={run.folder / 'checkpoints' / 'best.ckpt'}"
-    reused = commands.run("evaluate", tmp_path / "a", best, "trainer=cpu", "num_workers=0")
-    assert commands.figures(reused.result) == commands.figures(run.result)
-    single = commands.run("evaluate", tmp_path / "b", best, "trainer=cpu", "num_workers=0", "reuse=false")
-    assert single.result["test"]["miou"] == pytest.approx(run.result["test"]["miou"], abs=1e-3)
+    check_reuse(run, tmp_path)
 
 
 def test_segmenter_and_what_cannot_be_exported(run, tmp_path):
-    segmenter = Segmenter.from_checkpoint(run.folder / "checkpoints" / "best.ckpt", device="cpu")
-    picture = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)
-    mask = np.zeros((50, 60), np.uint8)
-    mask[10:40, 20:50] = 255
-    segmenter.fit([picture, picture[::-1].copy()], [mask, mask[::-1].copy()])
-    answer = segmenter.predict(picture)
-    assert answer.mask.shape == mask.shape
-    segmenter.save(tmp_path / "fitted.pt")
-    again = Segmenter.from_checkpoint(tmp_path / "fitted.pt", device="cpu").predict(picture)
-    assert np.array_equal(again.mask, answer.mask)
     with pytest.raises(ValueError, match=r"^a (SSP|PANet) cannot be exported; expected an HDMNet$"):
-        export(segmenter, tmp_path / "network.onnx")
+        export(check_segmenter(run, tmp_path), tmp_path / "network.onnx")

@@ -6,10 +6,9 @@ Do not change a draw.
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 
+from tests.helpers import prototype_recipe
 from tests.helpers.official_recipe import rng_for
 from tests.helpers.prototype_recipe import images, texture
 
@@ -33,32 +32,7 @@ BLACK = -np.array([0.485, 0.456, 0.406]) / np.array([0.229, 0.224, 0.225])  # no
 
 def fill_state_dict(shapes):
     """Arrays by official key, given all keys with their shapes."""
-    return {key: _fill(key, tuple(shapes[key]), shapes) for key in sorted(shapes)}
-
-
-def _fill(key, shape, shapes):
-    module, _, leaf = key.rpartition(".")
-    if leaf == "num_batches_tracked":
-        return np.zeros(shape, np.int64)
-    values = rng_for(key).standard_normal(shape)
-    scale = next((s for pattern, s in SCALES if re.fullmatch(pattern, key)), None)
-    is_norm = len(shapes.get(f"{module}.weight", ())) == 1
-    if scale is not None:
-        values = scale * values
-    elif leaf == "running_mean":
-        values = 0.1 * values
-    elif leaf == "running_var":
-        values = 1.0 + 0.1 * np.abs(values)
-    elif leaf == "weight" and is_norm:
-        values = 1.0 + 0.1 * values
-    elif leaf == "weight":
-        # Filters of mean 0: a random ReLU network maps everything to one direction otherwise.
-        values = values - values.mean(axis=tuple(range(1, values.ndim)), keepdims=True)
-        gain = next((g for pattern, g in GAINS if re.fullmatch(pattern, key)), 1.0)
-        values = values * (gain * np.sqrt(2.0 / np.prod(shape[1:])))
-    else:
-        values = (0.1 if is_norm else 0.02) * values
-    return values.astype(np.float32)
+    return prototype_recipe.fill_state_dict(shapes, GAINS, SCALES)
 
 
 def _mask(g, size, low=0.18, high=0.34):

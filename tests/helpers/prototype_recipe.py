@@ -21,18 +21,21 @@ GAINS = (
 MIX = {"panet": (0.5, 1.0), "ssp": (0.3, 1.2)}
 
 
-def fill_state_dict(shapes):
-    """Arrays by official key, given all keys with their shapes."""
-    return {key: _fill(key, tuple(shapes[key]), shapes) for key in sorted(shapes)}
+def fill_state_dict(shapes, gains=GAINS, scales=()):
+    """Arrays by official key, given all keys with their shapes; what is in `scales` is drawn with that deviation."""
+    return {key: _fill(key, tuple(shapes[key]), shapes, gains, scales) for key in sorted(shapes)}
 
 
-def _fill(key, shape, shapes):
+def _fill(key, shape, shapes, gains, scales):
     module, _, leaf = key.rpartition(".")
     if leaf == "num_batches_tracked":
         return np.zeros(shape, np.int64)
     values = rng_for(key).standard_normal(shape)
-    is_norm = len(shapes[f"{module}.weight"]) == 1
-    if leaf == "running_mean":
+    scale = next((s for pattern, s in scales if re.fullmatch(pattern, key)), None)
+    is_norm = len(shapes.get(f"{module}.weight", ())) == 1
+    if scale is not None:
+        values = scale * values
+    elif leaf == "running_mean":
         values = 0.1 * values
     elif leaf == "running_var":
         values = 1.0 + 0.1 * np.abs(values)
@@ -41,7 +44,7 @@ def _fill(key, shape, shapes):
     elif leaf == "weight":
         # Filters of mean 0: a random ReLU network maps everything to one direction otherwise.
         values = values - values.mean(axis=tuple(range(1, values.ndim)), keepdims=True)
-        gain = next((g for pattern, g in GAINS if re.fullmatch(pattern, key)), 1.0)
+        gain = next((g for pattern, g in gains if re.fullmatch(pattern, key)), 1.0)
         values = values * (gain * np.sqrt(2.0 / np.prod(shape[1:])))
     else:
         values = (0.1 if is_norm else 0.02) * values

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from hdmnet.models.backbones.base import FeatureInfo, SequentialBackbone
 from hdmnet.models.losses import SegmentationLoss
 from hdmnet.models.method import FewShotMethod
 from tests.helpers.official_recipe import checksum
@@ -82,6 +83,41 @@ def without_dropout(model):
         if isinstance(module, nn.Dropout | nn.Dropout2d):
             module.eval()
     return model
+
+
+class _Layer2(nn.Module):
+    """Hands the features of layer 2, given as the first channels of a "picture", on."""
+
+    def forward(self, pictures):
+        self.layer3 = pictures[:, 512:]
+        return pictures[:, :512]
+
+
+class _Layer3(nn.Module):
+    """Those of layer 3, the other channels."""
+
+    def __init__(self, layer2):
+        super().__init__()
+        self.given = [layer2]
+
+    def forward(self, layer2):
+        return self.given[0].layer3
+
+
+class _Layer4(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, layer3):
+        return self.scale * torch.cat([layer3, layer3], dim=1)
+
+
+def given_layers(scale):
+    """A ResNet-50's three levels whose layers 2 and 3 are given as one "picture"; layer 4 is layer 3 twice, scaled."""
+    layer2 = _Layer2()
+    infos = (FeatureInfo(512, 8), FeatureInfo(1024, 8), FeatureInfo(2048, 8))
+    return SequentialBackbone([layer2, _Layer3(layer2), _Layer4(scale)], infos)
 
 
 def norm(parameters):

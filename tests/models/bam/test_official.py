@@ -7,9 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from torch import nn
 
-from hdmnet.models.backbones.base import FeatureInfo, SequentialBackbone
 from hdmnet.models.bam.model import BAM
 from hdmnet.models.bam.official import build_official, load_official_checkpoint, official_key
 from hdmnet.models.base_learner import BaseLearner
@@ -28,6 +26,7 @@ from tests.helpers.release_cases import (
     check_state,
     close,
     fill,
+    given_layers,
     make_small_state,
     norm,
     refused,
@@ -152,37 +151,12 @@ def test_training(case, arrays, facts):
 # ------------------------------------------------------------------------------------------------- the head alone
 
 
-class _Layer2(nn.Module):
-    """Hands the features of layer 2, given as the first channels of a "picture", on."""
-
-    def forward(self, pictures):
-        self.layer3 = pictures[:, 512:]
-        return pictures[:, :512]
-
-
-class _Layer3(nn.Module):
-    def __init__(self, layer2):
-        super().__init__()
-        self.given = [layer2]
-
-    def forward(self, layer2):
-        return self.given[0].layer3
-
-
-class _Layer4(nn.Module):
-    def forward(self, layer3):
-        return UNIT_SCALE * torch.cat([layer3, layer3], dim=1)
-
-
 def test_head_alone(arrays, facts, monkeypatch):
     """Soft masks, an object of one pixel, an empty mask, and layer-4 features so small that each eps counts."""
     monkeypatch.setattr("hdmnet.models.masked_prior.BLOCK", 7)  # of the support's positions, several blocks
     facts = facts["unit"]
-    layer2, shots = _Layer2(), recipe.UNIT_SHOTS
-    encoder = SequentialBackbone(
-        [layer2, _Layer3(layer2), _Layer4()], (FeatureInfo(512, 8), FeatureInfo(1024, 8), FeatureInfo(2048, 8))
-    )
-    model = filled(BAM(encoder=BaseLearner(backbone=encoder, num_base=15), num_shots=shots).eval())
+    shots = recipe.UNIT_SHOTS
+    model = filled(BAM(encoder=BaseLearner(backbone=given_layers(UNIT_SCALE), num_base=15), num_shots=shots).eval())
     made = recipe.make_unit_inputs()
     check_inputs(made, facts)
     made = {key: torch.from_numpy(value) for key, value in made.items()}

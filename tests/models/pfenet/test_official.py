@@ -6,9 +6,7 @@ import pickle
 
 import pytest
 import torch
-from torch import nn
 
-from hdmnet.models.backbones.base import FeatureInfo, SequentialBackbone
 from hdmnet.models.losses import segmentation_loss
 from hdmnet.models.masked_prior import prior_masks
 from hdmnet.models.pfenet.model import PFENet
@@ -22,6 +20,7 @@ from tests.helpers.release_cases import (
     check_state,
     close,
     fill,
+    given_layers,
     make_small_state,
     norm,
     refused,
@@ -150,41 +149,10 @@ def test_training(case, trunk_bn, arrays, facts):
 # ------------------------------------------------------------------------------------------------- the head alone
 
 
-class _Given(nn.Module):
-    """Hands features of layers 2 and 3, given as one "picture", on to the head."""
-
-    def forward(self, pictures):
-        return pictures
-
-
-class _Layer2(_Given):
-    def forward(self, pictures):
-        self.layer3 = pictures[:, 512:]
-        return pictures[:, :512]
-
-
-class _Layer3(nn.Module):
-    def __init__(self, layer2):
-        super().__init__()
-        self.given = [layer2]
-
-    def forward(self, layer2):
-        return self.given[0].layer3
-
-
-class _Layer4(nn.Module):
-    def forward(self, layer3):
-        return recipe.UNIT_SCALE * torch.cat([layer3, layer3], dim=1)
-
-
 def test_head_alone(arrays, facts, monkeypatch):
     """Soft masks, an object of one pixel, an empty mask, and layer-4 features so small that each eps counts."""
     monkeypatch.setattr("hdmnet.models.masked_prior.BLOCK", 7)  # of the support's positions, several blocks
-    layer2 = _Layer2()
-    encoder = SequentialBackbone(
-        [layer2, _Layer3(layer2), _Layer4()], (FeatureInfo(512, 8), FeatureInfo(1024, 8), FeatureInfo(2048, 8))
-    )
-    model = filled(PFENet(encoder=encoder, ppm_scales=PPM_SCALES["pascal"]).eval())
+    model = filled(PFENet(encoder=given_layers(recipe.UNIT_SCALE), ppm_scales=PPM_SCALES["pascal"]).eval())
     made = recipe.make_unit_inputs()
     check_inputs(made, facts["unit"])
     made = {key: torch.from_numpy(value) for key, value in made.items()}
