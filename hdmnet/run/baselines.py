@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from hdmnet.tasks.paired import PairedCounts
 
 HELPS = (
-    "what helps, where it is not in use yet: model=correlation, which sees similarities alone; a backbone with ImageNet "
-    "weights or DINOv2's (docs/backbones.md); more base classes and pictures; or model=prototype, which needs no "
-    "training: docs/trust.md"
+    "what helps, where it is not in use yet: model=correlation, which sees similarities alone; a backbone with "
+    "ImageNet weights or DINOv2's (docs/backbones.md); more base classes and pictures; or model=prototype, which "
+    "needs no training: docs/trust.md"
 )
 
 
