@@ -17,6 +17,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning import Fabric
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
 
@@ -43,11 +45,14 @@ def time_steps(words: Sequence[str], method: str, repeats: int) -> float | None:
         assert task.loss is not None
         assert task.make_optimizer is not None
         optimizer = task.make_optimizer(model.parameter_groups(**task.groups))
+        autocast = Fabric(accelerator="cpu", precision=cfg.trainer.get("precision")).autocast
         seconds, start = [], time.process_time()
         for number, batch in enumerate(data.train_dataloader()):
             batch = data.on_after_batch_transfer(batch, 0)
             optimizer.zero_grad()
-            task.loss(task(batch, class_index=batch.class_index), batch.query_mask)["loss"].backward()
+            with autocast():
+                loss = task.loss(task(batch, class_index=batch.class_index), batch.query_mask)["loss"]
+            loss.backward()
             optimizer.step()
             seconds.append(time.process_time() - start)
             if number == repeats:
