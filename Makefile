@@ -17,29 +17,41 @@ ARGS ?=
 PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help setup train reproduce-shapes test test-full coverage audit lint format type check clean clean-all
+.PHONY: help setup train reproduce-shapes test test-full coverage audit lint format type docs check clean clean-all
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.installed ## make .venv with the package and its tools (again only when pyproject.toml changed)
+setup: $(VENV)/.installed-dev ## make .venv with the package and its tools (again only when pyproject.toml changed)
 
-# `pip install` alone is the fallback where there is no (working) uv.
-$(VENV)/.installed: pyproject.toml
+# Into .venv, by uv where there is one, else by a uv of .venv's own, else by pip. A training needs only the package.
+define INSTALL
 	@if uv --version >/dev/null 2>&1; then \
 		uv venv --quiet --allow-existing --python '>=3.11' $(VENV); \
-		uv pip install --quiet --python $(BIN)/python --editable '.[dev]'; \
+		install="uv pip install --quiet --python $(BIN)/python"; \
 	else \
 		$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, found " + sys.version.split()[0] + ": set PYTHON=...") if sys.version_info < (3, 11) else None'; \
 		$(PYTHON) -m venv $(VENV); \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'; \
-	fi
-	@touch $@
+		install="$(BIN)/python -m pip install --quiet --disable-pip-version-check"; \
+		if $$install uv 2>/dev/null && $(BIN)/uv --version >/dev/null 2>&1; then \
+			install="$(BIN)/uv pip install --quiet --python $(BIN)/python"; \
+		fi; \
+	fi; \
+	$$install --editable '$(1)'
+	@touch $(2)
+endef
 
-train: setup ## train and test on the embedded shapes, on a CPU, in minutes (ARGS="fold=1 shot=5" passes overrides)
+$(VENV)/.installed: pyproject.toml
+	$(call INSTALL,.,$@)
+$(VENV)/.installed-dev: pyproject.toml
+	$(call INSTALL,.[dev],$@ $(VENV)/.installed)
+$(VENV)/.installed-docs: pyproject.toml
+	$(call INSTALL,.[docs],$@ $(VENV)/.installed)
+
+train: $(VENV)/.installed ## train and test on the embedded shapes, on a CPU, in minutes (ARGS="fold=1 shot=5" passes overrides)
 	$(BIN)/python -m hdmnet.train $(ARGS)
 
-reproduce-shapes: setup ## the paper's ablations on the embedded shapes, on a CPU, in hours, and their report
+reproduce-shapes: $(VENV)/.installed ## the paper's ablations on the embedded shapes, on a CPU, in hours, and their report
 	PYTHON=$(BIN)/python scripts/reproduce.sh shapes $(ARGS)
 
 test: setup ## the tests, without the slow ones
@@ -74,10 +86,13 @@ format: setup ## let ruff mend what it can
 type: setup ## mypy --strict
 	$(BIN)/mypy
 
-check: lint type test ## all that a change has to pass
+docs: $(VENV)/.installed-docs ## the documentation as a site, in site/; strict: a dead link is an error
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet
+
+check: lint type test docs ## all that a change has to pass
 
 clean: ## remove caches and build output (not .venv, data or runs)
-	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 clean-all: clean ## remove .venv too
