@@ -13,13 +13,12 @@ from hdmnet import Segmenter
 from scripts.checkpoints import export
 from tests.helpers.commands import ROOT
 
-ONNX = (ROOT / "docs" / "own_pictures.md").read_text(encoding="utf-8")
+MORE = (ROOT / "docs" / "own_pictures.md").read_text(encoding="utf-8")
 
 
-def example(text):
-    """The only Python block of a text."""
-    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    return block
+def examples(text):
+    """The Python blocks of a text."""
+    return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
@@ -38,9 +37,11 @@ def folder(tmp_path, start, monkeypatch):
     return tmp_path
 
 
-def test_the_example_of_the_segmenter_runs(folder, capsys):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    exec(compile(example(readme), "README.md", "exec"), {"__name__": "example"})
+def test_the_examples_of_the_segmenter_run(folder, capsys):
+    (short,) = examples((ROOT / "README.md").read_text(encoding="utf-8"))
+    exec(compile(short, "README.md", "exec"), {"__name__": "example"})
+    assert capsys.readouterr().out.startswith("(80, 100) ")
+    exec(compile(examples(MORE)[0], "own_pictures.md", "exec"), {"__name__": "example"})
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("(80, 100) ")
     assert printed[1:3] == ["(80, 100)", "(90, 120)"]
@@ -54,10 +55,10 @@ def test_the_commands_and_the_example_of_onnx_run(folder, capsys):
     Segmenter.from_checkpoint("RUN/checkpoints/best.ckpt").fit(
         {"cat": (["cat.jpg"], ["cat.png"]), "dog": (["dog.jpg"], ["dog.png"])}
     ).save("cats-and-dogs.pt")
-    commands = re.findall(r"^python scripts/checkpoints/export\.py ([^#\n]+)", ONNX, re.MULTILINE)
+    commands = re.findall(r"^python scripts/checkpoints/export\.py ([^#\n]+)", MORE, re.MULTILINE)
     assert len(commands) == 3
     for command in commands:
         assert export.main(command.split()) == 0, capsys.readouterr().err
     capsys.readouterr()
-    exec(compile(example(ONNX), "own_pictures.md", "exec"), {"__name__": "example"})
+    exec(compile(examples(MORE)[1], "own_pictures.md", "exec"), {"__name__": "example"})
     assert capsys.readouterr().out.startswith("cat (80, 100) ")
