@@ -17,7 +17,7 @@ ARGS ?=
 PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help setup train reproduce-shapes test test-full coverage audit lint format type docs check clean clean-all
+.PHONY: help setup try train reproduce-shapes test test-full coverage audit lint format type docs check clean clean-all
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ $(VENV)/.installed-dev: pyproject.toml
 	$(call INSTALL,.[dev],$@ $(VENV)/.installed)
 $(VENV)/.installed-docs: pyproject.toml
 	$(call INSTALL,.[docs],$@ $(VENV)/.installed)
+
+try: $(VENV)/.installed ## the packaged segmenter on drawn pictures: masks in half a minute
+	$(BIN)/python -m hdmnet try $(ARGS)
 
 train: $(VENV)/.installed ## train and test on the embedded shapes, on a CPU, in minutes (ARGS="fold=1 shot=5" passes overrides)
 	$(BIN)/python -m hdmnet.train $(ARGS)

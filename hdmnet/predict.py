@@ -28,10 +28,12 @@ def run(cfg: DictConfig) -> None:
     Raises:
         ValueError: Something is not as it should be, or a query could not be segmented.
     """
-    from hdmnet.apps.predict import find_queries, parse_supports, predict
+    from hdmnet.apps.predict import example_of, find_queries, parse_supports, predict
 
-    supports, queries = parse_supports(cfg.support), find_queries(cfg.query)
-    predict(cfg, supports, queries)
+    if cfg.example:
+        predict(cfg, *example_of(cfg))
+    else:
+        predict(cfg, parse_supports(cfg.support), find_queries(cfg.query))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from tqdm import tqdm
 
+from hdmnet.apps.example import CLASS, write_example
 from hdmnet.apps.segmenter import DEFAULT_CLASS, Prediction, Segmenter
 from hdmnet.data.datasets.base import LeftOut
 from hdmnet.data.io.listing import is_picture
@@ -147,6 +148,19 @@ def find_queries(value: Any) -> list[Path]:
         shown = "is not given" if plain is None else f"{plain} holds no picture by its name (.jpg, .png, …)"
         raise InputError(f"query {shown}; expected query=[IMG_OR_FOLDER,…]")
     return queries
+
+
+def example_of(cfg: DictConfig) -> tuple[Supports, list[Path]]:
+    """What `example=true` is in place of: supports and queries, drawn into the output folder.
+
+    Raises:
+        ValueError: `support` or `query` is given too.
+    """
+    given = [key for key in ("support", "query") if cfg[key] is not None]
+    if given:
+        raise InputError(f"example=true draws its own pictures, and {given[0]} is given; expected one of them")
+    support, mask, queries = write_example(Path(cfg.paths.run_dir) / "example")
+    return {CLASS: [(support, mask)]}, queries
 
 
 # -------------------------------------------------------------------------------------------------------- the command

@@ -9,12 +9,14 @@ import sys
 from hdmnet.config.values import did_you_mean
 
 COMMANDS = {
+    "try": "the packaged segmenter on drawn pictures: a mask in half a minute",
     "train": "train and test a method",
     "evaluate": "the test protocol on a checkpoint",
     "predict": "segment one's own pictures",
     "demo": "a web page on this machine",
     "report": "tables and figures of finished runs",
 }
+_SHORT = {"try": ["predict", "example=true"]}
 
 
 def main() -> int:
@@ -28,7 +30,8 @@ def main() -> int:
         known = f"expected one of {', '.join(COMMANDS)}{did_you_mean(name, list(COMMANDS))}"
         print(f"error: hdmnet {name}: no such command; {known}", file=sys.stderr)
         return 2
-    del sys.argv[1]
+    name, *words = _SHORT.get(name, [name])
+    sys.argv[1:2] = words
     if os.getcwd() not in sys.path:  # as `python -m` does: classes of one's own lie beside one's work
         sys.path.insert(0, os.getcwd())
     # As the main module, so that ranks and jobs of a sweep, which start the main module again, find the command.

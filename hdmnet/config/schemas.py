@@ -79,6 +79,7 @@ class PredictSchema:
     ckpt: str | None = None
     support: Any = None
     query: Any = None
+    example: bool = False
     output: str = MISSING
     maps: bool = False
     save: str | None = None
