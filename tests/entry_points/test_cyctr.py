@@ -7,7 +7,7 @@ import torch
 
 from hdmnet.models.cyctr.model import CyCTR
 from tests.helpers import commands
-from tests.helpers.method_runs import check_resume, check_reuse, check_segmenter
+from tests.helpers.method_runs import check_resume
 
 WORDS = (
     *(*commands.SHAPES, "model=cyctr", "model.encoder=backbone", "backbone.weights=null", "model.channels=32"),
@@ -51,13 +51,6 @@ def test_both_optimisers_are_kept(whole):
     assert [group["lr"] for group in groups.values()] == pytest.approx([0, 1e-4, 1e-4])
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(whole, tmp_path, monkeypatch):
     check_resume(whole, WORDS, tmp_path, monkeypatch)
-
-
-def test_evaluation_draws_the_same_and_features_are_reused(whole, tmp_path):
-    check_reuse(whole, tmp_path)
-
-
-def test_segmenter(whole, tmp_path):
-    check_segmenter(whole, tmp_path)

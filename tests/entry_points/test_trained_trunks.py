@@ -1,12 +1,10 @@
-"""Methods whose trunk is all that learns, through the entry points: features are kept where the weights stand still."""
+"""Methods whose trunk is all that learns, through the entry points."""
 
 from __future__ import annotations
 
 import pytest
 
-from scripts.checkpoints.network_file import export
 from tests.helpers import commands
-from tests.helpers.method_runs import check_reuse, check_segmenter
 
 WORDS = (*commands.SHAPES, "model.encoder=backbone", "backbone.weights=null", "optim.lr=0.01", "shot=2")
 
@@ -23,12 +21,3 @@ def test_the_trunk_has_learnt_what_its_declaration_says(run):
     layers = {"ssp": "23", "panet": "01234"}[run.result["method"]]
     convolutions = [key for key, value in state.items() if value.ndim == 4 and key.split(".")[3] in layers]
     assert len(last["optimizer_states"][0]["state"]) == len(convolutions)  # of these, and of nothing else
-
-
-def test_features_that_are_kept_change_no_figure(run, tmp_path):
-    check_reuse(run, tmp_path)
-
-
-def test_segmenter_and_what_cannot_be_exported(run, tmp_path):
-    with pytest.raises(ValueError, match=r"^a (SSP|PANet) cannot be exported; expected an HDMNet$"):
-        export(check_segmenter(run, tmp_path), tmp_path / "network.onnx")
