@@ -57,9 +57,8 @@ def write(target: str, text: str, source: str | None = None) -> None:
 
 def main() -> None:
     """Write all pages that docs/ does not hold as they are."""
-    for file in sorted((ROOT / "docs").glob("*.md")):
-        source = f"docs/{file.name}"
-        write(file.name, file.read_text(encoding="utf-8"), source)
+    for own in sorted((ROOT / "docs").glob("*.md")):
+        write(own.name, own.read_text(encoding="utf-8"), f"docs/{own.name}")
     for source, target in PAGES.items():
         write(target, (ROOT / source).read_text(encoding="utf-8"), source)
     names = sorted(target for target in PAGES.values() if target.startswith("methods/"))
@@ -70,9 +69,9 @@ def main() -> None:
         if parts[-1] in ("__init__", "__main__") and len(parts) > 2:
             continue
         parts = parts[:-1] if parts[-1] == "__init__" else parts
-        target = Path(*parts).with_suffix(".md") if len(parts) > 1 else Path("hdmnet/index.md")
-        navigation[parts] = target.as_posix()
-        write(f"reference/{target.as_posix()}", f"::: {'.'.join(parts)}\n")
+        page = "/".join(parts) + ".md" if len(parts) > 1 else "hdmnet/index.md"
+        navigation[parts] = page
+        write(f"reference/{page}", f"::: {'.'.join(parts)}\n")
     with mkdocs_gen_files.open("reference/SUMMARY.md", "w") as page:
         page.writelines(navigation.build_literate_nav())
 

@@ -1,4 +1,4 @@
-"""Every method that learns: trained with five supports, killed and gone on, by two processes, tested, and in `Segmenter`."""
+"""Every method that learns: five supports, killed and gone on, two processes, tested, and in `Segmenter`."""
 
 from __future__ import annotations
 
