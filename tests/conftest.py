@@ -23,7 +23,13 @@ import pytest
 import torch
 
 from hdmnet.config.schemas import register_schemas
-from tests.helpers.fixtures import data_dir, finished_run, first_run, start  # noqa: F401 (session fixtures for every file)
+from tests.helpers.fixtures import (  # noqa: F401 (session fixtures for every file)
+    data_dir,
+    finished_run,
+    first_run,
+    raw_data_dir,
+    start,
+)
 
 torch.set_num_threads(1)
 cv2.setNumThreads(0)

@@ -138,7 +138,7 @@ _CHECKS: dict[str, tuple[Check, str]] = {
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "selection": ("best", "base", "last"),
-    "protocol.queries": ("uniform", "official", "pairs", "classes"),
+    "protocol.queries": ("uniform", "official", "pairs", "classes", "turns"),
     "protocol.supports": ("distinct", "repeated"),
     "protocol.resize": ("square", "pad"),
     "protocol.padding": ("ignore", "background"),

@@ -65,6 +65,8 @@ def build_dataset(cfg: DictConfig, *, check: bool = True) -> SegmentationDataset
     named = inspect.signature(target).parameters
     given = {key for key in named if node.get(key) is not None}
     own = {key: value for key, value in node.items() if key in given or key not in common_keys()}
+    if "cache_dir" in named:
+        own["cache_dir"] = str(Path(cfg.paths.cache_dir) / "instances")
     dataset: SegmentationDataset = instantiate(OmegaConf.create({"dataset": own}).dataset)  # so named in errors
     if node.get("num_folds") not in (None, dataset.num_folds):
         raise InputError(f"dataset.num_folds={node['num_folds']}: expected {dataset.num_folds}, as {dataset.name} has")

@@ -23,7 +23,6 @@ sys.path[:0] = [folder for folder in (str(Path(__file__).parent),) if folder not
 
 from prepare_common import (  # noqa: E402
     PaintItem,
-    category_values,
     count_workers,
     paint_chunk,
     remove_stale,
@@ -36,7 +35,13 @@ from prepare_common import (  # noqa: E402
 from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
 from hdmnet.data.datasets.coco import YEARS  # noqa: E402
 from hdmnet.data.datasets.files import check_unique  # noqa: E402
-from hdmnet.data.io.annotations import CROWD_VALUES, is_crowd, marks_nothing, refuse_doubled  # noqa: E402
+from hdmnet.data.io.annotations import (  # noqa: E402
+    CROWD_VALUES,
+    category_values,
+    is_crowd,
+    marks_nothing,
+    refuse_doubled,
+)
 
 NAME = "prepare_coco"
 NUM_CATEGORIES = 80

@@ -12,10 +12,9 @@ from hdmnet.data.catalog import Catalog
 from hdmnet.data.class_split import split_classes
 from hdmnet.data.datasets.base import label_table
 from hdmnet.data.episodes.manifest import EpisodeManifest, read_manifest
-from hdmnet.data.io.annotations import decode_segmentation, run_lengths
+from hdmnet.data.io.annotations import category_values, decode_segmentation, paint_annotations, run_lengths
 from hdmnet.data.io.arrays import IGNORE
 from hdmnet.data.io.masks import read_mask, write_mask
-from scripts.data.prepare_common import category_values, paint_annotations
 
 quick = settings(max_examples=40, deadline=None)
 

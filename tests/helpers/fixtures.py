@@ -43,6 +43,18 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def raw_data_dir(tmp_path_factory, data_dir):
+    """Such a folder with what has no masks painted: coco/ of 2017 with LVIS's JSONs, fss1000/. Not to be written to."""
+
+    def make(root: Path) -> Path:
+        trees.write_lvis_jsons(trees.write_coco_2017_tree(root / "coco", data_dir / "coco"))
+        trees.write_fss_tree(root / "fss1000" / "fewshot_data")
+        return root
+
+    return shared(tmp_path_factory, "raw_data", make)
+
+
+@pytest.fixture(scope="session")
 def first_run(tmp_path_factory):
     """The answer of a tiny training on the embedded data, both stages; its folder is not to be written to."""
     return shared(tmp_path_factory, "first", lambda root: doors.run("train", root, *doors.WHOLE))

@@ -15,9 +15,10 @@ from scipy.io import savemat
 
 from hdmnet.data.datasets.coco import CocoDataset
 from hdmnet.data.datasets.pascal import PascalDataset
+from hdmnet.data.io.annotations import category_values, paint_annotations
 from hdmnet.data.io.masks import read_mask, write_mask
 from scripts.data import prepare_coco, prepare_pascal
-from scripts.data.prepare_common import category_values, is_complete_png, paint_annotations, read_sbd
+from scripts.data.prepare_common import is_complete_png, read_sbd
 
 SIZE = (30, 40)
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from hdmnet.data.class_split import SplitRule
-from hdmnet.data.datasets.base import LeftOut, Split
+from hdmnet.data.datasets.base import LabelMapDataset, LeftOut, Split
 from hdmnet.data.datasets.files import (
     find_list,
     fingerprint_files,
@@ -18,6 +18,9 @@ from hdmnet.data.datasets.files import (
     strip_path,
 )
 from hdmnet.data.datasets.tree import TreeDataset
+from hdmnet.data.io.annotations import paint_annotations
+from hdmnet.data.io.arrays import UInt8Array
+from hdmnet.data.io.instances import Instances, open_instances
 from hdmnet.runtime.errors import DatasetError, MissingFileError
 
 YEARS = (2014, 2017)
@@ -38,14 +41,15 @@ CLASS_NAMES = (
 
 
 class CocoDataset(TreeDataset):
-    """A COCO tree: `train2014/ val2014/`, and masks `masks/{train2014,val2014}/*.png` by scripts/data/prepare_coco.py.
+    """A COCO tree as it is downloaded: `train2014/ val2014/ annotations/instances_{train,val}2014.json`.
 
     With year 2017 `train2017/ val2017/` likewise, whose lists are others (118,287 and 5,000 pictures): figures on them
     are not those of COCO-20i.
 
-    Masks are 8-bit PNGs (palette or grey): 0, class = position 1..80 in ascending category id, 255. Those of other
-    codebases are taken as they are. A split's images are all that have a mask, so the annotations' JSON is not read.
-    Ids are such as "train2014/COCO_train2014_000000000009".
+    Where there are masks `masks/{train2014,val2014}/*.png` these are taken, and the JSON is not read: 8-bit PNGs
+    (palette or grey), 0, class = position 1..80 in ascending category id, 255, by scripts/data/prepare_coco.py or
+    another codebase. A split's images are all that have a mask. Without them the same masks are painted whenever one is
+    read, of all images that the JSON names. Ids are such as "train2014/COCO_train2014_000000000009".
 
     Fold i holds out the classes i+1, i+5, ... ("interleaved", as in all recent papers).
 
@@ -60,6 +64,7 @@ class CocoDataset(TreeDataset):
         num_folds: As of `TreeDataset`, like the other two.
         split_rule: How classes are dealt out to folds.
         min_area: Fewest pixels for a class to count in an image.
+        cache_dir: Folder for what is known of the JSONs, see `open_instances`.
 
     Raises:
         ValueError: Another year.
@@ -79,11 +84,13 @@ class CocoDataset(TreeDataset):
         num_folds: int = 4,
         split_rule: SplitRule | None = None,
         min_area: int = 2 * 32 * 32,
+        cache_dir: str | Path | None = None,
     ) -> None:
         if year not in YEARS:
             raise DatasetError(f"dataset.year={year}: expected {' or '.join(map(str, YEARS))}")
         super().__init__(root, train_list, val_list, num_folds=num_folds, split_rule=split_rule, min_area=min_area)
         self.year = year
+        self.cache_dir = cache_dir
 
     def folder(self, split: Split) -> str:
         """Name of the folder of a split's pictures, and of their masks below masks/."""
@@ -98,8 +105,28 @@ class CocoDataset(TreeDataset):
         """
         listed = self.lists[split]
         if listed is None:
-            return sorted(self._list_folder(self.root / "masks", self.folder(split), ".png"))
+            return sorted(self._labelled(self.folder(split)))
         return read_ids(find_list(listed, self.root, names="null"), partial(parse_line, folder=self.folder(split)))
+
+    def _instances(self, folder: str) -> Instances | None:
+        """The JSON of a folder's pictures, where it is read in place of masks."""
+        path = self.root / "annotations" / f"instances_{folder}.json"
+        if (self.root / "masks" / folder).is_dir() or not path.is_file():
+            return None
+        instances = open_instances(path, self.cache_dir)
+        if len(instances.categories) != len(CLASS_NAMES):
+            raise DatasetError(
+                f"{path} has {len(instances.categories)} categories, expected COCO's {len(CLASS_NAMES)}: read it by"
+                " dataset=folder"
+            )
+        return instances
+
+    def _labelled(self, folder: str) -> set[str]:
+        """Ids of a folder's pictures that have a mask, or are in its JSON."""
+        instances = self._instances(folder)
+        if instances is None:
+            return self._list_folder(self.root / "masks", folder, ".png")
+        return {f"{folder}/{name.removesuffix('.jpg')}" for name in instances.image_names()}
 
     def _list_folder(self, parent: Path, folder: str, suffix: str) -> set[str]:
         """Ids of a folder's files; one listing without a stat a file, as there are 82,783."""
@@ -109,7 +136,10 @@ class CocoDataset(TreeDataset):
             remedy = f"unpack the COCO {self.year} images zip there"
             if parent != self.root:
                 year = "" if self.year == YEARS[0] else f" --year {self.year}"
-                remedy = f"make the masks once with scripts/data/prepare_coco.py --root {self.root}{year}"
+                remedy = (
+                    f"unpack the COCO {self.year} annotations zip, of which annotations/instances_{folder}.json is read"
+                    f" in their place, or make the masks with scripts/data/prepare_coco.py --root {self.root}{year}"
+                )
             other = next(year for year in YEARS if year != self.year)
             if (self.root / f"val{other}").is_dir() and not (self.root / self.folder("val")).is_dir():
                 remedy = f"this is a tree of COCO {other}: set dataset.year={other} (prepare_coco.py: --year {other})"
@@ -124,6 +154,29 @@ class CocoDataset(TreeDataset):
         """Path of a mask; need not exist."""
         return self.root / "masks" / f"{image_id}.png"
 
+    def read_mask(self, image_id: str) -> UInt8Array:
+        """Mask as (H, W) uint8 at original size: from its file, or painted as scripts/data/prepare_coco.py does."""
+        folder, stem = image_id.split("/")
+        instances = self._instances(folder)
+        if instances is None:
+            return super().read_mask(image_id)
+        size, annotations = instances.read(f"{stem}.jpg")
+        values = {category: value for value, category in enumerate(instances.categories.tolist(), start=1)}
+        try:
+            return paint_annotations(annotations, size, values)
+        except DatasetError as error:
+            raise DatasetError(f"{self.mask_location(image_id)}: {error}") from None
+
+    def class_areas(self, image_id: str) -> dict[int, int]:
+        """Pixels of each class; refuses what is no mask, and one whose palette is not that of the others."""
+        painted = self._instances(image_id.split("/")[0]) is not None
+        return LabelMapDataset.class_areas(self, image_id) if painted else super().class_areas(image_id)
+
+    def mask_location(self, image_id: str) -> str:
+        """Path of the mask, or the JSON and the image in it."""
+        instances = self._instances(image_id.split("/")[0])
+        return super().mask_location(image_id) if instances is None else f"{instances.path}, image {image_id!r}"
+
     def fingerprint(self, split: Split) -> str:
         """Hex sha256 over the split's ids, in order, and its masks' and pictures' names, sizes and times.
 
@@ -133,8 +186,10 @@ class CocoDataset(TreeDataset):
         parts = []
         for folder in sorted({image_id.split("/")[0] for image_id in ids}):
             stems = [image_id.split("/")[1] for image_id in ids if image_id.startswith(f"{folder}/")]
-            names = [f"{stem}.png" for stem in stems]
-            parts.append(fingerprint_files(self.root / "masks" / folder, names=names, extra=[folder]))
+            instances = self._instances(folder)
+            parent = self.root / "masks" / folder if instances is None else instances.path.parent
+            names = [f"{stem}.png" for stem in stems] if instances is None else [instances.path.name]
+            parts.append(fingerprint_files(parent, names=names, extra=[folder]))
             if (self.root / folder).is_dir():
                 parts.append(fingerprint_files(self.root / folder, names=[f"{stem}.jpg" for stem in stems]))
         return hashlib.sha256("\n".join([*parts, *ids]).encode(errors="surrogateescape")).hexdigest()
@@ -148,6 +203,8 @@ class CocoDataset(TreeDataset):
                 pictures = self._list_folder(self.root, self.folder(split), ".jpg")
                 without += sorted(pictures.difference(self.ids(split)))
         what = "no mask, left out: scripts/data/prepare_coco.py paints it"
+        if self._instances(self.folder("train")) is not None:
+            what = "not named by its JSON, left out"
         return [LeftOut(what, tuple(without))] if without else []
 
     def check(self, *, files: bool = True) -> None:
@@ -160,8 +217,7 @@ class CocoDataset(TreeDataset):
         if not self.root.is_dir():
             raise MissingFileError(
                 f"COCO folder {self.root} is missing: put train{self.year}/, val{self.year}/, annotations/ of the COCO "
-                "site there, run scripts/data/prepare_coco.py, or set paths.data_dir (HDMNET_DATA) to the folder that "
-                "holds coco/"
+                "site there, or set paths.data_dir (HDMNET_DATA) to the folder that holds coco/"
             )
         lists: dict[Split, list[str]] = {"train": self.ids("train"), "val": self.ids("val")}
         for split, ids in lists.items():
@@ -173,7 +229,7 @@ class CocoDataset(TreeDataset):
             if not files:
                 continue
             folders = sorted({image_id.split("/")[0] for image_id in ids})
-            masks = set().union(*(self._list_folder(self.root / "masks", folder, ".png") for folder in folders))
+            masks = set().union(*(self._labelled(folder) for folder in folders))
             pictures = set().union(*(self._list_folder(self.root, folder, ".jpg") for folder in folders))
             require_ids(ids, masks, origin, "mask", "run scripts/data/prepare_coco.py, or take them off the list")
             require_ids(ids, pictures, origin, "picture", f"unpack the COCO {self.year} images zips again")

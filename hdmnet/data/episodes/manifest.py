@@ -97,8 +97,8 @@ class EpisodeManifest(Manifest):
     image is the query once a pass; the official protocol walks in list order, unshuffled. The class is uniform among
     those that qualify in the query; the supports are uniform without replacement among the class's other images.
     Others' rules: `pairs` walks the images' classes in list order, so that a query's class is not drawn (HSNet);
-    `classes` draws the class first, uniformly, then the query among its images (PANet); supports that may be "repeated"
-    are drawn with replacement (HSNet).
+    `classes` draws the class first, uniformly, then the query among its images (PANet); `turns` takes the classes in
+    turn (Matcher on LVIS-92i); supports that may be "repeated" are drawn with replacement (HSNet).
 
     Attributes:
         view: Images and classes that episodes are drawn from.
@@ -112,7 +112,7 @@ class EpisodeManifest(Manifest):
         dataset: Name of the data set; part of the key, as are `fold`, `split` and `seed`.
         shot: Number of supports K an episode.
         num_episodes: Length; None = unbounded, for training.
-        protocol: "uniform", or "official" for the release's in-order walk, "pairs" or "classes".
+        protocol: "uniform", or "official" for the release's in-order walk, "pairs", "classes" or "turns".
         supports: "distinct" or "repeated".
         allow_repeats: Where a class has fewer images than the shot needs, but two, take each as a support as often as
             every other, up to one time more, instead of leaving the class out.
@@ -219,7 +219,7 @@ class EpisodeManifest(Manifest):
         if index < 0 or (self.num_episodes is not None and index >= self.num_episodes):
             last = "" if self.num_episodes is None else self.num_episodes - 1
             raise IndexError(f"episode {index} does not exist, expected 0..{last}")
-        first = 2 if self.protocol == "classes" else 1  # word of the supports
+        first = 2 if self.protocol in ("classes", "turns") else 1  # word of the supports
         words = self._words(_EPISODE_WORDS, index, first + self.shot).tolist()
         query, class_value = self._query_and_class(index, words)
         images = self.view.images_of(class_value)
@@ -251,9 +251,10 @@ class EpisodeManifest(Manifest):
         if self.protocol == "pairs":
             pair = index % len(view.image_classes)
             return int(np.searchsorted(view.image_ptr, pair, side="right")) - 1, int(view.image_classes[pair])
-        if self.protocol == "classes":
+        if self.protocol in ("classes", "turns"):
             shown = np.flatnonzero(np.diff(view.class_ptr))  # those that are left out have no image
-            value = view.classes[shown[_below(len(shown), words[0])]]
+            turn = index % len(shown) if self.protocol == "turns" else _below(len(shown), words[0])
+            value = view.classes[shown[turn]]
             images = view.images_of(value)
             return int(images[_below(len(images), words[1])]), value
         query = self._query(index)

@@ -18,7 +18,7 @@ from hdmnet.runtime.errors import DatasetError
 if TYPE_CHECKING:
     from hdmnet.data.transforms import UInt8
 
-Queries = Literal["uniform", "official", "pairs", "classes"]
+Queries = Literal["uniform", "official", "pairs", "classes", "turns"]
 Supports = Literal["distinct", "repeated"]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hdmnet.data.io.arrays import IGNORE
+from hdmnet.data.io.arrays import IGNORE, MAX_LABELS, UInt8Array
 from hdmnet.runtime.errors import DatasetError
 
 #: What to make of a region that is marked as a crowd (`iscrowd: 1`): its value, None: an object of its class.
@@ -120,6 +120,57 @@ def refuse_doubled(entries: Sequence[Mapping[str, Any]], what: str, name: str) -
                 f"{what}: {str(first[one])!r} and {str(named)!r} have the same id {entry['id']!r}, expected "
                 "one each: export them anew (where files are merged, with new ids)"
             )
+
+
+def category_values(categories: Sequence[Mapping[str, Any]]) -> dict[int, int]:
+    """Number the categories of an instances file: class = position, from 1, in ascending category id.
+
+    Args:
+        categories: The `categories` of a COCO instances file.
+
+    Returns:
+        Class value of every category id.
+
+    Raises:
+        ValueError: If there is none, two have one id, or there are more than fit in 8 bits.
+    """
+    refuse_doubled(categories, "categories", "name")
+    ids = sorted({int(category["id"]) for category in categories})
+    if not 1 <= len(ids) <= MAX_LABELS:
+        raise DatasetError(f"found {len(ids)} categories, expected 1 to {MAX_LABELS}, as class {IGNORE} means ignore")
+    return {category: value for value, category in enumerate(ids, start=1)}
+
+
+def paint_annotations(
+    annotations: Sequence[Mapping[str, Any]], size: tuple[int, int], values: Mapping[int, int], crowd: str = "ignore"
+) -> UInt8Array:
+    """Paint a picture's annotations to one mask, in the order given, later ones over earlier ones.
+
+    Args:
+        annotations: COCO annotations: `segmentation`, `category_id`, and if any `iscrowd`, `id`.
+        size: (H, W) of the picture.
+        values: Class value of every category id, see `category_values`.
+        crowd: What a crowd region paints: "ignore" 255, "zero" background, "class" its class.
+
+    Returns:
+        (H, W) uint8: 0, 1..C, 255.
+
+    Raises:
+        ValueError: If a category is unknown or a segmentation malformed; the line names the annotation.
+    """
+    mask = np.zeros(size, dtype=np.uint8)
+    for annotation in annotations:
+        name = f"annotation {annotation.get('id', '?')}"
+        category = annotation.get("category_id")
+        if not isinstance(category, int) or category not in values:
+            raise DatasetError(f"{name} has category {category!r}, not among the file's {len(values)} categories")
+        crowd_value = CROWD_VALUES[crowd] if is_crowd(annotation) else None
+        try:
+            region = decode_segmentation(annotation.get("segmentation"), *size)
+        except Exception as error:  # pycocotools raises bare Exception, TypeError and more on malformed input
+            raise DatasetError(f"{name} cannot be decoded: {' '.join(str(error).split())}") from None
+        mask[region] = values[category] if crowd_value is None else crowd_value
+    return mask
 
 
 def check_polygons(polygons: list[Any]) -> None:

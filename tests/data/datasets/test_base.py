@@ -11,6 +11,8 @@ from hdmnet.data.catalog import load_catalog
 from hdmnet.data.datasets.base import SegmentationDataset
 from hdmnet.data.datasets.coco import CocoDataset
 from hdmnet.data.datasets.folder.dataset import FolderDataset
+from hdmnet.data.datasets.fss1000 import Fss1000Dataset
+from hdmnet.data.datasets.lvis import LvisDataset
 from hdmnet.data.datasets.pascal import PascalDataset
 from hdmnet.data.datasets.shapes.dataset import ShapesDataset
 from hdmnet.metrics import FewShotIoU
@@ -38,6 +40,26 @@ class TestCoco(DatasetContract):
     @pytest.fixture
     def dataset(self, data_dir):
         return CocoDataset(data_dir / "coco")
+
+
+class TestCoco2017(DatasetContract):
+    @pytest.fixture
+    def dataset(self, raw_data_dir, tmp_path):
+        return CocoDataset(raw_data_dir / "coco", year=2017, cache_dir=tmp_path)
+
+
+class TestLvis(DatasetContract):
+    fold = 9
+
+    @pytest.fixture
+    def dataset(self, raw_data_dir, tmp_path):
+        return LvisDataset(raw_data_dir / "coco", num_classes=None, cache_dir=tmp_path)
+
+
+class TestFss1000(DatasetContract):
+    @pytest.fixture
+    def dataset(self, raw_data_dir):
+        return Fss1000Dataset(raw_data_dir / "fss1000", num_classes=None)
 
 
 class TestFolder(DatasetContract):
