@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from hdmnet.runtime.atomic import replacing
+from hdmnet.runtime.console import MOST_CLASSES
 from hdmnet.runtime.errors import one_line
 from hdmnet.runtime.home import expand_home
 
@@ -160,7 +161,7 @@ class DashboardLogger(WandbLogger):
 
     @_unless_it_fails
     def log_class_scores(self, split: str, scores: Mapping[str, Mapping[str, Any]], step: int) -> None:
-        """Log the IoU of each class as curve, table and bars; for "test" mIoU and FB-IoU too.
+        """Log the IoU of each class as curve, table and bars, of many as table and histogram; for "test" mIoU too.
 
         Args:
             split: "val" or "test", the first part of every key.
@@ -175,14 +176,19 @@ class DashboardLogger(WandbLogger):
         ious = [one["iou_per_class"] for one in scores.values()]
         data = [[cls, *(iou[cls] for iou in ious), count] for cls, count in final["counts_per_class"].items()]
         table = wandb.Table(columns=columns, data=data)
-        values: dict[str, Any] = {f"{split}/iou/{name}": iou for name, iou in final["iou_per_class"].items()}
+        few = len(data) <= MOST_CLASSES
+        values: dict[str, Any] = {f"{split}/iou/{name}": iou for name, iou in final["iou_per_class"].items() if few}
         if split == "test":  # the validation's are logged by the task
             for name, one in scores.items():
                 suffix = "" if name == "final" else f"_{name}"
                 values |= {f"test/{figure}{suffix}": one[figure] for figure in ("miou", "fb_iou")}
         known = {name: value for name, value in values.items() if value == value}  # a class may have had no episode
-        bars = wandb.plot.bar(table, "class", "IoU", title=f"{split}: IoU per class")
-        shown = {f"{split}/iou_per_class": table, f"{split}/iou_per_class_bars": bars}
+        shown = {f"{split}/iou_per_class": table}
+        if few:
+            bars = wandb.plot.bar(table, "class", "IoU", title=f"{split}: IoU per class")
+            shown[f"{split}/iou_per_class_bars"] = bars
+        else:
+            shown[f"{split}/iou_histogram"] = wandb.plot.histogram(table, "IoU", title=f"{split}: IoU of the classes")
         self.experiment.log({**known, **shown, _STEP: step})
 
     @_unless_it_fails

@@ -10,6 +10,7 @@ from hdmnet.reporting.collect import Run
 from hdmnet.reporting.settings import SHOTS, settings_of, without
 from hdmnet.reporting.studies import Study, label_apart, training
 from hdmnet.reporting.tables import Table, tell_basis
+from hdmnet.runtime.console import classes_to_show
 
 _OURS = "ours"
 
@@ -83,15 +84,21 @@ def _classes(runs: Sequence[Run]) -> str:
 
 
 def by_class(name: str, title: str, studies: Sequence[Study]) -> Table:
-    """The IoU of every class, a column for each study and shot."""
+    """The IoU of every class, a column for each study and shot; of many classes only the extremes of the first."""
     parts = [(study, shot, runs) for study in studies for shot, runs in study.rows.items()]
     columns = [(study.label, f"{shot}-shot") for study, shot, _ in parts]
     table = Table(name, title, [("", "class"), *columns])
     names = dict.fromkeys(name for *_, runs in parts for run in runs for name in run.result["test"]["iou_per_class"])
-    for class_name in names:
-        values = [percent(_class_value(runs, class_name)) for *_, runs in parts]
-        table.add([class_name, *values], ours=True)
+    found = {class_name: [percent(_class_value(runs, class_name)) for *_, runs in parts] for class_name in names}
+    shown = classes_to_show({class_name: values[0].mean for class_name, values in found.items()})
+    for class_name in shown:
+        table.add([class_name, *found[class_name]], ours=True)
+    for class_name, values in found.items():
         table.record(class_name, columns, _OURS, values)
+    if len(shown) < len(found):
+        table.notes.append(
+            f"Of {len(found):,} classes those of lowest and of highest IoU by the first column; all are in the CSV"
+        )
     return table
 
 

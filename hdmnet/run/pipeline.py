@@ -18,6 +18,7 @@ from hdmnet.callbacks.build import build_callbacks
 from hdmnet.callbacks.checkpoint import RunCheckpoint
 from hdmnet.callbacks.resume_state import KEY
 from hdmnet.config.values import to_plain
+from hdmnet.data.datasets.base import label_table
 from hdmnet.loggers.build import build_loggers
 from hdmnet.loggers.wandb import one_wandb_run
 from hdmnet.metrics import FewShotIoU
@@ -114,6 +115,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         start = _check_config(cfg, resumed=point is not None)
         dataset = build_dataset(cfg)
         data = build_few_shot_data(cfg, dataset)
+        if needs_base_learner(cfg):
+            label_table(len(dataset.class_names), data.class_split.train)  # refuses more classes than a map holds
         for stage in (None,) if learns else ("validate", "test"):
             data.setup(stage)  # every list, mask and class count is checked before any training
         check_free_disk(cfg, data.num_base)

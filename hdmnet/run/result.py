@@ -39,6 +39,7 @@ import numpy as np
 from hdmnet.config.renamed import protocol_name, upgrade
 from hdmnet.config.values import HDMNET, method_of
 from hdmnet.runtime.atomic import replacing
+from hdmnet.runtime.console import classes_to_show, name_some
 from hdmnet.runtime.errors import InputError, MissingFileError
 from hdmnet.runtime.home import expand_home
 from hdmnet.runtime.provenance import git_state, hardware, library_versions
@@ -198,7 +199,7 @@ def format_fold_table(result: Mapping[str, Any]) -> str:
     shown = list(entries.values())
     rows = [
         [name, str(counts.get(name, "")), *(_percent(entry["iou_per_class"].get(name)) for entry in shown)]
-        for name in final["iou_per_class"]
+        for name in classes_to_show(final["iou_per_class"])
     ]
     summary = [
         ["mIoU", str(sum(counts.values()) or ""), *map(_mean_and_std, shown)],
@@ -222,7 +223,16 @@ def format_fold_table(result: Mapping[str, Any]) -> str:
     )
     rule = "-" * max(len(title), sum(widths) + 2 * len(widths) - 2)
     warnings = [*left_out_notes(final), *_skipped_notes(result), *baseline_warnings(result)]
-    notes = [*_training_notes(result), *_baseline_notes(result), *(f"warning: {text}" for text in warnings)]
+    hidden = len(final["iou_per_class"]) - len(rows)
+    part = (
+        f"of {len(rows) + hidden:,} classes those with the lowest and the highest IoU are shown, all are in result.json"
+    )
+    notes = [
+        *([part] if hidden else []),
+        *_training_notes(result),
+        *_baseline_notes(result),
+        *(f"warning: {text}" for text in warnings),
+    ]
     return "\n".join([title, rule, line(header), *map(line, rows), rule, *map(line, summary), *notes])
 
 
@@ -243,7 +253,7 @@ def left_out_notes(entry: Mapping[str, Any]) -> list[str]:
     for name, about in (entry.get("classes_left_out") or {}).items():
         where = "" if about["seeds"] == seeds else f" in {about['seeds']} of {seeds} test seeds"
         reasons.setdefault(f"{about['reason']}{where}", []).append(name)
-    told = [f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} {why}" for why, names in reasons.items()]
+    told = [f"{name_some(names)} {'has' if len(names) == 1 else 'have'} {why}" for why, names in reasons.items()]
     return [f"{'; '.join(told)}: mIoU is the mean of the other classes, not of {num_classes}"] if told else []
 
 

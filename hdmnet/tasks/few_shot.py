@@ -15,6 +15,7 @@ from torch import nn
 from hdmnet.data.types import EvaluationBatch
 from hdmnet.metrics import FewShotIoU
 from hdmnet.models.method import FINAL, encodes_apart
+from hdmnet.runtime.console import name_some
 from hdmnet.runtime.private_api import fuse_optimizer
 from hdmnet.tasks.controls import Controls
 from hdmnet.tasks.feature_store import FeatureStore, add_to_metrics, count_predictions
@@ -210,7 +211,7 @@ class FewShotTask(L.LightningModule):
         names = [name for name, known in pairs if not known and name not in self._too_few]
         if names and self._tells_left_out and self.trainer.is_global_zero:
             value = "the mean of the others" if any(defined) else "0"
-            log.warning("validation has no episode to count of %s: val/miou is %s", ", ".join(names), value)
+            log.warning("validation has no episode to count of %s: val/miou is %s", name_some(names), value)
         self._tells_left_out &= not names
 
     def on_test_epoch_end(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -58,7 +59,9 @@ class LvisDataset(SegmentationDataset):
         self.cache_dir = cache_dir
 
     def _instances(self, split: Split) -> Instances:
-        places = [self.root / place for place in _PLACES] if self.annotations is None else [self.annotations]
+        places = [self.annotations]
+        if self.annotations is None:
+            places = [Path(os.path.normpath(self.root / place)) for place in _PLACES]
         paths = [place / f"lvis_v1_{split}.json" for place in places]
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
