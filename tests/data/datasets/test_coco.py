@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import json
+import os
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from hdmnet.data.catalog import load_catalog
 from hdmnet.data.datasets.coco import CLASS_NAMES, CocoDataset, parse_line
 from hdmnet.data.io.masks import write_mask
+from scripts.data import prepare_coco
+from tests.helpers.datasets import few_shot
 
 NUMBERS = {"train2014": (9, 25, 30), "val2014": (42, 73)}
 
@@ -132,3 +138,66 @@ def test_the_folders_of_2017(tree):
     assert listed.ids("val") == ["val2017/000000000042", "train2017/000000000009"]
     with pytest.raises(ValueError, match=r"^dataset.year=2015: expected 2014 or 2017$"):
         CocoDataset(tree, year=2015)
+
+
+@pytest.fixture
+def unpainted(raw_data_dir, tmp_path):
+    """A tree of 2017 without masks, of which things may be removed."""
+    root = tmp_path / "coco"
+    shutil.copytree(raw_data_dir / "coco", root, copy_function=os.link)
+    return root
+
+
+def test_without_masks_the_jsons_say_the_same(unpainted, tmp_path):
+    """Ids, masks, areas and episodes are those of the tree whose masks scripts/data/prepare_coco.py has painted."""
+    direct = CocoDataset(unpainted, year=2017, cache_dir=tmp_path)
+    direct.check()
+    found = {split: load_catalog(direct, split, None, num_workers=0, progress=False) for split in ("train", "val")}
+    masks = {image_id: direct.read_mask(image_id) for split in ("train", "val") for image_id in direct.ids(split)[:25]}
+    assert any((mask == 255).any() for mask in masks.values())
+    manifests = few_shot(direct, setup=None).class_split, few_shot(direct, setup="test", fold=2).test_manifests
+    assert prepare_coco.main(["--root", str(unpainted), "--year", "2017", "--workers", "1"]) == 0
+    painted = CocoDataset(unpainted, year=2017)
+    for split, catalog in found.items():
+        assert painted.ids(split) == catalog.ids.tolist()
+        again = load_catalog(painted, split, None, num_workers=0, progress=False)
+        for name in ("image_index", "class_value", "area"):
+            np.testing.assert_array_equal(getattr(again, name), getattr(catalog, name))
+    for image_id, mask in masks.items():
+        np.testing.assert_array_equal(painted.read_mask(image_id), mask)
+    again = few_shot(painted, setup=None).class_split, few_shot(painted, setup="test", fold=2).test_manifests
+    assert again[0] == manifests[0]
+    assert [one.sha256() for one in again[1]] == [one.sha256() for one in manifests[1]]
+
+
+def test_an_unpainted_tree_is_checked_and_followed(unpainted, tmp_path):
+    dataset = CocoDataset(unpainted, year=2017, cache_dir=tmp_path)
+    first, image_id = dataset.fingerprint("val"), dataset.ids("val")[0]
+    path = unpainted / "annotations" / "instances_val2017.json"
+    assert dataset.mask_location(image_id) == f"{path}, image {image_id!r}"
+    assert not dataset.left_out()
+    (unpainted / f"{image_id}.jpg").rename(unpainted / "val2017" / "beside.jpg")
+    assert dataset.left_out()[0].tell() == "val2017/beside: not named by its JSON, left out"
+    with pytest.raises(FileNotFoundError, match=rf"1 of 200 ids have no picture, first '{image_id}'"):
+        dataset.check()
+    listed = CocoDataset(unpainted, val_list=str(tmp_path / "list.txt"), year=2017, cache_dir=tmp_path)
+    (tmp_path / "list.txt").write_text("\n".join(dataset.ids("val")[1:]))
+    listed.check()
+    content = json.loads(path.read_text())
+    content["annotations"][0]["category_id"] = 12  # no category of COCO
+    own = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
+    path.unlink()  # it is a link to that of other tests
+    path.write_text(json.dumps(content))
+    assert dataset.fingerprint("val") != first
+    with pytest.raises(
+        ValueError, match=r"instances_val2017\.json, image 'val2017/\d+': annotation \d+ has category 12"
+    ):
+        dataset.read_mask(f"val2017/{own[content['annotations'][0]['image_id']]}")
+    path.write_text(json.dumps(content | {"categories": content["categories"][:79]}))
+    with pytest.raises(ValueError, match=r"has 79 categories, expected COCO's 80: read it by dataset=folder"):
+        dataset.ids("val")
+    path.unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"masks/val2017 is missing: unpack the COCO 2017 annotations zip, of which"
+    ):
+        dataset.ids("val")

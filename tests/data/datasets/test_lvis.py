@@ -86,7 +86,9 @@ def test_masks_are_the_unions_of_annotations(dataset, raw_data_dir, content):
         for value in found:
             own = [reference.annToMask(one) for one in annotations if one["category_id"] == categories[value - 1]]
             np.testing.assert_array_equal(dataset.read_class_mask(image_id, value), np.max(own, axis=0))
-        assert dataset.read_image(image_id).shape[:2] == dataset.image_size(image_id) == (96, 128)
+        assert (
+            dataset.read_image(image_id).shape[:2] == dataset.image_size(image_id) == (image["height"], image["width"])
+        )
 
 
 def test_matchers_episodes_take_the_classes_in_turn(dataset):
