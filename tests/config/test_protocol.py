@@ -18,6 +18,7 @@ FACTS = {
     "hdmnet": (True, "5953", 2048, 1000, 10000, 10, "official", "distinct", "square", "original", "zero"),
     "pfenet": (False, "5953", 2048, 5000, 20000, 1, "official", "distinct", "pad", "original", "zero"),
     "hsnet": (False, "trainaug", 1, 1000, 1000, 1, "pairs", "repeated", "square", "network", "zero"),
+    "matcher": (True, "5953", 2048, 1000, 1000, 1, "turns", "repeated", "square", "network", "zero"),
     "panet": (False, "trainaug", 1, 1000, 1000, 5, "classes", "distinct", "square", "network", "zero"),
 }
 
@@ -40,8 +41,17 @@ def test_each_sets_its_papers_values_together(compose_config, name):
     assert other["train_list"] is None
 
 
+def test_data_sets_that_a_protocol_does_not_name_keep_their_number_of_episodes(compose_config):
+    """HSNet's on FSS-1000: each of the 2,400 test pictures in list order. Matcher's on LVIS-92i: 2,300 episodes."""
+    for dataset, protocol, number, queries in (("fss1000", "hsnet", 2400, "pairs"), ("lvis", "matcher", 2300, "turns")):
+        plain = to_plain(compose_config("evaluate", f"dataset={dataset}", f"protocol={protocol}"))
+        data = dataset_settings(plain)
+        assert (data["num_test_episodes"], data["num_test_seeds"], data["min_area"]) == (number, 1, 1)
+        assert plain["protocol"]["queries"] == queries
+
+
 def test_ours_leaves_every_key_to_the_data_set(compose_config):
-    for dataset in ("shapes", "folder", "pascal", "coco"):
+    for dataset in ("shapes", "folder", "pascal", "coco", "fss1000", "lvis"):
         plain = to_plain(compose_config("train", f"dataset={dataset}"))
         assert dataset_settings(plain) == plain["dataset"]
 

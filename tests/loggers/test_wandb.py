@@ -107,6 +107,17 @@ def test_what_stands_beside_the_test_is_in_the_summary(tmp_path):
     assert run.summary["warning"] == "no better"
 
 
+def test_of_240_classes_there_is_a_histogram_and_no_curve_each(tmp_path):
+    names = [f"class_{number}" for number in range(240)]
+    scores = {**SCORES, "iou_per_class": dict.fromkeys(names, 0.5), "counts_per_class": dict.fromkeys(names, 10)}
+    (run,) = _finished(tmp_path, lambda logger: logger.log_class_scores("test", {"final": scores}, 1))
+    assert len(run.table("test/iou_per_class")[1]) == 240
+    histogram = run.config["_wandb.visualize.test/iou_histogram"]["panel_config"]
+    assert histogram["fieldSettings"]["value"] == "IoU"
+    assert not any(key.startswith(("test/iou/", "test/iou_per_class_bars")) for key in run.keys)
+    assert run.summary["test/miou"] == 0.5
+
+
 def test_class_scores_are_curves_a_table_and_bars(tmp_path):
     meta = {**SCORES, "miou": 0.4, "iou_per_class": {"ring": 0.2, "star": 0.6, "none": math.nan}}
 

@@ -9,7 +9,7 @@ import pytest
 from hdmnet import report
 from hdmnet.reporting.collect import collect
 from hdmnet.reporting.costs import Costs
-from hdmnet.reporting.formats import show
+from hdmnet.reporting.formats import show, to_csv
 from hdmnet.reporting.own import own_tables
 from hdmnet.reporting.settings import deviations
 from hdmnet.reporting.tables import make_tables
@@ -91,6 +91,19 @@ def test_without_folds_all_classes_are_one_column_whatever_the_fold_of_the_train
     assert cells(folds)[0][5] == "2 of 3"
     assert cells(classes) == [["ant", "50.0"], ["bee", "–"], ["cat", "25.0"]]
     assert folds.notes == ["street, resnet50, trained on coco: fold 2, 1 training seed; set as in conf/"]
+
+
+def test_of_240_classes_the_extremes_are_shown_and_all_are_in_the_csv(runs_of):
+    ious = {f"class_{number:03d}": (number * 7 % 240) / 240 for number in range(240)} | {"class_000": None}
+    _, classes = own_tables(runs_of({**WHOLE, "iou_per_class": ious}))
+    shown = [float(row[1]) for row in cells(classes)]
+    assert len(shown) == 40
+    assert shown == sorted(shown)
+    assert (shown[0], shown[19], shown[20], shown[-1]) == (0.4, 8.3, 91.7, 99.6)
+    assert classes.notes == [
+        "Of 240 classes those of lowest and of highest IoU by the first column; all are in the CSV"
+    ]
+    assert len(to_csv(classes).splitlines()) == 241
 
 
 def test_what_was_trained_on_is_said_in_every_table(runs_of):

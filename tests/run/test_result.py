@@ -211,6 +211,23 @@ warning: moon has no episode: mIoU is the mean of the other classes, not of 3"""
     assert format_fold_table(read_result(path)) == expected  # null reads as undefined
 
 
+def test_of_240_classes_those_of_lowest_and_highest_iou_are_shown() -> None:
+    """As of FSS-1000's test; a quarter of the classes had no episode."""
+    names = [f"class_{number:03d}" for number in range(240)]
+    iou = torch.linspace(0.9, 0.1, 240, dtype=torch.float64)
+    iou[::4] = math.nan
+    seed = {"miou": iou.nanmean(), "fb_iou": torch.tensor(0.7), "iou_per_class": iou, "counts": iou.isfinite().long()}
+    text = format_fold_table(_result({"final": summarise_seeds([seed], names)}))
+    lines = text.splitlines()
+    rows = [line.split()[0] for line in lines if line.startswith("class_")]
+    defined = [name for place, name in enumerate(names) if place % 4]
+    assert rows == [*defined[:-21:-1], *defined[19::-1]]  # ascending
+    assert "of 240 classes those with the lowest and the highest IoU are shown, all are in result.json" in lines
+    assert "class_072, class_076 and 40 more have no episode: mIoU is the mean of the other classes, not of 240" in text
+    assert len(lines) < 60
+    assert max(map(len, lines)) < 400
+
+
 def test_what_stands_beside_the_result_is_printed_with_its_warning() -> None:
     one = {"miou": 0.5, "difference": 0.04, "interval": [0.01, 0.07], "is_above": True}
     other = {"miou": 0.56, "difference": -0.02, "interval": [-math.inf, math.inf], "is_above": None}

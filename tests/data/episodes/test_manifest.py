@@ -314,7 +314,16 @@ def test_classes_are_drawn_before_their_queries() -> None:
     assert set(queries) == {f"i{index}" for index in range(5)}
 
 
-@pytest.mark.parametrize("protocol", ["uniform", "pairs", "classes"])
+def test_classes_take_turns() -> None:
+    """Each as often as every other, whatever its number of images; those with too few images have no turn."""
+    manifest = make_manifest(make_view([[1]] * 5 + [[2]] * 45 + [[3]]), protocol="turns", num_episodes=400)
+    assert [spec.class_value for spec in manifest] == [1, 2] * 200
+    counts = Counter(spec.query_id for spec in manifest if spec.class_value == 1)
+    assert counts.keys() == {f"i{index}" for index in range(5)}
+    assert all(20 < count < 62 for count in counts.values())  # 40 ± 4 standard deviations
+
+
+@pytest.mark.parametrize("protocol", ["uniform", "pairs", "classes", "turns"])
 def test_repeated_supports_are_drawn_anew(protocol: str) -> None:
     view = make_view([[1]] * 4)
     several = list(make_manifest(view, protocol=protocol, supports="repeated", shot=3, num_episodes=400))
