@@ -183,7 +183,7 @@ class DashboardLogger(WandbLogger):
                 suffix = "" if name == "final" else f"_{name}"
                 values |= {f"test/{figure}{suffix}": one[figure] for figure in ("miou", "fb_iou")}
         known = {name: value for name, value in values.items() if value == value}  # a class may have had no episode
-        shown = {f"{split}/iou_per_class": table}
+        shown: dict[str, Any] = {f"{split}/iou_per_class": table}
         if few:
             bars = wandb.plot.bar(table, "class", "IoU", title=f"{split}: IoU per class")
             shown[f"{split}/iou_per_class_bars"] = bars

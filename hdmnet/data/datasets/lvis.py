@@ -59,9 +59,8 @@ class LvisDataset(SegmentationDataset):
         self.cache_dir = cache_dir
 
     def _instances(self, split: Split) -> Instances:
-        places = [self.annotations]
-        if self.annotations is None:
-            places = [Path(os.path.normpath(self.root / place)) for place in _PLACES]
+        usual = [Path(os.path.normpath(self.root / place)) for place in _PLACES]
+        places = usual if self.annotations is None else [self.annotations]
         paths = [place / f"lvis_v1_{split}.json" for place in places]
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
