@@ -111,7 +111,7 @@ _CHECKS: dict[str, tuple[Check, str]] = {
         _integer(0),
         "an integer of at least 0",
     ),
-    "dataset.num_val_episodes dataset.num_test_episodes dataset.num_test_seeds shot batch_size": _COUNT,
+    "dataset.num_val_episodes dataset.num_test_episodes dataset.num_test_seeds shot way batch_size": _COUNT,
     "optim.val_every_epochs optim.base.val_every_epochs optim.base.batch_size": _COUNT,
     "dataset.num_folds dataset.episodes_per_epoch episodes seeds optim.base.num_val_samples": _OPTIONAL_COUNT,
     "optim.max_steps optim.max_epochs optim.base.max_steps optim.base.max_epochs": _LIMIT,

@@ -65,6 +65,7 @@ class EvaluateSchema(ExperimentSchema):
 
     episodes: int | None = None
     seeds: int | None = None
+    way: int = 1
     test_scales: Any = MISSING
     test_flip: bool = False
 

@@ -239,6 +239,9 @@ def collect(named: Iterable[str | Path]) -> Collection:
     for file in files:
         try:
             result = _read(file)
+            if "way" in result:
+                warnings.append(f"{result['way']}-way, left out, as the tables are of one class an episode: {file}")
+                continue
             runs.append(Run(file, result, _parent(result)))
         except (ValueError, OSError) as error:
             warnings.append(f"damaged result, left out: {one_line(error)}")

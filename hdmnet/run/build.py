@@ -116,6 +116,7 @@ def build_few_shot_data(cfg: DictConfig, dataset: SegmentationDataset, **changes
         "check_files": settings.get("check_files", 0),
         "allow_repeats": settings.get("allow_repeats", False),
         "reuse_memory_gb": cfg.reuse_memory_gb if cfg.reuse else None,
+        "way": cfg.get("way", 1),  # only of an evaluation, too
         "mean": mean,
         "std": std,
         "cache_dir": Path(cfg.paths.cache_dir) / "catalogs",
@@ -274,11 +275,13 @@ def build_task(cfg: DictConfig, model: FewShotMethod, data: FewShotDataModule, *
     """
     from hdmnet.tasks.feature_store import measure_features
     from hdmnet.tasks.few_shot import FewShotTask
+    from hdmnet.tasks.several_classes import SeveralClassesTask
 
     optim = cfg.optim
     data.measure_features = partial(measure_features, model, data.image_size)
     data.keeps_masks, data.marks_padding = model.takes_host_masks, model.takes_padding
-    return FewShotTask(
+    task = SeveralClassesTask if data.several_classes else FewShotTask
+    return task(
         model=model,
         class_names=data.novel_names,
         val_class_names=data.val_names,

@@ -282,7 +282,7 @@ def test(
     """
     head_bars(trainer, "test")
     tests = trainer.limit_test_batches > 0
-    controls = build_controls(cfg, task.model) if tests else None
+    controls = build_controls(cfg, task.model) if tests and not data.several_classes else None
     with timer("test"):
         along = controls is not None and run_along(task, data, controls)
         if tests:

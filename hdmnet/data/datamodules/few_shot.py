@@ -14,7 +14,7 @@ import numpy as np
 
 from hdmnet.data.datamodules.base import VAL_SEED, FoldDataModule, FoldOptions
 from hdmnet.data.datasets.files import refuse_shared_ids
-from hdmnet.data.episodes.encode_once import FeatureCost, plan_batches
+from hdmnet.data.episodes.encode_once import FeatureCost, needed_keys, plan_batches
 from hdmnet.data.episodes.manifest import EpisodeManifest
 from hdmnet.data.episodes.planned_batches import PlannedEvaluation
 from hdmnet.data.episodes.rules import EvaluationRules
@@ -22,7 +22,6 @@ from hdmnet.data.episodes.samples import EvalEpisodes, TrainEpisodes, check_file
 from hdmnet.data.types import (
     Episode,
     EvaluationBatch,
-    FeatureKey,
     collate_episodes,
 )
 from hdmnet.data.vanished import Vanished, find_vanished
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from hdmnet.data.catalog import CatalogView
     from hdmnet.data.datasets.base import SegmentationDataset, Split
     from hdmnet.data.episodes.encode_once import FeatureBytes
+    from hdmnet.data.types import FeatureKey
 
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ class FewShotDataModule(FoldDataModule):
         allow_repeats: Repeat supports where a class has too few images, instead of leaving the class out.
         reuse_memory_gb: Memory, in 10^9 bytes and for each process, for features that evaluation keeps to reuse them;
             None: every episode is encoded anew.
+        way: Classes of a test episode (N).
         options: What both stages take, see `FoldDataModule`.
 
     Raises:
@@ -91,9 +92,10 @@ class FewShotDataModule(FoldDataModule):
         allow_repeats: bool = False,
         check_files: int = 0,
         reuse_memory_gb: float | None = None,
+        way: int = 1,
         **options: Unpack[FoldOptions],
     ) -> None:
-        self.shot = shot
+        self.shot, self.way = shot, way
         self.episodes_per_epoch = episodes_per_epoch
         self.num_val_episodes = num_val_episodes
         self.num_test_episodes = num_test_episodes
@@ -116,12 +118,19 @@ class FewShotDataModule(FoldDataModule):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        for name in ("shot", "num_val_episodes", "num_test_episodes", "num_test_seeds", "episodes_per_epoch"):
+        for name in ("shot", "way", "num_val_episodes", "num_test_episodes", "num_test_seeds", "episodes_per_epoch"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise DatasetError(f"{name}={value}; expected at least 1")
+        if self.several_classes and self.reuse_memory_gb is None:
+            raise DatasetError(f"way={self.way}: the classes of an episode share the query's features; set reuse=true")
         if self.support_mask not in SUPPORT_MASKS:
             raise DatasetError(f"support_mask={self.support_mask!r}; expected one of {', '.join(SUPPORT_MASKS)}")
+
+    @property
+    def several_classes(self) -> bool:
+        """Whether a test episode asks for several classes, which are decided together."""
+        return self.way > 1
 
     def setup(self, stage: str | None = None) -> None:
         """Make the manifests that a stage needs: `fit`, `validate`, `test`, or None for all.
@@ -141,7 +150,7 @@ class FewShotDataModule(FoldDataModule):
         if stage in (None, "test") and not self.test_manifests:
             view = self._eval_view(self.test_list, self.class_split.test, FIRST_TEST_SEED)
             self.test_manifests = tuple(
-                self._manifest(view, self.test_list, seed, num_episodes=self.num_test_episodes)
+                self._manifest(view, self.test_list, seed, num_episodes=self.num_test_episodes, way=self.way)
                 for seed in range(FIRST_TEST_SEED, FIRST_TEST_SEED + self.num_test_seeds)
             )
         # Of any data set, whatever its lists and its own check: no picture that is trained on is tested on.
@@ -185,6 +194,7 @@ class FewShotDataModule(FoldDataModule):
         *,
         num_episodes: int | None,
         allow_repeats: bool = False,
+        way: int = 1,
     ) -> EpisodeManifest:
         # How queries and supports are drawn is a habit of the evaluation: all shuffle in training.
         rules = EvaluationRules() if num_episodes is None else self.rules
@@ -200,6 +210,7 @@ class FewShotDataModule(FoldDataModule):
             supports=rules.supports,
             allow_repeats=self.allow_repeats or allow_repeats,
             vanished=self._vanished(split, rules),
+            way=way,
         )
         if manifest.too_few and frozenset(manifest.too_few) not in self._told and self.rank == 0:
             self._told.add(frozenset(manifest.too_few))  # of validation and test mostly the same
@@ -229,7 +240,8 @@ class FewShotDataModule(FoldDataModule):
             return (self.episodes_per_epoch or 0) // num_processes // self.batch_size
         manifests = self.test_manifests if what == "test" or self.val_manifest is None else [self.val_manifest]
         specs = (spec for manifest in manifests for spec in manifest)
-        count = len({(spec.class_value, spec.query_id, spec.support_ids) for spec in specs})  # with reuse run once each
+        # With reuse those that are equal run once.
+        count = len({(spec.class_value, spec.query_id, spec.support_ids, spec.others) for spec in specs})
         return max(1, -(-(count // num_processes) // self.eval_batch_size))
 
     def vanished_objects(self) -> dict[str, dict[str, int]]:
@@ -290,6 +302,7 @@ class FewShotDataModule(FoldDataModule):
             "too_few_images": self.too_few_images(),
             "vanished": self.vanished_objects(),
             "left_out": [one.as_dict() for one in self.dataset.left_out()],
+            **({"way": self.way} if self.way > 1 else {}),
         }
 
     def train_dataloader(self) -> DataLoader[Episode]:
@@ -355,9 +368,8 @@ class FewShotDataModule(FoldDataModule):
         """Whether the features of all pictures of the test, each of such a size, fit into `reuse_memory_gb`."""
         assert self.reuse_memory_gb is not None
         cost = FeatureCost(measure(), self._foreground_share(self.test_list))
-        specs = [spec for manifest in self.test_manifests for spec in manifest]
-        keys = {FeatureKey(one, spec.class_value) for spec in specs for one in spec.support_ids}
-        return sum(map(cost, keys | {FeatureKey(spec.query_id) for spec in specs})) <= self.reuse_memory_gb * 1e9
+        keys = {key for manifest in self.test_manifests for spec in manifest for key in needed_keys(spec)}
+        return sum(map(cost, keys)) <= self.reuse_memory_gb * 1e9
 
     def episode_bytes(self) -> int:
         """The most memory that the features of one episode take."""
