@@ -101,13 +101,13 @@ class EvaluationBatch(_Pinnable):
         support_images: (S, 3, H, W) uint8 RGB; after the transfer float32, normalised.
         support_masks: (S, H, W) uint8; 0, 1 or 255.
         queries: B keys.
-        supports: B lists of K keys.
-        query_masks_original: (H0, W0) uint8, 0, 1 or 255, at original size: one for each run of episodes of the same
-            query and classes.
+        supports: B lists of K keys; of N-way episodes N·K.
+        query_masks_original: (H0, W0) uint8, 0, 1 (.. N) or 255, at original size: one for each run of episodes of the
+            same query and classes.
         mask_index: B places in `query_masks_original`, ascending.
         class_index: (B,) int64; place of the class among the novel classes.
-        ways: Of N-way episodes B lists of N places among the novel classes: the K supports of the first of them stand
-            first in `supports`, which are N·K then, and masks hold the labels 1..N in this order. Else none.
+        ways: B lists of the places of the episode's N classes among the novel classes: the K supports of the first
+            stand first in `supports`, which are N·K, and masks hold the labels 1..N in this order.
         item: E places among the B, ascending.
         index: (E,) int64; place of the episode in its manifest.
         seed_index: (E,) int64; which of the test seeds the episode belongs to.

@@ -61,7 +61,7 @@ class PlannedEvaluation(Dataset[EvaluationBatch]):
             query_masks_original=list(masks.values()),
             mask_index=[places[key] for key in asked],
             class_index=torch.tensor([episodes.class_index(spec.class_value) for spec in specs]),
-            ways=[[episodes.class_index(value) for value, _ in spec.ways] for spec in specs if spec.others],
+            ways=[[episodes.class_index(value) for value, _ in spec.ways] for spec in specs],
             item=[item for item, _, _ in every],
             index=torch.tensor([spec.index for _, _, spec in every]),
             seed_index=torch.tensor([seed_index for _, seed_index, _ in every]),
