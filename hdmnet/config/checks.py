@@ -105,7 +105,8 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     "fold": (lambda value: isinstance(value, int), "an integer of at least 0"),
     "port": (_integer(0, 65535), "an integer from 0 (any free port) to 65535"),
     "test_scales": (_are_scales, "numbers above 0: [1.0], [0.67,1.0]"),
-    "test_flip example": (_is_bool, "true or false"),
+    "test_flip generalised example": (_is_bool, "true or false"),
+    "generalised_threshold": (lambda value: _above_0(value) and value < 1, "a number between 0 and 1"),
     "baseline_episodes": (_integer(0), "an integer of at least 0 (none)"),
     "dataset.check_files seed optim.warmup_steps optim.base.warmup_steps": (
         _integer(0),

@@ -241,8 +241,10 @@ def prepare_evaluation(cfg: DictConfig, checkpoint: dict[str, Any] | None) -> tu
     entry = None if checkpoint is None else run_entry(checkpoint, cfg.ckpt)
     dataset = build_dataset(cfg)
     data = build_few_shot_data(cfg, dataset)
-    data.setup("test")
     facts = {} if entry is None else entry["facts"]
+    if data.generalised and entry is not None:
+        _refuse_other_base_classes(cfg, entry, data.num_base)
+    data.setup("test")
     if checkpoint is None:
         L.seed_everything(cfg.seed, workers=True, verbose=False)
         model = build_model(cfg, build_encoder(cfg, data.num_base))
@@ -418,6 +420,16 @@ def _refuse_other_fold(cfg: DictConfig, checkpoint: dict[str, Any]) -> None:
         raise InputError(
             f"fold={cfg.fold}: its novel classes were base classes of ckpt={cfg.ckpt}, trained on fold "
             f"{trained['fold']}; expected fold={trained['fold']}, or another data set"
+        )
+
+
+def _refuse_other_base_classes(cfg: DictConfig, entry: dict[str, Any], num_base: int) -> None:
+    """Refuse a generalised test on other base classes than a run's base learner has learnt."""
+    name, known = entry["config"]["dataset"]["name"], entry["facts"].get("num_base")
+    if name != cfg.dataset.name or known != num_base:
+        raise InputError(
+            f"generalised=true: ckpt={cfg.ckpt} has learnt {known} base classes of {name}, and "
+            f"dataset={cfg.dataset.name} has {num_base} on fold={cfg.fold}; expected the data set that it was trained on"
         )
 
 

@@ -19,6 +19,8 @@
     way:               N, of an evaluation with way=N above 1; `test` then has, each with `_per_seed`, iou_background,
                         miou_with_background, exact_match [see `SeveralClassesIoU`]; counts_per_class are the episodes
                         whose query shows the class
+    generalised:       true, of an evaluation with generalised=true: as of several ways, of base and novel classes;
+                        `test` has miou_base, miou_novel and harmonic_mean too; num_episodes are pictures
     trained_on:        of an evaluation, {dataset, fold, shot} of the training, where the checkpoint tells it
     too_few_images:    classes that no episode is drawn of: {list: {name: number of images}}
     skipped:           files that `dataset.on_error=skip` left out: [{split, why, episodes}], see `skipped_files`
@@ -60,6 +62,9 @@ _CONTROL_LABELS = {
 }
 
 _FURTHER_LABELS = {
+    "miou_base": "mIoU of base classes",
+    "miou_novel": "mIoU of novel classes",
+    "harmonic_mean": "harmonic mean of these",
     "miou_with_background": "mIoU with background",
     "exact_match": "exact match of the classes shown",
 }
@@ -239,7 +244,7 @@ def format_fold_table(result: Mapping[str, Any]) -> str:
 
 
 def _told_way(result: Mapping[str, Any]) -> str:
-    return f"{result['way']}-way " if "way" in result else ""
+    return "generalised " if "generalised" in result else f"{result['way']}-way " if "way" in result else ""
 
 
 def _elsewhere(result: Mapping[str, Any]) -> str:

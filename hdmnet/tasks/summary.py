@@ -61,7 +61,7 @@ def summarise_seeds(
     fb_iou = [_numbers(values["fb_iou"])[0] for values in computed]
     finite = [value for value in miou if math.isfinite(value)]
     episodes = [int(values.get("num_episodes", sum(row))) for values, row in zip(computed, counts, strict=True)]
-    further = {}
+    further: dict[str, Any] = {}
     for name in FURTHER:
         if name in computed[0]:
             per_seed = [_numbers(values[name])[0] for values in computed]

@@ -9,7 +9,10 @@ from omegaconf import OmegaConf
 
 from hdmnet import Segmenter
 from hdmnet.data.datamodules.few_shot import FewShotDataModule
+from hdmnet.data.datasets.shapes.scene import class_names
+from hdmnet.data.transforms import resize_image
 from hdmnet.metrics import SeveralClassesIoU
+from hdmnet.models.method import upsample
 from hdmnet.reporting.collect import collect
 from hdmnet.run.build import build_dataset, build_few_shot_data
 from tests.helpers import commands
@@ -69,7 +72,7 @@ def test_the_result_says_so_and_tables_of_one_class_leave_it_out(finished_run, t
     assert "way" not in finished_run.result
     found = collect([finished_run.folder, two_way.folder])
     assert [run.folder for run in found.runs] == [finished_run.folder]
-    assert any(line.startswith("2-way, left out") for line in found.warnings)
+    assert any(line.startswith("of several classes at once, left out") for line in found.warnings)
 
 
 def test_one_class_decided_together_is_what_it_always_is(finished_run, tmp_path, monkeypatch):
@@ -89,8 +92,95 @@ def test_one_class_decided_together_is_what_it_always_is(finished_run, tmp_path,
         (["way=6"], "way=6: shapes fold 0 val has 5 classes with enough images; expected 1 to as many"),
         (["way=2", "reuse=false"], "way=2: the classes of an episode share the query's features; set reuse=true"),
         (["way=0"], "way=0: expected an integer of at least 1"),
+        (["way=2", "generalised=true"], "way=2 and generalised=true, which asks for all novel classes; leave one out"),
+        (
+            ["generalised=true", "generalised_threshold=1"],
+            "generalised_threshold=1.0: expected a number between 0 and 1",
+        ),
+        (
+            ["generalised=true", "test_flip=true"],
+            "generalised=true: ViewAverage does not segment base classes; expected a checkpoint of a method that does "
+            "beside the novel one (model=hdmnet, model=bam), without test_scales and test_flip",
+        ),
+        (
+            ["generalised=true", "dataset=coco", "paths.data_dir={data_dir}"],
+            "generalised=true: ckpt={ckpt} has learnt 15 base classes of shapes, and dataset=coco has 60 on fold=0; "
+            "expected the data set that it was trained on",
+        ),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(finished_run, tmp_path, words, message):
+def test_what_cannot_be_is_refused_in_one_line(finished_run, data_dir, tmp_path, words, message):
+    words = [word.format(data_dir=data_dir) for word in words]
     refused = commands.call("evaluate", tmp_path, f"ckpt={best(finished_run)}", *MACHINE, *words)
-    assert refused.refusal() == message
+    assert refused.refusal() == message.format(ckpt=best(finished_run))
+
+
+def test_a_method_without_base_learner_is_refused_a_generalised_test(tmp_path):
+    words = ("model=prototype", "model.encoder=backbone", "backbone=resnet18", "backbone.weights=null")
+    shapes = ("dataset.num_val=30", "dataset.image_size=65", "generalised=true")
+    refused = commands.call("evaluate", tmp_path, *words, *shapes, *MACHINE)
+    assert refused.refusal().startswith("generalised=true: Prototype does not segment base classes; expected a ")
+
+
+class TestGeneralised:
+    """All pictures of the list, base and novel classes at once."""
+
+    @pytest.fixture(scope="class")
+    def answer(self, finished_run, tmp_path_factory):
+        output = tmp_path_factory.mktemp("generalised")
+        return evaluate(finished_run, output, "generalised=true", "shot=2", "seeds=2", "generalised_threshold=0.6")
+
+    def test_it_is_the_rule_written_out(self, finished_run, answer):
+        cfg = OmegaConf.create(answer.result["config"])
+        data = build_few_shot_data(cfg, build_dataset(cfg))
+        data.setup("test")
+        base, novel = data.class_split.train, data.class_split.test
+        segmenter = Segmenter.from_checkpoint(best(finished_run), device="cpu")
+        learner = segmenter.model.trunk
+        metrics = [SeveralClassesIoU(20, num_base=15) for _ in range(2)]
+        taken = set()
+        for metric, manifest in zip(metrics, data.test_manifests, strict=True):
+            supports = dict(manifest.header["supports"])
+            assert tuple(supports) == novel
+            used = {one for ids in supports.values() for one in ids}
+            taken.add(frozenset(used))
+            assert [spec.query_id for spec in manifest] == [one for one in data.dataset.ids("val") if one not in used]
+            image, mask = data.dataset.read_image, data.dataset.read_class_mask
+            pairs = {str(v): ([*map(image, ids)], [mask(one, v) for one in ids]) for v, ids in supports.items()}
+            segmenter.fit(pairs)
+            for spec in manifest:
+                picture = image(spec.query_id)
+                found = np.stack(list(segmenter.predict(picture).probabilities.values()))
+                with torch.no_grad():
+                    features = learner(segmenter._input([resize_image(picture, (65, 65))]))
+                    scores = upsample(learner.classify(features.base_feature), (65, 65))
+                labels = upsample(scores, picture.shape[:2])[0].argmax(0).numpy()
+                labels = np.where(found.max(0) > 0.6, 16 + found.argmax(0), labels)
+                truth = data.dataset.read_label_map(spec.query_id, (*base, *novel))
+                metric.update(torch.from_numpy(labels), torch.from_numpy(truth), range(20))
+        assert len(taken) == 2  # each seed has its own supports
+        test, computed = answer.result["test"], [metric.compute() for metric in metrics]
+        for key in ("miou", "miou_base", "miou_novel", "harmonic_mean", "fb_iou", "iou_background"):
+            assert test[f"{key}_per_seed"] == pytest.approx([float(one[key]) for one in computed], abs=2e-3), key
+        assert test["miou_novel"] > 0.01
+        assert test["miou"] == pytest.approx((15 * test["miou_base"] + 5 * test["miou_novel"]) / 20)
+
+    def test_the_result_and_the_table_say_so(self, answer):
+        result = answer.result
+        assert result["generalised"] is True
+        names = class_names(20)
+        assert list(result["test"]["iou_per_class"]) == [*names[5:], *names[:5]]  # fold 0
+        assert ", generalised 2-shot, " in answer.out
+        for row in ("mIoU of base classes", "mIoU of novel classes", "harmonic mean of these"):
+            assert row in answer.out
+
+    def test_a_low_threshold_leaves_less_to_the_base_learner(self, finished_run, answer, tmp_path):
+        words = ("generalised=true", "shot=2", "seeds=1", "episodes=5")
+        low, high = (
+            evaluate(finished_run, tmp_path / one, *words, f"generalised_threshold={one}").result["test"]
+            for one in ("1e-6", "0.999999")
+        )
+        assert low["num_episodes"] == high["num_episodes"] == 5
+        assert (low["miou_base"], low["iou_background"]) == (0, 0)
+        assert high["iou_background"] > 0.3
+        assert high["miou_novel"] < low["miou_novel"]

@@ -15,7 +15,8 @@ import numpy as np
 from hdmnet.data.datamodules.base import VAL_SEED, FoldDataModule, FoldOptions
 from hdmnet.data.datasets.files import refuse_shared_ids
 from hdmnet.data.episodes.encode_once import FeatureCost, needed_keys, plan_batches
-from hdmnet.data.episodes.manifest import EpisodeManifest
+from hdmnet.data.episodes.generalised import GeneralisedManifest, support_candidates
+from hdmnet.data.episodes.manifest import EpisodeManifest, Manifest
 from hdmnet.data.episodes.planned_batches import PlannedEvaluation
 from hdmnet.data.episodes.rules import EvaluationRules
 from hdmnet.data.episodes.samples import EvalEpisodes, TrainEpisodes, check_files, hold_out_images
@@ -72,6 +73,8 @@ class FewShotDataModule(FoldDataModule):
         reuse_memory_gb: Memory, in 10^9 bytes and for each process, for features that evaluation keeps to reuse them;
             None: every episode is encoded anew.
         way: Classes of a test episode (N).
+        generalised: Test all pictures of the test list on base and novel classes at once, see `GeneralisedManifest`;
+            `num_test_episodes` is then the most pictures, None: all.
         options: What both stages take, see `FoldDataModule`.
 
     Raises:
@@ -85,7 +88,7 @@ class FewShotDataModule(FoldDataModule):
         shot: int,
         episodes_per_epoch: int | None = None,
         num_val_episodes: int = 1000,
-        num_test_episodes: int = 1000,
+        num_test_episodes: int | None = 1000,
         num_test_seeds: int = 1,
         rules: EvaluationRules | None = None,
         support_mask: str = "given",
@@ -93,9 +96,10 @@ class FewShotDataModule(FoldDataModule):
         check_files: int = 0,
         reuse_memory_gb: float | None = None,
         way: int = 1,
+        generalised: bool = False,
         **options: Unpack[FoldOptions],
     ) -> None:
-        self.shot, self.way = shot, way
+        self.shot, self.way, self.generalised = shot, way, generalised
         self.episodes_per_epoch = episodes_per_epoch
         self.num_val_episodes = num_val_episodes
         self.num_test_episodes = num_test_episodes
@@ -110,7 +114,7 @@ class FewShotDataModule(FoldDataModule):
         super().__init__(dataset, **options)
         self.train_manifest: EpisodeManifest | None = None
         self.val_manifest: EpisodeManifest | None = None
-        self.test_manifests: tuple[EpisodeManifest, ...] = ()
+        self.test_manifests: tuple[EpisodeManifest | GeneralisedManifest, ...] = ()
         self._trained_on: list[str] = []
         self._told: set[frozenset[int]] = set()
         self._vanished_objects: dict[tuple[Split, str], Vanished] = {}
@@ -122,15 +126,22 @@ class FewShotDataModule(FoldDataModule):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise DatasetError(f"{name}={value}; expected at least 1")
+        if self.way > 1 and self.generalised:
+            raise DatasetError(f"way={self.way} and generalised=true, which asks for all novel classes; leave one out")
         if self.several_classes and self.reuse_memory_gb is None:
-            raise DatasetError(f"way={self.way}: the classes of an episode share the query's features; set reuse=true")
+            asked = "generalised=true" if self.generalised else f"way={self.way}"
+            raise DatasetError(f"{asked}: the classes of an episode share the query's features; set reuse=true")
         if self.support_mask not in SUPPORT_MASKS:
             raise DatasetError(f"support_mask={self.support_mask!r}; expected one of {', '.join(SUPPORT_MASKS)}")
 
     @property
     def several_classes(self) -> bool:
         """Whether a test episode asks for several classes, which are decided together."""
-        return self.way > 1
+        return self.way > 1 or self.generalised
+
+    def _splits(self, stage: str | None) -> tuple[Split, ...]:
+        also: tuple[Split, ...] = ("train",) if self.generalised and stage == "test" else ()
+        return (*super()._splits(stage), *also)
 
     def setup(self, stage: str | None = None) -> None:
         """Make the manifests that a stage needs: `fit`, `validate`, `test`, or None for all.
@@ -148,15 +159,54 @@ class FewShotDataModule(FoldDataModule):
         if stage in (None, "fit", "validate") and self.val_manifest is None:
             self.val_manifest = self._base_val_manifest() if self.base_val_share else self._val_manifest()
         if stage in (None, "test") and not self.test_manifests:
-            view = self._eval_view(self.test_list, self.class_split.test, FIRST_TEST_SEED)
-            self.test_manifests = tuple(
-                self._manifest(view, self.test_list, seed, num_episodes=self.num_test_episodes, way=self.way)
-                for seed in range(FIRST_TEST_SEED, FIRST_TEST_SEED + self.num_test_seeds)
-            )
+            seeds = range(FIRST_TEST_SEED, FIRST_TEST_SEED + self.num_test_seeds)
+            make = self._generalised_manifests if self.generalised else self._test_manifests
+            self.test_manifests = make(seeds)
         # Of any data set, whatever its lists and its own check: no picture that is trained on is tested on.
         for manifest in (self.val_manifest, *self.test_manifests[:1]):
             if manifest is not None:
                 refuse_shared_ids(self._trained_on, manifest.view.ids.tolist())
+
+    def _test_manifests(self, seeds: Sequence[int]) -> tuple[EpisodeManifest, ...]:
+        view = self._eval_view(self.test_list, self.class_split.test, FIRST_TEST_SEED)
+        return tuple(
+            self._manifest(view, self.test_list, seed, num_episodes=self.num_test_episodes, way=self.way)
+            for seed in seeds
+        )
+
+    def _generalised_manifests(self, seeds: Sequence[int]) -> tuple[GeneralisedManifest, ...]:
+        """All pictures of the test list; supports out of the training list where it shows all novel classes."""
+        split, novel = self.class_split, self.class_split.test
+        if not split.train:
+            raise DatasetError(f"generalised=true: {self.dataset.name} has no base classes; set its folds")
+        view = self._eval_view(self.test_list, sorted({*split.train, *novel}), FIRST_TEST_SEED)
+        lists: tuple[Split, ...] = ("train", self.test_list)
+        for supports_from in lists:
+            shown = self._catalog(supports_from).view(novel, min_area=self.dataset.min_area)
+            candidates = support_candidates(shown, self._vanished(supports_from, self.rules))
+            least = min(novel, key=lambda value: len(candidates[value]))
+            if len(candidates[least]) >= self.shot:
+                break
+        else:
+            raise DatasetError(
+                f"generalised=true: {self._names([least])[0]} has {len(candidates[least])} pictures, shot={self.shot} "
+                "asks for as many supports: lower it"
+            )
+        return tuple(
+            GeneralisedManifest(
+                self._catalog(self.test_list).ids.tolist(),
+                view,
+                candidates,
+                supports_from=supports_from,
+                dataset=self.dataset.name,
+                fold=split.fold,
+                split=self.test_list,
+                shot=self.shot,
+                seed=seed,
+                num_pictures=self.num_test_episodes,
+            )
+            for seed in seeds
+        )
 
     def _val_manifest(self) -> EpisodeManifest:
         view = self._eval_view("val", self.class_split.val, VAL_SEED)
@@ -303,6 +353,7 @@ class FewShotDataModule(FoldDataModule):
             "vanished": self.vanished_objects(),
             "left_out": [one.as_dict() for one in self.dataset.left_out()],
             **({"way": self.way} if self.way > 1 else {}),
+            **({"generalised": True} if self.generalised else {}),
         }
 
     def train_dataloader(self) -> DataLoader[Episode]:
@@ -328,7 +379,8 @@ class FewShotDataModule(FoldDataModule):
     def test_dataloader(self) -> DataLoader[Episode] | DataLoader[EvaluationBatch]:
         """Loader of this rank's share of the test episodes of all seeds."""
         assert self.test_manifests, "setup('test') comes first"
-        return self._eval_loader(self.test_manifests, self.test_list, self.class_split.test)
+        split = self.test_manifests[0].header.get("supports_from", self.test_list)
+        return self._eval_loader(self.test_manifests, split, self.class_split.test)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leave on the CPU what is read there: a GPU would have to be waited for."""
@@ -342,7 +394,7 @@ class FewShotDataModule(FoldDataModule):
         return replace(moved, **kept)
 
     def _eval_loader(
-        self, manifests: Sequence[EpisodeManifest], split: Split, classes: Sequence[int]
+        self, manifests: Sequence[Manifest], split: Split, classes: Sequence[int]
     ) -> DataLoader[Episode] | DataLoader[EvaluationBatch]:
         episodes = EvalEpisodes(
             self.dataset,
@@ -351,6 +403,7 @@ class FewShotDataModule(FoldDataModule):
             image_size=self.image_size,
             rules=self.rules,
             support_mask=self.support_mask,
+            labelled=(*self.class_split.train, *self.class_split.test) if self.generalised else None,
         )
         if self.reuse_memory_gb is None or self.measure_features is None:
             return self._loader(episodes, collate_episodes, num_eval=len(episodes))

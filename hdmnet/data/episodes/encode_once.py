@@ -146,7 +146,12 @@ def needed_keys(spec: EpisodeSpec) -> list[FeatureKey]:
 
 
 def _by_support_blocks(needs: list[_Need], batch_size: int, cost: Cost, budget_bytes: int) -> list[_Need] | None:
-    """The same 1-shot episodes so that few supports are in use at a time; None for more shots or classes."""
+    """The same 1-shot episodes so that few supports are in use at a time; None for more shots.
+
+    Those of several classes so that equal supports stand together: in a generalised test all have them, seed by seed.
+    """
+    if any(need.keys[1].class_value != need.keys[-1].class_value for need in needs):
+        return sorted(needs, key=lambda need: need.keys[1:])
     if any(len(need.keys) != 2 for need in needs):
         return None
     room = budget_bytes - batch_size * max(cost(need.keys[0]) for need in needs)  # left beside a batch's queries

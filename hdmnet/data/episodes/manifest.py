@@ -91,7 +91,7 @@ class Manifest(ABC):
     def write(self, path: str | Path) -> None:
         """Write the episodes as JSON lines: header, one array an episode, and the hash of all lines before it."""
         text = self._text()
-        trailer = _dump({"sha256": hashlib.sha256(text.encode()).hexdigest()})
+        trailer = dump({"sha256": hashlib.sha256(text.encode()).hexdigest()})
         with replacing(path) as temporary:
             temporary.write_text(f"{text}{trailer}\n", encoding="utf-8", newline="\n")
 
@@ -106,7 +106,7 @@ class Manifest(ABC):
             ]
             for spec in self
         )
-        return "".join(f"{_dump(line)}\n" for line in (self.header, *rows))
+        return "".join(f"{dump(line)}\n" for line in (self.header, *rows))
 
 
 class EpisodeManifest(Manifest):
@@ -193,8 +193,7 @@ class EpisodeManifest(Manifest):
         self.allow_repeats = allow_repeats
         self.num_episodes = num_episodes
         self.protocol, self.supports = protocol, supports
-        key = hashlib.sha256(_dump([dataset, int(fold), split, int(seed)]).encode()).digest()
-        self._key = np.frombuffer(key[:16], dtype="<u8").astype(np.uint64)
+        self._key = philox_key([dataset, int(fold), split, int(seed)])
         self._passes: dict[int, npt.NDArray[np.int64]] = {}
 
     def tell_too_few(self, unfiltered: CatalogView | None = None) -> str:
@@ -258,7 +257,7 @@ class EpisodeManifest(Manifest):
         if self.way == 1:
             return ()
         values = [value for value in self._values if value != class_value]
-        drawn = [values[pick] for pick in _draw(len(values), self._words(_CLASS_WORDS, index, self.way - 1).tolist())]
+        drawn = [values[pick] for pick in draw(len(values), self._words(_CLASS_WORDS, index, self.way - 1).tolist())]
         return tuple(
             (value, self._supports(query, value, partial(self._words, _SUPPORT_WORDS + value, index)))
             for value in drawn
@@ -280,7 +279,7 @@ class EpisodeManifest(Manifest):
         if barred:  # all of them may come before the last that is taken
             without = len(images) - len(barred) - (holds and query not in barred)
             count += len(barred) * -(-self.shot // without)
-        picks = _draw(len(images) - holds, words(count).tolist())
+        picks = draw(len(images) - holds, words(count).tolist())
         # Where the query is among them, positions from its own on move up by one.
         supports = (int(images[pick + (holds and pick >= own)]) for pick in picks)
         return self._ids([support for support in supports if support not in barred][: self.shot])
@@ -320,10 +319,7 @@ class EpisodeManifest(Manifest):
         return int(order[step])
 
     def _words(self, use: int, number: int, count: int) -> npt.NDArray[np.uint64]:
-        """Raw words of one stream: the low two counter words run within it, the high two name it."""
-        counter = np.array([0, 0, number, use], dtype=np.uint64)
-        words: npt.NDArray[np.uint64] = np.random.Philox(key=self._key, counter=counter).random_raw(count)
-        return words
+        return philox_words(self._key, use, number, count)
 
 
 class StoredManifest(Manifest):
@@ -436,7 +432,20 @@ def _tell_vanished(num_vanished: dict[int, int]) -> str:
     return f", or raise dataset.image_size (of the objects {total:,} vanish at the network's size)" if total else ""
 
 
-def _draw(count: int, words: list[int]) -> list[int]:
+def philox_key(parts: list[Any]) -> npt.NDArray[np.uint64]:
+    """The generator's key (2,) that some plain values make."""
+    digest = hashlib.sha256(dump(parts).encode()).digest()
+    return np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)
+
+
+def philox_words(key: npt.NDArray[np.uint64], use: int, number: int, count: int) -> npt.NDArray[np.uint64]:
+    """Raw words of one stream of a key: the low two counter words run within it, the high two name it."""
+    counter = np.array([0, 0, number, use], dtype=np.uint64)
+    words: npt.NDArray[np.uint64] = np.random.Philox(key=key, counter=counter).random_raw(count)
+    return words
+
+
+def draw(count: int, words: list[int]) -> list[int]:
     """One number of 0..count-1 a word: without replacement until all are used, then anew.
 
     A Fisher-Yates shuffle of which only the touched places are stored: O(len(words)), and its first draws do not depend
@@ -459,5 +468,6 @@ def _below(bound: int, word: int) -> int:
     return int(word) * bound >> 64
 
 
-def _dump(value: object) -> str:
+def dump(value: object) -> str:
+    """Canonical JSON on one line."""
     return json.dumps(value, ensure_ascii=True, sort_keys=True, separators=(",", ":"))

@@ -248,6 +248,7 @@ class EvalEpisodes(_Episodes):
         image_size: (H, W) that everything is resized to.
         rules: How, and what the prediction is compared with.
         support_mask: `given`, or `ones`: every support mask all 1, the paper's control of Table 8.
+        labelled: Classes that a query's mask labels 1, 2, …, whatever the episode asks for; None: those of the episode.
     """
 
     def __init__(
@@ -259,8 +260,10 @@ class EvalEpisodes(_Episodes):
         image_size: tuple[int, int],
         rules: EvaluationRules | None = None,
         support_mask: str = "given",
+        labelled: Sequence[int] | None = None,
     ) -> None:
         super().__init__(dataset, classes)
+        self.labelled = None if labelled is None else tuple(labelled)
         self.manifests = tuple(manifests)
         self.image_size = image_size
         self.rules = EvaluationRules() if rules is None else rules
@@ -315,8 +318,11 @@ class EvalEpisodes(_Episodes):
         """A query's mask, at the size at which it is scored: its own, as a rule.
 
         Returns:
-            (H0, W0) uint8: 0, the labels 1, 2, … of the classes in their order, or 255.
+            (H0, W0) uint8: 0, the labels 1, 2, … of the classes in their order, or of `labelled`, or 255.
         """
+        if self.labelled is not None:
+            mask = self.dataset.read_label_map(image_id, self.labelled)
+            return _mask_tensor(self.rules.target(mask, self.image_size))
         return _mask_tensor(self.rules.target(read_labels(self.dataset, image_id, classes), self.image_size))
 
 
