@@ -242,7 +242,7 @@ def prepare_evaluation(cfg: DictConfig, checkpoint: dict[str, Any] | None) -> tu
     dataset = build_dataset(cfg)
     data = build_few_shot_data(cfg, dataset)
     facts = {} if entry is None else entry["facts"]
-    if data.generalised and entry is not None:
+    if data.generalised:
         _refuse_other_base_classes(cfg, entry, data.num_base)
     data.setup("test")
     if checkpoint is None:
@@ -423,13 +423,20 @@ def _refuse_other_fold(cfg: DictConfig, checkpoint: dict[str, Any]) -> None:
         )
 
 
-def _refuse_other_base_classes(cfg: DictConfig, entry: dict[str, Any], num_base: int) -> None:
-    """Refuse a generalised test on other base classes than a run's base learner has learnt."""
+def _refuse_other_base_classes(cfg: DictConfig, entry: dict[str, Any] | None, num_base: int) -> None:
+    """Refuse a generalised test without base learner, or on other base classes than a run's has learnt."""
+    if not needs_base_learner(cfg):
+        raise InputError(
+            f"generalised=true: model={cfg.model.name} has no base learner; expected a checkpoint of a method that has "
+            "one (model=hdmnet, model=bam)"
+        )
+    if entry is None:
+        return
     name, known = entry["config"]["dataset"]["name"], entry["facts"].get("num_base")
     if name != cfg.dataset.name or known != num_base:
         raise InputError(
             f"generalised=true: ckpt={cfg.ckpt} has learnt {known} base classes of {name}, and "
-            f"dataset={cfg.dataset.name} has {num_base} on fold={cfg.fold}; expected the data set that it was trained on"
+            f"dataset={cfg.dataset.name} has {num_base} on fold={cfg.fold}; expected the data set of the training"
         )
 
 

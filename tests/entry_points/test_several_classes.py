@@ -105,7 +105,7 @@ def test_one_class_decided_together_is_what_it_always_is(finished_run, tmp_path,
         (
             ["generalised=true", "dataset=coco", "paths.data_dir={data_dir}"],
             "generalised=true: ckpt={ckpt} has learnt 15 base classes of shapes, and dataset=coco has 60 on fold=0; "
-            "expected the data set that it was trained on",
+            "expected the data set of the training",
         ),
     ],
 )
@@ -119,7 +119,7 @@ def test_a_method_without_base_learner_is_refused_a_generalised_test(tmp_path):
     words = ("model=prototype", "model.encoder=backbone", "backbone=resnet18", "backbone.weights=null")
     shapes = ("dataset.num_val=30", "dataset.image_size=65", "generalised=true")
     refused = commands.call("evaluate", tmp_path, *words, *shapes, *MACHINE)
-    assert refused.refusal().startswith("generalised=true: Prototype does not segment base classes; expected a ")
+    assert refused.refusal().startswith("generalised=true: model=prototype has no base learner; expected a checkpoint ")
 
 
 class TestGeneralised:
