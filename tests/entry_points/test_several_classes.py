@@ -122,13 +122,14 @@ def test_a_method_without_base_learner_is_refused_a_generalised_test(tmp_path):
     assert refused.refusal().startswith("generalised=true: model=prototype has no base learner; expected a checkpoint ")
 
 
+@pytest.fixture(scope="module")
+def answer(finished_run, tmp_path_factory):
+    output = tmp_path_factory.mktemp("generalised")
+    return evaluate(finished_run, output, "generalised=true", "shot=2", "seeds=2", "generalised_threshold=0.6")
+
+
 class TestGeneralised:
     """All pictures of the list, base and novel classes at once."""
-
-    @pytest.fixture(scope="class")
-    def answer(self, finished_run, tmp_path_factory):
-        output = tmp_path_factory.mktemp("generalised")
-        return evaluate(finished_run, output, "generalised=true", "shot=2", "seeds=2", "generalised_threshold=0.6")
 
     def test_it_is_the_rule_written_out(self, finished_run, answer):
         cfg = OmegaConf.create(answer.result["config"])
