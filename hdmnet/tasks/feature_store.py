@@ -100,14 +100,14 @@ class FeatureStore:
 
     def segment(self, model: EncodesApart, batch: EvaluationBatch, class_index: Tensor | None = None) -> Segmentation:
         """Encode what the next batch of a plan brings, then segment its B episodes, of base classes (B,) or None."""
-        return self.segment_ways(model, batch, class_index)[0]
+        return self.segment_ways(model, batch, 1, class_index)[0]
 
     def segment_ways(
-        self, model: EncodesApart, batch: EvaluationBatch, class_index: Tensor | None = None
+        self, model: EncodesApart, batch: EvaluationBatch, way: int, class_index: Tensor | None = None
     ) -> list[Segmentation]:
-        """As `segment`, of N-way episodes: the answers to the B queries for each of their N classes."""
+        """As `segment`, of episodes of `way` classes: the answers to the B queries for each of them."""
         queries, supports = self.take(model, batch)
-        shots = len(supports[0]) // (len(batch.ways[0]) if batch.ways else 1)
+        shots = len(supports[0]) // way
         return [
             match(
                 model,

@@ -50,7 +50,7 @@ class SeveralClassesTask(FewShotTask):
     def test_step(self, batch: Episode | EvaluationBatch, batch_idx: int) -> dict[str, Any]:
         """Pool one batch of test episodes; returns nothing, as no pictures are drawn of several classes."""
         planned = cast("EvaluationBatch", batch)  # the DataModule refuses to do without reuse
-        outputs = self.features.segment_ways(encodes_apart(self.model), planned)
+        outputs = self.features.segment_ways(encodes_apart(self.model), planned, len(planned.ways[0]))
         for name, metrics in self.test_metrics.items():
             for item, place in enumerate(planned.mask_index):
                 truth = planned.query_masks_original[place]
