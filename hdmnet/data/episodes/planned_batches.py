@@ -42,7 +42,7 @@ class PlannedEvaluation(Dataset[EvaluationBatch]):
         masks: dict[tuple[str, tuple[int, ...]], Tensor] = {}
         for key in asked:
             if key not in masks:
-                masks[key] = episodes.query_mask_original(*key)
+                masks[key] = episodes.query_mask_original(key[0], *key[1])
         places = {key: place for place, key in enumerate(masks)}
         new_queries = [key for key in batch.encode if not key.class_value]
         new_supports = [key for key in batch.encode if key.class_value]

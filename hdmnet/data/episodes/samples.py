@@ -314,7 +314,7 @@ class EvalEpisodes(_Episodes):
         """A picture and its mask at the network's size."""
         return self.rules.image(image, self.image_size), self.rules.mask(mask, self.image_size)
 
-    def query_mask_original(self, image_id: str, classes: Sequence[int]) -> Tensor:
+    def query_mask_original(self, image_id: str, *classes: int) -> Tensor:
         """A query's mask, at the size at which it is scored: its own, as a rule.
 
         Returns:
