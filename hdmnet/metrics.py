@@ -1,4 +1,4 @@
-"""Metrics of few-shot segmentation: pooled per-class IoU, mIoU, FB-IoU, and the base learner's mIoU.
+"""Metrics of few-shot segmentation: pooled per-class IoU, mIoU, FB-IoU, of one class or several; the base learner's.
 
 Legend: B batch, C classes of the split, N classes of a segmentation head (background included), H/W pixels.
 
@@ -120,6 +120,30 @@ def _tally_bytes(labels: Tensor, target: Tensor) -> Tensor:
     return torch.cat([pixels[:4], pixels[2 * IGNORE :].sum(0, keepdim=True)])
 
 
+def count_labels(prediction: Tensor, target: Tensor, num_labels: int, ignore_index: int = IGNORE) -> Tensor:
+    """Count pixels by truth and prediction.
+
+    Args:
+        prediction: (…, H, W) integer labels 0 .. `num_labels` - 1.
+        target: The same shape; integer labels 0 .. `num_labels` - 1 or `ignore_index`.
+        num_labels: Number of labels N.
+        ignore_index: Target value of pixels that count nowhere.
+
+    Returns:
+        (N, N) int64: [truth, prediction].
+
+    Raises:
+        ValueError: If shapes disagree or a label lies outside its range.
+    """
+    _check_same_shape(prediction, target)
+    target = target.to(prediction.device).long()
+    valid = target != ignore_index
+    truth, predicted = target[valid], prediction[valid].long()  # (P,) each
+    _check_labels(truth, num_labels, f"target (besides ignore_index {ignore_index})")
+    _check_labels(predicted, num_labels, "prediction")
+    return torch.bincount(truth * num_labels + predicted, minlength=num_labels**2).view(num_labels, num_labels)
+
+
 class FewShotIoU(Metric):
     """mIoU and FB-IoU over episodes, pooled per class.
 
@@ -227,6 +251,128 @@ class FewShotIoU(Metric):
         }
 
 
+class SeveralClassesIoU(Metric):
+    """Pooled IoU over episodes of several classes each; of episodes of one class the figures are `FewShotIoU`'s.
+
+    A class' union holds what is called it in any episode that asks for it, also where the query lacks it.
+
+    Args:
+        num_classes: Number of classes C of the split; generalised: base and novel ones.
+        class_names: Their names, for whoever prints them (default "0", "1", …).
+        num_base: How many of them, the first, are base classes; 0: none, nothing is told of them.
+        absent_is_zero: As of `FewShotIoU`.
+
+    Raises:
+        ValueError: If `num_classes` < 1 or the other numbers do not fit it.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    confusion: Tensor  # (1 + C, 1 + C) int64 pixels: [truth, prediction], background first
+    counts: Tensor  # (C,) int64 episodes in whose truth a class is
+    num_episodes: Tensor  # () int64
+    num_exact: Tensor  # () int64 episodes in which the classes present are predicted exactly
+
+    def __init__(
+        self,
+        num_classes: int,
+        class_names: Sequence[str] | None = None,
+        *,
+        num_base: int = 0,
+        absent_is_zero: bool = False,
+    ) -> None:
+        """Start with no episode; see the class for the arguments."""
+        super().__init__()
+        names = tuple(map(str, range(num_classes)) if class_names is None else class_names)
+        if num_classes < 1 or len(names) != num_classes or not 0 <= num_base < num_classes:
+            raise ValueError(
+                f"num_classes={num_classes} with {len(names)} class_names and num_base={num_base}; expected at least "
+                "one class, a name each, and fewer base classes"
+            )
+        self.num_classes, self.class_names = num_classes, names
+        self.num_base, self.absent_is_zero = num_base, absent_is_zero
+        cells = torch.zeros(1 + num_classes, 1 + num_classes, dtype=torch.int64)
+        self.add_state("confusion", cells, dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("num_episodes", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("num_exact", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, prediction: Tensor, target: Tensor, classes: Sequence[int]) -> None:
+        """Add an episode.
+
+        Args:
+            prediction: (H, W) integer: 0 background, 1..N the episode's classes.
+            target: (H, W) integer: the same, or 255.
+            classes: Place of each of the N classes in the split, 0 .. C - 1.
+
+        Raises:
+            ValueError: If shapes disagree, a value lies outside its range, or a class stands twice.
+        """
+        if len(set(classes)) < len(classes):
+            raise ValueError(f"classes={list(classes)}: one stands twice; expected each once")
+        _check_labels(torch.tensor(classes), self.num_classes, "classes")
+        self.add(count_labels(prediction, target, 1 + len(classes)), classes)
+
+    def add(self, pixels: Tensor, classes: Sequence[int]) -> None:
+        """Add an episode that is counted already; does not check it.
+
+        Args:
+            pixels: (1 + N, 1 + N) int64, from `count_labels`.
+            classes: As in `update`.
+        """
+        self._update_count += 1  # as in `FewShotIoU.add`
+        self._computed = None
+        device = self.confusion.device
+        pixels, own = pixels.to(device), torch.tensor(classes, device=device)
+        places = torch.cat([own.new_zeros(1), own + 1])
+        self.confusion[places[:, None], places] += pixels
+        shown, found = pixels.sum(1)[1:] > 0, pixels.sum(0)[1:] > 0  # (N,): in the truth, in the prediction
+        self.counts[own] += shown.long()
+        self.num_exact += (shown == found).all()
+        self.num_episodes += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        """Divide the pooled counts.
+
+        Returns:
+            `miou`, `iou_per_class`, `intersection`, `union`, `counts`: as `FewShotIoU`; `counts` are the episodes in
+            whose truth a class is.
+            `fb_iou`: () float64, mean IoU of the background and of whatever class, which of them disregarded.
+            `iou_background`, `miou_with_background`: () float64, the background's IoU, and the mean over it and the
+            classes.
+            `exact_match`: () float64, share of the episodes in which the classes that the prediction shows anywhere are
+            those that the truth shows (the exact ratio of Kang & Cho, CVPR 2022).
+            `num_episodes`: () int64.
+            With base classes `miou_base`, `miou_novel` and `harmonic_mean` of the two, () float64.
+        """
+        intersection = self.confusion.diagonal()  # (1 + C,)
+        union = self.confusion.sum(0) + self.confusion.sum(1) - intersection
+        iou = _ratio(intersection, union)
+        own = iou[1:].nan_to_num(nan=0.0) if self.absent_is_zero else iou[1:]
+        objects, total = self.confusion[1:, 1:].sum(), self.confusion.sum()
+        foreground, background = _ratio(objects, total - intersection[0]), _ratio(intersection[0], total - objects)
+        values = {
+            "miou": own.nanmean(),
+            "fb_iou": torch.stack([background, foreground]).mean(),
+            "iou_per_class": own,
+            "intersection": intersection[1:].clone(),
+            "union": union[1:].clone(),
+            "counts": self.counts.clone(),
+            "iou_background": iou[0],
+            "miou_with_background": torch.cat([iou[:1], own]).nanmean(),
+            "exact_match": _ratio(self.num_exact, self.num_episodes),
+            "num_episodes": self.num_episodes.clone(),
+        }
+        if self.num_base:
+            base, novel = own[: self.num_base].nanmean(), own[self.num_base :].nanmean()
+            together = base + novel
+            mean = torch.where(together == 0, together, 2 * base * novel / together)
+            values |= {"miou_base": base, "miou_novel": novel, "harmonic_mean": mean}
+        return values
+
+
 class SegmentationIoU(Metric):
     """Pooled IoU of an ordinary segmentation head; the base learner's base-class mIoU.
 
@@ -266,14 +412,7 @@ class SegmentationIoU(Metric):
             ValueError: If shapes disagree or a label lies outside its range.
         """
         labels = _hard_prediction(prediction, self.num_classes)
-        _check_same_shape(labels, target)
-        target = target.to(labels.device).long()
-        valid = target != self.ignore_index
-        truth, predicted = target[valid], labels[valid]  # (P,) each
-        _check_labels(truth, self.num_classes, f"target (besides ignore_index {self.ignore_index})")
-        _check_labels(predicted, self.num_classes, "prediction")
-        cells = torch.bincount(truth * self.num_classes + predicted, minlength=self.num_classes**2)
-        self.confusion += cells.view(self.num_classes, self.num_classes).to(self.confusion.device)
+        self.confusion += count_labels(labels, target, self.num_classes, self.ignore_index).to(self.confusion.device)
 
     def compute(self) -> dict[str, Tensor]:
         """Divide the pooled counts.

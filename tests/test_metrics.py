@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hdmnet.metrics import FewShotIoU, SegmentationIoU, count_pixels
+from hdmnet.metrics import FewShotIoU, SegmentationIoU, SeveralClassesIoU, count_pixels
 
 
 def _random_episodes(seed: int, num: int, num_classes: int, size: int = 9) -> tuple[Tensor, Tensor, Tensor]:
@@ -293,3 +293,90 @@ def test_targets_of_any_integer_are_counted_alike() -> None:
         wrong[2, 3, 4] = 2
         with pytest.raises(ValueError, match=r"target \(besides ignore_index 255\) holds \[2\]; expected 0..1"):
             count_pixels(logits, wrong)
+
+
+class TestSeveralClasses:
+    """Three classes; episodes of two. The pictures are rows."""
+
+    # Labels 1 and 2 are the first and the second class of the episode.
+    EPISODES = (
+        # classes 0 and 2; the truth shows both, the prediction too: exact.
+        ([1, 1, 2, 0, 2, 0], [1, 2, 2, 0, 0, 255], (0, 2)),
+        # classes 1 and 2; the query lacks class 2, and a stray pixel of it is predicted: not exact.
+        ([1, 1, 0, 2, 0, 0], [1, 1, 1, 0, 0, 0], (1, 2)),
+        # classes 2 and 0; what is predicted where the truth is ignored counts nowhere: exact.
+        ([1, 0, 2, 0, 0, 0], [1, 0, 255, 0, 0, 0], (2, 0)),
+    )
+
+    def metric(self, episodes=EPISODES, **changes):
+        metric = SeveralClassesIoU(3, ("cat", "dog", "cow"), **changes)
+        for prediction, target, classes in episodes:
+            metric.update(torch.tensor([prediction]), torch.tensor([target]), classes)
+        return metric
+
+    def test_hand_computed(self):
+        values = self.metric().compute()
+        # cat: 1 of 2 (its second pixel is a cow); dog: 2 of 3; cow: 1 + 0 + 1 of (the cow called cat, the hit, the
+        # false one) + (the stray one) + (the hit)
+        assert values["intersection"].tolist() == [1, 2, 2]
+        assert values["union"].tolist() == [2, 3, 5]
+        assert values["iou_per_class"].tolist() == [1 / 2, 2 / 3, 2 / 5]
+        assert values["miou"].item() == pytest.approx((1 / 2 + 2 / 3 + 2 / 5) / 3)
+        # Background: 1 of 2, 2 of 4, 4 of 4.
+        assert values["iou_background"].item() == 7 / 10
+        assert values["miou_with_background"].item() == pytest.approx((1 / 2 + 2 / 3 + 2 / 5 + 7 / 10) / 4)
+        # Whatever class: 3 of 4, 2 of 4, 1 of 1.
+        assert values["fb_iou"].item() == pytest.approx((6 / 9 + 7 / 10) / 2)
+        assert values["exact_match"].item() == pytest.approx(2 / 3)
+        assert (values["num_episodes"].item(), values["counts"].tolist()) == (3, [1, 1, 2])
+
+    def test_base_and_novel(self):
+        values = self.metric(num_base=2).compute()
+        base, novel = (1 / 2 + 2 / 3) / 2, 2 / 5
+        assert values["miou_base"].item() == pytest.approx(base)
+        assert values["miou_novel"].item() == pytest.approx(novel)
+        assert values["harmonic_mean"].item() == pytest.approx(2 * base * novel / (base + novel))
+        nothing = self.metric([([0, 0], [1, 2], (0, 2))], num_base=2).compute()
+        assert nothing["harmonic_mean"].item() == 0
+        assert "harmonic_mean" not in self.metric().compute()
+
+    def test_a_class_that_no_episode_has(self):
+        episodes = [episode for episode in self.EPISODES if 1 not in episode[2]]
+        assert self.metric(episodes).compute()["miou"].item() == pytest.approx((1 / 2 + 2 / 4) / 2)
+        zero = self.metric(episodes, absent_is_zero=True).compute()
+        assert zero["miou"].item() == pytest.approx((1 / 2 + 2 / 4) / 3)
+
+    def test_of_one_class_it_is_the_metric_of_one_class(self):
+        logits, target, classes = _random_episodes(7, 20, 3)
+        several, one = SeveralClassesIoU(3), FewShotIoU(3)
+        one.update(logits, target, classes)
+        for scores, truth, owner in zip(logits, target, classes.tolist(), strict=True):
+            several.update(scores.argmax(0), truth, [owner])
+        found, expected = several.compute(), one.compute()
+        for key in ("miou", "fb_iou", "iou_per_class", "intersection", "union"):
+            assert found[key].equal(expected[key]), key
+
+    def test_order_and_pickling_change_nothing(self):
+        again = pickle.loads(pickle.dumps(self.metric(self.EPISODES[::-1])))
+        for key, value in self.metric().compute().items():
+            assert again.compute()[key].equal(value), key
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (([[3]], [[0]], (0, 1)), r"prediction holds \[3\]"),
+            (([[0]], [[3]], (0, 1)), r"target .* holds \[3\]"),
+            (([[0]], [[0, 0]], (0, 1)), "resize"),
+            (([[0]], [[0]], (1, 1)), "one stands twice"),
+            (([[0]], [[0]], (0, 3)), r"classes holds \[3\]; expected 0..2"),
+        ],
+    )
+    def test_wrong_input_is_refused(self, arguments, message):
+        prediction, target, classes = arguments
+        with pytest.raises(ValueError, match=message):
+            self.metric(()).update(torch.tensor(prediction), torch.tensor(target), classes)
+
+    def test_wrong_numbers_are_refused(self):
+        for changes in ({"num_base": 3}, {"num_base": -1}):
+            with pytest.raises(ValueError, match="expected at least one class"):
+                self.metric(**changes)

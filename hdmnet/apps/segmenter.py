@@ -43,9 +43,10 @@ from hdmnet.models.method import (
     encodes_apart,
     foreground_probability,
 )
+from hdmnet.models.several_classes import decide_together, log_odds
 from hdmnet.models.several_views import ViewAverage, add_views
 from hdmnet.runtime.errors import InputError
-from hdmnet.tasks.feature_store import resize
+from hdmnet.tasks.feature_store import at_size
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -63,7 +64,8 @@ class Prediction:
     """The answer to one picture, at its own size, as a viewer shows it.
 
     Attributes:
-        mask: (H0, W0) uint8: 0 background, 1 the object; of several classes, 1..C in the order of `fit`.
+        mask: (H0, W0) uint8: 0 background, 1 the object; of several classes, 1..C in the order of `fit`, decided
+            together (`hdmnet.models.several_classes`).
         probabilities: (H0, W0) float32 in [0, 1] of each class against the background; above 0.5 is foreground.
         maps: Of each class, if asked for.
     """
@@ -387,27 +389,18 @@ class Segmenter:
 
 def _prediction(outputs: Mapping[str, Segmentation], item: int, size: torch.Size, *, maps: bool) -> Prediction:
     """What the outputs of all classes say of one item, at its picture's size."""
-    best = mask = None
-    probabilities, kept = {}, {}
-    for index, (name, output) in enumerate(outputs.items(), start=1):
-        logits = resize(output.logits[item : item + 1], size)[0]  # (2, H0, W0)
-        foreground = logits[1] > logits[0]  # as the metric decides, see `hdmnet.metrics.count_pixels`
-        if output.decided is not None:
-            foreground = resize(output.decided[item : item + 1], size)[0].bool()
-        probability = foreground_probability(logits, is_probability=output.is_probability)
+    classes, probabilities, kept = [], {}, {}
+    for name, output in outputs.items():
+        scores, foreground = at_size(output, item, size)  # as the metric decides
+        probability = foreground_probability(scores, is_probability=output.is_probability)
         probabilities[name] = probability.cpu().numpy()
-        if mask is None or best is None:
-            mask, best = foreground.to(torch.uint8), probability.where(foreground, probability.new_tensor(-1.0))
-        else:
-            wins = foreground & (probability > best)
-            mask, best = mask.masked_fill(wins, index), torch.where(wins, probability, best)
+        classes.append((foreground, log_odds(scores, is_probability=output.is_probability)))
         if maps:
             kept[name] = {
                 kind: [values[item].float().cpu().numpy() for values in several]
                 for kind, several in output.maps.items()
             }
-    assert mask is not None
-    return Prediction(mask.cpu().numpy(), probabilities, kept)
+    return Prediction(decide_together(classes).cpu().numpy(), probabilities, kept)
 
 
 def _is_several(images: Any) -> bool:

@@ -15,7 +15,8 @@ from hdmnet.config.values import ABSENT, look_up
 # Belongs to the machine or to the command at hand, never to the checkpoint that is evaluated.
 NEVER_FROM_CHECKPOINT = frozenset(
     {"paths", "trainer", "logger", "callbacks", "ckpt", "base_ckpt", "resume", "num_workers", "episodes", "seeds"}
-    | {"sweep", "rerun", "reuse", "reuse_memory_gb", "baseline_episodes", "compile", "keep_features_gb"}
+    | {"way", "generalised", "generalised_threshold", "sweep", "rerun", "reuse", "reuse_memory_gb"}
+    | {"baseline_episodes", "compile", "keep_features_gb"}
 )
 # Folders that are taken from the checkpoint's run while they exist and nothing else names them: key -> variable.
 _FOLDER_VARIABLES = {"data_dir": "HDMNET_DATA", "weights_dir": "HDMNET_WEIGHTS"}

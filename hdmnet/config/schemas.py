@@ -65,6 +65,9 @@ class EvaluateSchema(ExperimentSchema):
 
     episodes: int | None = None
     seeds: int | None = None
+    way: int = 1
+    generalised: bool = False
+    generalised_threshold: float = 0.5
     test_scales: Any = MISSING
     test_flip: bool = False
 

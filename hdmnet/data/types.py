@@ -7,7 +7,7 @@ Dimension letters:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import torch
@@ -101,11 +101,13 @@ class EvaluationBatch(_Pinnable):
         support_images: (S, 3, H, W) uint8 RGB; after the transfer float32, normalised.
         support_masks: (S, H, W) uint8; 0, 1 or 255.
         queries: B keys.
-        supports: B lists of K keys.
-        query_masks_original: (H0, W0) uint8, 0, 1 or 255, at original size: one for each run of episodes of the same
-            query and class.
+        supports: B lists of K keys; of N-way episodes N·K.
+        query_masks_original: (H0, W0) uint8, 0, 1 (.. N) or 255, at original size: one for each run of episodes of the
+            same query and classes.
         mask_index: B places in `query_masks_original`, ascending.
         class_index: (B,) int64; place of the class among the novel classes.
+        ways: B lists of the places of the episode's N classes among the novel classes: the K supports of the first
+            stand first in `supports`, which are N·K, and masks hold the labels 1..N in this order.
         item: E places among the B, ascending.
         index: (E,) int64; place of the episode in its manifest.
         seed_index: (E,) int64; which of the test seeds the episode belongs to.
@@ -125,6 +127,7 @@ class EvaluationBatch(_Pinnable):
     item: list[int]
     index: Tensor
     seed_index: Tensor
+    ways: list[list[int]] = field(default_factory=list)
 
 
 @dataclass

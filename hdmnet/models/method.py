@@ -120,11 +120,13 @@ class FewShotMethod(nn.Module, ABC):
             depend on them reads them there without waiting for the GPU.
         takes_padding: Whether `forward` has an argument `query_padding`, (B, H, W) integer, 255 where the picture was
             padded; training then tells it.
+        segments_base: Whether `Segmentation.auxiliary` holds "base", the logits of a base learner.
     """
 
     reported: tuple[str, ...] = (FINAL,)
     takes_host_masks: bool = False
     takes_padding: bool = False
+    segments_base: bool = False
 
     def train(self, mode: bool = True) -> FewShotMethod:
         """Switch the mode; a backbone that `prepare_trunk` has fixed stays in evaluation mode."""

@@ -239,6 +239,9 @@ def collect(named: Iterable[str | Path]) -> Collection:
     for file in files:
         try:
             result = _read(file)
+            if "way" in result or "generalised" in result:
+                warnings.append(f"of several classes at once, left out, as no table is of such tests: {file}")
+                continue
             runs.append(Run(file, result, _parent(result)))
         except (ValueError, OSError) as error:
             warnings.append(f"damaged result, left out: {one_line(error)}")

@@ -32,7 +32,7 @@ from hdmnet.runtime.private_api import leave_sigterm_alone
 from hdmnet.runtime.provenance import emulates_bfloat16, git_state, library_versions, processor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import lightning as L
     from omegaconf import DictConfig
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BACKBONE, BASE_LEARNER = "backbone", "base_learner"  # values of model.encoder
+GENERALISED_SEEDS = 5  # of supports, as the field has it
 _FEATURE_CHANNELS = {"resnet_narrow": 128}  # of the base learner, where it is not the usual number
 
 
@@ -96,7 +97,10 @@ def build_few_shot_data(cfg: DictConfig, dataset: SegmentationDataset, **changes
 
     size, settings = image_size(cfg.dataset.image_size), dataset_settings(to_plain(cfg))
     mean, std = list(cfg.backbone.mean), list(cfg.backbone.std)
-    episodes, seeds = cfg.get("episodes"), cfg.get("seeds")  # only of an evaluation
+    # Only of an evaluation:
+    episodes, seeds, generalised = cfg.get("episodes"), cfg.get("seeds"), cfg.get("generalised", False)
+    num_episodes = None if generalised else settings["num_test_episodes"]
+    num_seeds = GENERALISED_SEEDS if generalised else settings["num_test_seeds"]
     arguments: dict[str, Any] = {
         "fold": cfg.fold,
         "shot": cfg.shot,
@@ -107,8 +111,8 @@ def build_few_shot_data(cfg: DictConfig, dataset: SegmentationDataset, **changes
         "seed": cfg.seed,
         "episodes_per_epoch": settings["episodes_per_epoch"],
         "num_val_episodes": settings["num_val_episodes"],
-        "num_test_episodes": settings["num_test_episodes"] if episodes is None else episodes,
-        "num_test_seeds": settings["num_test_seeds"] if seeds is None else seeds,
+        "num_test_episodes": num_episodes if episodes is None else episodes,
+        "num_test_seeds": num_seeds if seeds is None else seeds,
         "rules": EvaluationRules(**{field.name: cfg.protocol[field.name] for field in fields(EvaluationRules)}),
         "filter_novel": settings["filter_novel"],
         "novel_pixels": settings.get("novel_pixels"),
@@ -118,6 +122,8 @@ def build_few_shot_data(cfg: DictConfig, dataset: SegmentationDataset, **changes
         "check_files": settings.get("check_files", 0),
         "allow_repeats": settings.get("allow_repeats", False),
         "reuse_memory_gb": cfg.reuse_memory_gb if cfg.reuse else None,
+        "way": cfg.get("way", 1),
+        "generalised": generalised,
         "mean": mean,
         "std": std,
         "cache_dir": Path(cfg.paths.cache_dir) / "catalogs",
@@ -276,11 +282,15 @@ def build_task(cfg: DictConfig, model: FewShotMethod, data: FewShotDataModule, *
     """
     from hdmnet.tasks.feature_store import measure_features
     from hdmnet.tasks.few_shot import FewShotTask
+    from hdmnet.tasks.several_classes import GeneralisedTask, SeveralClassesTask
 
     optim = cfg.optim
     data.measure_features = partial(measure_features, model, data.image_size)
     data.keeps_masks, data.marks_padding = model.takes_host_masks, model.takes_padding
-    return FewShotTask(
+    task: Callable[..., FewShotTask] = SeveralClassesTask if data.several_classes else FewShotTask
+    if data.generalised:
+        task = partial(GeneralisedTask, base_names=data.base_names, threshold=cfg.generalised_threshold)
+    return task(
         model=model,
         class_names=data.novel_names,
         val_class_names=data.val_names,

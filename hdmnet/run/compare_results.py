@@ -20,7 +20,7 @@ from hdmnet.runtime.home import expand_home
 log = logging.getLogger(__name__)
 
 # What must be equal for two results to be of the same episodes, and beyond that for their figures to be the same.
-_EPISODES = ("dataset", "fold", "shot", "protocol")
+_EPISODES = ("dataset", "fold", "shot", "way", "generalised", "protocol")
 _FIGURES = ("backbone", "support_mask")
 _FIGURE_GROUPS = ("dataset", "model", "backbone", "protocol")  # of the config
 _NOT_OF_FIGURES = ("name", "num_test_seeds", "controls", "root", "num_val_episodes")

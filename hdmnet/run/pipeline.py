@@ -244,8 +244,10 @@ def prepare_evaluation(cfg: DictConfig, checkpoint: dict[str, Any] | None) -> tu
     entry = None if checkpoint is None else run_entry(checkpoint, cfg.ckpt)
     dataset = build_dataset(cfg)
     data = build_few_shot_data(cfg, dataset)
-    data.setup("test")
     facts = {} if entry is None else entry["facts"]
+    if data.generalised:
+        _refuse_other_base_classes(cfg, entry, data.num_base)
+    data.setup("test")
     if checkpoint is None:
         L.seed_everything(cfg.seed, workers=True, verbose=False)
         model = build_model(cfg, build_encoder(cfg, data.num_base))
@@ -285,7 +287,7 @@ def test(
     """
     head_bars(trainer, "test")
     tests = trainer.limit_test_batches > 0
-    controls = build_controls(cfg, task.model) if tests else None
+    controls = build_controls(cfg, task.model) if tests and not data.several_classes else None
     with timer("test"):
         along = controls is not None and run_along(task, data, controls)
         if tests:
@@ -421,6 +423,23 @@ def _refuse_other_fold(cfg: DictConfig, checkpoint: dict[str, Any]) -> None:
         raise InputError(
             f"fold={cfg.fold}: its novel classes were base classes of ckpt={cfg.ckpt}, trained on fold "
             f"{trained['fold']}; expected fold={trained['fold']}, or another data set"
+        )
+
+
+def _refuse_other_base_classes(cfg: DictConfig, entry: dict[str, Any] | None, num_base: int) -> None:
+    """Refuse a generalised test without base learner, or on other base classes than a run's has learnt."""
+    if not needs_base_learner(cfg):
+        raise InputError(
+            f"generalised=true: model={cfg.model.name} has no base learner; expected a checkpoint of a method that has "
+            "one (model=hdmnet, model=bam)"
+        )
+    if entry is None:
+        return
+    name, known = entry["config"]["dataset"]["name"], entry["facts"].get("num_base")
+    if name != cfg.dataset.name or known != num_base:
+        raise InputError(
+            f"generalised=true: ckpt={cfg.ckpt} has learnt {known} base classes of {name}, and "
+            f"dataset={cfg.dataset.name} has {num_base} on fold={cfg.fold}; expected the data set of the training"
         )
 
 

@@ -16,6 +16,11 @@
                         baselines, on the validation episodes]}, only with optim.fall_back
     controls:          {support_mask_ones: miou, every_object_foreground: miou [an oracle: it knows the true objects]},
                         of the whole first test seed, each only when measured (dataset.controls)
+    way:               N, of an evaluation with way=N above 1; `test` then has, each with `_per_seed`, iou_background,
+                        miou_with_background, exact_match [see `SeveralClassesIoU`]; counts_per_class are the episodes
+                        whose query shows the class
+    generalised:       true, of an evaluation with generalised=true: as of several ways, of base and novel classes;
+                        `test` has miou_base, miou_novel and harmonic_mean too; num_episodes are pictures
     trained_on:        of an evaluation, {dataset, fold, shot} of the training, where the checkpoint tells it
     too_few_images:    classes that no episode is drawn of: {list: {name: number of images}}
     skipped:           files that `dataset.on_error=skip` left out: [{split, why, episodes}], see `skipped_files`
@@ -55,6 +60,14 @@ _CONTROL_LABELS = {
     "untrained_prototype": "untrained prototype, same trunk",
     "support_mask_ones": "control: support mask all ones",
     "every_object_foreground": "oracle: every true object foreground",
+}
+
+_FURTHER_LABELS = {
+    "miou_base": "mIoU of base classes",
+    "miou_novel": "mIoU of novel classes",
+    "harmonic_mean": "harmonic mean of these",
+    "miou_with_background": "mIoU with background",
+    "exact_match": "exact match of the classes shown",
 }
 
 
@@ -202,9 +215,12 @@ def format_fold_table(result: Mapping[str, Any]) -> str:
         for name in classes_to_show(final["iou_per_class"])
     ]
     summary = [
-        ["mIoU", str(sum(counts.values()) or ""), *map(_mean_and_std, shown)],
+        ["mIoU", str(sum(final.get("num_episodes_per_seed") or counts.values()) or ""), *map(_mean_and_std, shown)],
         ["FB-IoU", "", *(_percent(entry["fb_iou"]) for entry in shown)],
     ]
+    for key, label in _FURTHER_LABELS.items():
+        if key in final:
+            summary.append([label, "", *(_percent(entry[key]) for entry in shown)])
     for name, count, value in _beside(result):
         summary.append([_CONTROL_LABELS.get(name, f"control: {name}"), count, value, *[""] * (len(shown) - 1)])
     header = ["class (IoU in %)", "episodes", *entries]
@@ -216,7 +232,8 @@ def format_fold_table(result: Mapping[str, Any]) -> str:
 
     num_seeds = len(final["miou_per_seed"])
     title = (
-        f"{result['method']}: {result['dataset']}, fold {result['fold']}, {result['shot']}-shot, {result['backbone']}"
+        f"{result['method']}: {result['dataset']}, fold {result['fold']}, {_told_way(result)}{result['shot']}-shot, "
+        f"{result['backbone']}"
         f"{'' if result['ablation'] is None else ', ablation ' + str(result['ablation'])}, seed {result['seed']}"
         f"{_elsewhere(result)}: "
         f"{final['num_episodes']} episodes x {num_seeds} test seed{'s' if num_seeds > 1 else ''}"
@@ -234,6 +251,10 @@ def format_fold_table(result: Mapping[str, Any]) -> str:
         *(f"warning: {text}" for text in warnings),
     ]
     return "\n".join([title, rule, line(header), *map(line, rows), rule, *map(line, summary), *notes])
+
+
+def _told_way(result: Mapping[str, Any]) -> str:
+    return "generalised " if "generalised" in result else f"{result['way']}-way " if "way" in result else ""
 
 
 def _elsewhere(result: Mapping[str, Any]) -> str:

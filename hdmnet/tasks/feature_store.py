@@ -100,9 +100,24 @@ class FeatureStore:
 
     def segment(self, model: EncodesApart, batch: EvaluationBatch, class_index: Tensor | None = None) -> Segmentation:
         """Encode what the next batch of a plan brings, then segment its B episodes, of base classes (B,) or None."""
+        return self.segment_ways(model, batch, 1, class_index)[0]
+
+    def segment_ways(
+        self, model: EncodesApart, batch: EvaluationBatch, way: int, class_index: Tensor | None = None
+    ) -> list[Segmentation]:
+        """As `segment`, of episodes of `way` classes: the answers to the B queries for each of them."""
         queries, supports = self.take(model, batch)
-        together = [one for several in supports for one in several]
-        return match(model, queries, together, shots=len(supports[0]), class_index=class_index)
+        shots = len(supports[0]) // way
+        return [
+            match(
+                model,
+                queries,
+                [one for several in supports for one in several[start : start + shots]],
+                shots=shots,
+                class_index=class_index,
+            )
+            for start in range(0, len(supports[0]), shots)
+        ]
 
     def _keep(self, keys: Sequence[FeatureKey], features: Features) -> None:
         for key, one in zip(keys, features.unbind(), strict=True):
@@ -158,6 +173,18 @@ def add_to_metrics(
     for seed in sorted(set(seed_index)):
         chosen = [one for one, its_seed in zip(item, seed_index, strict=True) if its_seed == seed]
         metrics[seed].add(pixels[chosen], class_index[chosen])
+
+
+def at_size(output: Segmentation, item: int, size: torch.Size, name: str = FINAL) -> tuple[Tensor, Tensor]:
+    """What is said of one of the B queries, at a size (H0, W0), as `count_predictions` compares it.
+
+    Returns:
+        Scores (2, H0, W0) float, and where foreground is, (H0, W0) bool: ahead in the scores, or by the method's rule.
+    """
+    scores = resize(output.logits_of(name)[item : item + 1], size)[0]
+    if name == FINAL and output.decided is not None:
+        return scores, resize(output.decided[item : item + 1], size)[0].bool()
+    return scores, scores[1] > scores[0]
 
 
 def resize(prediction: Tensor, size: torch.Size) -> Tensor:

@@ -11,6 +11,9 @@ import torch
 
 from hdmnet.runtime.errors import ConfigError
 
+# Of `SeveralClassesIoU`: beyond those that a result always has.
+FURTHER = ("iou_background", "miou_with_background", "exact_match", "miou_base", "miou_novel", "harmonic_mean")
+
 
 def _nanmean(values: Sequence[float]) -> float:
     """Mean of the finite values, NaN if there is none (numpy would warn)."""
@@ -31,13 +34,14 @@ def summarise_seeds(
     Every figure is the mean over the seeds of that seed's pooled figure, as the field reports it.
 
     Args:
-        computed: Per seed: `miou` and `fb_iou` (), `iou_per_class` (C,) fractions, `counts` (C,) episodes.
+        computed: Per seed: `miou` and `fb_iou` (), `iou_per_class` (C,) fractions, `counts` (C,) episodes; maybe more.
         class_names: The C names in the order of `class_index`.
         too_few: Those that have too few images to have any episode.
 
     Returns:
         What `result.json` holds under `test`. `miou_std` is the sample standard deviation over the seeds
-        (NaN for one seed). `num_episodes` counts one seed (the largest, should a run have been cut short).
+        (NaN for one seed). `num_episodes` counts one seed (the largest, should a run have been cut short). Of episodes
+        of several classes each also the further figures of `SeveralClassesIoU`, with their values of each seed.
 
     Raises:
         ValueError: If there is no seed or the number of classes differs from `class_names`.
@@ -56,6 +60,12 @@ def summarise_seeds(
     miou = [_numbers(values["miou"])[0] for values in computed]
     fb_iou = [_numbers(values["fb_iou"])[0] for values in computed]
     finite = [value for value in miou if math.isfinite(value)]
+    episodes = [int(values.get("num_episodes", sum(row))) for values, row in zip(computed, counts, strict=True)]
+    further: dict[str, Any] = {}
+    for name in FURTHER:
+        if name in computed[0]:
+            per_seed = [_numbers(values[name])[0] for values in computed]
+            further |= {name: _nanmean(per_seed), f"{name}_per_seed": per_seed}
     return {
         "miou": _nanmean(miou),
         "miou_std": float(np.std(finite, ddof=1)) if len(finite) > 1 else math.nan,
@@ -66,10 +76,11 @@ def summarise_seeds(
             name: _nanmean(row) for name, row in zip(class_names, zip(*per_class, strict=True), strict=True)
         },
         "counts_per_class": {name: sum(row) for name, row in zip(class_names, zip(*counts, strict=True), strict=True)},
-        "num_episodes": max(sum(row) for row in counts),
-        "num_episodes_per_seed": [sum(row) for row in counts],
+        "num_episodes": max(episodes),
+        "num_episodes_per_seed": episodes,
         "num_classes_averaged": [sum(map(math.isfinite, row)) for row in per_class],
         "classes_left_out": _left_out(per_class, counts, class_names, too_few),
+        **further,
     }
 
 

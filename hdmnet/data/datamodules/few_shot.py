@@ -14,15 +14,15 @@ import numpy as np
 
 from hdmnet.data.datamodules.base import VAL_SEED, FoldDataModule, FoldOptions
 from hdmnet.data.datasets.files import refuse_shared_ids
-from hdmnet.data.episodes.encode_once import FeatureCost, plan_batches
-from hdmnet.data.episodes.manifest import EpisodeManifest
+from hdmnet.data.episodes.encode_once import FeatureCost, needed_keys, plan_batches
+from hdmnet.data.episodes.generalised import GeneralisedManifest, support_candidates
+from hdmnet.data.episodes.manifest import EpisodeManifest, Manifest
 from hdmnet.data.episodes.planned_batches import PlannedEvaluation
 from hdmnet.data.episodes.rules import EvaluationRules
 from hdmnet.data.episodes.samples import EvalEpisodes, TrainEpisodes, check_files, hold_out_images
 from hdmnet.data.types import (
     Episode,
     EvaluationBatch,
-    FeatureKey,
     collate_episodes,
 )
 from hdmnet.data.vanished import Vanished, find_vanished
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from hdmnet.data.catalog import CatalogView
     from hdmnet.data.datasets.base import SegmentationDataset, Split
     from hdmnet.data.episodes.encode_once import FeatureBytes
+    from hdmnet.data.types import FeatureKey
 
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,9 @@ class FewShotDataModule(FoldDataModule):
         allow_repeats: Repeat supports where a class has too few images, instead of leaving the class out.
         reuse_memory_gb: Memory, in 10^9 bytes and for each process, for features that evaluation keeps to reuse them;
             None: every episode is encoded anew.
+        way: Classes of a test episode (N).
+        generalised: Test all pictures of the test list on base and novel classes at once, see `GeneralisedManifest`;
+            `num_test_episodes` is then the most pictures, None: all.
         options: What both stages take, see `FoldDataModule`.
 
     Raises:
@@ -84,16 +88,18 @@ class FewShotDataModule(FoldDataModule):
         shot: int,
         episodes_per_epoch: int | None = None,
         num_val_episodes: int = 1000,
-        num_test_episodes: int = 1000,
+        num_test_episodes: int | None = 1000,
         num_test_seeds: int = 1,
         rules: EvaluationRules | None = None,
         support_mask: str = "given",
         allow_repeats: bool = False,
         check_files: int = 0,
         reuse_memory_gb: float | None = None,
+        way: int = 1,
+        generalised: bool = False,
         **options: Unpack[FoldOptions],
     ) -> None:
-        self.shot = shot
+        self.shot, self.way, self.generalised = shot, way, generalised
         self.episodes_per_epoch = episodes_per_epoch
         self.num_val_episodes = num_val_episodes
         self.num_test_episodes = num_test_episodes
@@ -108,7 +114,7 @@ class FewShotDataModule(FoldDataModule):
         super().__init__(dataset, **options)
         self.train_manifest: EpisodeManifest | None = None
         self.val_manifest: EpisodeManifest | None = None
-        self.test_manifests: tuple[EpisodeManifest, ...] = ()
+        self.test_manifests: tuple[EpisodeManifest | GeneralisedManifest, ...] = ()
         self._trained_on: list[str] = []
         self._told: set[frozenset[int]] = set()
         self._vanished_objects: dict[tuple[Split, str], Vanished] = {}
@@ -116,12 +122,26 @@ class FewShotDataModule(FoldDataModule):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        for name in ("shot", "num_val_episodes", "num_test_episodes", "num_test_seeds", "episodes_per_epoch"):
+        for name in ("shot", "way", "num_val_episodes", "num_test_episodes", "num_test_seeds", "episodes_per_epoch"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise DatasetError(f"{name}={value}; expected at least 1")
+        if self.way > 1 and self.generalised:
+            raise DatasetError(f"way={self.way} and generalised=true, which asks for all novel classes; leave one out")
+        if self.several_classes and self.reuse_memory_gb is None:
+            asked = "generalised=true" if self.generalised else f"way={self.way}"
+            raise DatasetError(f"{asked}: the classes of an episode share the query's features; set reuse=true")
         if self.support_mask not in SUPPORT_MASKS:
             raise DatasetError(f"support_mask={self.support_mask!r}; expected one of {', '.join(SUPPORT_MASKS)}")
+
+    @property
+    def several_classes(self) -> bool:
+        """Whether a test episode asks for several classes, which are decided together."""
+        return self.way > 1 or self.generalised
+
+    def _splits(self, stage: str | None) -> tuple[Split, ...]:
+        also: tuple[Split, ...] = ("train",) if self.generalised and stage == "test" else ()
+        return (*super()._splits(stage), *also)
 
     def setup(self, stage: str | None = None) -> None:
         """Make the manifests that a stage needs: `fit`, `validate`, `test`, or None for all.
@@ -139,15 +159,54 @@ class FewShotDataModule(FoldDataModule):
         if stage in (None, "fit", "validate") and self.val_manifest is None:
             self.val_manifest = self._base_val_manifest() if self.base_val_share else self._val_manifest()
         if stage in (None, "test") and not self.test_manifests:
-            view = self._eval_view(self.test_list, self.class_split.test, FIRST_TEST_SEED)
-            self.test_manifests = tuple(
-                self._manifest(view, self.test_list, seed, num_episodes=self.num_test_episodes)
-                for seed in range(FIRST_TEST_SEED, FIRST_TEST_SEED + self.num_test_seeds)
-            )
+            seeds = range(FIRST_TEST_SEED, FIRST_TEST_SEED + self.num_test_seeds)
+            make = self._generalised_manifests if self.generalised else self._test_manifests
+            self.test_manifests = make(seeds)
         # Of any data set, whatever its lists and its own check: no picture that is trained on is tested on.
         for manifest in (self.val_manifest, *self.test_manifests[:1]):
             if manifest is not None:
                 refuse_shared_ids(self._trained_on, manifest.view.ids.tolist())
+
+    def _test_manifests(self, seeds: Sequence[int]) -> tuple[EpisodeManifest, ...]:
+        view = self._eval_view(self.test_list, self.class_split.test, FIRST_TEST_SEED)
+        return tuple(
+            self._manifest(view, self.test_list, seed, num_episodes=self.num_test_episodes, way=self.way)
+            for seed in seeds
+        )
+
+    def _generalised_manifests(self, seeds: Sequence[int]) -> tuple[GeneralisedManifest, ...]:
+        """All pictures of the test list; supports out of the training list where it shows all novel classes."""
+        split, novel = self.class_split, self.class_split.test
+        if not split.train:
+            raise DatasetError(f"generalised=true: {self.dataset.name} has no base classes; set its folds")
+        view = self._eval_view(self.test_list, sorted({*split.train, *novel}), FIRST_TEST_SEED)
+        lists: tuple[Split, ...] = ("train", self.test_list)
+        for supports_from in lists:
+            shown = self._catalog(supports_from).view(novel, min_area=self.dataset.min_area)
+            candidates = support_candidates(shown, self._vanished(supports_from, self.rules))
+            least = min(novel, key=lambda value: len(candidates[value]))
+            if len(candidates[least]) >= self.shot:
+                break
+        else:
+            raise DatasetError(
+                f"generalised=true: {self._names([least])[0]} has {len(candidates[least])} pictures, shot={self.shot} "
+                "asks for as many supports: lower it"
+            )
+        return tuple(
+            GeneralisedManifest(
+                self._catalog(self.test_list).ids.tolist(),
+                view,
+                candidates,
+                supports_from=supports_from,
+                dataset=self.dataset.name,
+                fold=split.fold,
+                split=self.test_list,
+                shot=self.shot,
+                seed=seed,
+                num_pictures=self.num_test_episodes,
+            )
+            for seed in seeds
+        )
 
     def _val_manifest(self) -> EpisodeManifest:
         view = self._eval_view("val", self.class_split.val, VAL_SEED)
@@ -185,6 +244,7 @@ class FewShotDataModule(FoldDataModule):
         *,
         num_episodes: int | None,
         allow_repeats: bool = False,
+        way: int = 1,
     ) -> EpisodeManifest:
         # How queries and supports are drawn is a habit of the evaluation: all shuffle in training.
         rules = EvaluationRules() if num_episodes is None else self.rules
@@ -200,6 +260,7 @@ class FewShotDataModule(FoldDataModule):
             supports=rules.supports,
             allow_repeats=self.allow_repeats or allow_repeats,
             vanished=self._vanished(split, rules),
+            way=way,
         )
         if manifest.too_few and frozenset(manifest.too_few) not in self._told and self.rank == 0:
             self._told.add(frozenset(manifest.too_few))  # of validation and test mostly the same
@@ -229,7 +290,8 @@ class FewShotDataModule(FoldDataModule):
             return (self.episodes_per_epoch or 0) // num_processes // self.batch_size
         manifests = self.test_manifests if what == "test" or self.val_manifest is None else [self.val_manifest]
         specs = (spec for manifest in manifests for spec in manifest)
-        count = len({(spec.class_value, spec.query_id, spec.support_ids) for spec in specs})  # with reuse run once each
+        # With reuse those that are equal run once.
+        count = len({(spec.class_value, spec.query_id, spec.support_ids, spec.others) for spec in specs})
         return max(1, -(-(count // num_processes) // self.eval_batch_size))
 
     def vanished_objects(self) -> dict[str, dict[str, int]]:
@@ -290,6 +352,8 @@ class FewShotDataModule(FoldDataModule):
             "too_few_images": self.too_few_images(),
             "vanished": self.vanished_objects(),
             "left_out": [one.as_dict() for one in self.dataset.left_out()],
+            **({"way": self.way} if self.way > 1 else {}),
+            **({"generalised": True} if self.generalised else {}),
         }
 
     def train_dataloader(self) -> DataLoader[Episode]:
@@ -315,7 +379,8 @@ class FewShotDataModule(FoldDataModule):
     def test_dataloader(self) -> DataLoader[Episode] | DataLoader[EvaluationBatch]:
         """Loader of this rank's share of the test episodes of all seeds."""
         assert self.test_manifests, "setup('test') comes first"
-        return self._eval_loader(self.test_manifests, self.test_list, self.class_split.test)
+        split = self.test_manifests[0].header.get("supports_from", self.test_list)
+        return self._eval_loader(self.test_manifests, split, self.class_split.test)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leave on the CPU what is read there: a GPU would have to be waited for."""
@@ -329,7 +394,7 @@ class FewShotDataModule(FoldDataModule):
         return replace(moved, **kept)
 
     def _eval_loader(
-        self, manifests: Sequence[EpisodeManifest], split: Split, classes: Sequence[int]
+        self, manifests: Sequence[Manifest], split: Split, classes: Sequence[int]
     ) -> DataLoader[Episode] | DataLoader[EvaluationBatch]:
         episodes = EvalEpisodes(
             self.dataset,
@@ -338,6 +403,7 @@ class FewShotDataModule(FoldDataModule):
             image_size=self.image_size,
             rules=self.rules,
             support_mask=self.support_mask,
+            labelled=(*self.class_split.train, *self.class_split.test) if self.generalised else None,
         )
         if self.reuse_memory_gb is None or self.measure_features is None:
             return self._loader(episodes, collate_episodes, num_eval=len(episodes))
@@ -355,9 +421,8 @@ class FewShotDataModule(FoldDataModule):
         """Whether the features of all pictures of the test, each of such a size, fit into `reuse_memory_gb`."""
         assert self.reuse_memory_gb is not None
         cost = FeatureCost(measure(), self._foreground_share(self.test_list))
-        specs = [spec for manifest in self.test_manifests for spec in manifest]
-        keys = {FeatureKey(one, spec.class_value) for spec in specs for one in spec.support_ids}
-        return sum(map(cost, keys | {FeatureKey(spec.query_id) for spec in specs})) <= self.reuse_memory_gb * 1e9
+        keys = {key for manifest in self.test_manifests for spec in manifest for key in needed_keys(spec)}
+        return sum(map(cost, keys)) <= self.reuse_memory_gb * 1e9
 
     def episode_bytes(self) -> int:
         """The most memory that the features of one episode take."""

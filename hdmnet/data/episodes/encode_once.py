@@ -17,7 +17,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hdmnet.data.types import FeatureKey
 from hdmnet.runtime.errors import DatasetError
@@ -25,7 +25,7 @@ from hdmnet.runtime.errors import DatasetError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from hdmnet.data.episodes.manifest import Manifest
+    from hdmnet.data.episodes.manifest import EpisodeSpec, Manifest
 
 MARGIN = 1.1
 
@@ -99,7 +99,7 @@ def plan_batches(
 ) -> list[PlannedBatch]:
     """Plan this process's share of an evaluation: every episode once, over all processes.
 
-    Episodes are equal, and run once, if they have the same query, class and supports in the same order.
+    Episodes are equal, and run once, if they have the same query, and classes and supports in the same order.
 
     Args:
         manifests: One a seed.
@@ -131,20 +131,27 @@ def _num_encoded(plan: list[PlannedBatch]) -> int:
 
 
 def _order(manifests: Sequence[Manifest]) -> list[_Need]:
-    """All episodes, sorted by class, then query, then supports."""
-    equal: dict[tuple[int, str, tuple[str, ...]], list[int]] = {}
+    """All episodes, sorted by class, then query, then supports, then further classes."""
+    equal: dict[tuple[int, str, tuple[str, ...], Any], tuple[EpisodeSpec, list[int]]] = {}
     for number, spec in enumerate(itertools.chain.from_iterable(manifests)):
-        equal.setdefault((spec.class_value, spec.query_id, spec.support_ids), []).append(number)
-    found = []
-    for class_value, query_id, support_ids in sorted(equal):
-        supports = dict.fromkeys(FeatureKey(one, class_value) for one in support_ids)
-        numbers = tuple(equal[class_value, query_id, support_ids])
-        found.append(_Need(numbers, (FeatureKey(query_id), *supports)))
-    return found
+        key = spec.class_value, spec.query_id, spec.support_ids, spec.others
+        equal.setdefault(key, (spec, []))[1].append(number)
+    return [_Need(tuple(numbers), tuple(needed_keys(spec))) for _, (spec, numbers) in sorted(equal.items())]
+
+
+def needed_keys(spec: EpisodeSpec) -> list[FeatureKey]:
+    """What an episode needs: the query first, then each support of each class once."""
+    supports = dict.fromkeys(FeatureKey(one, value) for value, ids in spec.ways for one in ids)
+    return [FeatureKey(spec.query_id), *supports]
 
 
 def _by_support_blocks(needs: list[_Need], batch_size: int, cost: Cost, budget_bytes: int) -> list[_Need] | None:
-    """The same 1-shot episodes so that few supports are in use at a time; None for more shots."""
+    """The same 1-shot episodes so that few supports are in use at a time; None for more shots.
+
+    Those of several classes so that equal supports stand together: in a generalised test all have them, seed by seed.
+    """
+    if any(need.keys[1].class_value != need.keys[-1].class_value for need in needs):
+        return sorted(needs, key=lambda need: need.keys[1:])
     if any(len(need.keys) != 2 for need in needs):
         return None
     room = budget_bytes - batch_size * max(cost(need.keys[0]) for need in needs)  # left beside a batch's queries

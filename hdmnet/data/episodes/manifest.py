@@ -1,11 +1,12 @@
-"""The list of episodes as a pure function of (dataset, fold, split, shot, seed, index).
+"""The list of episodes as a pure function of (dataset, fold, split, shot, way, seed, index).
 
 Every episode is computed from raw 64-bit words of the counter-based generator Philox-4x64, keyed by a sha256 of the
 arguments and positioned by the episode's index. So it does not depend on workers, GPUs, batch size, order of access or
 on what was drawn before. Only raw words are used: NumPy guarantees their stream, but not that of `Generator`'s methods.
 
 The shot is deliberately left out of the key: an episode's 1-shot support is the first of its 5-shot supports, and
-queries and classes are the same, so results for different shots differ by the shots alone.
+queries and classes are the same, so results for different shots differ by the shots alone. So is the way: an N-way
+episode is the 1-way episode of its index and N - 1 further classes, the first of those of every larger N.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,7 +32,8 @@ from hdmnet.runtime.errors import DatasetError, MissingFileError
 from hdmnet.runtime.home import expand_home
 
 _FORMAT = "hdmnet-episodes-1"
-_EPISODE_WORDS, _PASS_WORDS = 0, 1  # top counter word: keeps the two uses of one key apart
+# Top counter word: keeps the uses of one key apart. From the last one on: supports of each further class, by its value.
+_EPISODE_WORDS, _PASS_WORDS, _CLASS_WORDS, _SUPPORT_WORDS = 0, 1, 2, 3
 _CACHED_PASSES = 4
 _MOST_NAMES = 20  # of classes in a line
 
@@ -44,12 +47,19 @@ class EpisodeSpec:
         query_id: Image to segment.
         class_value: Class (1..C) that is foreground.
         support_ids: The K support images; never the query.
+        others: The further classes of an N-way episode, each with its K support images; the query may lack them.
     """
 
     index: int
     query_id: str
     class_value: int
     support_ids: tuple[str, ...]
+    others: tuple[tuple[int, tuple[str, ...]], ...] = ()
+
+    @property
+    def ways(self) -> tuple[tuple[int, tuple[str, ...]], ...]:
+        """The N classes with their K supports, by class value: where the query's own class stands tells nothing."""
+        return tuple(sorted(((self.class_value, self.support_ids), *self.others)))
 
 
 class Manifest(ABC):
@@ -57,7 +67,7 @@ class Manifest(ABC):
 
     Attributes:
         header: What the list was made from, as written to files: format, dataset, fold, split, shot, seed, protocol and
-            num_episodes.
+            num_episodes; `way`, where it is above 1.
     """
 
     header: dict[str, Any]
@@ -81,13 +91,22 @@ class Manifest(ABC):
     def write(self, path: str | Path) -> None:
         """Write the episodes as JSON lines: header, one array an episode, and the hash of all lines before it."""
         text = self._text()
-        trailer = _dump({"sha256": hashlib.sha256(text.encode()).hexdigest()})
+        trailer = dump({"sha256": hashlib.sha256(text.encode()).hexdigest()})
         with replacing(path) as temporary:
             temporary.write_text(f"{text}{trailer}\n", encoding="utf-8", newline="\n")
 
     def _text(self) -> str:
-        rows = ([spec.index, spec.query_id, spec.class_value, list(spec.support_ids)] for spec in self)
-        return "".join(f"{_dump(line)}\n" for line in (self.header, *rows))
+        rows = (
+            [
+                spec.index,
+                spec.query_id,
+                spec.class_value,
+                list(spec.support_ids),
+                *([spec.others] if spec.others else []),
+            ]
+            for spec in self
+        )
+        return "".join(f"{dump(line)}\n" for line in (self.header, *rows))
 
 
 class EpisodeManifest(Manifest):
@@ -110,7 +129,8 @@ class EpisodeManifest(Manifest):
     Args:
         view: Images and classes to draw from. Classes with too few images are left out, see `too_few`.
         dataset: Name of the data set; part of the key, as are `fold`, `split` and `seed`.
-        shot: Number of supports K an episode.
+        shot: Number of supports K an episode and class.
+        way: Number of classes N an episode.
         num_episodes: Length; None = unbounded, for training.
         protocol: "uniform", or "official" for the release's in-order walk, "pairs", "classes" or "turns".
         supports: "distinct" or "repeated".
@@ -136,6 +156,7 @@ class EpisodeManifest(Manifest):
         supports: Supports = "distinct",
         allow_repeats: bool = False,
         vanished: Vanished | None = None,
+        way: int = 1,
     ) -> None:
         """Check that every episode can be drawn; nothing is drawn yet."""
         self.header = {
@@ -150,6 +171,8 @@ class EpisodeManifest(Manifest):
         }
         if supports != "distinct":
             self.header["supports"] = supports
+        if way != 1:
+            self.header["way"] = int(way)
         where = _where(self.header)
         _check_arguments(view, where, shot=shot, num_episodes=num_episodes, protocol=protocol)
         pairs = frozenset() if vanished is None else vanished.pairs
@@ -161,12 +184,16 @@ class EpisodeManifest(Manifest):
         self.too_few = _too_few(view, where, self.num_vanished, shot=shot, allow_repeats=allow_repeats)
         self.view = view.without(list(self.too_few)) if self.too_few else view
         self._no_supports = find_positions(self.view, pairs)
-        self.shot = int(shot)
+        self.shot, self.way = int(shot), int(way)
+        self._values = [int(one) for one in np.array(self.view.classes)[np.diff(self.view.class_ptr) > 0]]  # drawn from
+        if not 1 <= way <= len(self._values):
+            raise DatasetError(
+                f"way={way}: {where} has {len(self._values)} classes with enough images; expected 1 to as many"
+            )
         self.allow_repeats = allow_repeats
         self.num_episodes = num_episodes
         self.protocol, self.supports = protocol, supports
-        key = hashlib.sha256(_dump([dataset, int(fold), split, int(seed)]).encode()).digest()
-        self._key = np.frombuffer(key[:16], dtype="<u8").astype(np.uint64)
+        self._key = philox_key([dataset, int(fold), split, int(seed)])
         self._passes: dict[int, npt.NDArray[np.int64]] = {}
 
     def tell_too_few(self, unfiltered: CatalogView | None = None) -> str:
@@ -220,26 +247,45 @@ class EpisodeManifest(Manifest):
             last = "" if self.num_episodes is None else self.num_episodes - 1
             raise IndexError(f"episode {index} does not exist, expected 0..{last}")
         first = 2 if self.protocol in ("classes", "turns") else 1  # word of the supports
-        words = self._words(_EPISODE_WORDS, index, first + self.shot).tolist()
-        query, class_value = self._query_and_class(index, words)
+        query, class_value = self._query_and_class(index, self._words(_EPISODE_WORDS, index, first).tolist())
+        supports = self._supports(query, class_value, lambda n: self._words(_EPISODE_WORDS, index, first + n)[first:])
+        ids = self.view.ids
+        return EpisodeSpec(index, str(ids[query]), class_value, supports, self._others(index, query, class_value))
+
+    def _others(self, index: int, query: int, class_value: int) -> tuple[tuple[int, tuple[str, ...]], ...]:
+        """The N - 1 further classes of an episode, each with its supports."""
+        if self.way == 1:
+            return ()
+        values = [value for value in self._values if value != class_value]
+        drawn = [values[pick] for pick in draw(len(values), self._words(_CLASS_WORDS, index, self.way - 1).tolist())]
+        return tuple(
+            (value, self._supports(query, value, partial(self._words, _SUPPORT_WORDS + value, index)))
+            for value in drawn
+        )
+
+    def _supports(
+        self, query: int, class_value: int, words: Callable[[int], npt.NDArray[np.uint64]]
+    ) -> tuple[str, ...]:
+        """Ids of the K supports of a class, by as many raw words as are asked for; the query may hold it or not."""
         images = self.view.images_of(class_value)
         barred = self._no_supports.get(class_value, frozenset())
         if self.supports == "repeated":
             others = [one for one in images.tolist() if one != query and one not in barred]
-            taken = [others[_below(len(others), word)] for word in words[first:]]
-            return self._spec(index, query, class_value, taken)
+            taken = [others[_below(len(others), word)] for word in words(self.shot).tolist()]
+            return self._ids(taken)
+        own = int(np.searchsorted(images, query))
+        holds = own < len(images) and int(images[own]) == query
+        count = self.shot
         if barred:  # all of them may come before the last that is taken
-            usable = len(images) - len(barred | {query})
-            words = self._words(_EPISODE_WORDS, index, len(words) + len(barred) * -(-self.shot // usable)).tolist()
-        own = int(np.searchsorted(images, query))  # the query is always among them
-        picks = _draw(len(images) - 1, words[first:])
-        supports = (int(images[pick + (pick >= own)]) for pick in picks)  # positions from the query's on move up by one
-        taken = [support for support in supports if support not in barred][: self.shot]
-        return self._spec(index, query, class_value, taken)
+            without = len(images) - len(barred) - (holds and query not in barred)
+            count += len(barred) * -(-self.shot // without)
+        picks = draw(len(images) - holds, words(count).tolist())
+        # Where the query is among them, positions from its own on move up by one.
+        supports = (int(images[pick + (holds and pick >= own)]) for pick in picks)
+        return self._ids([support for support in supports if support not in barred][: self.shot])
 
-    def _spec(self, index: int, query: int, class_value: int, supports: list[int]) -> EpisodeSpec:
-        ids = self.view.ids
-        return EpisodeSpec(index, str(ids[query]), class_value, tuple(str(ids[support]) for support in supports))
+    def _ids(self, positions: list[int]) -> tuple[str, ...]:
+        return tuple(str(self.view.ids[position]) for position in positions)
 
     def __getstate__(self) -> dict[str, Any]:
         """State for worker processes, without the cached passes: each process makes its own."""
@@ -252,9 +298,8 @@ class EpisodeManifest(Manifest):
             pair = index % len(view.image_classes)
             return int(np.searchsorted(view.image_ptr, pair, side="right")) - 1, int(view.image_classes[pair])
         if self.protocol in ("classes", "turns"):
-            shown = np.flatnonzero(np.diff(view.class_ptr))  # those that are left out have no image
-            turn = index % len(shown) if self.protocol == "turns" else _below(len(shown), words[0])
-            value = view.classes[shown[turn]]
+            turn = index % len(self._values) if self.protocol == "turns" else _below(len(self._values), words[0])
+            value = self._values[turn]
             images = view.images_of(value)
             return int(images[_below(len(images), words[1])]), value
         query = self._query(index)
@@ -275,10 +320,7 @@ class EpisodeManifest(Manifest):
         return int(order[step])
 
     def _words(self, use: int, number: int, count: int) -> npt.NDArray[np.uint64]:
-        """Raw words of one stream: the low two counter words run within it, the high two name it."""
-        counter = np.array([0, 0, number, use], dtype=np.uint64)
-        words: npt.NDArray[np.uint64] = np.random.Philox(key=self._key, counter=counter).random_raw(count)
-        return words
+        return philox_words(self._key, use, number, count)
 
 
 class StoredManifest(Manifest):
@@ -317,7 +359,7 @@ def read_manifest(path: str | Path) -> StoredManifest:
     try:
         header, *rows, trailer = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         known = header["format"] == _FORMAT
-        episodes = tuple(EpisodeSpec(index, query, value, tuple(ids)) for index, query, value, ids in rows)
+        episodes = tuple(_spec(*row) for row in rows)
         manifest = StoredManifest(header, episodes)
         # Hashing what was understood, not the bytes, also proves that it was understood rightly.
         intact = trailer["sha256"] == manifest.sha256() and len(episodes) == header["num_episodes"]
@@ -328,6 +370,12 @@ def read_manifest(path: str | Path) -> StoredManifest:
     if not intact:
         raise DatasetError(f"{path} is damaged or was edited (its content does not match its sha256): write it again")
     return manifest
+
+
+def _spec(index: int, query: str, value: int, ids: list[str], others: list[Any] | None = None) -> EpisodeSpec:
+    """An episode out of its line in a file."""
+    further = tuple((other, tuple(its_ids)) for other, its_ids in others or [])
+    return EpisodeSpec(index, query, value, tuple(ids), further)
 
 
 def _where(header: dict[str, Any]) -> str:
@@ -385,7 +433,20 @@ def _tell_vanished(num_vanished: dict[int, int]) -> str:
     return f", or raise dataset.image_size (of the objects {total:,} vanish at the network's size)" if total else ""
 
 
-def _draw(count: int, words: list[int]) -> list[int]:
+def philox_key(parts: list[Any]) -> npt.NDArray[np.uint64]:
+    """The generator's key (2,) that some plain values make."""
+    digest = hashlib.sha256(dump(parts).encode()).digest()
+    return np.frombuffer(digest[:16], dtype="<u8").astype(np.uint64)
+
+
+def philox_words(key: npt.NDArray[np.uint64], use: int, number: int, count: int) -> npt.NDArray[np.uint64]:
+    """Raw words of one stream of a key: the low two counter words run within it, the high two name it."""
+    counter = np.array([0, 0, number, use], dtype=np.uint64)
+    words: npt.NDArray[np.uint64] = np.random.Philox(key=key, counter=counter).random_raw(count)
+    return words
+
+
+def draw(count: int, words: list[int]) -> list[int]:
     """One number of 0..count-1 a word: without replacement until all are used, then anew.
 
     A Fisher-Yates shuffle of which only the touched places are stored: O(len(words)), and its first draws do not depend
@@ -408,5 +469,6 @@ def _below(bound: int, word: int) -> int:
     return int(word) * bound >> 64
 
 
-def _dump(value: object) -> str:
+def dump(value: object) -> str:
+    """Canonical JSON on one line."""
     return json.dumps(value, ensure_ascii=True, sort_keys=True, separators=(",", ":"))

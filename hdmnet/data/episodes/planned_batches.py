@@ -38,11 +38,11 @@ class PlannedEvaluation(Dataset[EvaluationBatch]):
         batch, episodes = self._plan[index], self.episodes
         specs = [episodes.locate(equal[0])[1] for equal in batch.episodes]
         every = [(item, *episodes.locate(number)) for item, equal in enumerate(batch.episodes) for number in equal]
-        masks: dict[FeatureKey, Tensor] = {}
-        for spec in specs:
-            key = FeatureKey(spec.query_id, spec.class_value)
+        asked = [(spec.query_id, tuple(value for value, _ in spec.ways)) for spec in specs]
+        masks: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        for key in asked:
             if key not in masks:
-                masks[key] = episodes.query_mask_original(*key)
+                masks[key] = episodes.query_mask_original(key[0], *key[1])
         places = {key: place for place, key in enumerate(masks)}
         new_queries = [key for key in batch.encode if not key.class_value]
         new_supports = [key for key in batch.encode if key.class_value]
@@ -57,10 +57,11 @@ class PlannedEvaluation(Dataset[EvaluationBatch]):
             support_images=_stack([image for image, _ in supports], no_picture),
             support_masks=_stack([mask for _, mask in supports], no_picture[:, 0]),
             queries=[FeatureKey(spec.query_id) for spec in specs],
-            supports=[[FeatureKey(one, spec.class_value) for one in spec.support_ids] for spec in specs],
+            supports=[[FeatureKey(one, value) for value, ids in spec.ways for one in ids] for spec in specs],
             query_masks_original=list(masks.values()),
-            mask_index=[places[FeatureKey(spec.query_id, spec.class_value)] for spec in specs],
-            class_index=torch.tensor([episodes.class_index(spec) for spec in specs]),
+            mask_index=[places[key] for key in asked],
+            class_index=torch.tensor([episodes.class_index(spec.class_value) for spec in specs]),
+            ways=[[episodes.class_index(value) for value, _ in spec.ways] for spec in specs],
             item=[item for item, _, _ in every],
             index=torch.tensor([spec.index for _, _, spec in every]),
             seed_index=torch.tensor([seed_index for _, seed_index, _ in every]),

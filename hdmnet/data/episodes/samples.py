@@ -79,6 +79,24 @@ def read_pair(
     return image, mask
 
 
+def read_labels(dataset: SegmentationDataset, image_id: str, classes: Sequence[int]) -> UInt8:
+    """Put the masks of some classes into one, as `SegmentationDataset.read_label_map` does; of one class its own.
+
+    What is 255 in the mask of any of them is 255, unless it is another one's.
+
+    Returns:
+        (H0, W0) uint8: 0, the classes' labels 1, 2, … in their order, or 255; on top lies the one with less area.
+    """
+    masks = [dataset.read_class_mask(image_id, value) for value in classes]
+    if len(masks) == 1:
+        return masks[0]
+    areas = [int((mask == 1).sum()) for mask in masks]
+    labels = np.where(np.any([mask == IGNORE for mask in masks], axis=0), np.uint8(IGNORE), np.uint8(0))
+    for place in sorted(range(len(masks)), key=lambda place: -areas[place]):
+        labels[masks[place] == 1] = place + 1
+    return labels
+
+
 def permutation(seed: int, number: int, length: int) -> np.ndarray:
     """Order `length` items at random by ranking raw Philox words, whose stream numpy keeps over its versions.
 
@@ -230,6 +248,7 @@ class EvalEpisodes(_Episodes):
         image_size: (H, W) that everything is resized to.
         rules: How, and what the prediction is compared with.
         support_mask: `given`, or `ones`: every support mask all 1, the paper's control of Table 8.
+        labelled: Classes that a query's mask labels 1, 2, …, whatever the episode asks for; None: those of the episode.
     """
 
     def __init__(
@@ -241,8 +260,10 @@ class EvalEpisodes(_Episodes):
         image_size: tuple[int, int],
         rules: EvaluationRules | None = None,
         support_mask: str = "given",
+        labelled: Sequence[int] | None = None,
     ) -> None:
         super().__init__(dataset, classes)
+        self.labelled = None if labelled is None else tuple(labelled)
         self.manifests = tuple(manifests)
         self.image_size = image_size
         self.rules = EvaluationRules() if rules is None else rules
@@ -269,9 +290,9 @@ class EvalEpisodes(_Episodes):
         seed_index = bisect.bisect_right(self._ends, index)
         return seed_index, self.manifests[seed_index][index - (self._ends[seed_index - 1] if seed_index else 0)]
 
-    def class_index(self, spec: EpisodeSpec) -> int:
-        """Place of an episode's class among the classes."""
-        return self._class_index[spec.class_value]
+    def class_index(self, class_value: int) -> int:
+        """Place of a class among the classes."""
+        return self._class_index[class_value]
 
     def query_picture(self, image_id: str) -> Tensor:
         """A query as (3, H, W) uint8 RGB, as in `Episode.query_image`."""
@@ -293,9 +314,16 @@ class EvalEpisodes(_Episodes):
         """A picture and its mask at the network's size."""
         return self.rules.image(image, self.image_size), self.rules.mask(mask, self.image_size)
 
-    def query_mask_original(self, image_id: str, class_value: int) -> Tensor:
-        """A query's mask (H0, W0) uint8, 0, 1 or 255, at the size at which it is scored: its own, as a rule."""
-        return _mask_tensor(self.rules.target(self.dataset.read_class_mask(image_id, class_value), self.image_size))
+    def query_mask_original(self, image_id: str, *classes: int) -> Tensor:
+        """A query's mask, at the size at which it is scored: its own, as a rule.
+
+        Returns:
+            (H0, W0) uint8: 0, the labels 1, 2, … of the classes in their order, or of `labelled`, or 255.
+        """
+        if self.labelled is not None:
+            mask = self.dataset.read_label_map(image_id, self.labelled)
+            return _mask_tensor(self.rules.target(mask, self.image_size))
+        return _mask_tensor(self.rules.target(read_labels(self.dataset, image_id, classes), self.image_size))
 
 
 class TrainSegmentation(Dataset[SegmentationSample]):

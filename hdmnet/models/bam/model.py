@@ -76,6 +76,7 @@ class BAM(FewShotMethod):
     """
 
     reported = (FINAL, "meta")
+    segments_base = True
 
     def __init__(
         self,

@@ -68,6 +68,7 @@ class HDMNet(FewShotMethod):
     """
 
     reported: tuple[str, ...] = (FINAL, "meta")
+    segments_base = True
     takes_host_masks = True
 
     def __init__(

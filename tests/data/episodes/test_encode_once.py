@@ -141,3 +141,12 @@ def test_a_supports_memory_grows_with_its_foreground():
     a, b, query = keys("abQ")
     assert [cost(query), cost(a), cost(b), cost(a)] == [500, 10 + 28, 110, 38]  # a tenth more than 25 %; 100 % at most
     assert asked == [a, b]
+
+
+def test_episodes_of_several_classes_need_the_supports_of_all():
+    one = EpisodeSpec(0, "A", 2, ("a", "b"), ((1, ("c", "a")),))
+    other = EpisodeSpec(1, "A", 2, ("a", "b"), ((3, ("c", "a")),))
+    again = EpisodeSpec(2, "A", 2, ("a", "b"), ((1, ("c", "a")),))
+    batches = plan(StoredManifest({}, (one, other, again)), batch_size=2)
+    assert [batch.episodes for batch in batches] == [((0, 2), (1,))]  # equal ones once, whatever their further class
+    assert batches[0].encode == (*keys("A"), *keys("ca"), *keys("ab", 2), *keys("ca", 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import multiprocessing
@@ -9,7 +10,7 @@ import pickle
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -341,3 +342,80 @@ def test_repeated_supports_need_two_images_and_leave_out_what_vanishes() -> None
     manifest = make_manifest(make_view([[1]] * 3), supports="repeated", shot=5, num_episodes=30, vanished=vanished)
     assert {one for spec in manifest for one in spec.support_ids} == {"i0", "i2"}
     assert all(len(spec.support_ids) == 5 for spec in manifest)
+
+
+class TestSeveralWays:
+    """Episodes of several classes: those of one class, and further classes."""
+
+    IMAGES: ClassVar = [sorted({1 + i % 4, 1 + i * i % 3}) for i in range(23)]
+
+    def manifest(self, way: int, **changes: Any) -> EpisodeManifest:
+        return make_manifest(make_view(self.IMAGES), way=way, num_episodes=60, **changes)
+
+    @pytest.mark.parametrize("protocol", ["uniform", "official", "pairs", "classes"])
+    @pytest.mark.parametrize("supports", ["distinct", "repeated"])
+    def test_each_is_the_episode_of_fewer_ways_with_a_further_class(self, protocol: Any, supports: Any) -> None:
+        rules = {"protocol": protocol, "supports": supports}
+        one, two, four = (self.manifest(way, **rules) for way in (1, 2, 4))
+        assert one.sha256() == make_manifest(make_view(self.IMAGES), num_episodes=60, **rules).sha256()
+        assert "way" not in one.header
+        assert two.header["way"] == 2
+        for index in range(60):
+            assert one[index].others == ()
+            assert two[index] == dataclasses.replace(one[index], others=four[index].others[:1])
+            assert len(four[index].others) == 3
+
+    def test_shots_are_nested_as_of_one_class(self) -> None:
+        for few, many in zip(self.manifest(3, shot=1), self.manifest(3, shot=3), strict=True):
+            assert [(value, ids[:1]) for value, ids in many.ways] == list(few.ways)
+
+    def test_classes_are_distinct_and_the_query_is_no_support_of_any(self) -> None:
+        holds = {f"i{index}": values for index, values in enumerate(self.IMAGES)}
+        seen, lacking = set(), 0
+        for spec in self.manifest(3, shot=4):
+            values = [value for value, _ in spec.ways]
+            assert values == sorted(set(values))  # in an order that tells nothing of the query's own
+            assert spec.class_value in values
+            for value, ids in spec.ways:
+                assert len(set(ids)) == 4
+                assert spec.query_id not in ids
+                assert all(value in holds[one] for one in ids)
+            seen.add(tuple(values))
+            lacking += any(value not in holds[spec.query_id] for value in values)
+        assert len(seen) == 4  # all there are
+        assert lacking > 30
+
+    def test_matches_independent_reference(self) -> None:
+        digest = hashlib.sha256(b'["tiny",1,"val",3]').digest()
+        key = (int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little"))
+        for spec in self.manifest(2):
+            others = [value for value in (1, 2, 3, 4) if value != spec.class_value]
+            value = others[philox(key, (0, 0, spec.index, 2), 1)[0] * 3 // 2**64]
+            words = philox(key, (0, 0, spec.index, 3 + value), 2)
+            pool = [f"i{i}" for i, held in enumerate(self.IMAGES) if value in held and f"i{i}" != spec.query_id]
+            for place, word in enumerate(words):
+                other = place + word * (len(pool) - place) // 2**64
+                pool[place], pool[other] = pool[other], pool[place]
+            assert spec.others == ((value, tuple(pool[:2])),)
+
+    def test_any_order_gives_the_same_and_a_file_too(self, tmp_path: Path) -> None:
+        manifest = self.manifest(3)
+        straight = list(manifest)
+        assert [manifest[index] for index in reversed(range(60))] == straight[::-1]
+        manifest.write(tmp_path / "episodes.jsonl")
+        stored = read_manifest(tmp_path / "episodes.jsonl")
+        assert list(stored) == straight
+        assert stored.sha256() == manifest.sha256() != self.manifest(2).sha256()
+
+    def test_what_vanishes_is_no_support_of_a_further_class_either(self) -> None:
+        gone = frozenset({("i0", 1), ("i4", 1), ("i1", 2)})
+        manifest = self.manifest(4, shot=3, vanished=Vanished((9, 9), gone))
+        supports = {(one, value) for spec in manifest for value, ids in spec.ways for one in ids}
+        assert supports.isdisjoint(gone)
+        assert len({value for _, value in supports}) == 4
+
+    @pytest.mark.parametrize("way", [0, 5])
+    def test_more_classes_than_there_are_are_refused(self, way: int) -> None:
+        message = rf"^way={way}: tiny fold 1 val has 4 classes with enough images; expected 1 to as many$"
+        with pytest.raises(ValueError, match=message):
+            self.manifest(way)
