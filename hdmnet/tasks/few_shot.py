@@ -17,8 +17,8 @@ from hdmnet.metrics import FewShotIoU
 from hdmnet.models.method import FINAL, encodes_apart
 from hdmnet.runtime.private_api import fuse_optimizer
 from hdmnet.tasks.controls import Controls
+from hdmnet.tasks.episode_table import EpisodeTable, gather_tables, join_tables, tabulate_batch
 from hdmnet.tasks.feature_store import FeatureStore, add_to_metrics, count_predictions
-from hdmnet.tasks.paired import PairedCounts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -92,7 +92,8 @@ class FewShotTask(L.LightningModule):
         self._tells_left_out, self._too_few = True, frozenset(too_few)
         self.features = FeatureStore()  # filled in a validation or test, empty before and after
         self.controls: Controls | None = None  # what else a validation or test runs on the same episodes
-        self.paired = PairedCounts()  # of the last one: what it and its controls got right, episode by episode
+        self._tables: list[EpisodeTable] = []
+        self.episodes = join_tables([], ())  # of the last one: what it and its controls got right, episode by episode
 
     def _metrics(self, num_seeds: int, names: Sequence[str]) -> nn.ModuleDict:
         def seeds() -> nn.ModuleList:
@@ -142,8 +143,10 @@ class FewShotTask(L.LightningModule):
             masks = list(batch.query_mask if batch.query_mask_original is None else batch.query_mask_original)
             mask_index = item = list(range(len(masks)))
         output, beside, chosen = self._segment(batch, item, class_index)
+        counted: dict[str, tuple[Tensor, Sequence[int]]] = {}
         for name in metrics:
             pixels = count_predictions(output, name, masks, mask_index=mask_index)
+            counted[name] = pixels, range(len(pixels))
             add_to_metrics(
                 pixels,
                 class_index=batch.class_index,
@@ -151,12 +154,11 @@ class FewShotTask(L.LightningModule):
                 item=item,
                 seed_index=batch.seed_index.tolist(),
             )
-            if name == FINAL and self.controls is not None:
-                self.paired.add(FINAL, pixels, batch, item)
         own_masks = [mask_index[i] for i in chosen]
-        for name, one in beside.items():
-            pixels = count_predictions(one, FINAL, masks, mask_index=own_masks)
-            self.paired.add(name, pixels, batch, item, chosen)
+        counted |= {
+            name: (count_predictions(one, FINAL, masks, mask_index=own_masks), chosen) for name, one in beside.items()
+        }
+        self._tables.append(tabulate_batch(batch, class_names, item, counted))
         return {"episode": batch, "output": output, "class_names": class_names}
 
     def _segment(
@@ -178,18 +180,19 @@ class FewShotTask(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Begin without features: what encodes them may have learnt since a validation that was cut short."""
         self.features.clear()
-        self.paired = PairedCounts()
+        self._tables = []
 
     def on_test_epoch_start(self) -> None:
         """Begin without features."""
         self.features.clear()
-        self.paired = PairedCounts()
+        self._tables = []
 
     def on_validation_epoch_end(self) -> None:
         """Log validation mIoU and FB-IoU of each reported prediction."""
         self.features.clear()
         if self.controls is not None:
-            self.paired.gather()
+            self.episodes = gather_tables(self._tables, self.val_class_names)
+        self._tables = []
         for name in self.val_metrics:
             suffix = "" if name == FINAL else f"_{name}"
             metric = _seeds(self.val_metrics, name)[0]
@@ -216,8 +219,7 @@ class FewShotTask(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Keep each seed's figures in `test_results`, by prediction."""
         self.features.clear()
-        if self.controls is not None:
-            self.paired.gather()
+        self.episodes, self._tables = gather_tables(self._tables, self.class_names), []
         self.test_results = {}
         for name in self.test_metrics:
             seeds = _seeds(self.test_metrics, name)[: self.num_test_seeds]
