@@ -89,8 +89,8 @@ def _board(name: str, rows: Sequence[Row], costs: Callable[[Run], Costs | None])
     table.notes = [
         "Best first, by shots. ± folds: standard deviation of the folds' figures, how unlike they are; the ± behind a "
         "mean, over seeds, is how sure it is. ± pictures: half of its 95 % interval over the query pictures. Decoder: "
-        "an episode of the run's size and shots beyond its backbone's pass, on this machine (--costs). Training and test: "
-        "processor seconds of the runs, the test with features reused; memory: the most that a run held."
+        "an episode of the run's size and shots beyond its backbone's pass, on this machine (--costs). Training and "
+        "test: processor seconds of the runs, the test with features reused; memory: the most that a run held."
     ]
     return table
 

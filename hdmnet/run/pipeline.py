@@ -253,7 +253,7 @@ def prepare_evaluation(cfg: DictConfig, checkpoint: dict[str, Any] | None) -> tu
         settings = to_plain(cfg)["model"]
         model = load_official(cfg.model.name, cfg.ckpt, dataset.name, cfg.backbone.name, cfg.shot, settings)
     else:
-        _refuse_other_fold(cfg, checkpoint)
+        _refuse_other_fold(cfg, checkpoint, dataset.novel_for)
         model = build_trained(cfg, run_state_dict(checkpoint), cfg.ckpt, facts)
     return build_task(cfg, add_views(model, cfg.test_scales, cfg.test_flip), data, **facts), data
 
@@ -284,6 +284,10 @@ def test(
         training: Whether it helped, see `hdmnet.run.fall_back`.
     """
     head_bars(trainer, "test")
+    if task.tests_base:
+        log.warning(
+            "no class of %s is left out: its test is on classes of the training, no few-shot figure", data.dataset.name
+        )
     tests = trainer.limit_test_batches > 0
     controls = build_controls(cfg, task.model) if tests else None
     with timer("test"):
@@ -420,10 +424,10 @@ def _check_config(cfg: DictConfig, *, resumed: bool) -> dict[str, Any] | None:
     return start
 
 
-def _refuse_other_fold(cfg: DictConfig, checkpoint: dict[str, Any]) -> None:
-    """Refuse a run's checkpoint that has seen the novel classes of the config's fold."""
+def _refuse_other_fold(cfg: DictConfig, checkpoint: dict[str, Any], novel_for: str | None = None) -> None:
+    """Refuse a run's checkpoint that has seen the novel classes of the config's fold, maybe of another data set."""
     trained = checkpoint[RUN_KEY]["config"]
-    if trained["dataset"]["name"] == cfg.dataset.name and trained["fold"] != cfg.fold:
+    if trained["dataset"]["name"] in (cfg.dataset.name, novel_for) and trained["fold"] != cfg.fold:
         raise InputError(
             f"fold={cfg.fold}: its novel classes were base classes of ckpt={cfg.ckpt}, trained on fold "
             f"{trained['fold']}; expected fold={trained['fold']}, or another data set"

@@ -43,6 +43,7 @@ class FewShotTask(L.LightningModule):
         val_class_names: Of those that are validated; None: the same.
         too_few: Names of those that are known to have too few images for an episode: validation need not say so again.
         validates_base: Whether these are the base classes, in the order in which training counts them.
+        tests_base: Whether those that are tested are, as no class was left out.
         absent_is_zero: Whether a class without a pixel to count has an IoU of 0, see `FewShotIoU`.
         num_test_seeds: Test seeds whose episodes the test loader mixes; may be lowered later for a test of fewer.
         loss: Called as ``loss(output, query_mask)``; gives scalars by name, of which ``loss`` is the one to minimise.
@@ -63,6 +64,7 @@ class FewShotTask(L.LightningModule):
         val_class_names: Sequence[str] | None = None,
         too_few: Collection[str] = (),
         validates_base: bool = False,
+        tests_base: bool = False,
         absent_is_zero: bool = False,
         num_test_seeds: int = 1,
         loss: nn.Module | None = None,
@@ -77,7 +79,7 @@ class FewShotTask(L.LightningModule):
         self.model = model
         self.class_names = tuple(class_names)
         self.val_class_names = self.class_names if val_class_names is None else tuple(val_class_names)
-        self.validates_base = validates_base
+        self.validates_base, self.tests_base = validates_base, tests_base
         self.loss = loss
         self.make_optimizer, self.make_schedule, self.groups = optimizer, schedule, dict(groups or {})
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
@@ -128,7 +130,8 @@ class FewShotTask(L.LightningModule):
 
     def test_step(self, batch: Episode | EvaluationBatch, batch_idx: int) -> dict[str, Any]:
         """Pool one batch of test episodes; returns what the pictures are drawn from."""
-        return self._evaluate(batch, self.test_metrics, self.class_names)
+        class_index = batch.class_index if self.tests_base else None
+        return self._evaluate(batch, self.test_metrics, self.class_names, class_index)
 
     def _evaluate(
         self,

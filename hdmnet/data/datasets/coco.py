@@ -60,6 +60,7 @@ class CocoDataset(TreeDataset):
         num_folds: As of `TreeDataset`, like the other two.
         split_rule: How classes are dealt out to folds.
         min_area: Fewest pixels for a class to count in an image.
+        lists: Folder of HSNet's lists, see `TreeDataset`.
 
     Raises:
         ValueError: Another year.
@@ -79,10 +80,13 @@ class CocoDataset(TreeDataset):
         num_folds: int = 4,
         split_rule: SplitRule | None = None,
         min_area: int = 2 * 32 * 32,
+        lists: str | None = None,
     ) -> None:
         if year not in YEARS:
             raise DatasetError(f"dataset.year={year}: expected {' or '.join(map(str, YEARS))}")
-        super().__init__(root, train_list, val_list, num_folds=num_folds, split_rule=split_rule, min_area=min_area)
+        super().__init__(
+            root, train_list, val_list, num_folds=num_folds, split_rule=split_rule, min_area=min_area, lists=lists
+        )
         self.year = year
 
     def folder(self, split: Split) -> str:
@@ -96,10 +100,16 @@ class CocoDataset(TreeDataset):
             FileNotFoundError: If the folder of masks or the list is missing.
             ValueError: If the list is empty or holds an id twice.
         """
+        if self.pair_lists is not None:
+            return list(self.pair_lists.ids[split])
         listed = self.lists[split]
         if listed is None:
             return sorted(self._list_folder(self.root / "masks", self.folder(split), ".png"))
         return read_ids(find_list(listed, self.root, names="null"), partial(parse_line, folder=self.folder(split)))
+
+    def _parse_listed(self, text: str) -> str:
+        """Id of a picture's path in HSNet's lists, which name its folder."""
+        return parse_line(text, self.folder("train"))
 
     def _list_folder(self, parent: Path, folder: str, suffix: str) -> set[str]:
         """Ids of a folder's files; one listing without a stat a file, as there are 82,783."""
@@ -144,7 +154,7 @@ class CocoDataset(TreeDataset):
         without: list[str] = []
         splits: tuple[Split, ...] = ("train", "val")
         for split in splits:
-            if self.lists[split] is None:
+            if self.lists[split] is None and self.pair_lists is None:
                 pictures = self._list_folder(self.root, self.folder(split), ".jpg")
                 without += sorted(pictures.difference(self.ids(split)))
         what = "no mask, left out: scripts/data/prepare_coco.py paints it"
