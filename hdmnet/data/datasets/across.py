@@ -12,10 +12,11 @@ from hdmnet.runtime.errors import DatasetError
 class CocoToPascal(PascalDataset):
     """PASCAL for checkpoints of COCO-20i: fold i tests the classes that COCO-20i's fold i has left out.
 
-    As RePRI (Boudiaf et al., CVPR 2021) and HSNet test across data sets. For evaluation only.
+    As RePRI (Boudiaf et al., CVPR 2021) and HSNet test across data sets. For evaluation only, of VOC val.
     """
 
     name = "coco2pascal"
+    splits = ("val",)
     novel_for = "coco"
     folds = (
         (1, 4, 9, 11, 12, 15),  # aeroplane, boat, chair, diningtable, dog, person

@@ -130,7 +130,7 @@ class PascalDataset(TreeDataset):
             )
         pictures = {path.stem for path in (self.root / "JPEGImages").glob("[!.]*.jpg")}
         masks = self._mask_ids()
-        lists: dict[Split, list[str]] = {"train": self.ids("train"), "val": self.ids("val")}
+        lists = {split: self.ids(split) for split in self.splits}
         for split, ids in lists.items() if files else ():
             origin = f"{split} list {self.lists[split]!r} of {self.root}"
             remedy = "run scripts/data/prepare_pascal.py"
@@ -144,4 +144,4 @@ class PascalDataset(TreeDataset):
                 "unpack the VOC 2012 tar again" if split == "val" else remedy,
             )
             require_ids(ids, masks, origin, f"mask in {_AUG} or {_VOC}", remedy)
-        refuse_shared_ids(**lists)
+        refuse_shared_ids(lists.get("train", []), lists["val"])
