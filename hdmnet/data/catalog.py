@@ -120,7 +120,13 @@ class Catalog:
         return len(self.ids)
 
     def view(
-        self, classes: Sequence[int], *, min_area: int, exclude: Sequence[int] = (), leave_out: Collection[str] = ()
+        self,
+        classes: Sequence[int],
+        *,
+        min_area: int,
+        exclude: Sequence[int] = (),
+        leave_out: Collection[str] = (),
+        pairs: Collection[tuple[str, int]] | None = None,
     ) -> CatalogView:
         """Choose the images that hold at least one of some classes with enough area.
 
@@ -130,6 +136,7 @@ class Catalog:
             exclude: Class values of which an image must not hold a single pixel, whatever their area (the novel-class
                 filter of BAM and HDMNet in training).
             leave_out: Ids of images that are not wanted, whatever they hold.
+            pairs: Images with the class values by which they may qualify; None: all.
 
         Returns:
             The view; it may be empty.
@@ -144,6 +151,9 @@ class Catalog:
         dropped = np.isin(self.ids, list(leave_out))
         dropped[self.image_index[np.isin(self.class_value, unwanted)]] = True
         keep = np.isin(self.class_value, wanted) & (self.area >= min_area) & ~dropped[self.image_index]
+        if pairs is not None:
+            images = self.ids[self.image_index].tolist()
+            keep &= [pair in pairs for pair in zip(images, self.class_value.tolist(), strict=True)]
         names = {value: self.class_names[value - 1] for value in wanted}
         return _make_view(self.ids, self.image_index[keep], self.class_value[keep], names)
 
@@ -243,6 +253,7 @@ def training_view(
         min_area=dataset.min_area,
         exclude=split.novel if filter_novel else (),
         leave_out=leave_out,
+        pairs=dataset.listed_pairs("train"),
     )
     if not len(view) and filter_novel and not leave_out:
         without = len(catalog.view(split.train, min_area=dataset.min_area))

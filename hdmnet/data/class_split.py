@@ -16,8 +16,8 @@ class ClassSplit:
 
     Attributes:
         train: The base classes; the base learner numbers them 1..len(train) in this order.
-        val: Classes of the validation episodes, held out in training.
-        test: Classes of the test episodes, held out in training; in this field mostly those of the validation.
+        val: Classes of the validation episodes, held out in training unless no class is.
+        test: Classes of the test episodes, likewise; in this field mostly those of the validation.
         fold: Number that goes into the episodes' key; 0 where a data set has but one split.
     """
 
@@ -29,7 +29,12 @@ class ClassSplit:
     @property
     def novel(self) -> tuple[int, ...]:
         """All held-out classes, ascending: what training pictures must not show."""
-        return tuple(sorted({*self.val, *self.test}))
+        return tuple(sorted({*self.val, *self.test}.difference(self.train)))
+
+    @property
+    def tests_base(self) -> bool:
+        """Whether no class is left out: the test is on classes of the training."""
+        return bool(self.train) and set(self.test) <= set(self.train)
 
 
 def single_class(dataset: str, name: str) -> str:

@@ -38,8 +38,8 @@ def baseline_table(runs: Sequence[Run]) -> list[Table]:
     table = Table("baselines", title, [*_LABELS, *columns, *differences, ("", "episodes")])
     table.runs = measured
     table.notes = [
-        "On the same episodes of the first test seed and the same trunk. In brackets: where 95 % of 2,000 paired "
-        "resamples of the query pictures lie; † is not better than chance."
+        "On the same episodes of the first test seed and the same trunk. In brackets: the 95 % interval "
+        "of the difference, over the query pictures; † is not better than chance."
     ]
     for run in measured:
         found = _baselines(run)

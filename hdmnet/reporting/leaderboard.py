@@ -8,7 +8,17 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from hdmnet.reporting.aggregate import FB_IOU, Value, by_fold, choose, describe_runs, percent, pool_numbers, pool_runs
+from hdmnet.reporting.aggregate import (
+    FB_IOU,
+    Value,
+    by_fold,
+    choose,
+    describe_runs,
+    percent,
+    pool_intervals,
+    pool_numbers,
+    pool_runs,
+)
 from hdmnet.reporting.collect import Run
 from hdmnet.reporting.costs import Costs
 from hdmnet.reporting.figures import Figure, by_dataset
@@ -57,7 +67,7 @@ def _rows(runs: Sequence[Run]) -> dict[str, list[Row]]:
 def _board(name: str, rows: Sequence[Row], costs: Callable[[Run], Costs | None]) -> Table:
     folds = sorted({int(run.result["fold"]) for *_, group in rows for run in group})
     columns = [("mIoU (%)", f"fold {fold}") for fold in folds] + [("mIoU (%)", "mean"), ("mIoU (%)", "± folds")]
-    columns += [("", "FB-IoU (%)"), *(("", head) for head in _COLUMNS)]
+    columns += [("mIoU (%)", "± pictures"), ("", "FB-IoU (%)"), *(("", head) for head in _COLUMNS)]
     labels = [("", "setting"), ("", "recipe"), ("", "shot")]
     table = Table(f"leaderboard_{name}", f"Methods on {name}", [*labels, *columns, ("", "stands on")])
     for study, shot, group in rows:
@@ -66,7 +76,11 @@ def _board(name: str, rows: Sequence[Row], costs: Callable[[Run], Costs | None])
         counted = costs(group[0])
         values = [own.get(fold, Value()) for fold in folds]
         values += [percent(pool_runs(group)), Value(stdev(means) if len(means) > 1 else None)]
-        values += [percent(pool_runs(group, FB_IOU)), Value(None if counted is None else counted.learnable)]
+        values += [
+            percent(pool_intervals(group)),
+            percent(pool_runs(group, FB_IOU)),
+            Value(None if counted is None else counted.learnable),
+        ]
         values += [Value(None if counted is None else one) for one in _measured(counted)]
         values += [pool_numbers({0: [one for run in group if (one := of(run)) is not None]}) for of in _OF_A_RUN]
         told = [study.label, str(group[0].config.get("recipe", "default")), shot]
@@ -74,9 +88,9 @@ def _board(name: str, rows: Sequence[Row], costs: Callable[[Run], Costs | None])
         table.record(", ".join(told), columns, _OURS, values)
     table.notes = [
         "Best first, by shots. ± folds: standard deviation of the folds' figures, how unlike they are; the ± behind a "
-        "mean, over seeds, is how sure it is. Decoder: an episode of the run's size and shots beyond its backbone's "
-        "pass, on this machine (--costs). Training and test: processor seconds of the runs, the test with features "
-        "reused; memory: the most that a run held."
+        "mean, over seeds, is how sure it is. ± pictures: half of its 95 % interval over the query pictures. Decoder: "
+        "an episode of the run's size and shots beyond its backbone's pass, on this machine (--costs). Training and "
+        "test: processor seconds of the runs, the test with features reused; memory: the most that a run held."
     ]
     return table
 

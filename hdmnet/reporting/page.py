@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from hdmnet.reporting.collect import Run
 from hdmnet.reporting.figures import Figure
@@ -50,9 +51,7 @@ def make_page(
     drawn = [figure for figure in figures if isinstance(figure.number, str)]
     empty = [str(table.number) for table in papers if not table.runs]
     parts = [
-        "<!DOCTYPE html>",
-        '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
-        f"<title>HDMNet: tables and figures</title><style>{_STYLE}</style></head><body>",
+        _begin("HDMNet: tables and figures"),
         "<h1>HDMNet: the paper's tables and figures, with our numbers beside</h1>",
         f"<p>{len(runs)} runs, {date}. Paper: {html.escape(source())}</p>",
         "<p>Every number of ours is the mean over folds of the mean over training seeds; ± is the sample standard "
@@ -73,6 +72,21 @@ def make_page(
     parts += ["<h2>Figures</h2>", *(_figure(figure) for figure in figures if figure not in drawn)]
     parts += ["<h2>Runs</h2>", _runs(runs), "</body></html>"]
     return "\n".join(parts) + "\n"
+
+
+def make_comparison(tables: Sequence[Table], figures: Sequence[Figure]) -> str:
+    """Lay out the page of two tests on the same episodes; arguments as of `make_page`."""
+    title = html.escape(tables[0].heading)
+    parts = [_begin(title), f"<h1>{title}</h1>", *map(to_html, tables), *map(_figure, figures), "</body></html>"]
+    return "\n".join(parts) + "\n"
+
+
+def _begin(title: str) -> str:
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">\n'
+        f"<title>{title}</title><style>{_STYLE}</style></head><body>"
+    )
 
 
 def _figure(figure: Figure) -> str:
@@ -99,12 +113,21 @@ def _runs(runs: Sequence[Run]) -> str:
             run.ablation or "–",
             result["seed"],
             f"{result['test']['num_episodes']} x {run.num_test_seeds} seeds{', evaluation' * run.is_evaluation}",
-            "–" if miou is None else f"{100 * miou:.1f}",
+            "–" if miou is None else f"{100 * miou:.1f}{_interval(result['test'])}",
             commit,
             ", ".join(manifest[:8] for manifest in run.manifests[:3]) + (" …" if len(run.manifests) > 3 else ""),
             datetime.fromtimestamp(run.modified, UTC).strftime("%Y-%m-%d %H:%M"),
         )
         lines.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
     head = "".join(f"<th>{html.escape(name)}</th>" for name in heads.split("|"))
-    note = "<p class='notes'>+ after the commit: uncommitted changes. Dates are those of result.json.</p>"
+    note = (
+        "<p class='notes'>In brackets: the 95 % interval of the mIoU, over the query pictures. + after the commit: "
+        "uncommitted changes. Dates are those of result.json.</p>"
+    )
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>{note}'
+
+
+def _interval(test: Mapping[str, Any]) -> str:
+    """That of an mIoU in brackets; nothing of earlier results."""
+    low, high = test.get("miou_interval") or (None, None)
+    return "" if low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})"

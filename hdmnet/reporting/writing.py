@@ -15,7 +15,7 @@ from hdmnet.reporting.leaderboard import draw_leaderboards, leaderboards, protoc
 from hdmnet.reporting.maps import draw_maps, draw_methods
 from hdmnet.reporting.own import own_tables
 from hdmnet.reporting.page import make_page
-from hdmnet.reporting.tables import make_tables
+from hdmnet.reporting.tables import Table, make_tables
 from hdmnet.runtime.atomic import replacing
 from hdmnet.runtime.errors import InputError
 from hdmnet.runtime.home import expand_home
@@ -54,13 +54,12 @@ def write_report(
     warnings = [*found.warnings, *skipped, *counter.warnings]
     for table in tables:
         warnings += [f"{table.short}: {warning}" for warning in table.warnings]
-        for ending, write in _FORMATS.items():
-            _write(out / "tables" / f"{table.name}.{ending}", write(table))
+        write_table(table, out / "tables")
     _remove_stale(out / "tables", {table.name for table in tables})
     warnings = _merged(warnings)
     without = [str(number) for number in _FIGURES if number not in {figure.number for figure in figures}]
     missing = f"No runs (or no data) for Figure{'s' if len(without) > 1 else ''} {', '.join(without)}."
-    _write(out / "report.html", make_page(tables, figures, found.runs, warnings, missing if without else ""))
+    write_text(out / "report.html", make_page(tables, figures, found.runs, warnings, missing if without else ""))
     lines = [f"{len(found.runs)} runs read"]
     lines += [f"{table.short}: {f'{len(table.runs)} runs' if table.runs else 'no runs'}" for table in tables]
     lines += [f"{'Figure ' * isinstance(figure.number, int)}{figure.number}: {figure.path.name}" for figure in figures]
@@ -130,6 +129,13 @@ def _merged(warnings: Sequence[str]) -> list[str]:
     ]
 
 
-def _write(path: Path, text: str) -> None:
+def write_table(table: Table, folder: Path) -> None:
+    """Write a table in every format."""
+    for ending, write in _FORMATS.items():
+        write_text(folder / f"{table.name}.{ending}", write(table))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one step; what is no UTF-8 in it is escaped."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -7,6 +7,7 @@ where the features of all of them would not fit into `reuse_memory_gb`, in a pas
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +22,17 @@ from hdmnet.models.trunk import FrozenTrunk
 from hdmnet.run.build import build_few_shot_data, build_trainer
 from hdmnet.runtime.errors import one_line
 from hdmnet.tasks.controls import ONES, UNTRAINED, Controls, untrained_beside
+from hdmnet.tasks.episode_table import join_tables
 from hdmnet.tasks.feature_store import measure_features
-from hdmnet.tasks.paired import compare_pairs
+from hdmnet.tasks.intervals import estimate
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from hdmnet.data.datamodules.few_shot import FewShotDataModule
-    from hdmnet.data.episodes.manifest import Manifest
     from hdmnet.models.method import FewShotMethod
+    from hdmnet.tasks.episode_table import EpisodeTable
     from hdmnet.tasks.few_shot import FewShotTask
-    from hdmnet.tasks.paired import PairedCounts
 
 HELPS = (
     "what helps, where it is not in use yet: model=correlation, which sees similarities alone; a backbone with "
@@ -98,7 +99,7 @@ def leave(task: FewShotTask, data: FewShotDataModule) -> None:
 
 
 def run_apart(cfg: DictConfig, task: FewShotTask, data: FewShotDataModule, controls: Controls) -> None:
-    """Run method and controls on the first episodes of the first test seed; `task.paired` has them afterwards."""
+    """Run method and controls on the first episodes of the first test seed; `task.episodes` gets the controls'."""
     number = len(data.test_manifests[0]) if controls.limit is None else min(controls.limit, len(data.test_manifests[0]))
     apart = build_few_shot_data(cfg, data.dataset, num_test_seeds=1, num_test_episodes=number)
     apart.keeps_masks = data.keeps_masks
@@ -107,33 +108,37 @@ def run_apart(cfg: DictConfig, task: FewShotTask, data: FewShotDataModule, contr
         apart.reuse_memory_gb = None  # not even those of one episode: each is encoded anew
     trainer = build_trainer(cfg, "controls", callbacks=build_callbacks(cfg, "control"), logger=False)
     task.controls, task.num_test_seeds = controls, 1
+    tested = task.episodes
     trainer.test(task, datamodule=apart, verbose=False)
+    beside = {name: pixels for name, pixels in task.episodes.pixels.items() if name in controls.names}
+    task.episodes = join_tables([tested, replace(task.episodes, pixels=beside)], task.class_names)
 
 
-def describe_baselines(controls: Controls, counts: PairedCounts, manifest: Manifest) -> dict[str, Any]:
+def describe_baselines(controls: Controls, episodes: EpisodeTable) -> dict[str, Any]:
     """The entry `baselines` of a result, see `hdmnet.run.result`.
 
     Args:
         controls: That were run.
-        counts: What came of it.
-        manifest: Whose episodes they are.
+        episodes: What came of it.
     """
-    queries = [spec.query_id for spec in manifest]
-    entry: dict[str, Any] = {"num_episodes": len(counts.by_name.get(FINAL, {})), "miou": counts.miou(FINAL)}
+    episodes = episodes.first_seed()
+    own = estimate(episodes, FINAL)
+    entry: dict[str, Any] = {"num_episodes": 0, "miou": math.nan}
+    if own is not None:
+        entry = {"num_episodes": own.num_episodes, "miou": own.values[0]}
     missing = dict(controls.missing)
     for name in controls.names:
-        found = None if name in missing else compare_pairs(counts, FINAL, name, queries)
+        found = None if name in missing else estimate(episodes, FINAL, name)
         if found is None:
             missing.setdefault(name, "no episode to count")
             continue
-        told = math.isfinite(found.low)
         entry["num_episodes"] = found.num_episodes
-        entry["miou"] = found.first
+        entry["miou"] = found.values[0]
         entry[name] = {
-            "miou": found.second,
-            "difference": found.first - found.second,
+            "miou": found.values[1],
+            "difference": found.difference,
             "interval": [found.low, found.high],
-            "is_above": found.is_above if told else None,
+            "is_above": found.is_above if math.isfinite(found.low) else None,
         }
     learns = any(parameter.requires_grad for parameter in controls.method.parameters())
     return {**entry, "missing": missing, "warning": _warn(entry, learns)}
@@ -151,7 +156,7 @@ def _warn(entry: dict[str, Any], learns: bool) -> str | None:
             low, high = (100 * end for end in one["interval"])
             found.append(
                 f"{what} {100 * one['miou']:.1f} mIoU, it itself {100 * entry['miou']:.1f} (difference "
-                f"{100 * one['difference']:+.1f}, 95 % of resamples {low:+.1f} to {high:+.1f})"
+                f"{100 * one['difference']:+.1f}, 95 % interval {low:+.1f} to {high:+.1f})"
             )
     if not found:
         return None

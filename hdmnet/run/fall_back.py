@@ -94,8 +94,7 @@ def choose(cfg: DictConfig, task: FewShotTask, data: FewShotDataModule, checkpoi
     trainer.validate(task, datamodule=data, verbose=False)
     leave(task, data)
     data.reuse_memory_gb = memory
-    assert data.val_manifest is not None
-    validated = describe_baselines(controls, task.paired, data.val_manifest)
+    validated = describe_baselines(controls, task.episodes)
     found = validated.get(UNTRAINED)
     if found is None:
         log.warning("optim.fall_back: no validation episode to compare on; the trained method is handed back")

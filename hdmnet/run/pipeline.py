@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -57,6 +58,8 @@ from hdmnet.runtime.malloc import keep_freed_memory
 from hdmnet.runtime.provenance import git_state, peak_memory_mb
 from hdmnet.runtime.warnings import silence_known_warnings
 from hdmnet.tasks.controls import ONES
+from hdmnet.tasks.episode_table import EPISODES
+from hdmnet.tasks.intervals import estimate
 from hdmnet.tasks.summary import summarise_seeds
 
 if TYPE_CHECKING:
@@ -255,7 +258,7 @@ def prepare_evaluation(cfg: DictConfig, checkpoint: dict[str, Any] | None) -> tu
         settings = to_plain(cfg)["model"]
         model = load_official(cfg.model.name, cfg.ckpt, dataset.name, cfg.backbone.name, cfg.shot, settings)
     else:
-        _refuse_other_fold(cfg, checkpoint)
+        _refuse_other_fold(cfg, checkpoint, dataset.novel_for)
         model = build_trained(cfg, run_state_dict(checkpoint), cfg.ckpt, facts)
     return build_task(cfg, add_views(model, cfg.test_scales, cfg.test_flip), data, **facts), data
 
@@ -286,6 +289,10 @@ def test(
         training: Whether it helped, see `hdmnet.run.fall_back`.
     """
     head_bars(trainer, "test")
+    if task.tests_base:
+        log.warning(
+            "no class of %s is left out: its test is on classes of the training, no few-shot figure", data.dataset.name
+        )
     tests = trainer.limit_test_batches > 0
     controls = build_controls(cfg, task.model) if tests and not data.several_classes else None
     with timer("test"):
@@ -298,16 +305,21 @@ def test(
     figures = {
         name: summarise_seeds(seeds, task.class_names, too_few=too_few) for name, seeds in task.test_results.items()
     }
+    for name, entry in figures.items():
+        found = estimate(task.episodes, name, absent_is_zero=task.absent_is_zero)
+        ends = None if found is None else found.interval
+        entry["miou_interval"] = None if ends is None else [max(ends[0], 0.0), min(ends[1], 1.0)]
     baselines, measured = None, {}
     if controls is not None:
         with timer("controls"):
             if not along:
                 run_apart(cfg, task, data, controls)
             leave(task, data)
-            baselines = describe_baselines(controls, task.paired, data.test_manifests[0])
+            baselines = describe_baselines(controls, task.episodes)
             if cfg.dataset.controls:
                 measured["every_object_foreground"] = every_object_foreground(data)
-                measured[ONES] = task.paired.miou(ONES)
+                ones = estimate(task.episodes, ONES)
+                measured[ONES] = math.nan if ones is None else ones.values[0]
     facts = [data.result_facts(), {"val_miou": None, "checkpoint_failures": 0, "skipped_steps": {}}]
     facts += [cast(Any, one).result_facts() for one in cast(Any, trainer).callbacks if hasattr(one, "result_facts")]
     facts.append(
@@ -335,6 +347,7 @@ def test(
     if trainer.is_global_zero:
         print_fold_table(result)  # first: the figures are not lost where they cannot be written
         write_result(Path(cfg.paths.run_dir) / "result.json", result)
+        task.episodes.write(Path(cfg.paths.run_dir) / EPISODES)
         if trained is not None:
             print_comparison(result["compared_with"])
         print(f"\nresult, checkpoints and pictures: {cfg.paths.run_dir}", flush=True)
@@ -416,10 +429,10 @@ def _check_config(cfg: DictConfig, *, resumed: bool) -> dict[str, Any] | None:
     return start
 
 
-def _refuse_other_fold(cfg: DictConfig, checkpoint: dict[str, Any]) -> None:
-    """Refuse a run's checkpoint that has seen the novel classes of the config's fold."""
+def _refuse_other_fold(cfg: DictConfig, checkpoint: dict[str, Any], novel_for: str | None = None) -> None:
+    """Refuse a run's checkpoint that has seen the novel classes of the config's fold, maybe of another data set."""
     trained = checkpoint[RUN_KEY]["config"]
-    if trained["dataset"]["name"] == cfg.dataset.name and trained["fold"] != cfg.fold:
+    if trained["dataset"]["name"] in (cfg.dataset.name, novel_for) and trained["fold"] != cfg.fold:
         raise InputError(
             f"fold={cfg.fold}: its novel classes were base classes of ckpt={cfg.ckpt}, trained on fold "
             f"{trained['fold']}; expected fold={trained['fold']}, or another data set"

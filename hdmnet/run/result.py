@@ -3,14 +3,15 @@
 `result.json` (IoUs as fractions of 1, NaN written as `null`)::
 
     dataset method fold shot backbone ablation seed
-    test:              {miou, miou_std, miou_per_seed, fb_iou, fb_iou_per_seed, iou_per_class {name: iou},
+    test:              {miou, miou_interval [of 95 %, over the query pictures: `hdmnet.tasks.intervals`; null: nothing
+                        tells], miou_std, miou_per_seed, fb_iou, fb_iou_per_seed, iou_per_class {name: iou},
                         counts_per_class {name: episodes over all seeds}, num_episodes, num_episodes_per_seed,
                         num_classes_averaged [a seed's mIoU is the mean of so many classes, one number a seed],
                         classes_left_out {name: {seeds: test seeds in which it has no IoU, reason}}}
     test_no_ensemble:  the same of HDMNet's meta learner alone (`test` again where nothing is fused); null for others
     test_NAME:         the same of every other prediction that the method reports
     baselines:         {num_episodes, miou [of the final prediction on these], untrained_prototype: {miou, difference,
-                        interval [of 95 % of resamples], is_above [null: nothing tells]}, support_mask_ones: the same,
+                        interval [of 95 %], is_above [null: nothing tells]}, support_mask_ones: the same,
                         missing {name: why}, warning [null: none]}; on the first test seed; null: not asked for
     training:          {helped, method, handed_back [one of the two methods], trained_checkpoint, validation [as
                         baselines, on the validation episodes]}, only with optim.fall_back
@@ -28,6 +29,8 @@
     left_out:          what of the data set's folders and files is not used: [{what, count, names [at most 100]}]
     manifest_sha256 config versions git_commit git_dirty hardware timings {phase: seconds}
     processor_seconds {phase: seconds} peak_memory_mb
+
+Beside it lies `episodes.csv`, what every prediction got right of each episode: `hdmnet.tasks.episode_table`.
 """
 
 from __future__ import annotations
@@ -246,6 +249,7 @@ def format_fold_table(result: Mapping[str, Any]) -> str:
     )
     notes = [
         *([part] if hidden else []),
+        *_interval_notes(final),
         *_training_notes(result),
         *_baseline_notes(result),
         *(f"warning: {text}" for text in warnings),
@@ -288,6 +292,15 @@ def _beside(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         if isinstance(one, Mapping) and "miou" in one
     ]
     return [*rows, *((name, "", _percent(value)) for name, value in controls.items() if name not in baselines)]
+
+
+def _interval_notes(entry: Mapping[str, Any]) -> list[str]:
+    """How sure the mIoU is; nothing of earlier results."""
+    interval = entry.get("miou_interval")
+    if interval is None or None in interval or interval[0] >= interval[1]:
+        return []
+    low, high = (100 * end for end in interval)
+    return [f"95 % interval of the mIoU, over the query pictures: {low:.1f} to {high:.1f}"]
 
 
 def _training_notes(result: Mapping[str, Any]) -> list[str]:

@@ -18,8 +18,8 @@ from hdmnet.models.method import FINAL, encodes_apart
 from hdmnet.runtime.console import name_some
 from hdmnet.runtime.private_api import fuse_optimizer
 from hdmnet.tasks.controls import Controls
+from hdmnet.tasks.episode_table import EpisodeTable, gather_tables, join_tables, tabulate_batch
 from hdmnet.tasks.feature_store import FeatureStore, add_to_metrics, count_predictions
-from hdmnet.tasks.paired import PairedCounts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -44,6 +44,7 @@ class FewShotTask(L.LightningModule):
         val_class_names: Of those that are validated; None: the same.
         too_few: Names of those that are known to have too few images for an episode: validation need not say so again.
         validates_base: Whether these are the base classes, in the order in which training counts them.
+        tests_base: Whether those that are tested are, as no class was left out.
         absent_is_zero: Whether a class without a pixel to count has an IoU of 0, see `FewShotIoU`.
         num_test_seeds: Test seeds whose episodes the test loader mixes; may be lowered later for a test of fewer.
         loss: Called as ``loss(output, query_mask)``; gives scalars by name, of which ``loss`` is the one to minimise.
@@ -64,6 +65,7 @@ class FewShotTask(L.LightningModule):
         val_class_names: Sequence[str] | None = None,
         too_few: Collection[str] = (),
         validates_base: bool = False,
+        tests_base: bool = False,
         absent_is_zero: bool = False,
         num_test_seeds: int = 1,
         loss: nn.Module | None = None,
@@ -78,7 +80,7 @@ class FewShotTask(L.LightningModule):
         self.model = model
         self.class_names = tuple(class_names)
         self.val_class_names = self.class_names if val_class_names is None else tuple(val_class_names)
-        self.validates_base = validates_base
+        self.validates_base, self.tests_base = validates_base, tests_base
         self.loss = loss
         self.make_optimizer, self.make_schedule, self.groups = optimizer, schedule, dict(groups or {})
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
@@ -93,7 +95,8 @@ class FewShotTask(L.LightningModule):
         self._tells_left_out, self._too_few = True, frozenset(too_few)
         self.features = FeatureStore()  # filled in a validation or test, empty before and after
         self.controls: Controls | None = None  # what else a validation or test runs on the same episodes
-        self.paired = PairedCounts()  # of the last one: what it and its controls got right, episode by episode
+        self._tables: list[EpisodeTable] = []
+        self.episodes = join_tables([], ())  # of the last one: what it and its controls got right, episode by episode
 
     def _metrics(self, num_seeds: int, names: Sequence[str]) -> nn.ModuleDict:
         def seeds() -> nn.ModuleList:
@@ -128,7 +131,8 @@ class FewShotTask(L.LightningModule):
 
     def test_step(self, batch: Episode | EvaluationBatch, batch_idx: int) -> dict[str, Any]:
         """Pool one batch of test episodes; returns what the pictures are drawn from."""
-        return self._evaluate(batch, self.test_metrics, self.class_names)
+        class_index = batch.class_index if self.tests_base else None
+        return self._evaluate(batch, self.test_metrics, self.class_names, class_index)
 
     def _evaluate(
         self,
@@ -143,8 +147,10 @@ class FewShotTask(L.LightningModule):
             masks = list(batch.query_mask if batch.query_mask_original is None else batch.query_mask_original)
             mask_index = item = list(range(len(masks)))
         output, beside, chosen = self._segment(batch, item, class_index)
+        counted: dict[str, tuple[Tensor, Sequence[int]]] = {}
         for name in metrics:
             pixels = count_predictions(output, name, masks, mask_index=mask_index)
+            counted[name] = pixels, range(len(pixels))
             add_to_metrics(
                 pixels,
                 class_index=batch.class_index,
@@ -152,12 +158,11 @@ class FewShotTask(L.LightningModule):
                 item=item,
                 seed_index=batch.seed_index.tolist(),
             )
-            if name == FINAL and self.controls is not None:
-                self.paired.add(FINAL, pixels, batch, item)
         own_masks = [mask_index[i] for i in chosen]
-        for name, one in beside.items():
-            pixels = count_predictions(one, FINAL, masks, mask_index=own_masks)
-            self.paired.add(name, pixels, batch, item, chosen)
+        counted |= {
+            name: (count_predictions(one, FINAL, masks, mask_index=own_masks), chosen) for name, one in beside.items()
+        }
+        self._tables.append(tabulate_batch(batch, class_names, item, counted))
         return {"episode": batch, "output": output, "class_names": class_names}
 
     def _segment(
@@ -179,18 +184,19 @@ class FewShotTask(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Begin without features: what encodes them may have learnt since a validation that was cut short."""
         self.features.clear()
-        self.paired = PairedCounts()
+        self._tables = []
 
     def on_test_epoch_start(self) -> None:
         """Begin without features."""
         self.features.clear()
-        self.paired = PairedCounts()
+        self._tables = []
 
     def on_validation_epoch_end(self) -> None:
         """Log validation mIoU and FB-IoU of each reported prediction."""
         self.features.clear()
         if self.controls is not None:
-            self.paired.gather()
+            self.episodes = gather_tables(self._tables, self.val_class_names)
+        self._tables = []
         for name in self.val_metrics:
             suffix = "" if name == FINAL else f"_{name}"
             metric = _seeds(self.val_metrics, name)[0]
@@ -217,8 +223,7 @@ class FewShotTask(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Keep each seed's figures in `test_results`, by prediction."""
         self.features.clear()
-        if self.controls is not None:
-            self.paired.gather()
+        self.episodes, self._tables = gather_tables(self._tables, self.class_names), []
         self.test_results = {}
         for name in self.test_metrics:
             seeds = _seeds(self.test_metrics, name)[: self.num_test_seeds]

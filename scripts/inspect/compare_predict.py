@@ -28,7 +28,6 @@ sys.path[:0] = [path for path in (str(ROOT), str(Path(__file__).parent)) if path
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from compose_evaluation import compose_config  # noqa: E402
-from episode_scores import EpisodeScore, EpisodeScores  # noqa: E402
 from hydra import compose, initialize_config_dir  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -42,6 +41,7 @@ from hdmnet.config.paths import HYDRA_VERSION_BASE, conf_dir, make_paths_absolut
 from hdmnet.data.datamodules.few_shot import FewShotDataModule  # noqa: E402
 from hdmnet.data.episodes.manifest import EpisodeSpec  # noqa: E402
 from hdmnet.metrics import FewShotIoU  # noqa: E402
+from hdmnet.models.method import FINAL  # noqa: E402
 from hdmnet.run.build import build_trainer  # noqa: E402
 from hdmnet.run.pipeline import prepare_evaluation  # noqa: E402
 from hdmnet.runtime.atomic import replacing  # noqa: E402
@@ -71,12 +71,11 @@ class Comparison:
     evaluator_differs: int = 0
 
 
-def evaluate(cfg: DictConfig, task: FewShotTask, data: FewShotDataModule) -> tuple[list[float], list[EpisodeScore]]:
-    """Run the test; gives the mIoU of each seed, and the episodes' scores in order."""
-    scores = EpisodeScores(data.dataset)
-    trainer = build_trainer(cfg, "evaluate", callbacks=[*build_callbacks(cfg, "control"), scores], logger=False)
+def evaluate(cfg: DictConfig, task: FewShotTask, data: FewShotDataModule) -> list[float]:
+    """Run the test; gives the mIoU of each seed."""
+    trainer = build_trainer(cfg, "evaluate", callbacks=build_callbacks(cfg, "control"), logger=False)
     trainer.test(task, datamodule=data, verbose=False)
-    return [float(seed["miou"]) for seed in task.test_results["final"]], scores.scores
+    return [float(seed["miou"]) for seed in task.test_results[FINAL]]
 
 
 def write_inputs(data: FewShotDataModule, spec: EpisodeSpec, folder: Path) -> tuple[Path, list[tuple[Path, Path]]]:
@@ -129,25 +128,26 @@ def compare(cfg: DictConfig, ckpt: Path, folder: Path, checkpoint: dict[str, Any
     if RUN_KEY not in checkpoint:
         raise ValueError(f"{ckpt} is of the official release; expected checkpoints/best.ckpt of a run's folder")
     task, data = prepare_evaluation(cfg, checkpoint)
-    found, scores = evaluate(cfg, task, data)
-    comparison = Comparison(found)
+    comparison = Comparison(evaluate(cfg, task, data))
+    episodes = task.episodes
     segmenter = Segmenter.from_checkpoint(ckpt, device="cpu")
     metrics = [FewShotIoU(len(data.novel_names)) for _ in data.test_manifests]
-    for score in tqdm(scores, desc="predict", unit="episode"):
-        spec = data.test_manifests[score.seed_index][score.index]
-        home = folder / f"seed{score.seed_index}_{score.index:04d}_{task.class_names[score.class_index]}"
+    places = zip(episodes.seed.tolist(), episodes.index.tolist(), episodes.class_index.tolist(), strict=True)
+    counts = episodes.pixels[FINAL].tolist()
+    for (seed, index, place), counted in tqdm(list(zip(places, counts, strict=True)), desc="predict", unit="episode"):
+        spec = data.test_manifests[seed][index]
+        home = folder / f"seed{seed}_{index:04d}_{task.class_names[place]}"
         query, supports = write_inputs(data, spec, home)
         mask = run_predict(ckpt, query, supports, home / "out")
         direct = segmenter.fit(*zip(*supports, strict=True)).predict(query).mask
         truth = binary(data, spec.query_id, spec.class_value)
         predicted = torch.from_numpy(mask == 255)[None]
-        metrics[score.seed_index].update(predicted, torch.from_numpy(truth)[None], torch.tensor([score.class_index]))
+        metrics[seed].update(predicted, torch.from_numpy(truth)[None], torch.tensor([place]))
         right, wrong = int(((mask == 255) & (truth == 1)).sum()), int(((mask == 255) & (truth == 0)).sum())
         comparison.episodes += 1
         comparison.pixels += mask.size
         comparison.segmenter_differs += int((mask != direct * np.uint8(255)).sum())
-        comparison.evaluator_differs += abs(right - score.true_positives)
-        comparison.evaluator_differs += abs(wrong - int(score.false_positives.sum()))
+        comparison.evaluator_differs += abs(right - counted[1][1]) + abs(wrong - counted[0][1])
     comparison.predict = [float(metric.compute()["miou"]) for metric in metrics]
     return comparison
 

@@ -4,16 +4,74 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 
+from hdmnet.data.types import EvaluationBatch
+from hdmnet.tasks.feature_store import resize
 from hdmnet.visual.figure import new_figure, save_figure
 
 BACKGROUND = "background"
 MOST_COLUMNS = 24  # in the picture; the table holds all
+
+if TYPE_CHECKING:
+    from hdmnet.data.datasets.base import SegmentationDataset
+
+
+class FalsePositives(Callback):
+    """Counts what lies under the false positives of a test, of one process.
+
+    Args:
+        dataset: The data set that is tested, for all classes of the queries.
+        num_classes: That are searched for, R.
+
+    Attributes:
+        counts: (R, V) pixels of the last test, as in `to_csv`.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, num_classes: int) -> None:
+        self.dataset = dataset
+        self.counts = np.zeros((num_classes, 1 + len(dataset.class_names)), dtype=np.int64)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget an earlier test."""
+        self.counts[:] = 0
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        """Count what the batch holds."""
+        self.add(outputs)
+
+    def add(self, outputs: Mapping[str, Any]) -> None:
+        """Count the episodes of a batch, of what the task's test step returns."""
+        batch = outputs["episode"]
+        if isinstance(batch, EvaluationBatch):  # one of the B stands for several episodes
+            queries = [key.image_id for key in batch.queries]
+            masks, places, items = batch.query_masks_original, batch.mask_index, batch.item
+        else:
+            queries, masks = batch.query_id, batch.query_mask_original
+            places = items = list(range(len(queries)))
+        logits, classes = outputs["output"].logits, batch.class_index.reshape(-1).tolist()
+        for item, (place, query) in enumerate(zip(places, queries, strict=True)):
+            truth = masks[place].cpu()
+            resized = resize(logits[item : item + 1], truth.shape)[0]
+            wrong = (resized[1] > resized[0]).cpu() & (truth == 0)  # as `count_pixels` decides
+            self.counts[classes[item]] += items.count(item) * self._classes_under(wrong.numpy(), query)
+
+    def _classes_under(self, wrong: NDArray[np.bool_], query: str) -> NDArray[np.int64]:
+        """(V,) pixels of (H0, W0) by the class that they have; of several each."""
+        values = np.zeros(self.counts.shape[1], dtype=np.int64)
+        background = wrong.copy()
+        for value in self.dataset.class_areas(query):
+            of_class = self.dataset.read_class_mask(query, value) == 1
+            values[value] = (wrong & of_class).sum()
+            background &= ~of_class
+        values[0] = background.sum()
+        return values
 
 
 def to_csv(counts: NDArray[np.int64], predicted: NDArray[np.int64], rows: Sequence[str], columns: Sequence[str]) -> str:

@@ -5,15 +5,13 @@
 
 Takes the overrides of `python -m hdmnet.evaluate`. An episode is drawn as in the paper's Figures 12 and 13: supports,
 query, predictions, prior masks, correlation maps of all stages. `--worst` or `--best` runs the test and leaves
-`episodes.csv` (IoU of each at the query's original size), `worst.png`, `best.png`, and the classes that lie under the
-false positives: `confusion.csv` (pixels) and `confusion.png`. `--seed` counts the test seeds from 0.
+`episodes.csv` (pixels of each at the query's original size), `worst.png`, `best.png`, and the classes that lie under
+the false positives: `confusion.csv` (pixels) and `confusion.png`. `--seed` counts the test seeds from 0.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -27,17 +25,19 @@ import confusion  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from compose_evaluation import compose_config  # noqa: E402
-from episode_scores import EpisodeScore, EpisodeScores  # noqa: E402
 
 from hdmnet.callbacks.build import build_callbacks  # noqa: E402
 from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
 from hdmnet.data.datamodules.few_shot import FewShotDataModule  # noqa: E402
 from hdmnet.data.episodes.samples import EvalEpisodes  # noqa: E402
 from hdmnet.data.types import collate_episodes  # noqa: E402
+from hdmnet.models.method import FINAL  # noqa: E402
 from hdmnet.run.build import build_trainer  # noqa: E402
 from hdmnet.run.pipeline import prepare_evaluation  # noqa: E402
 from hdmnet.runtime.atomic import replacing  # noqa: E402
 from hdmnet.runtime.warnings import silence_known_warnings  # noqa: E402
+from hdmnet.tasks.episode_table import EPISODES, EpisodeTable, tabulate_batch  # noqa: E402
+from hdmnet.tasks.feature_store import count_predictions  # noqa: E402
 from hdmnet.tasks.few_shot import FewShotTask  # noqa: E402
 from hdmnet.visual.episode_grid import Picture, draw_batch_item, save_sheet  # noqa: E402
 
@@ -56,9 +56,7 @@ def test_episodes(data: FewShotDataModule) -> EvalEpisodes:
 
 
 @torch.no_grad()
-def draw(
-    task: FewShotTask, data: FewShotDataModule, seed: int, index: int, callback: EpisodeScores
-) -> tuple[Picture, EpisodeScore]:
+def draw(task: FewShotTask, data: FewShotDataModule, seed: int, index: int) -> tuple[Picture, str]:
     """Run one episode and draw it.
 
     Args:
@@ -66,10 +64,9 @@ def draw(
         data: Set up for the test.
         seed: Place of the test seed.
         index: Place in the seed's manifest.
-        callback: Scores it.
 
     Returns:
-        The row, and the score.
+        The row, and one line that tells class, query and IoU.
 
     Raises:
         ValueError: There is no such episode.
@@ -81,13 +78,15 @@ def draw(
         raise ValueError(f"--episode {index}: expected 0 to {len(manifests[seed]) - 1}; episodes=N makes more")
     number = sum(len(manifest) for manifest in manifests[:seed]) + index
     batch = data.on_after_batch_transfer(collate_episodes([test_episodes(data)[number]]), 0)
-    output = {"episode": batch, "output": task(batch), "class_names": task.class_names}
-    score = callback.score(output)[0]
-    name = task.class_names[score.class_index]
-    where = f"{name}, episode {index} of seed {seed}: {100 * score.iou:.1f} % at original size; here"
-    shown = {**output, "class_names": [where] * len(task.class_names)}
+    segmented = task(batch)
+    masks = cast("list[torch.Tensor]", batch.query_mask_original)
+    pixels = count_predictions(segmented, FINAL, masks, mask_index=[0])
+    iou = tabulate_batch(batch, task.class_names, [0], {FINAL: (pixels, [0])}).ious(FINAL)[0]
+    name = task.class_names[int(batch.class_index)]
+    where = f"{name}, episode {index} of seed {seed}: {100 * iou:.1f} % at original size; here"
+    shown = {"episode": batch, "output": segmented, "class_names": [where] * len(task.class_names)}
     row = draw_batch_item(shown, 0, mean=task.image_mean, std=task.image_std, reported=cast(Any, task.model).reported)
-    return row, score
+    return row, f"{name}, query {batch.query_id[0]}: IoU {100 * iou:.2f} %"
 
 
 def save(rows: Sequence[Picture], heading: str, path: Path) -> None:
@@ -96,41 +95,25 @@ def save(rows: Sequence[Picture], heading: str, path: Path) -> None:
     print(f"wrote {path}")
 
 
-def write_episodes(scores: Sequence[EpisodeScore], names: Sequence[str], path: Path) -> None:
-    """Write the scores of all episodes as CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["seed", "episode", "class", "query", "iou", "true_positive_pixels", "false_positive_pixels"])
-    for one in scores:
-        false = int(one.false_positives.sum())
-        row = [one.seed_index, one.index, names[one.class_index], one.query_id, f"{one.iou:.6f}"]
-        writer.writerow([*row, one.true_positives, false])
-    with replacing(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
-    print(f"wrote {path}")
-
-
-def write_confusion(scores: Sequence[EpisodeScore], names: Sequence[str], classes: Sequence[str], folder: Path) -> None:
+def write_confusion(
+    found: confusion.FalsePositives, episodes: EpisodeTable, classes: Sequence[str], folder: Path
+) -> None:
     """Write and print what lies under the false positives.
 
     Args:
-        scores: Of all episodes.
-        names: Of the novel classes.
+        found: Of the test.
+        episodes: What it got right.
         classes: Of all classes, that of value 1 first.
         folder: Where to.
     """
-    columns = (confusion.BACKGROUND, *classes)
-    counts = np.zeros((len(names), len(columns)), dtype=np.int64)
-    predicted = np.zeros(len(names), dtype=np.int64)
-    for one in scores:
-        counts[one.class_index] += one.false_positives
-        predicted[one.class_index] += one.true_positives + one.false_positives.sum()
-    print(confusion.summarise(counts, predicted, names, columns))
+    columns, names = (confusion.BACKGROUND, *classes), episodes.class_names
+    foreground = episodes.pixels[FINAL][..., 1].sum(axis=1)
+    predicted = np.bincount(episodes.class_index, foreground, minlength=len(names)).astype(np.int64)
+    print(confusion.summarise(found.counts, predicted, names, columns))
     with replacing(folder / "confusion.csv") as temporary:
-        temporary.write_text(confusion.to_csv(counts, predicted, names, columns), encoding="utf-8")
-    confusion.draw(
-        counts, predicted, names, columns, folder / "confusion.png", f"False positives of {len(scores)} episodes"
-    )
+        temporary.write_text(confusion.to_csv(found.counts, predicted, names, columns), encoding="utf-8")
+    title = f"False positives of {len(episodes)} episodes"
+    confusion.draw(found.counts, predicted, names, columns, folder / "confusion.png", title)
     print(f"wrote {folder / 'confusion.csv'} and {folder / 'confusion.png'}")
 
 
@@ -159,24 +142,28 @@ def run(argv: Sequence[str] | None) -> bool:
     with tempfile.TemporaryDirectory() as run_dir:
         cfg, checkpoint = compose_config(arguments.ckpt, arguments.overrides, run_dir)
         task, data = prepare_evaluation(cfg, checkpoint)
-        callback = EpisodeScores(data.dataset)
+        callback = confusion.FalsePositives(data.dataset, len(task.class_names))
         if arguments.worst or arguments.best:
             trainer = build_trainer(cfg, "test", callbacks=[*build_callbacks(cfg, "control"), callback], logger=False)
             trainer.test(task, datamodule=data, verbose=False)
             task.cpu()
     task.eval()
     folder: Path = arguments.out
-    if callback.scores:
-        write_episodes(callback.scores, task.class_names, folder / "episodes.csv")
-        write_confusion(callback.scores, task.class_names, data.dataset.class_names, folder)
-    ranked = sorted(callback.scores, key=lambda one: one.iou)  # of equal ones the earlier first
+    episodes = task.episodes
+    ranked: list[int] = []
+    if len(episodes):
+        episodes.write(folder / EPISODES)
+        print(f"wrote {folder / EPISODES}")
+        write_confusion(callback, episodes, data.dataset.class_names, folder)
+        # Of equal ones the earlier first; where truth and prediction are both empty there is no IoU.
+        ranked = np.argsort(np.nan_to_num(episodes.ious(FINAL)), kind="stable").tolist()
     for name, chosen in (("worst", ranked[: arguments.worst]), ("best", ranked[::-1][: arguments.best])):
         if chosen:
-            rows = [draw(task, data, one.seed_index, one.index, callback)[0] for one in chosen]
+            rows = [draw(task, data, int(episodes.seed[one]), int(episodes.index[one]))[0] for one in chosen]
             save(rows, f"the {len(chosen)} {name} of {len(ranked)} episodes", folder / f"{name}.png")
     if arguments.episode is not None:
-        row, score = draw(task, data, arguments.seed, arguments.episode, callback)
-        print(f"{task.class_names[score.class_index]}, query {score.query_id}: IoU {100 * score.iou:.2f} %")
+        row, told = draw(task, data, arguments.seed, arguments.episode)
+        print(told)
         save([row], arguments.ckpt.name, folder / f"episode_seed{arguments.seed}_{arguments.episode}.png")
     return True
 

@@ -49,4 +49,6 @@ def test_two_processes_evaluate_to_the_numbers_of_one_from_the_checkpoint_alone(
     answer = run_process("evaluate", tmp_path / "out", *words)
     assert answer.code == 0, answer.err
     assert figures(answer.result) == figures(finished_run.result)
+    there, here = (one.folder / "episodes.csv" for one in (finished_run, answer))
+    assert here.read_text() == there.read_text()
     assert "Warning" not in answer.err

@@ -33,6 +33,7 @@ def test_a_run_leaves_what_design_promises(first_run):
             "checkpoints/best.ckpt",
             "checkpoints/last.ckpt",
             "metrics.csv",
+            "episodes.csv",
             "curves.png",
             "base_learner.pt",
         ),
@@ -58,7 +59,7 @@ def test_the_result_has_the_fixed_keys_and_sound_values(finished_run):
         assert {"miou", "fb_iou", "miou_per_seed", "iou_per_class", "num_episodes"} <= entry.keys()
         assert len(entry["miou_per_seed"]) == 2
         assert math.isclose(entry["miou"], sum(entry["miou_per_seed"]) / 2)
-        assert 0 <= entry["miou"] <= 1
+        assert 0 <= entry["miou_interval"][0] <= entry["miou"] <= entry["miou_interval"][1] <= 1
         assert 0 < entry["fb_iou"] <= 1
         assert entry["num_episodes"] == 6
         assert set(entry["iou_per_class"]) <= {

@@ -10,7 +10,7 @@ from PIL import Image
 
 from hdmnet.data.datasets.coco import CLASS_NAMES
 from hdmnet.data.io.masks import read_mask
-from tests.helpers.commands import REAL, figures, run
+from tests.helpers.commands import REAL, call, figures, run
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,24 @@ def test_evaluating_with_other_shots_and_seeds(coco_run, tmp_path):
     words = ("trainer=cpu", "num_workers=0", "shot=1", "episodes=4", "seeds=1")
     result = run("evaluate", tmp_path, f"ckpt={best}", *words).result
     assert (result["shot"], result["test"]["num_episodes"], len(result["manifest_sha256"])) == (1, 4, 1)
+
+
+def test_a_checkpoint_of_coco_is_tested_on_the_pascal_classes_that_its_fold_left_out(coco_run, tmp_path):
+    best = coco_run.folder / "checkpoints" / "best.ckpt"
+    words = (
+        "dataset=coco2pascal",
+        "dataset.min_area=128",
+        "trainer=cpu",
+        "num_workers=0",
+        "shot=1",
+        "episodes=4",
+        "seeds=1",
+    )
+    result = run("evaluate", tmp_path, f"ckpt={best}", *words).result
+    names = {"bird", "car", "pottedplant", "sheep", "train", "tvmonitor"}
+    assert (result["dataset"], set(result["test"]["iou_per_class"])) == ("coco2pascal", names)
+    line = call("evaluate", tmp_path, f"ckpt={best}", *words, "fold=1").refusal()
+    assert line.startswith("fold=1: its novel classes were base classes of ckpt=")
 
 
 def test_the_tree_is_what_users_have(data_dir):

@@ -12,8 +12,9 @@ from hdmnet.models.correlation.model import Correlation
 from hdmnet.models.prototype.model import Prototype
 from hdmnet.run.baselines import build_controls, describe_baselines
 from hdmnet.tasks.controls import ONES, UNTRAINED, Controls
-from hdmnet.tasks.paired import PairedCounts
+from hdmnet.tasks.episode_table import join_tables
 from tests.helpers.coloured import Colours
+from tests.helpers.episode_tables import table
 from tests.helpers.toy_method import Painter
 
 
@@ -65,21 +66,15 @@ def test_why_there_is_no_prototype(method, why):
     assert "\n" not in controls.missing[UNTRAINED]
 
 
-class Spec:
-    """An episode, of a query picture of its own."""
-
-    def __init__(self, index):
-        self.query_id = str(index)
-
-
 def describe(final, untrained, ones, learns=True):
     """The entry of 20 episodes of two classes with these shares of 100 pixels found, each a little different."""
-    counts = PairedCounts()
-    for name, share in (("final", final), (UNTRAINED, untrained), (ONES, ones)):
-        counts.by_name[name] = {i: (i % 2, share + (i * 7) % 5, 100) for i in range(20)}
+    shares = {"final": final, UNTRAINED: untrained, ONES: ones}
+    episodes = table(
+        **{name: [(i, i % 2, i, share + (i * 7) % 5, 100) for i in range(20)] for name, share in shares.items()}
+    )
     method = Painter() if learns else Painter().requires_grad_(False)
     controls = Controls(method, untrained=Prototype(encoder=Colours()))
-    return describe_baselines(controls, counts, [Spec(i) for i in range(20)])
+    return describe_baselines(controls, episodes)
 
 
 def test_a_method_that_is_better_than_both_is_not_warned_of():
@@ -107,15 +102,14 @@ def test_a_method_without_training_need_not_be_better_than_another():
 
 
 def test_where_nothing_tells_nothing_is_warned_of():
-    counts = PairedCounts()
-    counts.by_name = {"final": {0: (0, 1, 10)}, ONES: {0: (0, 5, 10)}, UNTRAINED: {}}
+    episodes = table(**{"final": [(0, 0, "q", 1, 10)], ONES: [(0, 0, "q", 5, 10)]})
     controls = Controls(Painter(), untrained=Prototype(encoder=Colours()))
     controls.missing[UNTRAINED] = "out of memory"
-    entry = describe_baselines(controls, counts, [Spec(0)])
+    entry = describe_baselines(controls, episodes)
     assert entry[ONES]["is_above"] is None
     assert entry[ONES]["interval"] == [-math.inf, math.inf]
     assert entry["missing"] == {UNTRAINED: "out of memory"}
     assert entry["warning"] is None
-    nothing = describe_baselines(Controls(Painter(), untrained=None), PairedCounts(), [])
+    nothing = describe_baselines(Controls(Painter(), untrained=None), join_tables([], ()))
     assert nothing["missing"] == {ONES: "no episode to count"}
     assert torch.tensor(nothing["miou"]).isnan()

@@ -29,13 +29,14 @@ def test_a_test_run_is_sorted_and_one_episode_drawn(start, tmp_path, capsys):
     assert [(int(row["seed"]), int(row["episode"])) for row in episodes] == [(s, i) for s in (0, 1) for i in range(6)]
     # The same numbers by the one-episode way, and pooled in the other table.
     chosen = episodes[6 + 3]
-    printed = capsys.readouterr().out
-    assert f"{chosen['class']}, query {chosen['query']}: IoU {100 * float(chosen['iou']):.2f} %" in printed
+    found, missed = int(chosen["final_found"]), int(chosen["object_pixels"]) - int(chosen["final_found"])
+    iou = 100 * found / (found + missed + int(chosen["final_false"]))
+    assert f"{chosen['class']}, query {chosen['query']}: IoU {iou:.2f} %" in capsys.readouterr().out
     for row in read(out / "confusion.csv"):
         own = [one for one in episodes if one["class"] == row["class"]]
-        assert int(row["false_positive_pixels"]) == sum(int(one["false_positive_pixels"]) for one in own)
+        assert int(row["false_positive_pixels"]) == sum(int(one["final_false"]) for one in own)
         assert int(row[row["class"]]) == 0  # a class's own pixels are no false positives
-    assert sum(int(one["false_positive_pixels"]) for one in episodes) > 0
+    assert sum(int(one["final_false"]) for one in episodes) > 0
     heights = {name: picture(out / f"{name}.png").shape[0] for name in ("worst", "best", "episode_seed1_3")}
     assert heights["worst"] > heights["best"] == heights["episode_seed1_3"]
     assert picture(out / "confusion.png").std() > 0

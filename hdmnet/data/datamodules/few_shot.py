@@ -232,7 +232,9 @@ class FewShotDataModule(FoldDataModule):
 
     def _eval_view(self, split: Split, classes: Sequence[int], seed: int) -> CatalogView:
         """Images for episodes on held-out classes, without the filter of training."""
-        view = self._catalog(split).view(classes, min_area=self.dataset.min_area)
+        view = self._catalog(split).view(
+            classes, min_area=self.dataset.min_area, pairs=self.dataset.listed_pairs(split)
+        )
         check_files(self.dataset, view, self.check_files, seed)
         return view
 

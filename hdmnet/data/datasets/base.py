@@ -58,6 +58,7 @@ class SegmentationDataset(ABC):
         split_rule: How the classes are dealt out to the folds (see `split_classes`).
         folds: Novel class values of each fold, where they are not dealt out by the rule.
         min_area: Fewest pixels, at original size, for a class to count in an image.
+        novel_for: Another data set, whose fold of the same number has left these classes out; None: its own.
     """
 
     name: str
@@ -67,6 +68,7 @@ class SegmentationDataset(ABC):
     split_rule: SplitRule = "contiguous"
     folds: tuple[tuple[int, ...], ...] | None = None
     min_area: int = 2 * 32 * 32
+    novel_for: str | None = None
 
     @abstractmethod
     def ids(self, split: Split) -> list[str]:
@@ -145,6 +147,10 @@ class SegmentationDataset(ABC):
         for value in classes[1:]:
             found |= self.read_class_mask(image_id, value) == 1
         return found
+
+    def listed_pairs(self, split: Split) -> frozenset[tuple[str, int]] | None:
+        """Images with the class values by which they count in episodes, beside the least area; None: by all."""
+        return None
 
     def fingerprint(self, split: Split) -> str | None:
         """Text that changes whenever the split's masks do (see `fingerprint_files`).

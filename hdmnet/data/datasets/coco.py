@@ -65,6 +65,7 @@ class CocoDataset(TreeDataset):
         split_rule: How classes are dealt out to folds.
         min_area: Fewest pixels for a class to count in an image.
         cache_dir: Folder for what is known of the JSONs, see `open_instances`.
+        lists: Folder of HSNet's lists, see `TreeDataset`.
 
     Raises:
         ValueError: Another year.
@@ -85,10 +86,13 @@ class CocoDataset(TreeDataset):
         split_rule: SplitRule | None = None,
         min_area: int = 2 * 32 * 32,
         cache_dir: str | Path | None = None,
+        lists: str | None = None,
     ) -> None:
         if year not in YEARS:
             raise DatasetError(f"dataset.year={year}: expected {' or '.join(map(str, YEARS))}")
-        super().__init__(root, train_list, val_list, num_folds=num_folds, split_rule=split_rule, min_area=min_area)
+        super().__init__(
+            root, train_list, val_list, num_folds=num_folds, split_rule=split_rule, min_area=min_area, lists=lists
+        )
         self.year = year
         self.cache_dir = cache_dir
 
@@ -103,6 +107,8 @@ class CocoDataset(TreeDataset):
             FileNotFoundError: If the folder of masks or the list is missing.
             ValueError: If the list is empty or holds an id twice.
         """
+        if self.pair_lists is not None:
+            return list(self.pair_lists.ids[split])
         listed = self.lists[split]
         if listed is None:
             return sorted(self._labelled(self.folder(split)))
@@ -127,6 +133,10 @@ class CocoDataset(TreeDataset):
         if instances is None:
             return self._list_folder(self.root / "masks", folder, ".png")
         return {f"{folder}/{name.removesuffix('.jpg')}" for name in instances.image_names()}
+
+    def _parse_listed(self, text: str) -> str:
+        """Id of a picture's path in HSNet's lists, which name its folder."""
+        return parse_line(text, self.folder("train"))
 
     def _list_folder(self, parent: Path, folder: str, suffix: str) -> set[str]:
         """Ids of a folder's files; one listing without a stat a file, as there are 82,783."""
@@ -199,7 +209,7 @@ class CocoDataset(TreeDataset):
         without: list[str] = []
         splits: tuple[Split, ...] = ("train", "val")
         for split in splits:
-            if self.lists[split] is None:
+            if self.lists[split] is None and self.pair_lists is None:
                 pictures = self._list_folder(self.root, self.folder(split), ".jpg")
                 without += sorted(pictures.difference(self.ids(split)))
         what = "no mask, left out: scripts/data/prepare_coco.py paints it"

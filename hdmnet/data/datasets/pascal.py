@@ -41,11 +41,20 @@ class PascalDataset(TreeDataset):
         "val": the tree's own ImageSets/Segmentation/val.txt; without one the shipped VOC 2012 val, 1,449 ids.
     Anything else is the path of a list: relative to the tree's ImageSets/Segmentation, then to the working directory,
     or absolute. Its lines hold an id, or a picture's path with the mask's after it, as in other codebases' lists.
+    Both at once by `lists`: "pfenet", "bam", "hdmnet" (5953), "hsnet" and "panet" (trainaug), each with val; or the
+    folder of HSNet's own lists, which leave out small objects too.
     """
 
     name = "pascal"
     class_names = CLASS_NAMES
     default_lists: ClassVar[dict[Split, str | None]] = {"train": "5953", "val": "val"}
+    named_lists: ClassVar[dict[str, dict[Split, str | None]]] = {
+        "pfenet": default_lists,
+        "bam": default_lists,
+        "hdmnet": default_lists,
+        "hsnet": {"train": "trainaug", "val": "val"},
+        "panet": {"train": "trainaug", "val": "val"},
+    }
 
     def ids(self, split: Split) -> list[str]:
         """Image ids of "train" or "val", such as "2007_000032", in the list's order.
@@ -54,6 +63,8 @@ class PascalDataset(TreeDataset):
             FileNotFoundError: If the list is no known name and no file.
             ValueError: If the list is empty or holds an id twice.
         """
+        if self.pair_lists is not None:
+            return list(self.pair_lists.ids[split])
         listed = str(self.lists[split])  # a command line's `train_list=5953` arrives as an integer
         sets = self.root / "ImageSets" / "Segmentation"
         if split == "train" and listed == "5953":
@@ -119,7 +130,7 @@ class PascalDataset(TreeDataset):
             )
         pictures = {path.stem for path in (self.root / "JPEGImages").glob("[!.]*.jpg")}
         masks = self._mask_ids()
-        lists: dict[Split, list[str]] = {"train": self.ids("train"), "val": self.ids("val")}
+        lists = {split: self.ids(split) for split in self.splits}
         for split, ids in lists.items() if files else ():
             origin = f"{split} list {self.lists[split]!r} of {self.root}"
             remedy = "run scripts/data/prepare_pascal.py"
@@ -133,4 +144,4 @@ class PascalDataset(TreeDataset):
                 "unpack the VOC 2012 tar again" if split == "val" else remedy,
             )
             require_ids(ids, masks, origin, f"mask in {_AUG} or {_VOC}", remedy)
-        refuse_shared_ids(**lists)
+        refuse_shared_ids(lists.get("train", []), lists["val"])

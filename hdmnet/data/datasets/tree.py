@@ -9,10 +9,13 @@ from typing import ClassVar
 
 from hdmnet.data.class_split import SplitRule
 from hdmnet.data.datasets.base import LabelMapDataset, Split
+from hdmnet.data.datasets.files import strip_path
+from hdmnet.data.datasets.pair_lists import PairLists, read_pair_lists
 from hdmnet.data.datasets.palettes import CommonColours, common_colours, refuse_other_palette
 from hdmnet.data.io.arrays import UInt8Array
 from hdmnet.data.io.masks import read_mask
 from hdmnet.data.io.pictures import read_image, read_size
+from hdmnet.runtime.errors import MissingFileError
 from hdmnet.runtime.home import expand_home
 
 
@@ -23,6 +26,7 @@ class TreeDataset(LabelMapDataset):
         default_lists: The list of each split where the user names none; None: the folder itself says.
         root: The folder.
         lists: The list of each split.
+        named_lists: Of `lists`, the names that stand for lists of other lines of work.
 
     Args:
         root: The folder.
@@ -31,8 +35,11 @@ class TreeDataset(LabelMapDataset):
         num_folds: Number of folds.
         split_rule: How classes are dealt out to folds; None: as is usual for the data set.
         min_area: Fewest pixels, at original size, for a class to count in an image.
+        lists: Both lists at once, in place of `train_list` and `val_list`: one of `named_lists`, or a folder of HSNet's
+            lists of images and classes, see `pair_lists.py`.
     """
 
+    named_lists: ClassVar[dict[str, dict[Split, str | None]]] = {}
     default_lists: ClassVar[dict[Split, str | None]] = {"train": None, "val": None}
 
     def __init__(
@@ -44,13 +51,47 @@ class TreeDataset(LabelMapDataset):
         num_folds: int = 4,
         split_rule: SplitRule | None = None,
         min_area: int = 2 * 32 * 32,
+        lists: str | None = None,
     ) -> None:
         self.root = expand_home(root)
         given: dict[Split, str | None] = {"train": train_list, "val": val_list}
+        self._pairs_folder: str | None = None
+        if lists in self.named_lists:
+            given = self.named_lists[lists]
+        elif lists is not None:
+            self._pairs_folder = lists
         self.lists = self.default_lists | {split: listed for split, listed in given.items() if listed is not None}
         self.num_folds = num_folds
         self.split_rule = self.split_rule if split_rule is None else split_rule
         self.min_area = min_area
+
+    @cached_property
+    def pair_lists(self) -> PairLists | None:
+        """HSNet's lists; None: there are none.
+
+        Raises:
+            FileNotFoundError: `lists` is neither a known name nor their folder.
+            ValueError: One is malformed.
+        """
+        if self._pairs_folder is None:
+            return None
+        candidates = (self.root / self._pairs_folder, expand_home(self._pairs_folder))
+        folder = next((one for one in candidates if one.is_dir()), None)
+        if folder is None:
+            names = f"{', '.join(self.named_lists)}, or " if self.named_lists else ""
+            raise MissingFileError(
+                f"dataset.lists={self._pairs_folder}: expected {names}the folder of HSNet's lists, which is neither in "
+                f"{self.root} nor in {Path.cwd()}"
+            )
+        return read_pair_lists(folder, len(self.class_names), self._parse_listed)
+
+    def _parse_listed(self, text: str) -> str:
+        """Id of a picture in HSNet's lists."""
+        return strip_path(text)
+
+    def listed_pairs(self, split: Split) -> frozenset[tuple[str, int]] | None:
+        """Images with the classes by which they count; see the base class."""
+        return None if self.pair_lists is None else self.pair_lists.pairs[split]
 
     @abstractmethod
     def image_path(self, image_id: str) -> Path:
