@@ -22,16 +22,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from hdmnet.apps.found_objects import FoundObject, find_objects
+from hdmnet.data.io.annotations import run_lengths
 from hdmnet.data.io.arrays import MAX_LABELS, BoolArray
 from hdmnet.data.io.masks import voc_palette, write_mask
-from hdmnet.data.io.outlines import draw_outline, find_parts, has_holes
+from hdmnet.data.io.outlines import has_holes
 from hdmnet.runtime.atomic import replacing
 from hdmnet.runtime.errors import InputError
 
@@ -40,68 +41,6 @@ if TYPE_CHECKING:
     from hdmnet.data.io.arrays import UInt8Array
 
 _LABELME_VERSION = "5.5.0"  # of the format: 5 and 6 write the same
-
-
-@dataclass(frozen=True)
-class FoundObject:
-    """An object of a picture.
-
-    Attributes:
-        index: Of its class, 1..C.
-        label: The class's name.
-        parts: First column x, first row y, and (h, w) bool, of each part; from `find_parts`.
-        score: Mean probability of its class over its pixels, in [0, 1].
-        tolerance: px that its polygons may be off the outline.
-    """
-
-    index: int
-    label: str
-    parts: list[tuple[int, int, BoolArray]]
-    score: float
-    tolerance: float
-
-    @property
-    def area(self) -> int:
-        """Its pixels."""
-        return sum(int(part.sum()) for _, _, part in self.parts)
-
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        """First column x, first row y, width and height of the box around it."""
-        left, top = min(x for x, _, _ in self.parts), min(y for _, y, _ in self.parts)
-        right = max(x + part.shape[1] for x, _, part in self.parts)
-        return left, top, right - left, max(y + part.shape[0] for _, y, part in self.parts) - top
-
-    @cached_property
-    def outlines(self) -> list[list[list[float]]]:
-        """Of each part the x, y of its polygon, in pixels of the picture."""
-        several = (draw_outline(part, self.tolerance) + np.array([x, y]) for x, y, part in self.parts)
-        return [np.round(polygon, 2).tolist() for polygon in several]
-
-    def draw(self, size: tuple[int, ...]) -> BoolArray:
-        """Where it is in the picture, (H0, W0) bool."""
-        mask = np.zeros(size, dtype=bool)
-        for x, y, part in self.parts:
-            mask[y : y + part.shape[0], x : x + part.shape[1]] |= part
-        return mask
-
-
-def find_objects(prediction: Prediction, *, instances: bool = True, tolerance: float = 1.0) -> list[FoundObject]:
-    """The objects of a picture, class by class.
-
-    Args:
-        prediction: What was found.
-        instances: Whether pixels that are not joined are several objects; else all of a class are one.
-        tolerance: px that polygons may be off the outline.
-    """
-    found = []
-    for index, (label, probability) in enumerate(prediction.probabilities.items(), start=1):
-        parts = find_parts(prediction.mask == index)
-        for several in [[part] for part in parts] if instances else [parts] if parts else []:
-            values = [probability[y : y + one.shape[0], x : x + one.shape[1]][one] for x, y, one in several]
-            score = float(np.concatenate(values).mean(dtype=np.float64))
-            found.append(FoundObject(index, label, several, score, tolerance))
-    return found
 
 
 @dataclass(frozen=True)
@@ -189,10 +128,7 @@ class CocoWriter(LabelWriter):
     def _segmentation(self, found: FoundObject, size: tuple[int, int]) -> Any:
         if self.polygons:
             return [[value for corner in polygon for value in corner] for polygon in found.outlines]
-        from pycocotools import mask as coco_mask
-
-        code = coco_mask.encode(np.asfortranarray(found.draw(size).astype(np.uint8)))
-        return {"size": list(size), "counts": code["counts"].decode("ascii")}
+        return {"size": list(size), "counts": _run_lengths(found, size)}
 
     def close(self) -> None:
         """Write the JSON."""
@@ -203,6 +139,24 @@ class CocoWriter(LabelWriter):
             "categories": [{"id": index, "name": name} for index, name in enumerate(self.classes, start=1)],
         }
         _write_text(self.folder / "annotations.json", json.dumps(content, ensure_ascii=False))
+
+
+def _run_lengths(found: FoundObject, size: tuple[int, int]) -> str:
+    """COCO's compressed run lengths, column by column; only its own columns are looked at."""
+    from pycocotools import mask as coco_mask
+
+    (height, width), (left, _, columns, _) = size, found.box
+    canvas = np.zeros((height, columns), dtype=np.uint8, order="F")
+    found.paint(canvas, 1, left)
+    lengths = run_lengths(coco_mask.encode(canvas)["counts"])
+    lengths[0] += left * height
+    after = (width - left - columns) * height
+    if len(lengths) % 2:
+        lengths[-1] += after
+    elif after:
+        lengths.append(after)
+    code: bytes = coco_mask.frPyObjects({"size": list(size), "counts": lengths}, height, width)["counts"]
+    return code.decode("ascii")
 
 
 class LabelmeWriter(LabelWriter):
@@ -268,7 +222,7 @@ class VocWriter(LabelWriter):
                 )
             numbers = np.zeros(picture.mask.shape, dtype=np.uint8)
             for number, found in enumerate(picture.objects, start=1):
-                numbers[found.draw(numbers.shape)] = number
+                found.paint(numbers, number)
             write_mask(self.folder / "SegmentationObject" / f"{picture.name}.png", numbers)
         _link(picture, self.folder / "JPEGImages")
         write_mask(self.folder / "SegmentationClass" / f"{picture.name}.png", picture.mask)

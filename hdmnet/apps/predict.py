@@ -27,7 +27,7 @@ from tqdm import tqdm
 from hdmnet.apps.example import CLASS, write_example
 from hdmnet.apps.label_writers import PICTURES, LabelWriters, closing, refuse_label_folders
 from hdmnet.apps.segmenter import Prediction, Segmenter
-from hdmnet.apps.supports import Supports
+from hdmnet.apps.supports import Supports, leave_out_vanishing
 from hdmnet.data.datasets.base import LeftOut
 from hdmnet.data.io.listing import is_picture
 from hdmnet.data.io.masks import voc_palette, write_mask
@@ -121,6 +121,7 @@ def predict(cfg: DictConfig, supports: Supports | None, queries: Sequence[Path])
         raise InputError(f"maps=true and formats={cfg.formats}: expected png among them, for maps are pictures")
     segmenter = Segmenter.of_command(cfg)
     if supports is not None:
+        supports = leave_out_vanishing(supports, segmenter.image_size)
         pairs = {name: tuple(zip(*several, strict=True)) for name, several in supports.items()}
         segmenter.fit(pairs)
     elif not segmenter.classes:

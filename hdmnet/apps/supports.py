@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,13 @@ from omegaconf import OmegaConf
 
 from hdmnet.apps.labelled import SUFFIXES, read_labels
 from hdmnet.apps.segmenter import DEFAULT_CLASS
+from hdmnet.data.datasets.base import LeftOut
 from hdmnet.data.io.user_pictures import LabelledMask
+from hdmnet.data.transforms import resize_mask
 from hdmnet.runtime.errors import InputError
 from hdmnet.runtime.home import expand_home
+
+log = logging.getLogger(__name__)
 
 Box = tuple[float, float, float, float]
 Support = tuple[Path, Path | Box | LabelledMask]
@@ -78,6 +83,34 @@ def _parse_of_class(name: str, word: str) -> list[Support]:
     if name not in found:
         raise InputError(f"support names class {name!r}, and {word} has labels of {', '.join(sorted(found))}")
     return found[name]
+
+
+def leave_out_vanishing(supports: Supports, size: tuple[int, int]) -> Supports:
+    """Supports without labels of which nothing is left at the network's (H, W); a log line names them.
+
+    Of a picture and mask that a user named one by one `Segmenter.fit` refuses such a mask.
+
+    Raises:
+        ValueError: Nothing of a class is left.
+    """
+    kept: Supports = {}
+    lost: list[str] = []
+    for name, pairs in supports.items():
+        for picture, mask in pairs:
+            if isinstance(mask, LabelledMask) and not (resize_mask(mask.values, size) == 1).any():
+                lost.append(f"{picture} ({name})")
+            else:
+                kept.setdefault(name, []).append((picture, mask))
+        if name not in kept:
+            raise InputError(
+                f"support: all objects of class {name!r} vanish at the network's {size[0]}x{size[1]}: set a larger "
+                "image_size, or name the classes that you want, support={CLASS:[LABELS]}"
+            )
+    if lost:
+        log.warning(
+            "support: %s", LeftOut(f"vanishes at the network's {size[0]}x{size[1]}, left out", tuple(lost)).tell()
+        )
+    return kept
 
 
 def _words(value: Any) -> list[str]:

@@ -15,7 +15,8 @@ import yaml
 from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
-from hdmnet.apps.label_writers import LabelWriters, closing, find_objects
+from hdmnet.apps.found_objects import find_objects
+from hdmnet.apps.label_writers import LabelWriters, closing
 from hdmnet.apps.segmenter import Prediction
 from hdmnet.data.io.outlines import LEAST_IOU
 from tests.helpers.random_masks import random_masks
@@ -68,6 +69,12 @@ def read_coco(folder, number, size):
     image = next(one for one in coco.dataset["images"] if one["file_name"] == f"p{number}.png")
     for one in coco.imgToAnns[image["id"]]:
         yield one["category_id"], coco.annToMask(one).astype(bool), one
+
+
+def painted(found, size):
+    canvas = np.zeros(size, dtype=np.uint8)
+    found.paint(canvas, 1)
+    return canvas.astype(bool)
 
 
 def read_labelme(folder, number, size):
@@ -129,7 +136,7 @@ def test_200_masks_come_back_as_they_were(masks, written, name, tolerance):
     folder = written[tolerance]
     exact = tolerance == 0 or name == "voc"
     for number, mask in enumerate(masks):
-        expected = [(one.index, one.draw(mask.shape)) for one in find_objects(predicted(mask))]
+        expected = [(one.index, painted(one, mask.shape)) for one in find_objects(predicted(mask))]
         found = list(READERS[name](folder, number, mask.shape))
         assert len(found) == len(expected)
         if name == "voc":  # has no order

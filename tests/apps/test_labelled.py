@@ -12,7 +12,7 @@ from PIL import Image
 from hdmnet.apps.label_writers import LabelWriters
 from hdmnet.apps.labelled import read_labels
 from hdmnet.apps.segmenter import Prediction
-from hdmnet.apps.supports import parse_supports
+from hdmnet.apps.supports import leave_out_vanishing, parse_supports
 from hdmnet.data.io.user_pictures import LabelledMask, read_user_mask, read_user_picture
 from tests.helpers.random_masks import random_masks
 
@@ -111,6 +111,19 @@ def test_what_is_ignored_stays_so_beside_a_tiny_object(tmp_path):
     values[5, 5] = 1
     read = read_user_mask(LabelledMask(values, picture), *read_user_picture(large))
     assert (read == values).all()
+
+
+def test_objects_that_vanish_at_the_network_s_size_are_left_out(tmp_path, caplog):
+    sizes = {"large": 40, "tiny": 1}
+    supports = {
+        name: [(tmp_path / f"{name}.png", LabelledMask(np.pad(np.ones((side, side), np.uint8), 30), tmp_path))]
+        for name, side in sizes.items()
+    }
+    with pytest.raises(ValueError, match="all objects of class 'tiny' vanish at the network's 9x9: set a larger"):
+        leave_out_vanishing(supports, (9, 9))
+    joined = {"cat": supports["large"] + supports["tiny"], "dog": [(tmp_path / "d.png", (0.0, 0.0, 1.0, 1.0))]}
+    assert leave_out_vanishing(joined, (9, 9)) == {"cat": supports["large"], "dog": joined["dog"]}
+    assert caplog.messages == [f"support: {tmp_path}/tiny.png (cat): vanishes at the network's 9x9, left out"]
 
 
 def test_formats_are_told_apart(written, tmp_path):
