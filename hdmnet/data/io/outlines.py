@@ -2,7 +2,7 @@
 
 A pixel (row y, column x) is the square from (x, y) to (x + 1, y + 1), as COCO, LabelMe and YOLO have it. Polygons lie
 `INSET` inside that outline: programs that cut coordinates down to whole pixels and fill up to and with the border
-(ultralytics, supervision, LabelMe) then draw the very pixels, as do those that look at pixels' centres (pycocotools).
+(ultralytics, LabelMe) then draw the very pixels, as do those that look at pixels' centres (pycocotools).
 
 An object is what is joined by edges of its pixels; pixels that touch at a corner only are two. So each has one outline,
 and holes, which are cut open to it: one polygon of no width between them.
