@@ -28,7 +28,8 @@ def run(cfg: DictConfig) -> None:
     Raises:
         ValueError: Something is not as it should be, or a query could not be segmented.
     """
-    from hdmnet.apps.predict import example_of, find_queries, parse_supports, predict
+    from hdmnet.apps.predict import example_of, find_queries, predict
+    from hdmnet.apps.supports import parse_supports
 
     if cfg.example:
         predict(cfg, *example_of(cfg))

@@ -3,7 +3,7 @@
 Of a query NAME it writes `NAME_mask.png` (0/255; of several classes a palette PNG of their indices),
 `NAME_probability.png` (16-bit grey, one a class), `NAME_overlay.jpg`, and with `maps=true` what the method shows of
 itself, by its names and numbered (`NAME_correlation_1.png` …): each map stretched from its least to its largest value,
-at the picture's size.
+at the picture's size. Other formats: hdmnet/apps/label_writers.py.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from hdmnet.apps.example import CLASS, write_example
-from hdmnet.apps.segmenter import DEFAULT_CLASS, Prediction, Segmenter
+from hdmnet.apps.label_writers import PICTURES, LabelWriters, closing, refuse_label_folders
+from hdmnet.apps.segmenter import Prediction, Segmenter
+from hdmnet.apps.supports import Supports, leave_out_vanishing
 from hdmnet.data.datasets.base import LeftOut
 from hdmnet.data.io.listing import is_picture
 from hdmnet.data.io.masks import voc_palette, write_mask
-from hdmnet.data.io.user_pictures import read_user_picture
+from hdmnet.data.io.user_pictures import LabelledMask, read_user_picture
 from hdmnet.runtime.atomic import replacing
 from hdmnet.runtime.errors import InputError, user_message
 from hdmnet.runtime.home import expand_home
@@ -43,79 +45,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Box = tuple[float, float, float, float]
-Supports = dict[str, list[tuple[Path, Path | Box]]]
-
 _TINT = 0.45  # opacity of the overlay
 _NOT_IN_NAMES = r"[^\w.-]+"  # of files: a class's or a map's name may hold more
 
 
 # --------------------------------------------------------------------------------------------------- the command line
-
-
-def parse_supports(value: Any) -> Supports | None:
-    """Read the key `support`.
-
-    Args:
-        value: IMG:MASK or IMG:x0,y0,x1,y1, a list of them, or such a list by class, {NAME: […], …} or [[NAME, …], …];
-            null.
-
-    Returns:
-        Pictures with masks or boxes by class; None for null.
-
-    Raises:
-        ValueError: An entry is neither.
-    """
-    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-    if plain is None:
-        return None
-    if isinstance(plain, list) and plain and all(isinstance(one, list) and one for one in plain):
-        named = [(one[0], one[1:]) for one in plain]
-    else:
-        named = list(plain.items()) if isinstance(plain, dict) else [(DEFAULT_CLASS, plain)]
-    names = [str(name) for name, _ in named]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise InputError(f"support names class {twice[0]!r} twice; expected all of its pictures in one list")
-    supports = {str(name): [_parse_support(word) for word in _words(words)] for name, words in named}
-    empty = [name for name, pairs in supports.items() if not pairs]
-    if empty or not supports:
-        raise InputError(f"support has no picture{f' of {empty[0]}' if empty else ''}; expected support=[IMG:MASK,…]")
-    return supports
-
-
-def _words(value: Any) -> list[str]:
-    """A list's words; numbers belong to the word before them, as Hydra takes a box's commas for the list's."""
-    words: list[str] = []
-    for item in value if isinstance(value, list) else [value]:
-        if words and isinstance(item, int | float) and not isinstance(item, bool):
-            words[-1] += f",{item}"
-        else:
-            words.append(str(item))
-    return words
-
-
-def _parse_support(word: str) -> tuple[Path, Path | Box]:
-    colons = [place for place, letter in enumerate(word) if letter == ":"]
-    splits = [(expand_home(word[:at]), word[at + 1 :].strip()) for at in colons if word[:at] and word[at + 1 :]]
-    if not splits:
-        raise InputError(f"support has {word!r}: expected IMG:MASK or IMG:x0,y0,x1,y1")
-    # Names may hold colons: the last one counts that leaves a picture that is there.
-    image, mask = next((split for split in splits[::-1] if split[0].is_file()), splits[-1])
-    numbers = _numbers(mask)
-    if numbers is None or Path(mask).exists():
-        return image, expand_home(mask)
-    if len(numbers) != 4:
-        raise InputError(f"support has {word!r}: expected four numbers for a box, IMG:x0,y0,x1,y1")
-    x0, y0, x1, y1 = numbers
-    return image, (x0, y0, x1, y1)
-
-
-def _numbers(text: str) -> list[float] | None:
-    """Numbers split by commas; None where there is anything else."""
-    try:
-        return [float(number) for number in text.split(",")]
-    except ValueError:
-        return None
 
 
 def find_queries(value: Any) -> list[Path]:
@@ -177,10 +111,17 @@ def predict(cfg: DictConfig, supports: Supports | None, queries: Sequence[Path])
         raise InputError("support is not given; expected support=[IMG:MASK,…]")
     keep_freed_memory()
     output = Path(cfg.paths.run_dir)
-    read = [part for pairs in (supports or {}).values() for pair in pairs for part in pair if isinstance(part, Path)]
-    _refuse_to_replace(output, _names(queries), [*queries, *read], maps=cfg.maps)
+    parts = [part for pairs in (supports or {}).values() for pair in pairs for part in pair]
+    files = (part.file if isinstance(part, LabelledMask) else part for part in parts)
+    read = [path for path in files if isinstance(path, Path)]
+    if PICTURES in cfg.formats:
+        _refuse_to_replace(output, _names(queries), [*queries, *read], maps=cfg.maps)
+    refuse_label_folders(output, cfg.formats, [*queries, *read])
+    if cfg.maps and PICTURES not in cfg.formats:
+        raise InputError(f"maps=true and formats={cfg.formats}: expected png among them, for maps are pictures")
     segmenter = Segmenter.of_command(cfg)
     if supports is not None:
+        supports = leave_out_vanishing(supports, segmenter.image_size)
         pairs = {name: tuple(zip(*several, strict=True)) for name, several in supports.items()}
         segmenter.fit(pairs)
     elif not segmenter.classes:
@@ -188,11 +129,13 @@ def predict(cfg: DictConfig, supports: Supports | None, queries: Sequence[Path])
     if cfg.save is not None:
         segmenter.save(cfg.save)
     failed = 0
-    done = write_predictions(segmenter, queries, output, maps=cfg.maps)
-    for answer in tqdm(done, total=len(queries), desc="predict", unit="picture"):
-        if answer.error is not None:
-            failed += 1
-            tqdm.write(f"error: {answer.error}", file=sys.stderr)
+    settings = {key: cfg[key] for key in ("instances", "polygons", "tolerance")}
+    with closing(LabelWriters(output, cfg.formats, segmenter.classes, queries, **settings)) as labels:
+        done = write_predictions(segmenter, queries, output, maps=cfg.maps, labels=labels)
+        for answer in tqdm(done, total=len(queries), desc="predict", unit="picture"):
+            if answer.error is not None:
+                failed += 1
+                tqdm.write(f"error: {answer.error}", file=sys.stderr)
     print(f"segmented {len(queries) - failed} of {len(queries)} pictures: {output}", flush=True)
     if failed:
         raise InputError(f"{failed} of {len(queries)} queries could not be segmented, see above; the others are done")
@@ -222,6 +165,7 @@ def write_predictions(
     *,
     maps: bool = False,
     read: Callable[[Path], UInt8Array] = lambda path: read_user_picture(path)[0],
+    labels: LabelWriters | None = None,
 ) -> Iterator[Answer]:
     """Segment pictures one after another and write what was found.
 
@@ -231,6 +175,7 @@ def write_predictions(
         output: Where to.
         maps: The method's maps too.
         read: Reads a picture as (H0, W0, 3) uint8 RGB.
+        labels: Writes further formats; None: pictures only.
 
     Yields:
         Of each query, in order, what was written or why nothing was.
@@ -238,7 +183,12 @@ def write_predictions(
     for path, name in zip(queries, _names(queries), strict=True):
         try:
             picture = read(path)
-            answer = write_prediction(output, name, picture, segmenter.predict(picture, maps=maps))
+            prediction = segmenter.predict(picture, maps=maps)
+            answer = Answer(name)
+            if labels is None or labels.pictures:
+                answer = write_prediction(output, name, picture, prediction)
+            if labels is not None:
+                labels.add(path, name, prediction)
         except (ValueError, OSError) as error:
             message = user_message(error)
             if message is None:

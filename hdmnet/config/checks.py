@@ -46,6 +46,10 @@ def _are_scales(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(map(_above_0, value))
 
 
+def _are_formats(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and set(map(str, value)) <= set(_FORMATS)
+
+
 def _is_range(value: Any) -> bool:
     return _numbers(2, _above_0)(value) and value[0] <= value[1]
 
@@ -68,6 +72,7 @@ def _by_dataset(check: Check) -> Check:
     return lambda value: all(map(_optional(check), value.values() if isinstance(value, Mapping) else [value]))
 
 
+_FORMATS = ("png", "coco", "labelme", "yolo", "voc")
 _NOVEL = ("removed", "background", "ignore")
 _SIZE = (_is_size, f"an integer of 1 to {LARGEST_SIDE}, or two of them: [H,W]")
 _COUNT = (_integer(1), "an integer of at least 1")
@@ -107,6 +112,7 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     "test_scales": (_are_scales, "numbers above 0: [1.0], [0.67,1.0]"),
     "test_flip generalised example": (_is_bool, "true or false"),
     "generalised_threshold": (lambda value: _above_0(value) and value < 1, "a number between 0 and 1"),
+    "formats": (_are_formats, f"a list of {', '.join(_FORMATS)}"),
     "baseline_episodes": (_integer(0), "an integer of at least 0 (none)"),
     "dataset.check_files seed optim.warmup_steps optim.base.warmup_steps": (
         _integer(0),
@@ -134,7 +140,7 @@ _CHECKS: dict[str, tuple[Check, str]] = {
     "trainer.use_distributed_sampler trainer.sync_batchnorm trainer.barebones trainer.inference_mode": _OPTIONAL_BOOL,
     "trainer.detect_anomaly trainer.benchmark": _OPTIONAL_BOOL,
     "trainer.deterministic": (lambda value: value == "warn" or _optional(_is_bool)(value), "null, true, false or warn"),
-    "keep_features_gb optim.weight_decay optim.power optim.base.weight_decay optim.base.power": _FACTOR,
+    "tolerance keep_features_gb optim.weight_decay optim.power optim.base.weight_decay optim.base.power": _FACTOR,
 }
 
 _CHOICES: dict[str, tuple[str, ...]] = {

@@ -74,7 +74,7 @@ class EvaluateSchema(ExperimentSchema):
 
 @dataclass
 class PredictSchema:
-    """Types of the keys of conf/predict.yaml; `support` and `query` are read by `hdmnet/apps/predict.py`."""
+    """Types of the keys of conf/predict.yaml; `support` and `query` are read by `hdmnet/apps`."""
 
     paths: Any = MISSING
     model: Any = None
@@ -84,6 +84,10 @@ class PredictSchema:
     query: Any = None
     example: bool = False
     output: str = MISSING
+    formats: Any = MISSING
+    instances: bool = True
+    polygons: bool = False
+    tolerance: float = 1.0
     maps: bool = False
     save: str | None = None
     device: str = "auto"

@@ -40,8 +40,8 @@ sys.path[:0] = [path for path in (str(ROOT), str(Path(__file__).parent)) if path
 
 from network_file import SUFFIXES, TOLERANCE, export  # noqa: E402
 
-from hdmnet.apps.predict import parse_supports  # noqa: E402
 from hdmnet.apps.segmenter import Segmenter  # noqa: E402
+from hdmnet.apps.supports import parse_supports  # noqa: E402
 from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
 
 NAME = "export"

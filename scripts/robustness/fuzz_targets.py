@@ -380,7 +380,8 @@ def _prepare_evaluation(cfg: DictConfig) -> None:
 
 
 def _prepare_prediction(cfg: DictConfig) -> None:
-    from hdmnet.apps.predict import find_queries, parse_supports
+    from hdmnet.apps.predict import find_queries
+    from hdmnet.apps.supports import parse_supports
 
     parse_supports(cfg.support), find_queries(cfg.query)
     void(OmegaConf.to_container(cfg.official))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from PIL import Image
 
 from hdmnet import Segmenter
-from hdmnet.apps.predict import find_queries, parse_supports
+from hdmnet.apps.predict import find_queries
+from hdmnet.apps.supports import parse_supports
 from tests.helpers import commands
 from tests.helpers.official_files import write_official
 
@@ -217,6 +219,28 @@ def test_what_is_read_is_never_replaced(folder, start, tmp_path):
     refusal = predict(tmp_path, start, *words).refusal()
     assert "holds a_mask.png, which is read and might be replaced: choose another folder" in refusal
     assert (tmp_path / "a_mask.png").read_bytes() == before
+
+
+def test_all_formats_at_once(folder, start, tmp_path):
+    support = f"support={{cat:[{folder}/a.png:{folder}/a_mask.png],dog:[{folder}/b.png:{folder}/b_mask.png]}}"
+    words = (support, f"query={folder}/queries", "formats=[png,coco,labelme,yolo,voc]")
+    answer = predict(tmp_path, start, *words)
+    assert answer.code == 1
+    out = tmp_path / "out"
+    assert f"coco: labels of 5 pictures: {out / 'coco'}" in answer.out
+    content = json.loads((out / "coco" / "annotations.json").read_text())
+    assert [one["name"] for one in content["categories"]] == ["cat", "dog"]
+    names = {one["file_name"]: (one["height"], one["width"]) for one in content["images"]}
+    assert names == {path.name: SIZES[path.stem] for path in (folder / "queries").iterdir() if path.stem in SIZES}
+    for name in SIZES:
+        assert (pixels(out / "voc/SegmentationClass" / f"{name}.png") == pixels(out / f"{name}_mask.png")).all()
+        for file in (f"labelme/{name}.json", f"yolo/labels/{name}.txt"):
+            assert (out / file).is_file()
+    refusal = predict(tmp_path, start, support, f"query={out}/yolo/images", "formats=[yolo]").refusal()
+    assert "holds images/grey.png, which is read and might be replaced: choose another folder" in refusal
+    refusal = predict(tmp_path, start, *words[:2], "formats=[coco]", "maps=true").refusal()
+    assert "maps=true and formats=['coco']: expected png among them" in refusal
+    assert "formats=['jpg']: expected a list of png, coco" in predict(tmp_path, start, "formats=[jpg]").refusal()
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,19 @@ from hdmnet.runtime.errors import DatasetError, MissingFileError
 from hdmnet.runtime.home import expand_home
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledMask:
+    """A mask that needs no reading any more.
+
+    Attributes:
+        values: (H0, W0) uint8: 1 the object, 0 all else, 255 ignore.
+        file: Where it is from.
+    """
+
+    values: UInt8Array
+    file: Path
 
 
 def read_user_picture(image: Any) -> tuple[UInt8Array, int]:
@@ -59,7 +73,7 @@ def read_user_mask(mask: Any, picture: UInt8Array, turned: int = 1, *, name: str
 
     Args:
         mask: A path, PIL image, array, tensor; or a box x0, y0, x1, y1 in the pixels of the picture as shown, the
-            second corner not included.
+            second corner not included; or a `LabelledMask`.
         picture: (H0, W0, 3), from `read_user_picture`.
         turned: Its EXIF orientation, from there too: a mask whose shape tells that it was drawn on the stored pixels is
             turned likewise. Where both fit it is taken as drawn on the picture as shown, and a log line says so.
@@ -75,7 +89,9 @@ def read_user_mask(mask: Any, picture: UInt8Array, turned: int = 1, *, name: str
     size = picture.shape[:2]
     if _is_box(mask):
         return _box_mask(mask, size, name)
-    if isinstance(mask, str | Path):
+    if isinstance(mask, LabelledMask):
+        values = mask.values
+    elif isinstance(mask, str | Path):
         values = read_object_mask(_existing(mask, "mask"), name)
     elif isinstance(mask, Image.Image):
         values = pil_object_mask(mask, name)

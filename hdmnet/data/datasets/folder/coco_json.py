@@ -191,6 +191,8 @@ def _read_coco(places: Places, path: Path, content: dict[str, Any]) -> Tree:
         one | {"image_id": plain_id(one["image_id"]), "category_id": plain_id(one["category_id"])}
         for one in content["annotations"]
     ]
+    if places.boxes:
+        annotations = [_with_region(one) for one in annotations]
     named = {category["id"]: str(category["name"]) for category in categories}
     # Roboflow's category 0 is the project itself: no annotation has it, and a class may bear its name.
     used = named.keys() & {annotation["category_id"] for annotation in annotations} or named.keys()
@@ -234,6 +236,16 @@ def _read_coco(places: Places, path: Path, content: dict[str, Any]) -> Tree:
         crowds={use: tuple(ids[image] for image in several) for use, several in found.crowds.items()},
         bare=tuple(ids[image] for image in found.bare),
     )
+
+
+def _with_region(annotation: dict[str, Any]) -> dict[str, Any]:
+    """An annotation whose region is its box, where it has no other."""
+    box = annotation.get("bbox")
+    if not marks_nothing(annotation.get("segmentation")) or not isinstance(box, list) or len(box) != 4:
+        return annotation
+    x0, y0 = box[:2]
+    x1, y1 = x0 + box[2], y0 + box[3]
+    return annotation | {"segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]]}
 
 
 def _note_unnamed(places: Places, tree: Tree, parts: Sequence[Tree]) -> Tree:

@@ -70,6 +70,7 @@ class FolderDataset(LabelMapDataset):
         annotations: COCO-style JSON below the root, or two, for training and for validation; None: those there are.
         crowd: What annotations with `iscrowd: 1` are: "ignore" (255), "zero" (background) or "class" (objects, as brush
             masks out of CVAT); None: objects of the classes that have no other annotation in the file, else ignored.
+        boxes: Whether annotations without a segmentation are their boxes: for supports, not for training.
         num_folds: Number of folds that the classes are dealt out to, as evenly as can be; None or 1: no folds, all
             classes are novel.
         folds: File that names each fold's novel classes, one fold a line, split by commas (a name that holds one in
@@ -98,6 +99,7 @@ class FolderDataset(LabelMapDataset):
         masks: str | None = None,
         annotations: str | Sequence[str] | None = None,
         crowd: str | None = None,
+        boxes: bool = False,
         num_folds: int | None = None,
         folds: str | None = None,
         split_rule: SplitRule = "contiguous",
@@ -115,7 +117,7 @@ class FolderDataset(LabelMapDataset):
             raise DatasetError(f"dataset.crowd={crowd}: expected {', '.join(CROWD_VALUES)} or null")
         self.crowd = crowd
         images, masks, annotations = (_expanded(one) for one in (images, masks, annotations))
-        self.tree = scan(Places(self.root, images, masks, annotations, classes, colours, crowd), layout)
+        self.tree = scan(Places(self.root, images, masks, annotations, classes, colours, crowd, boxes), layout)
         self.class_names = self.tree.class_names
         self._class_values = _class_values(self.tree.stored)
         self.split_rule = split_rule

@@ -89,6 +89,7 @@ class Places:
         colours: File that names the class of each colour, of masks in colours.
         crowd: What annotations with `iscrowd: 1` are, see `CROWD_VALUES`; None: objects of the classes that have no
             other annotation, else ignored.
+        boxes: Whether an annotation without a segmentation marks its box; else nothing.
     """
 
     root: Path
@@ -98,6 +99,7 @@ class Places:
     classes: str | Sequence[str] | None = None
     colours: str | None = None
     crowd: str | None = None
+    boxes: bool = False
     _listed: dict[Path, Listing] = field(default_factory=dict, init=False, compare=False)
 
     def files_in(self, folder: Path) -> Listing:
