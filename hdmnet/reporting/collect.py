@@ -133,6 +133,9 @@ class Run:
         return next((path for path in candidates if path.is_file()), None)
 
 
+_MOST_NAMED = 5  # unfinished runs of a folder, as a sweep that was stopped leaves many
+
+
 @dataclass(frozen=True)
 class Collection:
     """What was found."""
@@ -141,19 +144,24 @@ class Collection:
     warnings: list[str]  # one line each: damaged results, folders without one, unfinished runs
 
 
-def _find(named: Path, unfinished: list[str]) -> list[Path]:
-    """Result files of one argument; `unfinished` gets the folders below it that hold none."""
+def _find(named: Path, warnings: list[str]) -> list[Path]:
+    """Result files of one argument; `warnings` gets lines on the runs below it that have none."""
     if named.is_file():
         return [named]
     if not named.is_dir():
         raise MissingFileError(f"{named} not found; expected a run folder, a folder of runs or a result.json")
-    found = []
+    found, unfinished = [], []
     twice: list[str] = []  # no news: what a second link leads to is found all the same
-    for folder, folders, files in walk_folders(named, twice, unreadable=unfinished):
+    for folder, folders, files in walk_folders(named, twice, unreadable=warnings):
         if RESULT in files:
             found.append(folder / RESULT)
         elif ".hydra" in folders and _is_run(folder):
-            unfinished.append(f"unfinished run, left out: {folder} has no {RESULT}")
+            unfinished.append(folder)
+    if len(unfinished) > _MOST_NAMED:
+        named_ones = ", ".join(map(str, unfinished[:_MOST_NAMED]))
+        warnings.append(f"{len(unfinished)} unfinished runs without {RESULT}, left out: {named_ones} …")
+    else:
+        warnings += [f"unfinished run, left out: {folder} has no {RESULT}" for folder in unfinished]
     return found
 
 

@@ -51,6 +51,14 @@ def leaderboards(runs: Sequence[Run], costs: Callable[[Run], Costs | None]) -> l
     return tables
 
 
+def _shorter(studies: Sequence[Study]) -> list[Study]:
+    """The studies, their labels without the parts that all of them share."""
+    parts = [study.label.split(", ") for study in studies]
+    shared = set.intersection(*map(set, parts))
+    own = [", ".join(part for part in label if part not in shared) for label in parts]
+    return [replace(study, label=label or study.method) for study, label in zip(studies, own, strict=True)]
+
+
 def _rows(runs: Sequence[Run]) -> dict[str, list[Row]]:
     """By data set and protocol, the settings that stand beside each other: by shots, the best first."""
     found = {}
@@ -58,7 +66,7 @@ def _rows(runs: Sequence[Run]) -> dict[str, list[Row]]:
         for protocol in dict.fromkeys(run.protocol for run in group):
             alike = [run for run in group if run.protocol == protocol]
             if len({run.method for run in alike}) > 1:
-                rows = [(study, shot, own) for study in studies_of(alike) for shot, own in study.rows.items()]
+                rows = [(study, shot, own) for study in _shorter(studies_of(alike)) for shot, own in study.rows.items()]
                 rows.sort(key=lambda row: (int(row[1]), -(pool_runs(row[2]).mean or 0.0)))
                 found[name if protocol == "ours" else f"{name}_{protocol}"] = rows
     return found

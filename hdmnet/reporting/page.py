@@ -52,7 +52,7 @@ def make_page(
     empty = [str(table.number) for table in papers if not table.runs]
     parts = [
         _begin("HDMNet: tables and figures"),
-        "<h1>HDMNet: the paper's tables and figures, with our numbers beside</h1>",
+        "<h1>hdmnet: methods beside each other, and the paper's tables with our numbers</h1>",
         f"<p>{len(runs)} runs, {date}. Paper: {html.escape(source())}</p>",
         "<p>Every number of ours is the mean over folds of the mean over training seeds; ± is the sample standard "
         "deviation over training seeds where several runs differ only in the seed, else over test seeds, as told in "
