@@ -113,8 +113,8 @@ def _row(found: Estimate | None, episodes: int) -> tuple[list[str | Value], list
     return [str(episodes), *values, interval], values
 
 
-def _table(name: str, title: str, label: str) -> Table:
-    return Table(f"compare_{name}", title, [("", label), *_HEAD])
+def _table(name: str, title: str, label: str, measure: str = "mIoU (%)") -> Table:
+    return Table(f"compare_{name}", title, [("", label), *((group and measure, head) for group, head in _HEAD)])
 
 
 def _add(table: Table, label: str, found: Estimate | None, episodes: int) -> None:
@@ -140,7 +140,7 @@ def _overall(runs: Sequence[Run], pair: EpisodeTable, found: Estimate) -> Table:
 
 
 def _by_class(pair: EpisodeTable) -> Table:
-    table = _table("classes", "By class", "class")
+    table = _table("classes", "By class", "class", "IoU (%)")
     for value, name in enumerate(pair.class_names):
         own = pair.choose(pair.class_index == value)
         _add(table, name, estimate(own, *_NAMES), len(own))
