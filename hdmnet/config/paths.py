@@ -52,11 +52,13 @@ def find_option(group: str, option: str) -> Path | None:
 def option_of(group: str, node: Mapping[str, Any]) -> str | None:
     """The option of a config group that a stored node was made from, by its class and name; else by its class alone.
 
+    Of several with that class, the one that the class' module is called by: `folder`, not `isic`, which is one of these.
     None where no file of the group has its `_target_`.
     """
+    modules = str(node.get("_target_")).split(".")
     fits = [option for option, (target, _) in _options(group, conf_dirs()).items() if target == node.get("_target_")]
     named = [option for option in fits if _options(group, conf_dirs())[option][1] == node.get("name")]
-    return next(iter([*named, *fits]), None)
+    return next(iter([*named, *(option for option in fits if option in modules), *fits]), None)
 
 
 @functools.cache

@@ -56,8 +56,8 @@ def test_the_best_method_comes_first_with_its_folds_and_what_it_costs(runs_of):
     # 20 s over 100 episodes; the deviation of two folds 10 points apart is 10 / sqrt(2).
     costs = ["4.2", "10.6", "27.4", "90.0", "200.0", "700.0", "folds 0–1, 1 training seed"]
     assert cells(board) == [
-        ["shapes, resnet_narrow, prototype", "default", "1", "60.0", "70.0", "65.0", "7.1", "–", "75.0", *costs],
-        ["shapes, resnet_narrow, hdmnet", "default", "1", "40.0", "50.0", "45.0", "7.1", "–", "75.0", *costs],
+        ["prototype", "default", "1", "60.0", "70.0", "65.0", "7.1", "–", "75.0", *costs],
+        ["hdmnet", "default", "1", "40.0", "50.0", "45.0", "7.1", "–", "75.0", *costs],
     ]
     assert cells(classes)[0] == ["ant", "60.0", "40.0"]
 
