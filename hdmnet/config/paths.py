@@ -52,7 +52,7 @@ def find_option(group: str, option: str) -> Path | None:
 def option_of(group: str, node: Mapping[str, Any]) -> str | None:
     """The option of a config group that a stored node was made from, by its class and name; else by its class alone.
 
-    Of several with that class, the one that the class' module is called by: `folder`, not `isic`, which is one of these.
+    Of several with that class, the one that the class' module is called by: `folder`, not `isic`, which is such a one.
     None where no file of the group has its `_target_`.
     """
     modules = str(node.get("_target_")).split(".")

@@ -150,8 +150,8 @@ def draw_leaderboards(runs: Sequence[Run], folder: Path) -> list[Figure]:
         figure = new_figure(7.5, 5)
         axes = figure.subplots()
         axes.scatter([x for x, *_ in points], [y for _, y, _ in points], color=BLUE, zorder=3)
-        for x, y, label in points:
-            axes.annotate(label, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        for number, (x, y, label) in enumerate(sorted(points)):  # above and below by turns: neighbours stay legible
+            axes.annotate(label, (x, y), xytext=(5, -11 if number % 2 else 4), textcoords="offset points", fontsize=8)
         axes.set_xscale("log")
         for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
             which("{x:.0f}")

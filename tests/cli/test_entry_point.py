@@ -16,6 +16,7 @@ from hdmnet.config.instantiate import instantiate
 from tests.helpers.commands import call
 
 ROOT = Path(__file__).resolve().parents[2]
+DATASETS = ", ".join(sorted(file.stem for file in (ROOT / "conf" / "dataset").glob("*.yaml")))
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def never(cfg):
         ("fodl=1", "fodl: no such key; did you mean 'fold'? (--cfg job shows all keys)"),
         (
             "dataset=pascl",
-            "dataset=pascl: no such option; did you mean 'pascal'? (dataset can be coco, folder, pascal, shapes)",
+            f"dataset=pascl: no such option; did you mean 'pascal'? (dataset can be {DATASETS})",
         ),
         ("dataste=coco", "dataste: no such key; did you mean 'dataset'? (--cfg job shows all keys)"),
         (
@@ -190,9 +191,9 @@ def test_help_is_quick_and_loads_nothing_heavy(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     assert "python -m hdmnet.train dataset=coco fold=2 shot=5" in done.stdout
-    assert "dataset: coco, folder, pascal, shapes" in done.stdout
+    assert f"dataset: {DATASETS}\n" in done.stdout
     assert done.stderr == "[]\n"
-    assert os.times().children_user - before < 3  # seconds of computing: the machine may be busy with other tests
+    assert os.times().children_user - before < 6  # seconds of computing: the machine may be busy with other tests
     assert list(tmp_path.iterdir()) == []
 
 

@@ -45,8 +45,8 @@ def test_every_target_takes_the_keys_of_its_node(file):
         module, _, name = node["_target_"].rpartition(".")
         function = getattr(importlib.import_module(module), name)
         of_the_run = {"backbone": {"mean", "std", "feature_channels"}, "model": {"name", "encoder", "trunk", "augment"}}
-        others = (of_the_run | {"dataset": common_keys()}).get(file.parent.name, ())
-        arguments = {key: value for key, value in node.items() if not key.startswith("_") and key not in others}
+        others = (of_the_run | {"dataset": common_keys() | {"defaults"}}).get(file.parent.name, ())
+        arguments = {key: value for key, value in node.items() if key[0] != "_" and key not in others}
         inspect.signature(function).bind_partial(**arguments)
 
 
@@ -190,7 +190,7 @@ def test_paths_become_absolute(compose_config, monkeypatch, tmp_path):
         ("dataset.num_val_episodes=null", "dataset.num_val_episodes=null: expected an integer of at least 1"),
         ("optim.max_steps=0", r"optim.max_steps=0: expected -1 \(no limit\) or an integer of at least 1"),
         ("selection=bset", "selection=bset: expected best or base or last; did you mean 'best'"),
-        ("protocol.queries=x", "protocol.queries=x: expected uniform or official or pairs or classes$"),
+        ("protocol.queries=x", "protocol.queries=x: expected uniform or official or pairs or classes or turns$"),
         ("protocol.novel_pixels=keep", "protocol.novel_pixels=keep: expected null, removed, background, ignore$"),
         ("protocol.num_test_seeds=0", "protocol.num_test_seeds=0: expected null, an integer of at least 1, or one for"),
         (

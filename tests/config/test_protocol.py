@@ -19,6 +19,7 @@ FACTS = {
     "pfenet": (False, "5953", 2048, 5000, 20000, 1, "official", "distinct", "pad", "original", "zero"),
     "hsnet": (False, "trainaug", 1, 1000, 1000, 1, "pairs", "repeated", "square", "network", "zero"),
     "matcher": (True, "5953", 2048, 1000, 1000, 1, "turns", "repeated", "square", "network", "zero"),
+    "patnet": (True, "5953", 2048, 600, 600, 1, "turns", "repeated", "square", "network", "zero"),
     "panet": (False, "trainaug", 1, 1000, 1000, 5, "classes", "distinct", "square", "network", "zero"),
 }
 
