@@ -73,6 +73,8 @@ def _read_folder(root: Path) -> list[PictureLabels]:
         )
     if texts:
         return read_yolo(texts)
+    if not jsons and not has_masks and not any(root.glob("*/*.png")):
+        raise DatasetError(f"{root} has no labels; expected {_FORMATS}")
     if not jsons:
         return _read_dataset(FolderDataset(root))
     ((kind, contents),) = jsons.items()

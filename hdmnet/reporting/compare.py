@@ -125,7 +125,7 @@ def _add(table: Table, label: str, found: Estimate | None, episodes: int) -> Non
 
 
 def _overall(runs: Sequence[Run], pair: EpisodeTable, found: Estimate) -> Table:
-    table = _table("miou", "Two tests on the same episodes", "")
+    table = _table("miou", "Over all classes", "")
     _add(table, "all classes", found, len(pair))
     for name, run in zip(_NAMES, runs, strict=True):
         keys = ("dataset", "fold", "shot", "backbone", "seed")

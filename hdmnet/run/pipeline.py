@@ -301,14 +301,7 @@ def test(
             trainer.test(task, datamodule=data, verbose=False)
         else:
             task.test_nothing()
-    too_few = data.too_few_images().get(data.test_list, {})
-    figures = {
-        name: summarise_seeds(seeds, task.class_names, too_few=too_few) for name, seeds in task.test_results.items()
-    }
-    for name, entry in figures.items():
-        found = estimate(task.episodes, name, absent_is_zero=task.absent_is_zero)
-        ends = None if found is None else found.interval
-        entry["miou_interval"] = None if ends is None else [max(ends[0], 0.0), min(ends[1], 1.0)]
+    figures = _figures(task, data)
     baselines, measured = None, {}
     if controls is not None:
         with timer("controls"):
@@ -317,9 +310,7 @@ def test(
             leave(task, data)
             baselines = describe_baselines(controls, task.episodes)
             if cfg.dataset.controls:
-                measured["every_object_foreground"] = every_object_foreground(data)
-                ones = estimate(task.episodes, ONES)
-                measured[ONES] = math.nan if ones is None else ones.values[0]
+                measured = _controls(task, data)
     facts = [data.result_facts(), {"val_miou": None, "checkpoint_failures": 0, "skipped_steps": {}}]
     facts += [cast(Any, one).result_facts() for one in cast(Any, trainer).callbacks if hasattr(one, "result_facts")]
     facts.append(
@@ -346,12 +337,34 @@ def test(
             logger.log_baselines(baselines)
     if trainer.is_global_zero:
         print_fold_table(result)  # first: the figures are not lost where they cannot be written
-        write_result(Path(cfg.paths.run_dir) / "result.json", result)
         task.episodes.write(Path(cfg.paths.run_dir) / EPISODES)
+        write_result(Path(cfg.paths.run_dir) / "result.json", result)  # last: where it is, a run is finished
         if trained is not None:
             print_comparison(result["compared_with"])
         print(f"\nresult, checkpoints and pictures: {cfg.paths.run_dir}", flush=True)
     return result
+
+
+def _figures(task: FewShotTask, data: FewShotDataModule) -> dict[str, dict[str, Any]]:
+    """Of each prediction what `summarise_seeds` gives, and the interval of its mIoU."""
+    too_few = data.too_few_images().get(data.test_list, {})
+    figures = {}
+    for name, seeds in task.test_results.items():
+        found = estimate(task.episodes, name, absent_is_zero=task.absent_is_zero)
+        ends = None if found is None else found.interval
+        interval = None if ends is None else [max(ends[0], 0.0), min(ends[1], 1.0)]
+        summary = summarise_seeds(seeds, task.class_names, too_few=too_few)
+        figures[name] = {**summary, "miou_interval": interval}
+    return figures
+
+
+def _controls(task: FewShotTask, data: FewShotDataModule) -> dict[str, float]:
+    """The entry `controls` of a result, see `hdmnet.run.result`."""
+    ones = estimate(task.episodes, ONES)
+    return {
+        "every_object_foreground": every_object_foreground(data),
+        ONES: math.nan if ones is None else ones.values[0],
+    }
 
 
 def _trained_on(entry: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -146,5 +146,5 @@ def test_formats_are_told_apart(written, tmp_path):
     with pytest.raises(ValueError, match="has no labelled object"):
         read_labels(coco(tmp_path))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="has none of the known layouts"):
+    with pytest.raises(ValueError, match="has no labels; expected a folder of LabelMe"):
         read_labels(tmp_path / "empty")

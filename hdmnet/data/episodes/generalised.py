@@ -9,7 +9,16 @@ from collections.abc import Mapping, Sequence
 
 from hdmnet.data.catalog import CatalogView
 from hdmnet.data.datasets.base import Split
-from hdmnet.data.episodes.manifest import EpisodeSpec, Manifest, draw, dump, find_positions, philox_key, philox_words
+from hdmnet.data.episodes.manifest import (
+    EpisodeSpec,
+    Manifest,
+    begin_header,
+    draw,
+    dump,
+    find_positions,
+    philox_key,
+    philox_words,
+)
 from hdmnet.data.vanished import Vanished
 from hdmnet.runtime.errors import DatasetError
 
@@ -67,13 +76,7 @@ class GeneralisedManifest(Manifest):
         if not self._pictures:
             raise DatasetError(f"every picture of the list {split} of {dataset} is a support: lower shot={shot}")
         self._ways = tuple(ways)
-        self.header = {
-            "format": _FORMAT,
-            "dataset": dataset,
-            "fold": int(fold),
-            "split": split,
-            "shot": int(shot),
-            "seed": int(seed),
+        self.header = begin_header(_FORMAT, dataset, fold, split, shot, seed) | {
             "supports_from": supports_from,
             "supports": ways,
             "num_episodes": len(self._pictures),

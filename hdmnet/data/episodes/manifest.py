@@ -97,13 +97,7 @@ class Manifest(ABC):
 
     def _text(self) -> str:
         rows = (
-            [
-                spec.index,
-                spec.query_id,
-                spec.class_value,
-                list(spec.support_ids),
-                *([spec.others] if spec.others else []),
-            ]
+            [spec.index, spec.query_id, spec.class_value, spec.support_ids, *([spec.others] if spec.others else [])]
             for spec in self
         )
         return "".join(f"{dump(line)}\n" for line in (self.header, *rows))
@@ -159,13 +153,7 @@ class EpisodeManifest(Manifest):
         way: int = 1,
     ) -> None:
         """Check that every episode can be drawn; nothing is drawn yet."""
-        self.header = {
-            "format": _FORMAT,
-            "dataset": dataset,
-            "fold": int(fold),
-            "split": split,
-            "shot": int(shot),
-            "seed": int(seed),
+        self.header = begin_header(_FORMAT, dataset, fold, split, shot, seed) | {
             "protocol": protocol,
             "num_episodes": None if num_episodes is None else int(num_episodes),
         }
@@ -431,6 +419,18 @@ def _tell_vanished(num_vanished: dict[int, int]) -> str:
     """What else lets classes have more images, where objects vanish."""
     total = sum(num_vanished.values())
     return f", or raise dataset.image_size (of the objects {total:,} vanish at the network's size)" if total else ""
+
+
+def begin_header(form: str, dataset: str, fold: int, split: Split, shot: int, seed: int) -> dict[str, Any]:
+    """What the header of every list begins with; `form` names the format and its version."""
+    return {
+        "format": form,
+        "dataset": dataset,
+        "fold": int(fold),
+        "split": split,
+        "shot": int(shot),
+        "seed": int(seed),
+    }
 
 
 def philox_key(parts: list[Any]) -> npt.NDArray[np.uint64]:

@@ -50,7 +50,10 @@ def scan(places: Places, layout: LayoutName | None = None) -> Tree:
         ValueError: The layout cannot be told, or the content does not fit it; one line.
     """
     if not places.root.is_dir():
-        raise MissingFileError(f"folder {places.root} is missing: set dataset.root to the folder of your pictures")
+        raise MissingFileError(
+            f"folder {places.root} is missing: set dataset.root to the folder of your pictures (deepglobe, isic and "
+            "chest_xray: scripts/data/prepare_cross_domain.py makes it)"
+        )
     if layout is not None and layout not in get_args(LayoutName):
         raise DatasetError(f"dataset.layout={layout!r}: expected one of {', '.join(get_args(LayoutName))}, or null")
     jsons = find_jsons(places) if layout in (None, "coco") else {}
