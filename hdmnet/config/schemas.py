@@ -10,6 +10,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from hdmnet.config.key_help import key_help
 from hdmnet.config.paths import find_option
 from hdmnet.config.timm_config import timm_pretrained_cfg
 from hdmnet.config.values import did_you_mean
@@ -121,9 +122,10 @@ def register_schemas() -> None:
 
     That is the schemas; a launcher and a sweeper without types: Hydra's own would refuse the keys of conf/launcher and
     conf/sweep, and only an entry point's config may choose others; of the local settings what each entry point has; and
-    the resolver of conf/backbone/timm.yaml.
+    the resolvers of conf/backbone/timm.yaml and of `--help`.
     """
     OmegaConf.register_new_resolver("timm_pretrained_cfg", timm_pretrained_cfg, replace=True)
+    OmegaConf.register_new_resolver("key_help", key_help, replace=True)
     store = ConfigStore.instance()
     store.store(group="hydra/launcher", name="hdmnet", node={"_target_": MISSING})
     sweeper = {"_target_": BASIC_SWEEPER, "max_batch_size": None, "params": None}
