@@ -18,7 +18,8 @@ def test_every_key_of_predict_is_told_with_its_default():
         assert field.name in _GROUPS or f"\n  {field.name}" in f"\n{text}", field.name
     assert "\n  test_scales=[1.0]\n      of image_size" in text
     assert "\n  official.shot=1\n      K " in text
-    assert "hydra" not in text and "defaults" not in text
+    assert "hydra" not in text
+    assert "defaults" not in text
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])

@@ -260,7 +260,7 @@ def read_label_studio(file: Path, tasks: Sequence[Mapping[str, Any]]) -> list[Pi
             results = max(done, key=lambda one: bool(one.get("ground_truth")))["result"] if done else []
             if not results:
                 continue
-            picture = _find_picture(file, _label_studio_names(task["data"]))
+            picture = find_task_picture(file, task["data"])
             size = upright_size(picture)
             regions = []
             for result in results:
@@ -309,13 +309,24 @@ def _label_studio_region(
     return mask.astype(bool)
 
 
-def _label_studio_names(data: Mapping[str, Any]) -> list[str]:
-    """What a task's picture may be called: its path below a local folder, its name, that without an upload's prefix."""
+def find_task_picture(file: Path, data: Mapping[str, Any]) -> Path:
+    """The picture of a task of Label Studio, beside its JSON or in images/.
+
+    It is looked for by its path below a local folder, by its name, and by that without what an upload puts before it.
+
+    Args:
+        file: The JSON, there or not.
+        data: What the task says of its data.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        ValueError: The task names no picture.
+    """
     for value in data.values():
         url = urlsplit(str(value))
         path = PurePosixPath(parse_qs(url.query).get("d", [unquote(url.path)])[0].replace("\\", "/"))
         if is_picture(Path(path.name)):
-            return [str(path).lstrip("/"), path.name, re.sub(r"^[0-9a-f]{8}-", "", path.name)]
+            return _find_picture(file, [str(path).lstrip("/"), path.name, re.sub(r"^[0-9a-f]{8}-", "", path.name)])
     raise DatasetError(f"a task names no picture among {', '.join(map(str, data))}")
 
 
@@ -363,6 +374,22 @@ def decode_brush(code: Sequence[int]) -> npt.NDArray[np.uint8]:
             values[filled : filled + length] = block[: total - filled]
         filled += length
     return values
+
+
+def encode_brush(mask: BoolArray) -> list[int]:
+    """A mask (H0, W0) bool as a brush stroke of Label Studio, white where it is True: what `decode_brush` reads."""
+    flat = mask.ravel()
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    longest = 1 << 14  # pixels of 4 values, in a length of 16 bits
+    bits = [f"{4 * flat.size:032b}", f"{8 - 1:05b}", *(f"{length - 1:04b}" for length in (4, 8, 12, 16))]
+    for start, end in zip(starts, [*starts[1:], flat.size], strict=True):
+        for first in range(start, end, longest):
+            values = 4 * (min(first + longest, end) - first) - 1
+            which = next(index for index, length in enumerate((4, 8, 12, 16)) if values < 1 << length)
+            bits.append(f"1{which:02b}{values:0{4 * (which + 1)}b}{255 if flat[start] else 0:08b}")
+    joined = "".join(bits)
+    joined += "0" * (-len(joined) % 8)
+    return [int(joined[place : place + 8], 2) for place in range(0, len(joined), 8)]
 
 
 def _find_picture(file: Path, names: Sequence[str]) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hdmnet.data.io.label_files import decode_brush, find_yolo, read_label_studio, read_labelme, read_yolo
+from hdmnet.data.io.label_files import decode_brush, encode_brush, find_yolo, read_label_studio, read_labelme, read_yolo
 
 SIZE = (20, 30)
 # 5 x 7 pixels with a frame in their alpha, coded by label-studio-sdk 2.1.2.
@@ -190,3 +190,13 @@ def test_codes_of_brush_strokes():
             decode_brush(code)
     with pytest.raises(ValueError, match="expected up to"):
         decode_brush(bits((2**31, 32), *header[1:]))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (300, 200)])
+def test_strokes_come_back(size):
+    rng = np.random.default_rng(0)
+    for share in (0, 0.001, 0.3, 1):
+        mask = rng.random(size) < share
+        pixels = decode_brush(encode_brush(mask)).reshape(*size, 4)
+        assert ((pixels == 255) == mask[..., None]).all()
+        assert np.isin(pixels, (0, 255)).all()
