@@ -49,6 +49,7 @@ from hdmnet.run.disk_check import check_free_disk
 from hdmnet.run.pretrained import WORD, begin_from_pretrained, check_beginning
 from hdmnet.run.result import make_result, print_fold_table, write_result
 from hdmnet.run.stage1 import obtain_base_learner
+from hdmnet.run.told import describe_end, describe_plan
 from hdmnet.run.trainer_arguments import check_batches, check_trainer
 from hdmnet.runtime import ranks, signals
 from hdmnet.runtime.checkpoint_file import BEST, RUN_KEY, newest_whole, read_checkpoint, write_durably
@@ -126,12 +127,14 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         if learns:
             data.episodes_per_epoch = epoch_length(cfg, data.episodes_per_epoch, cfg.batch_size, cfg.trainer.max_steps)
         check_batches(cfg, partial(data.count_batches, num_processes(cfg)), trains=learns)
+        stage1 = needs_base_learner(cfg) and start is None and point is None
+        log.info("%s", describe_plan(cfg, data, stage1=stage1, learns=learns))
     with timer("base_learner"):
         L.seed_everything(cfg.seed, workers=True, verbose=False)  # a backbone may begin with random weights
         encoder: nn.Module
         if start is not None or point is not None:  # it holds its encoder: nothing to train or to look for
             encoder = build_encoder(cfg, data.num_base, weights=None)
-        elif needs_base_learner(cfg):
+        elif stage1:
             encoder = obtain_base_learner(cfg, dataset)
         else:
             encoder = build_encoder(cfg, data.num_base)
@@ -341,7 +344,7 @@ def test(
         write_result(Path(cfg.paths.run_dir) / "result.json", result)  # last: where it is, a run is finished
         if trained is not None:
             print_comparison(result["compared_with"])
-        print(f"\nresult, checkpoints and pictures: {cfg.paths.run_dir}", flush=True)
+        print(f"\n{describe_end(cfg, checkpoint)}", flush=True)
     return result
 
 

@@ -77,7 +77,7 @@ def base_learner_path(cfg: DictConfig, data: BaseLearnerDataModule) -> Path:
         "dataset": dataset,
         "backbone": {k: v for k, v in plain["backbone"].items() if k != "weights_dir"},
         "optim": optim,
-        "max_steps": _stage1_limits(cfg)["max_steps"],
+        "max_steps": stage1_limits(cfg)["max_steps"],
         "trainer": {key: plain["trainer"][key] for key in _TRAINING_ARGUMENTS} | {"precision": _precision(cfg)},
         "data": data.digest(),
         "fold": cfg.fold,
@@ -206,7 +206,7 @@ def train_base_learner(cfg: DictConfig, learner: BaseLearner, data: BaseLearnerD
     the name says that all it depends on is the same.
     """
     base, run_dir = cfg.optim.base, Path(cfg.paths.run_dir)
-    limits = _stage1_limits(cfg)
+    limits = stage1_limits(cfg)
     data.base_samples_per_epoch = epoch_length(cfg, len(data.train_ids), data.batch_size, limits["max_steps"])
     keys = ("optimizer", "lr", "momentum", "weight_decay", "power", "head_lr_factor", "warmup_steps", "freeze_backbone")
     task = BaseLearnerTask(model=learner, optimiser=BaseOptimiserSettings(**{key: base[key] for key in keys}))
@@ -256,7 +256,7 @@ def _precision(cfg: DictConfig) -> Any:
     return "bf16-mixed" if leaves_it and on_cpu and computes_in_bfloat16() else asked
 
 
-def _stage1_limits(cfg: DictConfig) -> dict[str, int]:
+def stage1_limits(cfg: DictConfig) -> dict[str, int]:
     """Stage 1's own epochs and steps; an explicit ``trainer.max_steps`` caps it too, so that a trial run is short."""
     base, cap = cfg.optim.base, cfg.trainer.max_steps
     steps = base.max_steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 
 import pytest
 import torch
@@ -71,7 +72,14 @@ def test_the_console_shows_bars_the_table_and_the_folder(first_run):
     out, err = first_run.out, first_run.err
     for text in ("stage 1 (base learner), epoch 0", "stage 2, epoch 0", "test: 100%", "striped star", "mIoU"):
         assert text in out, text
-    assert out.strip().splitlines()[-1] == f"result, checkpoints and pictures: {first_run.folder}"
+    *_, look, after, where = out.strip().splitlines()
+    assert where == f"result, checkpoints and pictures: {first_run.folder}"
+    assert look == f"look first at {first_run.folder / 'pictures' / 'test.png'}"
+    assert re.fullmatch(rf"next: \S.* report \S*{first_run.folder.name} --out report   \(one page of it\)", after)
+    plan = out[out.index("hdmnet on shapes:\n") :].splitlines()
+    assert [line.split(":")[0] for line in plan[1:4]] == ["  1. stage 1", "  2. stage 2", "  3. test"]
+    assert "15 base classes, 4 steps; an" in plan[1]
+    assert plan[3].startswith("  3. test: 5 classes of fold 0, 1-shot, 6 episodes x 2 seeds")
     assert "DataLoader" not in out
     lines = [line for line in err.replace("\r", "\n").splitlines() if line.strip()]
     assert all("masks" in line for line in lines), lines  # the catalogs' bars; no warning of a library
