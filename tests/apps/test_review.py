@@ -104,4 +104,4 @@ def test_an_input_is_never_replaced(tmp_path):
 def test_names_that_are_too_long_lose_their_middle():
     assert review._cut("short.png", 13, 200) == "short.png"
     cut = review._cut("a" * 80 + "_0001.png", 13, 200)
-    assert cut.startswith("aaa") and cut.endswith("_0001.png") and "…" in cut
+    assert (cut[:3], cut[-9:], "…" in cut) == ("aaa", "_0001.png", True)
