@@ -19,11 +19,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from hdmnet.apps.predict import Answer, draw_overlay, write_predictions
+from hdmnet.apps.predict import Answer, write_predictions
 from hdmnet.data.io.upright import upright_size
 from hdmnet.data.io.user_pictures import read_user_picture
 from hdmnet.runtime.errors import InputError
 from hdmnet.visual.colours import TRUTH
+from hdmnet.visual.overlay import draw_overlay
 
 if TYPE_CHECKING:
     from hdmnet.apps.segmenter import Segmenter

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -314,13 +314,20 @@ def refuse_label_folders(output: Path, formats: Sequence[str], inputs: Sequence[
                 )
 
 
+class _Closes(Protocol):
+    def close(self) -> list[str]: ...
+
+
+_Writer = TypeVar("_Writer", bound=_Closes)
+
+
 @contextmanager
-def closing(writers: LabelWriters) -> Iterator[LabelWriters]:
-    """Close the writers at the end, also where the work was cut off, and say what there is."""
+def closing(writer: _Writer) -> Iterator[_Writer]:
+    """Close a writer at the end, also where the work was cut off, and say what there is."""
     try:
-        yield writers
+        yield writer
     finally:
-        for line in writers.close():
+        for line in writer.close():
             print(line, flush=True)
 
 

@@ -26,17 +26,18 @@ from tqdm import tqdm
 
 from hdmnet.apps.example import CLASS, write_example
 from hdmnet.apps.label_writers import PICTURES, LabelWriters, closing, refuse_label_folders
+from hdmnet.apps.review import ReviewWriter, refuse_review
 from hdmnet.apps.segmenter import Prediction, Segmenter
 from hdmnet.apps.supports import Supports, leave_out_vanishing
 from hdmnet.data.datasets.base import LeftOut
 from hdmnet.data.io.listing import is_picture
-from hdmnet.data.io.masks import voc_palette, write_mask
+from hdmnet.data.io.masks import write_mask
 from hdmnet.data.io.user_pictures import LabelledMask, read_user_picture
 from hdmnet.runtime.atomic import replacing
 from hdmnet.runtime.errors import InputError, user_message
 from hdmnet.runtime.home import expand_home
 from hdmnet.runtime.malloc import keep_freed_memory
-from hdmnet.visual.colours import PREDICTION
+from hdmnet.visual.overlay import draw_overlay, overlay_colours
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_TINT = 0.45  # opacity of the overlay
 _NOT_IN_NAMES = r"[^\w.-]+"  # of files: a class's or a map's name may hold more
 
 
@@ -117,6 +117,7 @@ def predict(cfg: DictConfig, supports: Supports | None, queries: Sequence[Path])
     if PICTURES in cfg.formats:
         _refuse_to_replace(output, _names(queries), [*queries, *read], maps=cfg.maps)
     refuse_label_folders(output, cfg.formats, [*queries, *read])
+    refuse_review(output, [*queries, *read])
     if cfg.maps and PICTURES not in cfg.formats:
         raise InputError(f"maps=true and formats={cfg.formats}: expected png among them, for maps are pictures")
     segmenter = Segmenter.of_command(cfg)
@@ -130,8 +131,9 @@ def predict(cfg: DictConfig, supports: Supports | None, queries: Sequence[Path])
         segmenter.save(cfg.save)
     failed = 0
     settings = {key: cfg[key] for key in ("instances", "polygons", "tolerance")}
-    with closing(LabelWriters(output, cfg.formats, segmenter.classes, queries, **settings)) as labels:
-        done = write_predictions(segmenter, queries, output, maps=cfg.maps, labels=labels)
+    written = LabelWriters(output, cfg.formats, segmenter.classes, queries, **settings)
+    with closing(written) as labels, closing(ReviewWriter(output)) as review:
+        done = write_predictions(segmenter, queries, output, maps=cfg.maps, labels=labels, review=review)
         for answer in tqdm(done, total=len(queries), desc="predict", unit="picture"):
             if answer.error is not None:
                 failed += 1
@@ -166,6 +168,7 @@ def write_predictions(
     maps: bool = False,
     read: Callable[[Path], UInt8Array] = lambda path: read_user_picture(path)[0],
     labels: LabelWriters | None = None,
+    review: ReviewWriter | None = None,
 ) -> Iterator[Answer]:
     """Segment pictures one after another and write what was found.
 
@@ -176,6 +179,7 @@ def write_predictions(
         maps: The method's maps too.
         read: Reads a picture as (H0, W0, 3) uint8 RGB.
         labels: Writes further formats; None: pictures only.
+        review: Takes down how sure the method is of each.
 
     Yields:
         Of each query, in order, what was written or why nothing was.
@@ -189,6 +193,8 @@ def write_predictions(
                 answer = write_prediction(output, name, picture, prediction)
             if labels is not None:
                 labels.add(path, name, prediction)
+            if review is not None:
+                review.add(path, picture, prediction)
         except (ValueError, OSError) as error:
             message = user_message(error)
             if message is None:
@@ -248,10 +254,8 @@ def write_prediction(folder: Path, name: str, picture: UInt8Array, prediction: P
         write(answer.files, "mask", prediction.mask * np.uint8(255))
     for label, probability in prediction.probabilities.items():
         write(answer.files, f"probability{suffixes[label]}", np.rint(probability * 65535).astype(np.uint16))
-    colours = np.array(voc_palette(), dtype=np.uint8).reshape(-1, 3)
-    if not several:
-        colours[1] = PREDICTION
-    write(answer.files, "overlay", draw_overlay(picture, prediction.mask, colours), ".jpg")
+    drawn = draw_overlay(picture, prediction.mask, overlay_colours(len(prediction.classes)))
+    write(answer.files, "overlay", drawn, ".jpg")
     for label, maps in prediction.maps.items():
         for kind, levels in maps.items():
             for number, values in enumerate(levels, start=1):
@@ -264,18 +268,6 @@ def _write(path: Path, array: NDArray[Any]) -> None:
     """Write (H, W) uint8 or uint16, or (H, W, 3) uint8 RGB, whole or not at all."""
     with replacing(path) as temporary:
         Image.fromarray(array).save(temporary, format="JPEG" if path.suffix == ".jpg" else "PNG", quality=90)
-
-
-def draw_overlay(picture: UInt8Array, mask: UInt8Array, colours: UInt8Array) -> UInt8Array:
-    """A picture (H0, W0, 3), tinted and outlined where its mask (H0, W0) has an index, in that one's colour (C, 3)."""
-    inside = mask > 0
-    drawn = picture.copy()
-    drawn[inside] = ((1 - _TINT) * picture[inside] + _TINT * colours[mask[inside]]).astype(np.uint8)
-    width = max(1, round(min(mask.shape) / 300))
-    for index in np.unique(mask[inside]):
-        outlines, _ = cv2.findContours((mask == index).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(drawn, outlines, -1, tuple(int(value) for value in colours[index]), width)
-    return drawn
 
 
 def draw_map(values: NDArray[np.float32], size: tuple[int, ...]) -> UInt8Array:

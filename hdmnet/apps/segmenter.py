@@ -43,7 +43,7 @@ from hdmnet.models.method import (
     encodes_apart,
     foreground_probability,
 )
-from hdmnet.models.several_classes import decide_together, log_odds
+from hdmnet.models.several_classes import decide_together, likeness_of, log_odds
 from hdmnet.models.several_views import ViewAverage, add_views
 from hdmnet.runtime.errors import InputError
 from hdmnet.tasks.feature_store import at_size
@@ -400,7 +400,7 @@ def _prediction(outputs: Mapping[str, Segmentation], item: int, size: torch.Size
                 kind: [values[item].float().cpu().numpy() for values in several]
                 for kind, several in output.maps.items()
             }
-    return Prediction(decide_together(classes).cpu().numpy(), probabilities, kept)
+    return Prediction(decide_together(classes, likeness_of(outputs.values(), item)).cpu().numpy(), probabilities, kept)
 
 
 def _is_several(images: Any) -> bool:

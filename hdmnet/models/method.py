@@ -40,6 +40,8 @@ class Segmentation:
         align_corners: Of the upsampling; PANet does without.
         decided: (B, H, W) integer, 0 and 1, of a method that decides by a rule of its own (HSNet's vote over the
             supports); None: foreground is where its score is the larger.
+        likeness: (B,) float, how like the supports' foreground a query's likest position is, on a scale that is the
+            same for all classes: tells which of several are shown. None: the method has no such measure.
     """
 
     scores: Tensor
@@ -49,6 +51,7 @@ class Segmentation:
     is_probability: bool = False
     align_corners: bool = True
     decided: Tensor | None = None
+    likeness: Tensor | None = None
 
     # Full resolution is made only when asked for: 61 base classes at 633² are 98 MB a picture.
     @cached_property

@@ -84,8 +84,10 @@ class ViewAverage(ApartMethod):
         """Segment B encoded queries by B·K encoded supports, those of query 0 first: probabilities (B, 2, H, W)."""
         per_scale = 2 if self.flip else 1
         total: Tensor | None = None
+        likest: list[Tensor | None] = []
         for index, view in enumerate(query.views):
             answer = self._apart.match(view, support.views[index // per_scale], shots=shots)
+            likest.append(answer.likeness)
             found = upsample(answer.scores.float(), query.size, align_corners=answer.align_corners)
             if answer.decided is not None:
                 found = F.one_hot(answer.decided.long(), 2).permute(0, 3, 1, 2).float()
@@ -95,7 +97,9 @@ class ViewAverage(ApartMethod):
             found = found.flip(3) if index % per_scale else found
             total = found if total is None else total + found
         assert total is not None
-        return Segmentation(total / len(query.views), query.size, is_probability=True)
+        told = [one for one in likest if one is not None]
+        mean = torch.stack(told).mean(0) if len(told) == len(likest) else None
+        return Segmentation(total / len(query.views), query.size, is_probability=True, likeness=mean)
 
 
 def add_views(method: FewShotMethod, scales: Sequence[float], flip: bool) -> FewShotMethod:

@@ -24,6 +24,7 @@ EPS = 1e-6
 NUM_BEST = 3  # positions of a support over whose similarities the dense maps average
 SLOPE = 10.0  # of logits: a map 0.1 above its threshold is foreground with a probability of 0.88
 PROTOTYPE_THRESHOLD = 0.75  # of the map of `model=prototype`, and of what starts from it
+LIKENESS_LEVELS = 3  # the last ones
 MOST_CELLS = 1600  # of a picture that are compared with one another
 MOST_ROWS = 128  # of a support's positions that a query is compared with: what it costs does not grow with the object
 
@@ -89,6 +90,23 @@ def level_cosines(units: Tensor, vectors: Tensor, widths: Sequence[int]) -> Tens
     """
     levels = zip(units.split(list(widths), 1), vectors.split(list(widths), 1), strict=True)
     return torch.stack([torch.einsum("bchw,bc->bhw", u, F.normalize(v, dim=1)) for u, v in levels], dim=1).float()
+
+
+def likeness(units: Tensor, support: SupportUnits, widths: Sequence[int], *, shots: int) -> Tensor:
+    """How like the supports' mean foreground a query's likest position is: `Segmentation.likeness`.
+
+    Args:
+        units: (B, C, h, w) float, of the queries.
+        support: B·K supports, those of query 0 first.
+        widths: C_l of each level; the last `LIKENESS_LEVELS` count.
+        shots: K.
+
+    Returns:
+        (B,) float in [-1, 1], mean cosine over these levels.
+    """
+    foreground = masked_means(support.units, support.foreground).unflatten(0, (-1, shots)).mean(1)
+    found: Tensor = level_cosines(units, foreground, widths)[:, -LIKENESS_LEVELS:].mean(1).amax((1, 2))
+    return found
 
 
 def stretch_maps(maps: Tensor) -> Tensor:

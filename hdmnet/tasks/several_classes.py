@@ -16,7 +16,7 @@ from torch import nn
 
 from hdmnet.metrics import SeveralClassesIoU, count_labels
 from hdmnet.models.method import FINAL, encodes_apart
-from hdmnet.models.several_classes import decide_together, log_odds
+from hdmnet.models.several_classes import decide_together, likeness_of, log_odds
 from hdmnet.runtime.errors import InputError
 from hdmnet.tasks.feature_store import at_size, resize
 from hdmnet.tasks.few_shot import FewShotTask
@@ -77,7 +77,8 @@ class SeveralClassesTask(FewShotTask):
         Returns:
             (H0, W0) integer: 0 background, 1..N.
         """
-        return decide_together(_said(output, item, size, name) for output in outputs)
+        said = (_said(output, item, size, name) for output in outputs)
+        return decide_together(said, likeness_of(outputs, item))
 
 
 class GeneralisedTask(SeveralClassesTask):

@@ -7,7 +7,7 @@ import torch
 
 from hdmnet.models.hsnet.model import vote
 from hdmnet.models.method import Segmentation, foreground_probability
-from hdmnet.models.several_classes import decide_together, log_odds
+from hdmnet.models.several_classes import are_shown, decide_together, likeness_of, log_odds
 from hdmnet.tasks.feature_store import at_size
 
 # Background and foreground of four pixels in a row.
@@ -78,3 +78,21 @@ def test_a_methods_own_rule_stands_and_votes_rank_the_classes():
 def test_there_must_be_a_class():
     with pytest.raises(ValueError, match=r"^no class to decide between"):
         decide_together([])
+
+
+def test_classes_far_less_like_their_supports_than_another_are_not_shown():
+    told = [torch.tensor(value) for value in (0.3, 0.29, 0.2)]
+    assert are_shown(told) == [True, True, False]
+    assert are_shown([*told, None]) == [True] * 4
+    assert are_shown([torch.tensor(-0.5)]) == [True]
+    assert decide_together(said(CAT, DOG), [told[0], told[1]]).tolist() == [[2, 1, 0, 0]]
+    assert decide_together(said(CAT, DOG), [told[0], told[2]]).tolist() == [[1, 1, 0, 0]]
+    assert decide_together(said(CAT, DOG), [None, told[2]]).tolist() == [[2, 1, 0, 0]]
+
+
+def test_what_a_batch_tells_of_an_item():
+    scores = torch.zeros(2, 2, 1, 4)
+    outputs = [Segmentation(scores, (1, 4), likeness=torch.tensor([0.1, 0.2])), Segmentation(scores, (1, 4))]
+    first, second = likeness_of(outputs, 1)
+    assert first == torch.tensor(0.2)
+    assert second is None

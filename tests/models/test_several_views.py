@@ -70,6 +70,14 @@ def test_a_mirrored_query_gives_the_mirrored_answer():
     torch.testing.assert_close(back.flip(3), there, rtol=0, atol=1e-6)
 
 
+@torch.no_grad()
+def test_likeness_is_the_mean_over_the_views():
+    method = make(flip=True)
+    query, supports, masks = episode()
+    views = [method.method(view, supports, masks).likeness for view in (query, query.flip(3))]
+    torch.testing.assert_close(method(query, supports, masks).likeness, torch.stack(views).mean(0))
+
+
 @pytest.mark.parametrize(
     ("views", "message"),
     [

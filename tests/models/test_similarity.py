@@ -109,3 +109,22 @@ def test_large_pictures_spread_by_cells(monkeypatch, levels):
     for _ in range(2):
         expected = (weights @ F.avg_pool2d(expected[:, None], 2).flatten(1)[..., None]).view(2, 4, 6)
     torch.testing.assert_close(found, expected)
+
+
+def test_likeness_is_the_largest_mean_cosine_of_the_last_levels():
+    """Two episodes of two shots; the foreground of both supports is position 0."""
+    torch.manual_seed(0)
+    widths = [2, 3, 4, 5]
+    query, supports = (torch.randn(count, sum(widths), 2, 2).split(widths, 1) for count in (2, 4))
+    share = torch.tensor([[1.0, 0.0], [0.0, 0.0]]).expand(4, 2, 2)
+    support = SupportUnits(similarity.unit_levels(supports), share)
+    found = similarity.likeness(similarity.unit_levels(query), support, widths, shots=2)
+    for item in range(2):
+        means = [
+            F.normalize(level[2 * item : 2 * item + 2, :, 0, 0], dim=1).mean(0) for level in supports[1:]
+        ]  # the first level is left out
+        cosines = [
+            F.cosine_similarity(level[item], mean[:, None, None], dim=0)
+            for level, mean in zip(query[1:], means, strict=True)
+        ]
+        assert found[item] == pytest.approx(float(torch.stack(cosines).mean(0).max()), abs=1e-4)

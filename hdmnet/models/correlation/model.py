@@ -26,6 +26,7 @@ from hdmnet.models.similarity import (
     SupportUnits,
     blend,
     foreground_share,
+    likeness,
     threshold_scores,
     unit_levels,
 )
@@ -98,15 +99,17 @@ class Correlation(ApartMethod):
         with torch.no_grad():
             maps = support_maps(query.units, support, self.widths, shots=shots)
             untrained = threshold_scores(maps[:, -1], PROTOTYPE_THRESHOLD)
+            likest = None if self.training else likeness(query.units, support, self.widths, shots=shots)
         scores = self.first(maps, untrained)
         priors = list(maps[:, 2 * len(self.widths) : 3 * len(self.widths)].unbind(1))
         shown = {"prior": priors}
         if self.second is None:
-            return Segmentation(self._answer(scores, untrained), query.size, maps=shown)
+            return Segmentation(self._answer(scores, untrained), query.size, maps=shown, likeness=likest)
         with torch.no_grad():
             own = self_maps(query.units, scores.float().softmax(1)[:, 1], self.widths)
         second = self.second(torch.cat([maps, own], dim=1), scores.detach())
-        return Segmentation(self._answer(second, untrained), query.size, auxiliary={"first": scores}, maps=shown)
+        answer = self._answer(second, untrained)
+        return Segmentation(answer, query.size, auxiliary={"first": scores}, maps=shown, likeness=likest)
 
     def _answer(self, scores: Tensor, untrained: Tensor) -> Tensor:
         """Logits (B, 2, h, w): in training the head's, else of the mean of both probabilities (`untrained_share`)."""

@@ -23,6 +23,7 @@ from hdmnet.models.similarity import (
     SupportUnits,
     foreground_share,
     level_cosines,
+    likeness,
     prototypes,
     spread_among_alike,
     stretch_maps,
@@ -89,7 +90,9 @@ class Prototype(ApartMethod):
         foreground, background = (mean.unflatten(0, (-1, shots)) for mean in prototypes(support))  # (B, K, C)
         found = self._map(query.units, foreground.mean(1), background.mean(1))  # (B, h, w)
         thresholds = self._thresholds(support, foreground, background)[:, None, None]
-        return Segmentation(threshold_scores(found, thresholds), query.size, maps={"prior": [found]})
+        likest = likeness(query.units, support, self.widths, shots=shots)
+        scores = threshold_scores(found, thresholds)
+        return Segmentation(scores, query.size, maps={"prior": [found]}, likeness=likest)
 
     def _map(self, units: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
         """Contrast (B, h, w) in [0, 1] of positions (B, C, h, w) with prototypes (B, C) of fore- and background."""
