@@ -57,10 +57,10 @@ train: $(VENV)/.installed ## train and test on the embedded shapes, on a CPU, in
 reproduce-shapes: $(VENV)/.installed ## the paper's ablations on the embedded shapes, on a CPU, in hours, and their report
 	PYTHON=$(BIN)/python scripts/reproduce.sh shapes $(ARGS)
 
-test: setup ## the tests, without the slow ones
+test: setup ## the tests of a change, in minutes
 	$(PYTEST) $(ARGS)
 
-test-full: setup ## all tests, the slow ones too
+test-full: setup ## all tests, also those marked long and slow
 	$(PYTEST) -m "slow or not slow" $(ARGS)
 
 coverage: setup ## all tests with the share of lines that they run (at least 90 %), also in the processes they start

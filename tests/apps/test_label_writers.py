@@ -130,6 +130,7 @@ def read_voc(folder, number, size):
 READERS = {"coco": read_coco, "labelme": read_labelme, "yolo": read_yolo, "voc": read_voc}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tolerance", [0.0, 1.0])
 @pytest.mark.parametrize("name", READERS)
 def test_200_masks_come_back_as_they_were(masks, written, name, tolerance):

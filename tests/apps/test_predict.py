@@ -74,6 +74,7 @@ def test_what_a_folder_of_queries_holds(tmp_path, caplog):
     assert find_queries(f"{tmp_path}/linked") == [tmp_path / "linked" / name for name in names]
 
 
+@pytest.mark.long
 def test_queries_of_all_kinds_and_one_line_for_those_that_are_none(folder, start, tmp_path):
     words = (f"support=[{folder}/a.png:{folder}/a_mask.png]", f"query=[{folder}/queries,{folder}/gone.png]")
     answer = predict(tmp_path, start, *words)
@@ -127,6 +128,7 @@ def test_supports_are_kept_and_used_again(folder, start, tmp_path):
     assert (masks[0] == masks[1]).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -221,6 +223,7 @@ def test_what_is_read_is_never_replaced(folder, start, tmp_path):
     assert (tmp_path / "a_mask.png").read_bytes() == before
 
 
+@pytest.mark.long
 def test_all_formats_at_once(folder, start, tmp_path):
     support = f"support={{cat:[{folder}/a.png:{folder}/a_mask.png],dog:[{folder}/b.png:{folder}/b_mask.png]}}"
     words = (support, f"query={folder}/queries", "formats=[png,coco,labelme,yolo,voc]")

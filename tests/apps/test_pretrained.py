@@ -31,6 +31,7 @@ def segmenter():
     return Segmenter.pretrained(device="cpu", image_size=161).fit(*photo(0, 50, 50))
 
 
+@pytest.mark.long
 def test_it_finds_the_ball_elsewhere(segmenter):
     picture, truth = photo(1, 80, 110)
     prediction = segmenter.predict(picture)
@@ -40,6 +41,7 @@ def test_it_finds_the_ball_elsewhere(segmenter):
     assert len(maps["prior"]) == 5
 
 
+@pytest.mark.long
 def test_a_saved_one_needs_nothing_else(segmenter, tmp_path):
     segmenter.save(tmp_path / "ball.pt")
     again = Segmenter.from_checkpoint(tmp_path / "ball.pt", device="cpu")
@@ -48,6 +50,7 @@ def test_a_saved_one_needs_nothing_else(segmenter, tmp_path):
     assert (again.predict(picture).probability == segmenter.predict(picture).probability).all()
 
 
+@pytest.mark.long
 def test_predict_takes_it_where_nothing_else_is_given(segmenter, tmp_path):
     for name, (picture, mask) in {"a": photo(0, 50, 50), "b": photo(1, 80, 110)}.items():
         Image.fromarray(picture).save(tmp_path / f"{name}.png")
@@ -60,6 +63,7 @@ def test_predict_takes_it_where_nothing_else_is_given(segmenter, tmp_path):
     assert (mask == 255 * segmenter.predict(photo(1, 80, 110)[0]).mask).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [0, [1, 2, 3], "large"])
 def test_a_size_that_is_none_is_one_line(size):
     with pytest.raises(ValueError, match=r"image_size=.*: expected an integer of at least 1, or two of them"):

@@ -71,6 +71,7 @@ def segmenter(start):
 # ------------------------------------------------------------------------------------------------------ without a page
 
 
+@pytest.mark.long
 def test_the_masks_are_those_of_the_segmenter_and_of_predict(folder, segmenter, start, tmp_path):
     shown = brush.shown_for_brush(folder / "turned.jpg")
     assert shown.shape == (800, 533, 3)  # 90 x 60 as a viewer shows it

@@ -295,6 +295,7 @@ def spoiler(monkeypatch):
     monkeypatch.setattr(pipeline, "build_callbacks", lambda cfg, where: [*build(cfg, where), Spoiler()])
 
 
+@pytest.mark.long
 def test_a_skipped_step_is_counted_in_the_result_and_said(start, tmp_path, spoiler):
     answer = run("train", tmp_path, *SHAPES, f"ckpt={start}", "optim.on_nonfinite=skip")
     assert answer.result["skipped_steps"] == {"stage 2": 1}
@@ -302,6 +303,7 @@ def test_a_skipped_step_is_counted_in_the_result_and_said(start, tmp_path, spoil
     assert "skipped step (1 so far): the gradient is not finite in stage 2, step 1 " in answer.out
 
 
+@pytest.mark.long
 def test_a_replayed_step_has_the_very_loss_of_the_run(start, tmp_path, spoiler, capsys):
     """Dropout included. The gradient was spoilt from outside, so it is finite this time, and the exit code says so."""
     from scripts.inspect import replay
@@ -317,6 +319,7 @@ def test_a_replayed_step_has_the_very_loss_of_the_run(start, tmp_path, spoiler, 
     assert "finite this time" in printed
 
 
+@pytest.mark.long
 def test_a_spoilt_picture_is_found_among_the_episodes(start, tmp_path, capsys, spoiler):
     from scripts.inspect import replay
 

@@ -58,6 +58,7 @@ def killer(place, count):
     return kill
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_run_killed_anywhere_ends_as_the_undisturbed_one(tmp_path, name):
     settings = SETTINGS[name]
@@ -111,6 +112,7 @@ def test_a_finished_training_trains_no_more(tmp_path):
 # ---------------------------------------------------------------------------------------- another number of processes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 6, 5])
 def test_another_batch_goes_on_with_the_same_samples(tmp_path, batch_size):
     """What fills no batch at the end of an epoch is dropped, as ever."""

@@ -44,6 +44,7 @@ def never(cfg):
     raise AssertionError("the job must not begin")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("word", "line"),
     [
@@ -177,6 +178,7 @@ def test_called_with_a_config_an_entry_point_just_runs():
 # ------------------------------------------------------------------------------------------------- other processes
 
 
+@pytest.mark.long
 def test_help_is_quick_and_loads_nothing_heavy(tmp_path):
     code = (
         "import sys, runpy; sys.argv = ['train', '--help']\n"

@@ -29,6 +29,7 @@ def overrides(folder):
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", ["evaluate", "predict"])  # predict names its folder by another key
 def test_each_has_its_own(tmp_path, one_second, command):
     """The second command of a second would replace what Hydra has written of the first, and be refused."""
@@ -57,6 +58,7 @@ def names(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("command", "words"),
     [

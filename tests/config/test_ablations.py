@@ -103,6 +103,7 @@ def test_every_file_is_listed_here():
     assert {file.stem for file in (conf_dir() / "ablation").glob("*.yaml")} == WANTED.keys()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "dataset"),
     [*((name, "shapes") for name in WANTED), *((name, "coco") for name in WANTED if "table4" in name)],
@@ -239,6 +240,7 @@ def test_rows_on_the_loss_change_the_loss_and_no_output(answer_of, name):
     assert not equal(whole.loss[1:], row.loss[1:])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OTHER_NETWORK)
 def test_rows_on_the_network_change_the_prediction(answer_of, name):
     assert not equal(answer_of().outputs[:2], answer_of(f"ablation={name}").outputs[:2])
@@ -265,6 +267,7 @@ def test_without_distillation_a_row_of_table_4_is_one_of_table_6(answer_of):
     assert identical(one.loss, other.loss)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", WANTED)
 def test_one_training_step(task_of, episode, name):
     task = task_of(f"ablation={name}")

@@ -39,6 +39,7 @@ def check(cfg, file):
     to_plain(cfg)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("file", OPTIONS, ids=word_of)
 def test_every_option_composes_as_recorded(compose_config, file):
     cfg = compose_config("train", *words_of(file))
@@ -60,11 +61,13 @@ def test_evaluate_has_all_that_the_options_set():
         assert not is_global(file) or own.keys() <= known | {"defaults"}, file
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("file", {file.parent: file for file in OF_EVALUATE}.values(), ids=word_of)
 def test_one_option_of_each_group_composes_with_evaluate_too(compose_config, file):
     check(compose_config("evaluate", *words_of(file)), file)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "words",
     [

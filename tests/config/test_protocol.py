@@ -28,6 +28,7 @@ def test_every_protocol_is_here():
     assert {file.stem for file in OPTIONS if str(file.parent) == "protocol"} == FACTS.keys()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FACTS)
 def test_each_sets_its_papers_values_together(compose_config, name):
     pascal, coco = (

@@ -38,6 +38,7 @@ def test_every_method_of_a_release_has_a_published_recipe():
     assert files == {f"published_{method}_{dataset}" for method in PUBLISHED for dataset in ("pascal", "coco")}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", HERE)
 def test_published_is_what_the_paper_does(compose_config, method):
     pascal, coco = (composed(compose_config, method, dataset, "published") for dataset in ("pascal", "coco"))
@@ -83,6 +84,7 @@ def _told_apart(plain, method):
     return plain
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dataset", ["shapes", "pascal", "coco"])
 def test_common_is_the_same_for_all_but_the_method_and_its_rate(compose_config, dataset):
     several = {method: composed(compose_config, method, dataset, "common") for method in METHODS}

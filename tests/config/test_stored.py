@@ -177,6 +177,7 @@ PLAIN = st.recursive(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.sampled_from(["model", "dataset", "backbone", "fold", "shot"]), PLAIN, max_size=4))
 def test_any_config_is_taken_or_refused_in_one_line_and_builds_nothing_foreign(config):

@@ -17,6 +17,7 @@ def run(tmp_path_factory):
     return commands.run("train", tmp_path_factory.mktemp("bam"), *WORDS)
 
 
+@pytest.mark.long
 def test_both_predictions_are_reported(run):
     assert run.result["method"] == "bam"
     assert run.result["test_no_ensemble"]["num_episodes"] == run.result["test"]["num_episodes"]

@@ -55,6 +55,7 @@ def test_a_checkpoint_with_a_base_learner_is_tested_on_another_domain(source, ta
     assert by_theirs["manifest_sha256"] != result["manifest_sha256"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_method_without_training_is_tested_on_them(targets, tmp_path, name):
     words = ("model=prototype", "backbone=resnet18", "backbone.weights=null", "dataset.image_size=65")

@@ -34,6 +34,7 @@ def whole(tmp_path_factory, paddings):
         return commands.run("train", tmp_path_factory.mktemp("cyctr"), *WORDS)
 
 
+@pytest.mark.long
 def test_a_training_tells_where_its_queries_are_padded(whole, paddings):
     assert whole.result["method"] == "cyctr"
     assert all((padding is not None) is training for training, padding in paddings)

@@ -9,6 +9,7 @@ from hdmnet.config.values import to_stored
 from tests.helpers import commands
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("words", [("reuse=false",), ("reuse_memory_gb=0.0005", "batch_size=1")])
 def test_reuse_changes_no_figure(finished_run, tmp_path, words):
     assert finished_run.result["config"]["reuse"]
@@ -17,6 +18,7 @@ def test_reuse_changes_no_figure(finished_run, tmp_path, words):
     assert commands.figures(answer.result) == commands.figures(finished_run.result)
 
 
+@pytest.mark.long
 def test_too_little_memory_is_refused_in_one_line(finished_run, tmp_path):
     best = finished_run.folder / "checkpoints" / "best.ckpt"
     words = (f"ckpt={best}", "trainer=cpu", "num_workers=0", "reuse_memory_gb=1e-6")

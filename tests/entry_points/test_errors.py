@@ -30,6 +30,7 @@ def marked(number, case):
     return pytest.param(case, marks=[pytest.mark.slow] if seldom else [], id=f"{case.command}-{case.given}"[:60])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", [marked(*one) for one in enumerate(bad_inputs.ALL_CASES)])
 def test_one_line_an_exit_code_and_nothing_left_behind(bench, tmp_path, monkeypatch, case):
     place = tmp_path / "case"
@@ -77,6 +78,7 @@ def test_the_command_itself(tmp_path, words, code, line):
     assert answer.err.count("\n") == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["hostile", "hostile_zip", "cut"])
 def test_training_from_a_checkpoint_that_is_none(bench, tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
@@ -97,6 +99,7 @@ def break_picture(path):
     path.write_bytes(data[:scan] + b"\xff\xc0\x00\x04ab" + data[scan + 6 :])
 
 
+@pytest.mark.long
 def test_folders_with_spaces_and_other_alphabets_and_files_that_are_skipped(bench, tmp_path):
     """From the data to the evaluation of the run's checkpoint; what was skipped is in both results."""
     place = tmp_path / "größe (1) 日本"

@@ -31,10 +31,12 @@ def run(words, tmp_path_factory):
     return commands.run("train", tmp_path_factory.mktemp("run"), *words)
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_where_it_was(run, words, tmp_path, monkeypatch):
     check_resume(run, words, tmp_path, monkeypatch)
 
 
+@pytest.mark.long
 def test_features_that_are_kept_change_no_figure(run, tmp_path):
     check_reuse(run, tmp_path)
 

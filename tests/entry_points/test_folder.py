@@ -22,6 +22,7 @@ def roots(tmp_path_factory):
     return found
 
 
+@pytest.mark.long
 def test_two_layouts_give_the_same_figures(roots, start, tmp_path):
     words = (f"ckpt={start}", *QUICK, "dataset=folder", "episodes=6", "seeds=2", "fold=3")  # at the run's image size
     results = {
@@ -55,6 +56,7 @@ def test_trains_on_a_folder_and_tests_what_it_trained(roots, tmp_path):
     assert "its novel classes were base classes" in refusal
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
@@ -79,6 +81,7 @@ def write_pictures(root, masks, lines):
     (root / "classes.txt").write_text("\n".join(lines))
 
 
+@pytest.mark.long
 def test_a_clothing_set_some_of_whose_labels_stand_in_one_picture(tmp_path):
     """As labelme exports it: 58 labels, of which 14 mark something in a single picture."""
     rng, masks = np.random.default_rng(1), {}
@@ -108,6 +111,7 @@ def test_a_clothing_set_some_of_whose_labels_stand_in_one_picture(tmp_path):
     assert sum("are left out of the episodes" in line for line in again.out.splitlines()) == 1
 
 
+@pytest.mark.long
 def test_streets_whose_every_picture_holds_every_class(tmp_path):
     """As CamVid: the filter of novel classes would leave no picture to train on."""
     rng, masks = np.random.default_rng(2), {}

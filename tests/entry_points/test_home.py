@@ -106,6 +106,7 @@ def command(home, monkeypatch):
     return run_words
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in WORDS if "multirun" not in name])
 def test_runs_lie_in_the_home_folder(command, home, monkeypatch, name):
     own = home / "conf" / "paths"
@@ -151,6 +152,7 @@ def test_predict_reads_and_writes_there(finished_run, home):
     assert without_literal(home.parent)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("door", "words"),
     [

@@ -69,6 +69,7 @@ def test_the_page_has_every_file():
     }
 
 
+@pytest.mark.long
 def test_trains_is_tested_predicted_with_and_reported(outside, trained, picture, tmp_path):
     result = trained.result
     assert (result["method"], result["dataset"], result["backbone"]) == ("cosine", "squares", "tiny")

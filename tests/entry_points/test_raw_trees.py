@@ -37,6 +37,7 @@ def trained(raw_data_dir, tmp_path_factory):
     return runs
 
 
+@pytest.mark.long
 def test_the_novel_classes_are_those_of_the_fold(trained):
     tested = {name: set(answer.result["test"]["iou_per_class"]) for name, answer in trained.items()}
     assert all(tested.values())
@@ -46,6 +47,7 @@ def test_the_novel_classes_are_those_of_the_fold(trained):
     assert trained["lvis"].result["protocol"] == "matcher"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_the_checkpoint_is_evaluated_and_predicts(trained, raw_data_dir, tmp_path, name):
     best = trained[name].folder / "checkpoints" / "best.ckpt"

@@ -30,6 +30,7 @@ def two_way(finished_run, tmp_path_factory):
     return evaluate(finished_run, tmp_path_factory.mktemp("two"), "way=2", "shot=2")
 
 
+@pytest.mark.long
 def test_two_classes_are_scored_as_the_segmenter_labels_them(finished_run, two_way):
     cfg = OmegaConf.create(two_way.result["config"])
     data = build_few_shot_data(cfg, build_dataset(cfg))
@@ -86,6 +87,7 @@ def test_one_class_decided_together_is_what_it_always_is(finished_run, tmp_path,
     assert "exact_match" in answer.result["test"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -131,6 +133,7 @@ def answer(finished_run, tmp_path_factory):
 class TestGeneralised:
     """All pictures of the list, base and novel classes at once."""
 
+    @pytest.mark.long
     def test_it_is_the_rule_written_out(self, finished_run, answer):
         cfg = OmegaConf.create(answer.result["config"])
         data = build_few_shot_data(cfg, build_dataset(cfg))
@@ -174,6 +177,7 @@ class TestGeneralised:
         for row in ("mIoU of base classes", "mIoU of novel classes", "harmonic mean of these"):
             assert row in answer.out
 
+    @pytest.mark.long
     def test_a_low_threshold_leaves_less_to_the_base_learner(self, finished_run, answer, tmp_path):
         words = ("generalised=true", "shot=2", "seeds=1", "episodes=5")
         low, high = (

@@ -135,6 +135,7 @@ def test_a_run_goes_on_from_the_weights_of_another(finished_run, start):
 # -------------------------------------------------------------------------------------------------- the same again
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_bits_whatever_loads_the_data(first_run, tmp_path):
     """Base learner included: the second run has a cache of its own."""
     again = run("train", tmp_path, *SHAPES, "num_workers=1")
@@ -143,6 +144,7 @@ def test_the_same_seed_gives_the_same_bits_whatever_loads_the_data(first_run, tm
         assert same_weights(again.folder / name, first_run.folder / name), name
 
 
+@pytest.mark.long
 def test_another_seed_gives_other_weights_on_the_same_test_episodes(finished_run, start, tmp_path):
     other = run("train", tmp_path, *SHAPES, f"ckpt={start}", "seed=1")
     assert other.result["manifest_sha256"] == finished_run.result["manifest_sha256"]
@@ -168,6 +170,7 @@ def test_the_test_protocol_can_be_chosen(finished_run, best, tmp_path):
     assert result["manifest_sha256"] != finished_run.result["manifest_sha256"]
 
 
+@pytest.mark.long
 def test_a_checkpoint_can_be_tested_on_another_data_set(best, data_dir, tmp_path):
     """Its base classes, 15 and not COCO's 60, come from the file."""
     words = ("dataset=coco", "fold=1", "dataset.image_size=65", "dataset.min_area=128", f"paths.data_dir={data_dir}")
@@ -184,6 +187,7 @@ def test_all_ones_support_masks_are_another_test_of_the_same_episodes(finished_r
     assert figures(result) != figures(finished_run.result)
 
 
+@pytest.mark.long
 def test_the_controls_are_printed_beside_the_result(best, tmp_path):
     answer = evaluate(best, tmp_path, "dataset.controls=true")
     ones = evaluate(best, tmp_path, "support_mask=ones", "seeds=1").result["test"]["miou"]

@@ -14,6 +14,7 @@ def run(request, tmp_path_factory):
     return commands.run("train", tmp_path_factory.mktemp(request.param), f"model={request.param}", *WORDS)
 
 
+@pytest.mark.long
 def test_the_trunk_has_learnt_what_its_declaration_says(run):
     last = commands.load(run.folder / "checkpoints" / "last.ckpt")
     state = last["state_dict"]

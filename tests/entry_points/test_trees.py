@@ -36,6 +36,7 @@ def coco_run(data_dir, tmp_path_factory):
     )
 
 
+@pytest.mark.long
 def test_pascal(pascal_run):
     result = pascal_run.result
     assert (result["dataset"], result["backbone"], result["shot"]) == ("pascal", "resnet18", 1)
@@ -52,6 +53,7 @@ def test_coco(coco_run):
     assert names
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["pascal", "coco"])
 def test_the_best_checkpoint_gives_the_same_figures(request, tmp_path, name):
     """The folder of the data is remembered from the training."""
@@ -62,6 +64,7 @@ def test_the_best_checkpoint_gives_the_same_figures(request, tmp_path, name):
     assert again.result["dataset"] == name
 
 
+@pytest.mark.long
 def test_evaluating_with_other_shots_and_seeds(coco_run, tmp_path):
     best = coco_run.folder / "checkpoints" / "best.ckpt"
     words = ("trainer=cpu", "num_workers=0", "shot=1", "episodes=4", "seeds=1")
@@ -69,6 +72,7 @@ def test_evaluating_with_other_shots_and_seeds(coco_run, tmp_path):
     assert (result["shot"], result["test"]["num_episodes"], len(result["manifest_sha256"])) == (1, 4, 1)
 
 
+@pytest.mark.long
 def test_a_checkpoint_of_coco_is_tested_on_the_pascal_classes_that_its_fold_left_out(coco_run, tmp_path):
     best = coco_run.folder / "checkpoints" / "best.ckpt"
     words = (

@@ -33,6 +33,7 @@ def picture(tmp_path):
     return tmp_path / "a.png"
 
 
+@pytest.mark.long
 def test_train_tests_it_as_it_is_and_leaves_a_checkpoint(untrained):
     result = untrained.result
     assert "model=prototype has nothing to learn" in untrained.out
@@ -51,6 +52,7 @@ def test_train_tests_it_as_it_is_and_leaves_a_checkpoint(untrained):
     assert (untrained.folder / "pictures" / "test.png").is_file()
 
 
+@pytest.mark.long
 def test_it_is_tested_without_a_validation_where_none_is_wanted(tmp_path):
     result = commands.run(
         "train", tmp_path, *WORDS, "trainer.limit_val_batches=0", "dataset.num_test_episodes=2"
@@ -77,6 +79,7 @@ def test_evaluate_needs_no_checkpoint(untrained, tmp_path):
     assert run.trained is run.config  # nothing was to be trained: no run is missed
 
 
+@pytest.mark.long
 def test_several_views_are_evaluated(untrained, tmp_path):
     best, views = untrained.folder / "checkpoints" / "best.ckpt", ("test_scales=[1.0,0.5]", "test_flip=true")
     reused = commands.run("evaluate", tmp_path / "reused", f"ckpt={best}", *views, *MACHINE)
@@ -86,6 +89,7 @@ def test_several_views_are_evaluated(untrained, tmp_path):
     assert reused.result["baselines"]["untrained_prototype"]["miou"] > 0  # at one view
 
 
+@pytest.mark.long
 def test_a_row_of_the_report(untrained, tmp_path):
     assert report.main([str(untrained.folder), "--out", str(tmp_path / "report")]) == 0
     table = json.loads((untrained.folder / "result.json").read_text())
@@ -93,6 +97,7 @@ def test_a_row_of_the_report(untrained, tmp_path):
     assert "prototype" in (tmp_path / "report" / "report.html").read_text()
 
 
+@pytest.mark.long
 def test_a_stopped_run_begins_again(untrained, tmp_path):
     (untrained.folder / "result.json").rename(tmp_path / "result.json")
     try:
@@ -103,6 +108,7 @@ def test_a_stopped_run_begins_again(untrained, tmp_path):
         (tmp_path / "result.json").rename(untrained.folder / "result.json")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", ["prototype", "cluster_matching"])
 def test_predict_needs_no_checkpoint_and_keeps_supports(model, picture, tmp_path):
     words = (f"support=[{picture}:{tmp_path / 'a_mask.png'}]", f"query=[{picture}]", "maps=true")
@@ -145,6 +151,7 @@ def test_in_python(picture, tmp_path):
     assert ((prediction.probability > 0.5) == prediction.mask).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("door", "words", "message"),
     [
@@ -175,6 +182,7 @@ def test_refusals_are_one_line(door, words, message, tmp_path):
     assert message in commands.call(door, tmp_path, *words).refusal()
 
 
+@pytest.mark.long
 def test_python_refuses_what_the_command_line_does():
     with pytest.raises(
         ValueError, match=r"^model=hdmnet stands on a base learner|model=hdmnet stands on a base learner"

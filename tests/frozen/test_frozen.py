@@ -96,6 +96,7 @@ def test_the_old_checkpoint_is_predicted_with(tmp_path, run_folder):
     assert np.mean(np.stack(found) != masks) < 1e-3
 
 
+@pytest.mark.long
 def test_the_old_run_goes_on(tmp_path, run_folder):
     words = [*RECORDED["words"], f"ckpt={RECORDED['ckpt']}", f"resume={run_folder}"]
     answer = commands.run("train", tmp_path, *words)
@@ -118,6 +119,7 @@ def test_the_old_result_is_reported(tmp_path):
     assert f"{100 * figure:.1f}" in (tmp_path / "report" / "report.html").read_text()
 
 
+@pytest.mark.long
 def test_manifests_have_the_recorded_hashes(data_dir, tmp_path, compose_config):
     from hdmnet.config.paths import make_paths_absolute
     from hdmnet.run.build import build_dataset, build_few_shot_data

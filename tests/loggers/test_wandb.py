@@ -74,6 +74,7 @@ def test_wandb_mode_wins(monkeypatch, tmp_path, mode):
     assert _logger(tmp_path, offline=False).mode == mode
 
 
+@pytest.mark.long
 def test_an_offline_run_holds_what_was_logged_under_its_name(tmp_path):
     def log_something(logger):
         for step, miou in enumerate((0.1, 0.4, 0.3)):

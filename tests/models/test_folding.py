@@ -17,6 +17,7 @@ def make(name, **trunk):
     return prepare_trunk(random_norms(build_backbone(name)), **trunk)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["resnet_narrow", "vgg16", "vgg16_plain"])
 @pytest.mark.parametrize("before_relu", [True, False])
 def test_values_and_gradients_are_the_backbones_own(name, before_relu):

@@ -34,6 +34,7 @@ def test_a_row_for_each_run_that_measured_them(runs):
     assert baseline_table([]) == []
 
 
+@pytest.mark.long
 def test_it_is_in_the_report_as_long_as_there_is_one(runs, tmp_path):
     out = tmp_path / "report"
     assert report.main([str(runs / "a"), "--out", str(out), "--episodes", "0"]) == 0

@@ -103,6 +103,7 @@ def test_few_and_many_episodes_over_seeds(runs_of, tmp_path):
     assert draw_episode_numbers(runs[2:], tmp_path) == []
 
 
+@pytest.mark.long
 def test_correlation_maps_of_a_pair_of_checkpoints(finished_run, tmp_path):
     for name, weight in (("with", 1.0), ("without", 0.0)):
         shutil.copytree(finished_run.folder / "checkpoints", tmp_path / name / "checkpoints")

@@ -79,6 +79,7 @@ def test_the_scatter_has_a_point_for_each_method(runs_of, tmp_path):
     assert figure.heading.startswith("shapes: accuracy over time")
 
 
+@pytest.mark.long
 def test_one_model_stands_under_each_protocol(runs_of):
     def tested(protocol, miou, checkpoint="/a/best.ckpt", entry_point="evaluate", fold=0):
         words = (f"protocol={protocol}",)

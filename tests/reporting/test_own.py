@@ -49,6 +49,7 @@ def test_of_a_class_that_conf_does_not_know_nothing_of_the_data_is_compared(runs
     assert deviations(run) == []
 
 
+@pytest.mark.long
 def test_own_data_is_in_none_of_the_papers_tables(runs_of):
     runs = runs_of(MINE, WHOLE, {"dataset": "pascal"})
     papers = {table.number: table for table in make_tables(runs, lambda run: Costs(1.0, 1.0))}

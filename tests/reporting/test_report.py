@@ -41,6 +41,7 @@ def refusal(capsys, *words):
     return code, lines[0]
 
 
+@pytest.mark.long
 def test_writes_tables_figures_and_a_page_that_needs_nothing_else(runs, tmp_path, capsys):
     out = tmp_path / "out"
     assert report.main([str(runs), "--out", str(out)]) == 0

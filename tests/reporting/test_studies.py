@@ -31,6 +31,7 @@ def rows(runs, number):
     ], warnings
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("dataset", "name"),
     # Shapes too where a row sets the ensemble, which is off by default there, or another model.

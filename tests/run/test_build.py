@@ -31,6 +31,7 @@ def test_bam_needs_a_base_learner(compose_config):
         check_builds(compose_config("train", "model=bam", "model.encoder=backbone"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", ["ssp", "panet"])
 def test_a_trunk_that_learns_on_timm_says_what_to_set(compose_config, model):
     words = (f"model={model}", "model.encoder=backbone", "backbone=timm", "backbone.model=convnext_atto")
@@ -51,6 +52,7 @@ def test_a_random_backbone_that_never_learns_is_told(compose_config, caplog):
     assert not caplog.records
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", ["hsnet", "dcama"])
 def test_methods_of_every_block_on_timm(model, compose_config):
     check_builds(compose_config("train", f"model={model}", "backbone=convnext_tiny"))

@@ -137,6 +137,7 @@ def test_without_a_result_the_checkpoint_tells_what_it_knows(finished_run, tmp_p
     assert compared["same_episodes"] is None
 
 
+@pytest.mark.long
 def test_evaluate_gives_the_figures_of_the_run_and_says_so(finished_run, tmp_path):
     answer = run(
         "evaluate", tmp_path, f"ckpt={finished_run.folder}/checkpoints/best.ckpt", "trainer=cpu", "num_workers=0"

@@ -17,6 +17,7 @@ def fallen_back(tmp_path_factory):
     return commands.run("train", tmp_path_factory.mktemp("fallen_back"), *WORDS)
 
 
+@pytest.mark.long
 def test_the_prototype_is_tested_and_is_the_best_checkpoint(fallen_back):
     result, folder = fallen_back.result, fallen_back.folder / "checkpoints"
     assert result["method"] == result["config"]["model"]["name"] == "prototype"
@@ -35,6 +36,7 @@ def test_the_prototype_is_tested_and_is_the_best_checkpoint(fallen_back):
     assert run.method == "prototype"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "method"), [("best", "prototype"), ("trained", "hdmnet")])
 def test_both_checkpoints_are_evaluated(fallen_back, tmp_path, name, method):
     file = fallen_back.folder / "checkpoints" / f"{name}.ckpt"
@@ -45,6 +47,7 @@ def test_both_checkpoints_are_evaluated(fallen_back, tmp_path, name, method):
         assert again["compared_with"]["same_figures"] is True
 
 
+@pytest.mark.long
 def test_a_run_that_is_resumed_has_its_trained_weights_again(fallen_back, tmp_path):
     result = fallen_back.folder / "result.json"
     result.rename(tmp_path / "result.json")
@@ -54,6 +57,7 @@ def test_a_run_that_is_resumed_has_its_trained_weights_again(fallen_back, tmp_pa
     (tmp_path / "result.json").rename(result)
 
 
+@pytest.mark.long
 def test_a_training_that_helped_is_handed_back(fallen_back, tmp_path, monkeypatch):
     entry = {**fallen_back.result["training"]["validation"], "miou": 0.9}
     entry["untrained_prototype"] = {"miou": 0.5, "difference": 0.4, "interval": [0.3, 0.5], "is_above": True}
@@ -66,6 +70,7 @@ def test_a_training_that_helped_is_handed_back(fallen_back, tmp_path, monkeypatc
     assert not (answer.folder / "checkpoints" / "trained.ckpt").exists()
 
 
+@pytest.mark.long
 def test_a_gain_by_chance_is_not_handed_back(fallen_back, tmp_path, monkeypatch):
     entry = {**fallen_back.result["training"]["validation"], "miou": 0.52}
     entry["untrained_prototype"] = {"miou": 0.5, "difference": 0.02, "interval": [-0.01, 0.05], "is_above": False}

@@ -151,6 +151,7 @@ def test_no_training_picture_holds_a_novel_pixel(compose_config, trees, tmp_path
     assert check_whole_lists(trees, *both, filtered=True) == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("dataset", "fold"), [one for one in DATASETS if one[0] != "shapes"])
 def test_without_the_filter_novel_pixels_are_background(compose_config, trees, tmp_path, dataset, fold):
     """SHAPES draws no novel object into a training picture in the first place."""
@@ -158,6 +159,7 @@ def test_without_the_filter_novel_pixels_are_background(compose_config, trees, t
     assert check_whole_lists(trees, *both, filtered=False) > 1000
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("dataset", "fold"), [one for one in DATASETS if one[0] != "shapes"])
 @pytest.mark.parametrize(("choice", "label"), [("ignore", 255), ("background", 0)])
 def test_novel_pixels_that_training_keeps_are_what_was_chosen(
@@ -175,6 +177,7 @@ def test_novel_pixels_that_training_keeps_are_what_was_chosen(
     assert met > 100
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("augment", "base"), [("official", "bam"), ("paper", "official"), ("flip", "flip")])
 @pytest.mark.parametrize("dataset", ["pascal", "folder/coco"])
 def test_training_sees_the_same_bits_where_novel_labels_are_erased(
@@ -268,6 +271,7 @@ def test_the_loss_of_stage_1_pushes_novel_pixels_towards_background(compose_conf
 # ------------------------------------------------------------------------------------------------- lists that overlap
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dataset", ["pascal", "coco", "folder"])
 def test_lists_that_share_pictures_are_refused_before_any_training(trees, tmp_path, dataset):
     train, val = tmp_path / "train.txt", tmp_path / "val.txt"

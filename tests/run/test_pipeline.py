@@ -88,6 +88,7 @@ def kept_at(compose_config, tmp_path, word, data):
     return stage1.base_learner_path(cfg, data)
 
 
+@pytest.mark.long
 def test_the_kept_base_learner_is_that_of_the_same_settings_only(compose_config, monkeypatch, tmp_path):
     monkeypatch.setattr(stage1, "computes_in_bfloat16", lambda: False)
     cfg = config(compose_config, tmp_path)
@@ -150,6 +151,7 @@ def test_other_data_under_the_same_name_is_told_apart(compose_config, tmp_path):
     assert stage1.base_learner_path(cfg, data) != first
 
 
+@pytest.mark.long
 def test_a_second_run_takes_the_base_learner_that_the_first_has_trained(first_run, compose_config, tmp_path):
     output = first_run.folder.parents[2]
     again = run("train", output, *SHAPES, "shot=2", "trainer.limit_test_batches=1")
@@ -162,6 +164,7 @@ def test_a_second_run_takes_the_base_learner_that_the_first_has_trained(first_ru
         assert torch.equal(trunk[f"model.trunk.base_learner.{key}"], value), key
 
 
+@pytest.mark.long
 def test_a_given_base_learner_is_used(first_run, tmp_path):
     given = first_run.folder / "base_learner.pt"
     answer = run("train", tmp_path, *SHAPES, f"base_ckpt={given}", "seed=3", "trainer.limit_test_batches=1")
@@ -180,6 +183,7 @@ def test_a_base_learner_that_saw_the_novel_classes_is_refused(first_run, tmp_pat
 # ------------------------------------------------------------------------------------------------- which checkpoint
 
 
+@pytest.mark.long
 def test_the_last_weights_are_tested_when_asked_for(start, tmp_path):
     answer = run("train", tmp_path, *SHAPES, f"ckpt={start}", "selection=last", "trainer.limit_test_batches=1")
     result = answer.result
@@ -188,6 +192,7 @@ def test_the_last_weights_are_tested_when_asked_for(start, tmp_path):
     assert "LAST" not in answer.out
 
 
+@pytest.mark.long
 def test_lightnings_trial_run_has_no_checkpoint_and_tests_what_it_has(start, tmp_path):
     answer = run("train", tmp_path, *SHAPES, f"ckpt={start}", "trainer.fast_dev_run=true")
     assert answer.result["checkpoint"] is None
@@ -270,6 +275,7 @@ def test_a_data_set_takes_its_rules(compose_config, tmp_path):
     assert build_dataset(cfg).min_area == 65 * 65 // 100
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*could not find the monitored key")  # Lightning's words for the same
 def test_that_no_validation_ran_is_said_where_the_best_was_asked_for(start, tmp_path):
     words = ("trainer.limit_val_batches=0", "dataset.num_test_seeds=1")
@@ -282,6 +288,7 @@ def test_that_no_validation_ran_is_said_where_the_best_was_asked_for(start, tmp_
 # ------------------------------------------------------------------------------------- selection on base classes
 
 
+@pytest.mark.long
 def test_a_run_that_is_selected_on_base_classes_looks_at_no_novel_one_before_its_test(tmp_path):
     words = ("selection=base", "dataset.base_val_share=0.5", "dataset.num_train=80", "model.ensemble=true")
     answer = run("train", tmp_path, *SHAPES, *words, "trainer.limit_test_batches=2")

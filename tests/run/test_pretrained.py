@@ -27,6 +27,7 @@ def test_the_file_is_small_and_tells_what_it_was_trained_on():
     assert not re.search(r"/(work|tmp|home|root)/", json.dumps(about))  # nothing of the machine that trained it
 
 
+@pytest.mark.long
 def test_what_is_written_is_built_again(tmp_path):
     model, cfg = pretrained.build_pretrained()
     with torch.no_grad():
@@ -72,6 +73,7 @@ def pretrained_weights_spec(missing):
 TRAIN = (*commands.SHAPES, "model=correlation", "model.encoder=backbone", "ckpt=pretrained")
 
 
+@pytest.mark.long
 def test_a_training_begins_from_the_packaged_heads(tmp_path):
     words = ("backbone=efficientnet_lite2", "optim.lr=1e-12", "optim.weight_decay=0", "baseline_episodes=0")
     run = commands.run("train", tmp_path, *TRAIN, *words)

@@ -181,6 +181,7 @@ def test_every_argument_is_tried():
     assert set(OmegaConf.load(conf_dir() / "trainer" / "_default.yaml")) - {"_target_"} == known
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("argument", "value", "line"),
     [pytest.param(name, *case, id=f"{name}={case[0]}") for name, cases in REFUSED.items() for case in cases],
@@ -206,6 +207,7 @@ def test_what_works_gives_a_result(start, output, words):
     assert (result["test"]["num_episodes"] == 0) == ("limit_test_batches=0" in words)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("words", [("trainer.precision=bf16-true",), ("trainer.strategy=ddp_spawn",)])
 @pytest.mark.parametrize("door", ["train", "evaluate"])
 def test_the_doors_refuse_it(start, tmp_path, door, words):
@@ -216,6 +218,7 @@ def test_the_doors_refuse_it(start, tmp_path, door, words):
 # ----------------------------------------------------------------------------------------------- what takes some care
 
 
+@pytest.mark.long
 def test_the_first_batch_is_overfitted_in_both_stages(tmp_path):
     """Without augmentation the loss comes down, epoch by epoch, on the same two episodes."""
     answer = run(
@@ -228,6 +231,7 @@ def test_the_first_batch_is_overfitted_in_both_stages(tmp_path):
     assert answer.result["test"]["num_episodes"] == 6
 
 
+@pytest.mark.long
 def test_a_run_without_a_test_has_a_result(start, tmp_path):
     answer = run("train", tmp_path, *SHAPES, f"ckpt={start}", "trainer.limit_test_batches=0", "dataset.controls=true")
     test = answer.result["test"]
@@ -286,6 +290,7 @@ def test_limits_that_leave_a_batch(with_words, words):
     check_batches(with_words(words), {"train": 10, "val": 4, "test": 30}.__getitem__)
 
 
+@pytest.mark.long
 def test_the_batches_that_are_counted_are_those_that_run(first_run, tmp_path):
     """With reuse equal episodes are run once: the smallest share that is taken is that of one batch."""
     words = (*SHAPES, f"base_ckpt={first_run.folder / 'base_learner.pt'}", "dataset.num_test_episodes=40")

@@ -44,6 +44,7 @@ def test_matching_agrees_with_the_dense_form(tmp_path, capsys):
     assert "| relative difference of map |" in page
 
 
+@pytest.mark.long
 def test_model_and_trunk_agree_with_the_plain_forms(tmp_path):
     found = run(tmp_path, "model", "trunk", "--shots", "2", "--dense")
     trunk, whole = found["figures"]["trunk"], found["figures"]["model"]
@@ -63,6 +64,7 @@ def test_growth_fits_lines_and_draws_them(tmp_path):
     assert (tmp_path / "out.png").stat().st_size > 10_000
 
 
+@pytest.mark.long
 def test_data_and_catalog(tmp_path):
     found = run(tmp_path, "data", "catalog")["figures"]
     assert found["data"]["worker_ratio"] == pytest.approx(

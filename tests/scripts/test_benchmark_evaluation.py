@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from scripts.benchmarks import benchmark_evaluation
 
 
@@ -21,6 +23,7 @@ def test_differences_and_ratio_by_hand():
     assert benchmark_evaluation.ratio({"seconds": 10, "episodes": 40}, {"seconds": 20, "episodes": 10}) == 8
 
 
+@pytest.mark.long
 def test_a_tiny_checkpoint_is_measured_both_ways(finished_run, tmp_path, capsys):
     best = finished_run.folder / "checkpoints" / "best.ckpt"
     words = ["trainer=cpu", "num_workers=0", "trainer.enable_progress_bar=false", f"paths.output_dir={tmp_path}"]

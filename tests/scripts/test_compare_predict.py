@@ -9,6 +9,7 @@ from scripts.inspect import compare_predict
 QUICK = ("trainer=cpu", "num_workers=0", "trainer.enable_progress_bar=false")
 
 
+@pytest.mark.long
 def test_predict_gives_what_evaluate_scores(start, tmp_path, capsys):
     """On pictures of another size than the network's, and with all batches of one exactly."""
     words = [*QUICK, "dataset.picture_size=81", "reuse=false", "batch_size=1", "episodes=4", "seeds=2", "shot=2"]

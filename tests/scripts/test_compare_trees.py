@@ -29,6 +29,7 @@ def test_they_are_called_in_turn_and_medians_are_compared():
     assert asked == ["old", "new"] * 4
 
 
+@pytest.mark.long
 def test_a_tree_that_fails_is_named(tmp_path):
     folder = tmp_path / "scripts" / "benchmarks"
     folder.mkdir(parents=True)

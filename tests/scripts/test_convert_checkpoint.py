@@ -20,6 +20,7 @@ def bits(state):
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("variant", "key"), [("coco_vgg_5shot", RUN_KEY), ("psp_coco_vgg", BASE_LEARNER_KEY)])
 def test_round_trip_is_bit_equal(variant, key, tmp_path, capsys):
     state = make_state(read_golden("keys.json.gz")[variant]["state_dict"])

@@ -81,6 +81,7 @@ def test_kinds_take_turns_and_every_number_comes_once():
     assert [next(numbers) for _ in range(6)] == [("a", 0), ("a", 1), ("b", 0), ("a", 2), ("a", 3), ("b", 1)]
 
 
+@pytest.mark.long
 def test_some_seconds_of_it(tmp_path, capsys):
     assert fuzz.main(["--minutes", "0.05", "--output", str(tmp_path), "--seed", "5"]) == 0, capsys.readouterr().out
     counts = json.loads((tmp_path / "counts.json").read_text())["counts"]

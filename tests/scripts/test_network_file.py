@@ -90,6 +90,7 @@ def pets(tmp_path_factory):
 SIZES = ((1, (57, 57)), (2, (65, 81)), (1, (100, 61)), (3, (58, 203)))
 
 
+@pytest.mark.long
 def test_onnx_answers_at_any_size(pets):
     path, toy, _ = pets
     answer = open_onnx(path)
@@ -102,6 +103,7 @@ def test_onnx_answers_at_any_size(pets):
             compare((logits, probability), toy(query))
 
 
+@pytest.mark.long
 def test_the_network_is_traced_at_any_size(pets):
     """What every exporter goes on from."""
     *_, segmenter = pets

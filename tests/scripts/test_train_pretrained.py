@@ -42,6 +42,7 @@ def voc(tmp_path_factory):
     return root
 
 
+@pytest.mark.long
 def test_held_out_classes_are_not_learnt_from_and_are_what_is_tested(train, voc, tmp_path):
     out = tmp_path / "own.safetensors"
     words = [str(voc), "--out", str(out), "--cache", str(tmp_path / "cache"), "--side", "65", "--batch", "4"]

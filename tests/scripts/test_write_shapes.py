@@ -210,6 +210,7 @@ def test_trace_finds_both_parts_of_a_cut_square():
     assert np.count_nonzero(decoded != mask) <= 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("format_name", ["voc", "coco"])
 def test_defaults_leave_enough_pictures_for_five_shots(format_name):
     num_train, num_val = script.NUM_PICTURES[format_name]

@@ -18,6 +18,7 @@ from tests.helpers.sweeps import ENTRY_POINT, alive, environment, sweep, wait_un
 SWEEPS = sorted(file.stem for file in (conf_dir() / "sweep").glob("*.yaml"))
 
 
+@pytest.mark.long
 def test_every_combination_is_a_job_in_a_folder_of_its_name(tmp_path):
     words = ("fold=1", "loss.temperature=0.5,1", "ablation=none,no_distillation")
     done = sweep(tmp_path, "-m", "model.num_stages=2", *words)
@@ -75,6 +76,7 @@ def test_an_unfinished_job_goes_on_in_its_folder_when_asked_to(tmp_path):
     assert OmegaConf.load(folder / ".hydra" / "job.yaml").resume == str(folder)
 
 
+@pytest.mark.long
 def test_a_failed_job_does_not_stop_the_others(tmp_path):
     done = sweep(tmp_path, "-m", "fold=0,9,1,2", FAIL_FOLD="0", KILL_FOLD="1")
     assert done.code == 1
@@ -117,6 +119,7 @@ def test_side_by_side_jobs_share_the_machine_and_keep_their_lines_apart(tmp_path
         assert seen["environment"] == {"OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": None, "RANK": None}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_no_job_outlives_its_sweep(tmp_path, signal_number, code):
     (tmp_path / "command.py").write_text(ENTRY_POINT)
@@ -141,6 +144,7 @@ def test_no_job_outlives_its_sweep(tmp_path, signal_number, code):
         assert "fold=2  not run" in out
 
 
+@pytest.mark.long
 def test_a_search_proposes_from_results_and_repeats_itself(tmp_path):
     words = ("sweep=optuna", "hydra.sweeper.n_trials=3", "shot=5")
     first = sweep(tmp_path, *words, name="optuna")
@@ -204,6 +208,7 @@ def test_places_for_jobs_on_a_machine_of_twelve_cores(monkeypatch, wanted, gpus,
     assert [(place.get("CUDA_VISIBLE_DEVICES"), place.get("OMP_NUM_THREADS")) for place in places] == expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_sweep_composes_and_names_itself(name):
     with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):

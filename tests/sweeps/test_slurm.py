@@ -62,6 +62,7 @@ def slurm(tmp_path):
     return {"PATH": f"{folder}:{os.environ['PATH']}", "FAKE": str(tmp_path)}
 
 
+@pytest.mark.long
 def test_each_job_is_submitted_with_a_task_for_each_rank(tmp_path, slurm):
     pytest.importorskip("submitit")
     words = ("launcher=slurm", "trainer=ddp_cpu", "trainer.devices=1", "hydra.launcher.partition=gpu")
@@ -77,6 +78,7 @@ def test_each_job_is_submitted_with_a_task_for_each_rank(tmp_path, slurm):
     assert again.states() == [["job", "skipped"]]  # nothing varies now; the job is the same
 
 
+@pytest.mark.long
 def test_the_ranks_of_a_job_share_its_folder(tmp_path, slurm):
     pytest.importorskip("submitit")
     words = ("launcher=slurm", "trainer=ddp_cpu", "trainer.devices=2")
@@ -86,6 +88,7 @@ def test_the_ranks_of_a_job_share_its_folder(tmp_path, slurm):
     assert json.loads((folder / "rank0.json").read_text()) == json.loads((folder / "rank1.json").read_text()) == 3
 
 
+@pytest.mark.long
 def test_a_job_of_unknown_size_is_refused(tmp_path, slurm):
     done = sweep(tmp_path, "-m", "fold=3", "launcher=slurm", "trainer.devices=auto", **slurm)
     assert (done.code, done.err.splitlines()[0]) == (
@@ -142,6 +145,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("under_slurm", [True, False])
 def test_a_job_that_slurm_warns_is_put_into_the_queue_again(tmp_path, slurm, under_slurm):
     """With `#SBATCH --signal=USR1@60`. Outside of SLURM the signal ends a process as ever."""

@@ -58,6 +58,7 @@ def assert_same(one, other):
                 torch.testing.assert_close(first[key], second[key], rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes",
     [
@@ -156,6 +157,7 @@ def test_measuring_leaves_the_mode_alone_and_tells_a_supports_range():
     assert model.training
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ensemble", [True, False])
 def test_the_real_model_agrees_within_a_few_pixels(compose_config, ensemble):
     from hdmnet.run import build

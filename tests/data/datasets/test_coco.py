@@ -149,6 +149,7 @@ def unpainted(raw_data_dir, tmp_path):
     return root
 
 
+@pytest.mark.long
 def test_without_masks_the_jsons_say_the_same(unpainted, tmp_path):
     """Ids, masks, areas and episodes are those of the tree whose masks scripts/data/prepare_coco.py has painted."""
     direct = CocoDataset(unpainted, year=2017, min_area=MIN_AREA, cache_dir=tmp_path)

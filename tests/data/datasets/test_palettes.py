@@ -54,6 +54,7 @@ def root(tmp_path):
     return tmp_path
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("order", [None, [0, 1]], ids=["sorted", "only shortened"])
 @pytest.mark.parametrize("name", ["dog1", "fish0"])
 def test_a_renumbered_index_mask_is_refused(root, name, order, capsys):

@@ -65,6 +65,7 @@ def test_different_ids_give_different_pictures(dataset):
     assert len({digest([dataset.read_image(image_id)]) for image_id in ids}) == 270
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fold", range(4))
 def test_training_pictures_hold_base_classes_and_validation_pictures_a_novel_one(fold):
     dataset = ShapesDataset(fold=fold, num_train=45, num_val=150)

@@ -80,6 +80,7 @@ def torchvision_levels(name, model, images):
     return outputs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", IMAGENET)
 def test_torchvision_weights_give_torchvisions_features(name, tmp_path):
     torch.manual_seed(0)
@@ -145,6 +146,7 @@ def test_half_precision_file_gives_float32(tmp_path):
     torch.testing.assert_close(backbone.parts[0][0][0].weight.half(), state["features.0.0.weight"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "names",
     [("conv1", "bn1", "conv2", "bn2", "conv3", "bn3"), ("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1")],

@@ -203,6 +203,7 @@ def photograph():
     return torch.from_numpy(picture).permute(2, 0, 1)[None]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite2"])
 def test_weights_from_a_package_see_a_photograph_as_they_did_in_training(compose_config, name):
     """What each normalisation gets has nearly the mean and variance that it was trained with.
@@ -255,6 +256,7 @@ PRESETS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_presets(compose_config, name):
     cfg = compose_config("train", f"backbone={name}")
@@ -343,6 +345,7 @@ def test_padding_leaves_the_features_of_the_picture_where_they_were():
     assert [tuple(level.shape[2:]) for level in encode(Stub(), images, size_of=-2)] == [(7, 5)] * 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "blocks", "options"),
     [

@@ -106,6 +106,7 @@ def test_evaluation(case, arrays):
         close(ours[..., ::4, ::4] if case.letter == "e" else ours, arrays[name], atol)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", ["a", "b"], indirect=True)
 def test_training(case, arrays, facts):
     """Losses, gradients, and steps of the release's optimiser, without dropout."""
@@ -187,6 +188,7 @@ def test_head_alone(arrays, facts, monkeypatch):
 # ------------------------------------------------------------------------------------------------- stage 1
 
 
+@pytest.mark.long
 def test_base_learner_alone(arrays, facts):
     """Evaluation; then a step with PASCAL's rates, batch normalisation learning its statistics, without dropout."""
     facts = facts["stage1"]

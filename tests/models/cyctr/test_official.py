@@ -135,6 +135,7 @@ def test_features(case, arrays):
     close(support.merged.transpose(1, 2).unflatten(2, (14, 14))[:, ::32, ::4, ::4], arrays["b.supp_merged"], OUTPUTS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", "ab", indirect=True)
 def test_training(case, arrays, facts, drawn, compose_config):
     """Losses, gradients, and a step by conf/optim; no dropout, and positions are drawn as in evaluation."""

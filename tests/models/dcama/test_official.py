@@ -128,6 +128,7 @@ def test_a_file_is_read(backbone, facts, tmp_path):
         assert len(computed) == 24
 
 
+@pytest.mark.long
 def test_what_does_not_fit_is_refused_in_one_line(facts, tmp_path):
     path = tmp_path / "official.pth"
     state = make_small_state(facts["keys"]["swin"]["state_dict"])

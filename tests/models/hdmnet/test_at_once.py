@@ -34,6 +34,7 @@ def outcome(model, episode):
     return [x.detach() for x in values], {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("shots", "changes"),
     [

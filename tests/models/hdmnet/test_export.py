@@ -36,6 +36,7 @@ def compare(one, other):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 @torch.no_grad()
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_the_exportable_model_computes_the_same_function(changes):

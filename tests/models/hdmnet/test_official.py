@@ -156,6 +156,7 @@ def test_gradient_norms_by_group_and_by_parameter(case):
     assert norms == pytest.approx(case.facts["grad_norm_per_parameter"], rel=NORMS, abs=1e-7)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("term", ["distillation", "prediction"])
 def test_gradient_norms_of_each_term(case, term):
     model, inputs = case.model, case.inputs
@@ -180,6 +181,7 @@ def test_whole_gradients(case):
         close(ours, value, max(NORMS * scale, 1e-7))
 
 
+@pytest.mark.long
 def test_one_optimiser_step(case):
     """AdamW with the release's groups and the first rate of a poly schedule over 1,000 iterations."""
     model, inputs, recorded = case.model, case.inputs, case.facts["step"]

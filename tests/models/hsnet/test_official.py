@@ -73,6 +73,7 @@ def test_evaluation(case, arrays, facts):
     assert share_of_other_pixels(whole.prediction, recorded["pred"]) <= 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", ["a", "c"], indirect=True)
 def test_training(case, facts):
     model = build_official("coco", case.backbone).train()

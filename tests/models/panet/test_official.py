@@ -58,6 +58,7 @@ def check(terms, recorded, atol):
     assert {name: terms[names[name]].item() for name in recorded} == pytest.approx(recorded, abs=atol)
 
 
+@pytest.mark.long
 def test_training(case, arrays, facts):
     """Losses, gradients and a step of the release's optimiser."""
     model, recorded, loss = case.model.train(), facts[case.letter], PANetLoss()

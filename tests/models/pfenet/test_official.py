@@ -66,6 +66,7 @@ def case(request, facts):
     return Case(request.param, filled(build_official("pascal", "resnet50_v2", shots)), inputs)
 
 
+@pytest.mark.long
 def test_the_recipe_makes_the_recorded_inputs(case, facts):
     check_inputs(case.inputs, facts[case.letter])
 
@@ -94,6 +95,7 @@ def test_evaluation(case, arrays):
         close(answer.logits[..., ::7, ::7], recorded["out_every_7th"], LOGITS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("case", "trunk_bn"), [("a", "batch"), ("a", "frozen"), ("b", "batch")], indirect=["case"])
 def test_training(case, trunk_bn, arrays, facts):
     """Losses, gradients, running statistics and (of one case) steps of the release's optimiser, without dropout."""

@@ -61,6 +61,7 @@ def test_evaluation(case, arrays):
         close(out.auxiliary_logits["first"][..., ::6, ::6], recorded["first_every_6th"], OUTPUTS)
 
 
+@pytest.mark.long
 def test_training(case, arrays, facts):
     """Losses, gradients and a step of the release's optimiser."""
     model, recorded, loss = case.model.train(), facts[case.letter], SSPLoss()
