@@ -34,7 +34,7 @@ def run(cfg: DictConfig) -> None:
     if cfg.example:
         predict(cfg, *example_of(cfg))
     else:
-        predict(cfg, parse_supports(cfg.support), find_queries(cfg.query))
+        predict(cfg, parse_supports(cfg.support), find_queries(cfg.query, whole_folders=cfg.video.folders))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """What `python -m hdmnet.predict` does: words of its command line to files, and predictions to pictures.
 
-Of a query NAME it writes `NAME_mask.png` (0/255; of several classes a palette PNG of their indices),
+Of a picture NAME it writes `NAME_mask.png` (0/255; of several classes a palette PNG of their indices),
 `NAME_probability.png` (16-bit grey, one a class), `NAME_overlay.jpg`, and with `maps=true` what the method shows of
 itself, by its names and numbered (`NAME_correlation_1.png` …): each map stretched from its least to its largest value,
-at the picture's size. Other formats: hdmnet/apps/label_writers.py.
+at the picture's size. Other formats: hdmnet/apps/label_writers.py. Large pictures: hdmnet/apps/tiles.py. Of a video:
+hdmnet/apps/video.py.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import cv2
 import numpy as np
@@ -29,11 +30,15 @@ from hdmnet.apps.label_writers import PICTURES, LabelWriters, closing, refuse_la
 from hdmnet.apps.review import ReviewWriter, refuse_review
 from hdmnet.apps.segmenter import Prediction, Segmenter
 from hdmnet.apps.supports import Supports, leave_out_vanishing
+from hdmnet.apps.tiles import Tiles, as_16_bits, num_steps, segment_tiles
+from hdmnet.apps.unfinished import FOLDER, Unfinished, facts_of, file_facts, remove_finished
+from hdmnet.apps.video import Pens, Video, VideoSettings, is_video, segment_video
+from hdmnet.config.values import to_plain
 from hdmnet.data.datasets.base import LeftOut
 from hdmnet.data.io.listing import is_picture
 from hdmnet.data.io.masks import write_mask
 from hdmnet.data.io.user_pictures import LabelledMask, read_user_picture
-from hdmnet.runtime.atomic import replacing
+from hdmnet.runtime.atomic import remove_leftovers, replacing
 from hdmnet.runtime.errors import InputError, user_message
 from hdmnet.runtime.home import expand_home
 from hdmnet.runtime.malloc import keep_freed_memory
@@ -46,21 +51,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_JPEG_SIDE, _JPEG_QUALITY = 65_500, (cv2.IMWRITE_JPEG_QUALITY, 90)  # px, the longest that libjpeg writes
+_BAND = 256  # rows of a picture whose colours are turned round at once
 _NOT_IN_NAMES = r"[^\w.-]+"  # of files: a class's or a map's name may hold more
 
 
 # --------------------------------------------------------------------------------------------------- the command line
 
 
-def find_queries(value: Any) -> list[Path]:
+def find_queries(value: Any, *, whole_folders: bool = False) -> list[Path]:
     """Read the key `query`.
 
     Args:
-        value: A picture, a folder, a pattern with * or ?, or a list of them.
+        value: A picture or video, a folder, a pattern with * or ?, or a list of them.
+        whole_folders: Whether a folder is a query itself, the frames of a video.
 
     Returns:
-        The pictures: as named, and those of each folder (not of its subfolders) in the order of their names. Whether
-        they can be read is seen when it is their turn.
+        The pictures and videos: as named, and the pictures of each folder (not of its subfolders) in the order of their
+        names. Whether they can be read is seen when it is their turn.
 
     Raises:
         ValueError: There is none.
@@ -72,7 +80,8 @@ def find_queries(value: Any) -> list[Path]:
         path = expand_home(str(word))
         found = sorted(map(Path, glob.glob(str(path)))) if re.search(r"[*?]", path.name) and not path.exists() else []
         for one in found or [path]:
-            inside = sorted(path for path in one.iterdir() if path.name[0] != ".") if one.is_dir() else [one]
+            listed = one.is_dir() and not whole_folders
+            inside = sorted(path for path in one.iterdir() if path.name[0] != ".") if listed else [one]
             chosen = [path for path in inside if path == one or (is_picture(path) and path.is_file())]
             queries += chosen
             left_out += [str(path) for path in inside if path not in chosen]
@@ -114,6 +123,13 @@ def predict(cfg: DictConfig, supports: Supports | None, queries: Sequence[Path])
     parts = [part for pairs in (supports or {}).values() for pair in pairs for part in pair]
     files = (part.file if isinstance(part, LabelledMask) else part for part in parts)
     read = [path for path in files if isinstance(path, Path)]
+    videos = [path for path in queries if path.is_dir() or is_video(path)]
+    pictures = [path for path in queries if path not in videos]
+    settings = VideoSettings(**to_plain(cfg.video))
+    tiles = None if cfg.tile is None else Tiles.read(to_plain(cfg)["tile"], cfg.tile_overlap)
+    _refuse_of_videos(cfg, videos, output)
+    if cfg.maps and tiles is not None:
+        raise InputError(f"maps=true and tile={cfg.tile}: a picture in tiles has no maps; expected one of them")
     if PICTURES in cfg.formats:
         _refuse_to_replace(output, _names(queries), [*queries, *read], maps=cfg.maps)
     refuse_label_folders(output, cfg.formats, [*queries, *read])
@@ -130,17 +146,96 @@ def predict(cfg: DictConfig, supports: Supports | None, queries: Sequence[Path])
     if cfg.save is not None:
         segmenter.save(cfg.save)
     failed = 0
-    settings = {key: cfg[key] for key in ("instances", "polygons", "tolerance")}
-    written = LabelWriters(output, cfg.formats, segmenter.classes, queries, **settings)
+    if (output / FOLDER).is_dir():
+        remove_leftovers(output)
+    facts = facts_of(cfg, [*([] if cfg.ckpt is None else [Path(cfg.ckpt)]), *read])
+    about = {key: cfg[key] for key in ("instances", "polygons", "tolerance")}
+    tiled = None if tiles is None else TiledQueries(segmenter, tiles, output, facts)
+    written = LabelWriters(output, cfg.formats, segmenter.classes, pictures, **about)
     with closing(written) as labels, closing(ReviewWriter(output)) as review:
-        done = write_predictions(segmenter, queries, output, maps=cfg.maps, labels=labels, review=review)
-        for answer in tqdm(done, total=len(queries), desc="predict", unit="picture"):
+        outlets = {"maps": cfg.maps, "labels": labels, "review": review, "tiled": tiled}
+        done = write_predictions(segmenter, pictures, output, **outlets)
+        for answer in tqdm(done, total=len(pictures), desc="predict", unit="picture", disable=not pictures):
             if answer.error is not None:
                 failed += 1
                 tqdm.write(f"error: {answer.error}", file=sys.stderr)
-    print(f"segmented {len(queries) - failed} of {len(queries)} pictures: {output}", flush=True)
+    failed += _segment_videos(segmenter, videos, output, settings, facts)
+    what = "pictures" if not videos else "videos" if not pictures else "pictures and videos"
+    print(f"segmented {len(queries) - failed} of {len(queries)} {what}: {output}", flush=True)
     if failed:
         raise InputError(f"{failed} of {len(queries)} queries could not be segmented, see above; the others are done")
+    remove_finished(output)
+
+
+def _refuse_of_videos(cfg: DictConfig, videos: Sequence[Path], output: Path) -> None:
+    """Refuse what cannot be had of videos."""
+    if not videos:
+        return
+    if list(cfg.formats) != [PICTURES]:
+        raise InputError(
+            f"formats={list(cfg.formats)} and query={videos[0]}: of a video masks and an overlay are written; expected "
+            "formats=[png], or frames as pictures (query=FOLDER without video.folders=true)"
+        )
+    for key, default in (("maps", False), ("tile", None)):
+        if cfg[key] != default:
+            raise InputError(f"{key}={cfg[key]} and query={videos[0]}: of pictures only; leave it out for videos")
+    for path, name in zip(videos, _names(videos), strict=True):
+        if path.resolve() == (output / name).resolve():
+            raise InputError(f"output={output}: the masks of {path} would lie among its frames: choose another folder")
+
+
+def _segment_videos(
+    segmenter: Segmenter, videos: Sequence[Path], output: Path, settings: VideoSettings, facts: dict[str, Any]
+) -> int:
+    """Segment videos one after another; returns how many could not be."""
+    several = len(segmenter.classes) > 1
+    colours = overlay_colours(len(segmenter.classes))
+    pens = Pens(
+        lambda path, mask: _write_mask(path, mask, several),
+        lambda frame, mask: draw_overlay(frame, mask if several else np.minimum(mask, 1), colours),
+    )
+    failed = 0
+    for path, name in zip(videos, _names(videos), strict=True):
+        try:
+            video = Video(path, settings.fps)
+            work = Unfinished(output / FOLDER / f"{name}.video", {**facts, "query": file_facts(path)})
+            with tqdm(total=video.num_frames, desc=name, unit="frame") as bar:
+                segment_video(segmenter, video, output / name, work, settings, pens, bar.update)
+        except (ValueError, OSError) as error:
+            message = user_message(error)
+            if message is None:
+                raise
+            failed += 1
+            print(f"error: {message}", file=sys.stderr, flush=True)
+    return failed
+
+
+@dataclass(frozen=True)
+class TiledQueries:
+    """Segments queries in tiles; what is known of one is kept until all of the command is done.
+
+    Attributes:
+        segmenter: With its supports.
+        tiles: How to cut pictures up.
+        output: Of the command.
+        facts: Of the command.
+    """
+
+    segmenter: Segmenter
+    tiles: Tiles
+    output: Path
+    facts: dict[str, Any]
+
+    def predict(self, picture: UInt8Array, path: Path, name: str) -> Prediction:
+        """Segment a picture (H0, W0, 3) of a file, whose outputs are called `name`; a small one whole."""
+        if len(self.tiles.cover(picture.shape)) == 1:
+            found: Prediction = self.segmenter.predict(picture)
+            return found
+        work = Unfinished(self.output / FOLDER / name, {**self.facts, "query": file_facts(path)})
+        classes = self.segmenter.classes
+        with tqdm(total=num_steps(self.tiles, picture.shape), desc=name, unit="tile", leave=False) as bar:
+            mask, stored = segment_tiles(self.segmenter.answer, picture, classes, self.tiles, work, bar.update)
+        return Prediction(mask, cast("dict[str, NDArray[np.float32]]", stored))
 
 
 @dataclass(frozen=True)
@@ -169,6 +264,7 @@ def write_predictions(
     read: Callable[[Path], UInt8Array] = lambda path: read_user_picture(path)[0],
     labels: LabelWriters | None = None,
     review: ReviewWriter | None = None,
+    tiled: TiledQueries | None = None,
 ) -> Iterator[Answer]:
     """Segment pictures one after another and write what was found.
 
@@ -180,6 +276,7 @@ def write_predictions(
         read: Reads a picture as (H0, W0, 3) uint8 RGB.
         labels: Writes further formats; None: pictures only.
         review: Takes down how sure the method is of each.
+        tiled: Segments large pictures; None: all are segmented whole.
 
     Yields:
         Of each query, in order, what was written or why nothing was.
@@ -187,14 +284,15 @@ def write_predictions(
     for path, name in zip(queries, _names(queries), strict=True):
         try:
             picture = read(path)
-            prediction = segmenter.predict(picture, maps=maps)
+            prediction = segmenter.predict(picture, maps=maps) if tiled is None else tiled.predict(picture, path, name)
             answer = Answer(name)
             if labels is None or labels.pictures:
                 answer = write_prediction(output, name, picture, prediction)
-            if labels is not None:
-                labels.add(path, name, prediction)
             if review is not None:
                 review.add(path, picture, prediction)
+            del picture  # of 100 million pixels it takes 300 MB, and labels as much again
+            if labels is not None:
+                labels.add(path, name, prediction)
         except (ValueError, OSError) as error:
             message = user_message(error)
             if message is None:
@@ -224,7 +322,7 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 def _refuse_to_replace(output: Path, names: Sequence[str], inputs: Sequence[Path], *, maps: bool) -> None:
     """Refuse an output folder in which an input bears the name of an output; a map's name may be any."""
-    kinds = ("_",) if maps else ("_mask.png", "_overlay.jpg", "_probability")
+    kinds = ("_",) if maps else ("_mask.png", "_overlay.", "_probability")
     starts = tuple(name + kind for name in names for kind in kinds)
     for path in inputs:
         if path.parent.resolve() == output.resolve() and path.name.startswith(starts):
@@ -247,15 +345,13 @@ def write_prediction(folder: Path, name: str, picture: UInt8Array, prediction: P
         _write(kept[kind], array)
 
     answer = Answer(name)
-    if several:
-        answer.files["mask"] = folder / f"{name}_mask.png"
-        write_mask(answer.files["mask"], prediction.mask)
-    else:
-        write(answer.files, "mask", prediction.mask * np.uint8(255))
+    answer.files["mask"] = folder / f"{name}_mask.png"
+    _write_mask(answer.files["mask"], prediction.mask, several)
     for label, probability in prediction.probabilities.items():
-        write(answer.files, f"probability{suffixes[label]}", np.rint(probability * 65535).astype(np.uint16))
+        write(answer.files, f"probability{suffixes[label]}", as_16_bits(probability))
+    suffix = ".jpg" if max(picture.shape) <= _JPEG_SIDE else ".png"
     drawn = draw_overlay(picture, prediction.mask, overlay_colours(len(prediction.classes)))
-    write(answer.files, "overlay", drawn, ".jpg")
+    write(answer.files, "overlay", drawn, suffix)
     for label, maps in prediction.maps.items():
         for kind, levels in maps.items():
             for number, values in enumerate(levels, start=1):
@@ -264,10 +360,23 @@ def write_prediction(folder: Path, name: str, picture: UInt8Array, prediction: P
     return answer
 
 
+def _write_mask(path: Path, mask: UInt8Array, several: bool) -> None:
+    """Write a mask (H0, W0): of several classes their indices with a palette, of one 0 and 255."""
+    if several:
+        write_mask(path, mask)
+    else:
+        _write(path, mask * np.uint8(255))
+
+
 def _write(path: Path, array: NDArray[Any]) -> None:
-    """Write (H, W) uint8 or uint16, or (H, W, 3) uint8 RGB, whole or not at all."""
+    """Write (H, W) uint8 or uint16, or (H, W, 3) uint8 RGB, whole or not at all; colours for a JPEG are used up."""
     with replacing(path) as temporary:
-        Image.fromarray(array).save(temporary, format="JPEG" if path.suffix == ".jpg" else "PNG", quality=90)
+        if path.suffix == ".jpg":  # Pillow would copy the colours, and OpenCV too where it changes their order
+            for start in range(0, len(array), _BAND):
+                array[start : start + _BAND] = array[start : start + _BAND, :, ::-1]
+            cv2.imencode(".jpg", array, _JPEG_QUALITY)[1].tofile(temporary)
+        else:
+            Image.fromarray(array).save(temporary, format="PNG")
 
 
 def draw_map(values: NDArray[np.float32], size: tuple[int, ...]) -> UInt8Array:

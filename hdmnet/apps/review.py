@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 LIST, SHEET = "review.csv", "review.png"
 MOST_SHOWN = 40  # pictures on the sheet
+_BAND = 256  # rows of a picture that are looked at at once
 _COLUMNS, _WIDTH, _HEIGHT, _GAP, _TEXT = 5, 260, 200, 12, 40  # of a picture's place, and below it
 
 
@@ -58,9 +59,12 @@ def class_certainty(probability: Float32, region: BoolArray) -> float:
     Returns:
         In [0, 1]: the probability inside, over the region's pixels and the probability outside; 0 of an empty region.
     """
-    inside = float(probability[region].sum(dtype=np.float64))
-    outside = float(probability.sum(dtype=np.float64)) - inside
-    return inside / (int(region.sum()) + outside) if region.any() else 0.0
+    inside = whole = 0.0
+    for start in range(0, len(region), _BAND):  # that of a picture in tiles lies on disk
+        band, shown = probability[start : start + _BAND], region[start : start + _BAND]
+        whole += float(band.sum(dtype=np.float64))
+        inside += float(band[shown].sum(dtype=np.float64))
+    return inside / (int(region.sum()) + whole - inside) if region.any() else 0.0
 
 
 def review(prediction: Prediction) -> list[Reviewed]:

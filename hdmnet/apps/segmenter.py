@@ -9,8 +9,11 @@ h_l w_l size of stage l.
 
 from __future__ import annotations
 
+import functools
 import logging
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
@@ -30,6 +33,8 @@ from hdmnet.apps.segmenter_file import (
     read_supports,
     write_segmenter,
 )
+from hdmnet.apps.tiles import Tiles, segment_tiles
+from hdmnet.apps.unfinished import Unfinished
 from hdmnet.config.values import to_plain
 from hdmnet.data.io.arrays import UInt8Array
 from hdmnet.data.io.user_pictures import read_user_mask, read_user_picture
@@ -43,6 +48,7 @@ from hdmnet.models.method import (
     encodes_apart,
     foreground_probability,
 )
+from hdmnet.models.prior import SharedRanges
 from hdmnet.models.several_classes import decide_together, likeness_of, log_odds
 from hdmnet.models.several_views import ViewAverage, add_views
 from hdmnet.runtime.errors import InputError
@@ -283,12 +289,12 @@ class Segmenter:
             given = {DEFAULT_CLASS: (images, masks)}
         if not 1 <= len(given) <= MAX_CLASSES:
             raise InputError(f"fit got {len(given)} classes: expected 1 to {MAX_CLASSES}")
-        self._classes = {name: self._encode(name, pair) for name, pair in given.items()}
+        self._classes = {name: self.encode(name, pair) for name, pair in given.items()}
         return self
 
     @torch.no_grad()
-    def _encode(self, name: str, pair: Any) -> Fitted:
-        """Encode the K supports of a class, given as images and masks."""
+    def encode(self, name: str, pair: Any) -> Fitted:
+        """Encode the K supports of a class, given as (images, masks), see `fit`."""
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise InputError(f"class {name!r}: expected (images, masks)")
         images, masks = (list(pair[0]), list(pair[1])) if _is_several(pair[0]) else ([pair[0]], [pair[1]])
@@ -323,50 +329,120 @@ class Segmenter:
 
     @overload
     def predict(
-        self, images: list[Any] | tuple[Any, ...], *, batch_size: int = 1, maps: bool = False
+        self,
+        images: list[Any] | tuple[Any, ...],
+        *,
+        batch_size: int = 1,
+        maps: bool = False,
+        tile: int | Sequence[int] | None = None,
+        tile_overlap: float = 0.25,
     ) -> list[Prediction]: ...
     @overload
-    def predict(self, images: Any, *, batch_size: int = 1, maps: bool = False) -> Any: ...
-    def predict(self, images: Any, *, batch_size: int = 1, maps: bool = False) -> Any:
+    def predict(
+        self,
+        images: Any,
+        *,
+        batch_size: int = 1,
+        maps: bool = False,
+        tile: int | Sequence[int] | None = None,
+        tile_overlap: float = 0.25,
+    ) -> Any: ...
+    def predict(
+        self,
+        images: Any,
+        *,
+        batch_size: int = 1,
+        maps: bool = False,
+        tile: int | Sequence[int] | None = None,
+        tile_overlap: float = 0.25,
+    ) -> Any:
         """Segment pictures.
 
         Args:
             images: One picture or several, of any sizes, as in `fit`; (B, H, W, C) arrays and (B, C, H, W) tensors are
                 several.
-            batch_size: Pictures that go through the network together: on a GPU more are faster.
+            batch_size: Pictures that go through the network together: on a GPU more are faster. Tiles go alone.
             maps: Return what the method shows of itself too: prior masks, correlation.
+            tile: Side, or (h, w), in pixels of the picture: larger pictures are segmented in tiles of that size
+                (`hdmnet/apps/tiles.py`). None: whole.
+            tile_overlap: Share of a tile's side that the next tile covers too, from 0 to 0.5.
 
         Returns:
             A `Prediction` for one picture, a list of them for several.
 
         Raises:
             FileNotFoundError: A file is missing.
-            ValueError: `fit` has not been called, or a picture cannot be read.
+            ValueError: `fit` has not been called, a picture cannot be read, or the arguments do not fit together.
         """
         classes = self._classes  # once: a `fit` in another thread changes nothing for this call
         if not classes:
             raise InputError("the segmenter has no supports yet: call fit(images, masks) first")
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}: expected at least 1")
-        if not _is_several(images):
-            return self._predict([images], classes, maps)[0]
-        several = list(images)
-        batches = (several[start : start + batch_size] for start in range(0, len(several), batch_size))
-        return [one for batch in batches for one in self._predict(batch, classes, maps)]
+        several = list(images) if _is_several(images) else [images]
+        if tile is not None:
+            if maps:
+                raise InputError(f"maps=True and tile={tile}: a picture in tiles has no maps; expected one of them")
+            tiles = Tiles.read(tile, tile_overlap)
+            found = [self._predict_tiles(one, classes, tiles) for one in several]
+        else:
+            batches = (several[start : start + batch_size] for start in range(0, len(several), batch_size))
+            found = [one for batch in batches for one in self._predict(batch, classes, maps)]
+        return found if _is_several(images) else found[0]
 
-    @torch.no_grad()
     def _predict(self, images: Sequence[Any], classes: Mapping[str, Fitted], maps: bool) -> list[Prediction]:
         """Segment one batch."""
         pictures = [read_user_picture(image)[0] for image in images]
-        query = self._apart.encode_query(self._input([resize_image(picture, self.image_size) for picture in pictures]))
-        outputs = {
-            name: self._apart.match(query, type(one.features).stack([one.features] * len(images)), shots=one.shots)
-            for name, one in classes.items()
-        }
+        outputs = self._answer(pictures, classes)
         return [
             _prediction(outputs, item, torch.Size(picture.shape[:2]), maps=maps)
             for item, picture in enumerate(pictures)
         ]
+
+    def _predict_tiles(self, image: Any, classes: Mapping[str, Fitted], tiles: Tiles) -> Prediction:
+        """Segment one picture in tiles; a small one whole."""
+        picture = read_user_picture(image)[0]
+        if len(tiles.cover(picture.shape)) == 1:
+            return self._predict([picture], classes, False)[0]
+        with tempfile.TemporaryDirectory() as folder:
+            answer, work = functools.partial(self.answer, classes=classes), Unfinished(Path(folder) / "tiles", {})
+            mask, found = segment_tiles(answer, picture, tuple(classes), tiles, work)
+            return Prediction(mask, {name: probability[:] for name, probability in found.items()})
+
+    def answer(
+        self,
+        picture: UInt8Array,
+        ranges: Mapping[str, SharedRanges] | None = None,
+        classes: Mapping[str, Fitted] | None = None,
+    ) -> dict[str, Segmentation]:
+        """What the method itself says of a picture (H0, W0, 3) uint8, at the network's size.
+
+        Args:
+            picture: The picture.
+            ranges: By class, those of what the picture is a part of.
+            classes: In place of those fitted.
+
+        Returns:
+            By class; a batch of one.
+        """
+        return self._answer([picture], self._classes if classes is None else classes, ranges)
+
+    @torch.no_grad()
+    def _answer(
+        self,
+        pictures: Sequence[UInt8Array],
+        classes: Mapping[str, Fitted],
+        ranges: Mapping[str, SharedRanges] | None = None,
+    ) -> dict[str, Segmentation]:
+        """What the method says of a batch of pictures, by class."""
+        small = [resize_image(picture, self.image_size) for picture in pictures]
+        query = self._apart.encode_query(self._input(small))
+        outputs = {}
+        for name, one in classes.items():
+            with nullcontext() if ranges is None else ranges[name].part():
+                supports = type(one.features).stack([one.features] * len(pictures))
+                outputs[name] = self._apart.match(query, supports, shots=one.shots)
+        return outputs
 
     # ----------------------------------------------------------------------------------------------------------- save
 
@@ -385,6 +461,11 @@ class Segmenter:
             raise InputError("supports of several views cannot be saved; expected test_scales=[1.0] test_flip=false")
         fitted = {name: (one.features, one.shots) for name, one in self._classes.items()}
         write_segmenter(path, self.model, self.recipe, fitted)
+
+
+def prediction_of(output: Mapping[str, Segmentation], size: tuple[int, ...]) -> Prediction:
+    """What `Segmenter.answer` says of a picture, at its size (H0, W0)."""
+    return _prediction(output, 0, torch.Size(size[:2]), maps=False)
 
 
 def _prediction(outputs: Mapping[str, Segmentation], item: int, size: torch.Size, *, maps: bool) -> Prediction:

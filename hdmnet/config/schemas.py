@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
@@ -74,6 +74,17 @@ class EvaluateSchema(ExperimentSchema):
 
 
 @dataclass
+class VideoSchema:
+    """Types of the keys of `video` in conf/predict.yaml."""
+
+    folders: bool = False
+    memory: int = 0
+    confident: float = 0.8
+    in_every_frame: bool = False
+    fps: float = 25.0
+
+
+@dataclass
 class PredictSchema:
     """Types of the keys of conf/predict.yaml; `support` and `query` are read by `hdmnet/apps`."""
 
@@ -90,6 +101,9 @@ class PredictSchema:
     polygons: bool = False
     tolerance: float = 1.0
     maps: bool = False
+    tile: Any = None
+    tile_overlap: float = 0.25
+    video: VideoSchema = field(default_factory=VideoSchema)
     save: str | None = None
     device: str = "auto"
     image_size: Any = None

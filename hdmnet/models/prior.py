@@ -5,6 +5,11 @@ Dimension letters: B batch, K shots, C channels, h w feature size, M foreground 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -98,6 +103,71 @@ def inner_products(query: Tensor, keys: Tensor) -> Tensor:
 
 
 def stretch(maps: Tensor) -> Tensor:
-    """Maps (..., N) to [0, 1], each by its own minimum and maximum."""
+    """Maps (..., N) to [0, 1], each by its own minimum and maximum; of a part of a picture see `SharedRanges`."""
     low, high = maps.amin(-1, keepdim=True), maps.amax(-1, keepdim=True)
-    return (maps - low) / (high - low + EPS)
+    shared = _shared.get()
+    if shared is None:
+        return (maps - low) / (high - low + EPS)
+    low, high = shared.take(low, high)
+    return ((maps - low) / (high - low + EPS)).clamp(0, 1)
+
+
+class SharedRanges:
+    """The ranges by which parts of one picture, or pictures of one scene, are stretched alike, as if they were one.
+
+    Alone each part would be stretched as if the object were in it. A method stretches its maps in a fixed order, by
+    which the ranges are told apart. First all parts are run, each stretched by itself; after `fix` they are run again,
+    stretched by the extremes that were seen. Those of a map that is made of stretched ones are then too wide by a
+    little; further rounds, each ended by `fix`, would bring them closer (docs/log.md: nothing was gained).
+    """
+
+    def __init__(self) -> None:
+        self._known: list[tuple[Tensor, Tensor]] = []
+        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._next = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was stretched since the last `fix`."""
+        return not self._seen
+
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """What is stretched in this block, and in this thread, is of one part."""
+        self._next = 0
+        token = _shared.set(self)
+        try:
+            yield
+        finally:
+            _shared.reset(token)
+
+    def fix(self) -> None:
+        """All parts have been seen: their extremes count from now on."""
+        self._known, self._seen = self._seen, []
+
+    def take(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Note a map's own extremes (..., 1); returns those to stretch it by."""
+        place, self._next = self._next, self._next + 1
+        if place == len(self._seen):
+            self._seen.append((low, high))
+        else:
+            least, largest = (one.to(low.device) for one in self._seen[place])
+            if least.shape == low.shape:
+                self._seen[place] = torch.minimum(least, low), torch.maximum(largest, high)
+        if place >= len(self._known):  # in the first round
+            return low, high
+        known_low, known_high = (one.to(low.device) for one in self._known[place])
+        if known_low.shape != low.shape:  # one a shot, and there are more shots now
+            return known_low.amin(0, keepdim=True), known_high.amax(0, keepdim=True)
+        return known_low, known_high
+
+    def to_lists(self) -> list[Any]:
+        """What was seen since the last `fix`, as lists of numbers."""
+        return [[one.tolist() for one in pair] for pair in self._seen]
+
+    def see_lists(self, lists: list[Any]) -> None:
+        """Take what `to_lists` gave as seen."""
+        self._seen = [(torch.tensor(low), torch.tensor(high)) for low, high in lists]
+
+
+_shared: ContextVar[SharedRanges | None] = ContextVar("shared_ranges", default=None)

@@ -13,6 +13,7 @@ from hdmnet.data.io.masks import voc_palette
 from hdmnet.visual.colours import PREDICTION
 
 _TINT = 0.45  # opacity
+_BAND = 256  # rows that are drawn at once
 
 
 def overlay_colours(num_classes: int) -> UInt8Array:
@@ -25,11 +26,14 @@ def overlay_colours(num_classes: int) -> UInt8Array:
 
 def draw_overlay(picture: UInt8Array, mask: UInt8Array, colours: UInt8Array) -> UInt8Array:
     """A picture (H0, W0, 3), tinted and outlined where its mask (H0, W0) has an index, in that one's colour (C, 3)."""
-    inside = mask > 0
-    drawn = picture.copy()
-    drawn[inside] = ((1 - _TINT) * picture[inside] + _TINT * colours[mask[inside]]).astype(np.uint8)
+    drawn, number = picture.copy(), np.zeros(len(colours), dtype=np.int64)
+    for start in range(0, len(mask), _BAND):  # of a large picture all at once would take gigabytes
+        band, shown = drawn[start : start + _BAND], mask[start : start + _BAND]
+        inside = shown > 0
+        number += np.bincount(shown.ravel(), minlength=len(number))
+        band[inside] = ((1 - _TINT) * band[inside] + _TINT * colours[shown[inside]]).astype(np.uint8)
     width = max(1, round(min(mask.shape) / 300))
-    for index in np.unique(mask[inside]):
-        outlines, _ = cv2.findContours((mask == index).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    for index in np.flatnonzero(number[1:]) + 1:
+        outlines, _ = cv2.findContours((mask == index).view(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(drawn, outlines, -1, tuple(int(value) for value in colours[index]), width)
     return drawn

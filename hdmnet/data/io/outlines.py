@@ -37,7 +37,7 @@ def find_parts(mask: BoolArray) -> list[tuple[int, int, BoolArray]]:
     Returns:
         Of each part, from the top down, x and y of its first column and row and itself, (h, w) bool.
     """
-    number, labels, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    number, labels, boxes, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=4)
     parts = []
     for label in range(1, number):
         x, y, width, height = (int(value) for value in boxes[label, :4])
