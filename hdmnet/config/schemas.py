@@ -106,6 +106,7 @@ class DemoSchema:
     model: Any = None
     backbone: Any = None
     ckpt: str | None = None
+    folder: str = MISSING
     port: int = 7860
     inbrowser: bool = False
     device: str = "auto"

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hdmnet.apps.brush import Example
 from PIL import Image
 
 from hdmnet import Segmenter
 from hdmnet.apps import brush
-from hdmnet.apps.brush import Example
 from tests.helpers import commands
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
