@@ -28,7 +28,7 @@ from PIL import Image, ImageDraw
 
 from hdmnet.apps.example import CLASS, write_example
 from hdmnet.apps.label_folder import Found, LabelFolder, shown_size
-from hdmnet.apps.label_writers import WRITERS, LabelWriters
+from hdmnet.apps.label_writers import WRITERS, LabelWriters, link
 from hdmnet.apps.object_outline import outline_at, outline_in
 from hdmnet.apps.predict import draw_map, draw_overlay
 from hdmnet.apps.segmenter import Prediction, Segmenter
@@ -239,6 +239,7 @@ class Labelling:
                     "there is no example yet: mark an object in a picture, and say that its marks are right"
                 )
             by = self._fingerprint(examples)
+            values = [self.folder.classes.index(label) + 1 for label in examples]
             names = [name for name in self.folder.names() if not self.folder.is_labelled(name)]
             names = [name for name in names if (self.folder.found_summary(name) or (0, ""))[1] != by]
             if not names:
@@ -247,7 +248,7 @@ class Labelling:
             self._stop = threading.Event()
             self._progress = Progress(0, len(names), time.monotonic())
             self._thread = threading.Thread(
-                target=self._search, args=(self._stop, self._progress, examples, names, by), daemon=True
+                target=self._search, args=(self._stop, self._progress, examples, values, names, by), daemon=True
             )
             self._thread.start()
 
@@ -265,12 +266,18 @@ class Labelling:
             self._thread.join()
 
     def _search(
-        self, stop: threading.Event, progress: Progress, examples: dict[str, list[str]], names: Sequence[str], by: str
+        self,
+        stop: threading.Event,
+        progress: Progress,
+        examples: dict[str, list[str]],
+        values: Sequence[int],
+        names: Sequence[str],
+        by: str,
     ) -> None:
+        """Search pictures; `values` are those of the examples' classes."""
         try:
             with self._network:
                 fitted = self._fit(examples)
-            values = [self.folder.classes.index(label) + 1 for label in fitted.classes]
             for name in names:
                 if stop.is_set():
                     return
@@ -361,7 +368,7 @@ class Labelling:
         return json.dumps(content, ensure_ascii=False).encode()
 
     def export_zip(self, file: Any, *, pictures: bool) -> None:
-        """Write all marks in every format to a ZIP file, with or without the pictures that formats want beside them.
+        """Write all marks in every format to a ZIP file, with or without pictures where formats want them.
 
         Raises:
             ValueError: There are no marks.
@@ -371,16 +378,16 @@ class Labelling:
             self._write_labels(folder, list(WRITERS))
             with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
                 for path in sorted(folder.rglob("*")):
-                    if path.is_file() and (pictures or not path.is_symlink()):
-                        kind = zipfile.ZIP_STORED if path.is_symlink() else None  # pictures do not shrink
+                    is_picture = path.parent.name in ("images", "JPEGImages")
+                    if path.is_file() and (pictures or not is_picture):
+                        kind = zipfile.ZIP_STORED if is_picture else None  # pictures do not shrink
                         packed.write(path, path.relative_to(folder), kind)
 
     def _write_labels(self, folder: Path, formats: Sequence[str]) -> None:
         """Write what is marked, else what was found, in some formats, as if `folder` held the pictures in images/."""
         names = self.folder.names()
-        (folder / "images").mkdir()
         for name in names:
-            (folder / "images" / name).symlink_to(self.folder.picture(name).resolve())
+            link(self.folder.picture(name), folder / "images" / name)
         paths = [folder / "images" / name for name in names]
         if not paths or not self.folder.classes:
             raise InputError("there is nothing to download yet: add pictures and mark an object in one")
@@ -405,11 +412,11 @@ class Labelling:
         mask = self.folder.mask(name)
         found = self.folder.found(name) if mask is None else None
         if mask is not None:
-            probability = np.broadcast_to(np.float32(1), mask.shape)
+            probability = np.broadcast_to(np.ones((), dtype=np.float32), mask.shape)
         elif found is not None:
             mask = found.mask
             whole = cv2.resize(found.probability, mask.shape[::-1], interpolation=cv2.INTER_LINEAR)
-            probability = whole.astype(np.float32) / 255
+            probability = np.asarray(whole / np.float32(255), dtype=np.float32)
         else:
             return None
         # One array for all classes: of each only what its own pixels hold is looked at.
