@@ -324,7 +324,7 @@ class Labelling:
         shown = self.folder.shown(name)
         return outline_in(shown, box) if box is not None else outline_at(shown, clicks)
 
-    # -------------------------------------------------------------------------------------------------------- handing out
+    # ---------------------------------------------------------------------------------------------------- handing out
 
     def thumbnail(self, name: str, side: int = _TILE) -> UInt8Array:
         """A picture with its marks, small: the longest side is `side`, (h, w, 3) uint8 RGB."""

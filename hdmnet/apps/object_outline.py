@@ -18,7 +18,7 @@ from hdmnet.runtime.errors import InputError
 if TYPE_CHECKING:
     from hdmnet.data.io.arrays import UInt8Array
 
-_SIDE = 400  # px, of the longest side: at this size it takes a fraction of a second
+_SIDE = 256  # px, of the longest side: a third of the time that 400 takes, and an IoU some 0.02 lower
 _STEPS = 5
 _CLICK = 0.015  # radius of what a click says for sure, in the longest side
 _AROUND = 0.15  # radius of where its object is looked for at first

@@ -114,6 +114,7 @@ export class Marks {
     const { width, height, mask, context } = this;
     const data = new Uint32Array(this.pixels.data.buffer);
     const shades = new Uint32Array(256), lines = new Uint32Array(256), counts = new Uint32Array(256);
+    lines[0] = 0xb0000000; // around marks: it shows on a ground of their own colour too
     for (let value = 1; value < 256; value++) {
       const [red, green, blue] = this.colours[value - 1] ?? [128, 128, 128];
       const colour = (blue << 16) | (green << 8) | red; // little endian, as all machines that browsers run on
@@ -125,11 +126,10 @@ export class Marks {
       for (let row = 0, at = 0; row < height; row++)
         for (let column = 0; column < width; column++, at++) {
           const value = mask[at];
-          if (!value) continue;
           counts[value]++;
           const edge = (column && mask[at - 1] !== value) || (column + 1 < width && mask[at + 1] !== value)
             || (row && mask[at - width] !== value) || (row + 1 < height && mask[at + width] !== value);
-          data[at] = edge ? lines[value] : shades[value];
+          if (value || edge) data[at] = edge ? lines[value] : shades[value];
         }
     context.putImageData(this.pixels, 0, 0);
     if (counts.subarray(1, 255).filter(Boolean).length > 1) this.number(counts);

@@ -98,7 +98,7 @@ const marked = () => painted() && !marks.empty;
 function show(next) {
   state = next;
   const { about } = state;
-  $("about").textContent = `${about.model}, ${about.training}.`;
+  $("about").textContent = `Model: ${about.model}, ${about.training}.`;
   $("warning").textContent = about.warning;
   $("warning").hidden = !about.warning;
   $("folder").textContent = state.folder;
@@ -183,10 +183,10 @@ function showClasses() {
     name.setAttribute("aria-label", `name of class ${index + 1}`);
     name.onchange = () => attempt(() => changeJSON("PUT", `api/classes/${index + 1}`, { name: name.value })).then(showClasses);
     name.onfocus = () => chooseClass(index + 1, false);
-    row.append(label, name, element("small", { textContent: kind.examples === 1 ? "1 example" : `${kind.examples} examples` }));
+    row.append(label, name, element("small", { textContent: `✓ ${kind.examples}`, title: `examples: ${kind.examples}` }));
     if (index + 1 === state.classes.length && !kind.examples && index > 0) {
-      const remove = element("button", { textContent: "×", title: "take this class away" });
-      remove.setAttribute("aria-label", `take class ${kind.name} away`);
+      const remove = element("button", { textContent: "×", title: "remove this class" });
+      remove.setAttribute("aria-label", `remove class ${kind.name}`);
       remove.onclick = () => attempt(() => change("DELETE", `api/classes/${index + 1}`));
       row.append(remove);
     }
@@ -469,7 +469,7 @@ press("coco", () => download("api/annotations.json", "annotations.json"));
 press("zip", () => download(`api/labels.zip?pictures=${$("with-pictures").checked ? 1 : 0}`, "labels.zip"));
 press("overview", () => download("api/overview.png", "overview.png"));
 press("empty", () => {
-  if (confirm("Take all pictures, marks and classes off? They are moved to .removed in the folder.")) {
+  if (confirm("Remove all pictures, marks and classes? They are moved to .removed in the folder.")) {
     dirty = false;
     return change("POST", "api/clear");
   }
