@@ -60,7 +60,6 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
 }
 
 
@@ -111,11 +110,13 @@ class Reply:
         content: Bytes, or a file, to be read from its beginning and closed.
         kind: Its media type.
         download: What a browser is to call it, where it is to be stored.
+        keep: Whether a browser need not ask again: another version has another address.
     """
 
     content: bytes | IO[bytes]
     kind: str = _JSON
     download: str | None = None
+    keep: bool = False
 
 
 def _json(value: Any) -> Reply:
@@ -147,17 +148,17 @@ def _add(request: Request) -> Reply:
 
 
 def _picture(request: Request) -> Reply:
-    return _jpeg(request.work.folder.shown(request.name), quality=95)
+    return _jpeg(request, request.work.folder.shown(request.name), quality=95)
 
 
 def _thumbnail(request: Request) -> Reply:
-    return _jpeg(request.work.thumbnail(request.name), quality=85)
+    return _jpeg(request, request.work.thumbnail(request.name), quality=85)
 
 
-def _jpeg(picture: UInt8Array, quality: int) -> Reply:
+def _jpeg(request: Request, picture: UInt8Array, quality: int) -> Reply:
     stored = io.BytesIO()
     Image.fromarray(picture).save(stored, format="JPEG", quality=quality)
-    return Reply(stored.getvalue(), "image/jpeg")
+    return Reply(stored.getvalue(), "image/jpeg", keep="v" in request.query)
 
 
 def _marks(request: Request) -> Reply:
@@ -385,6 +386,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(status)
             for name, value in {**_HEADERS, "Content-Type": reply.kind, "Content-Length": str(length)}.items():
                 self.send_header(name, value)
+            self.send_header("Cache-Control", "private, max-age=86400" if reply.keep else "no-store")
             if reply.download is not None:
                 self.send_header("Content-Disposition", f'attachment; filename="{reply.download}"')
             if self.close_connection:
@@ -409,11 +411,10 @@ def serve(cfg: DictConfig) -> None:
     with PageServer(cfg.port) as server:
         root = expand_home(cfg.folder).absolute()
         refuse_other_things(root)
+        segmenter = Segmenter.of_command(cfg)  # before the folder is made, as it may be refused
+        about = describe(segmenter, packaged=cfg.ckpt is None and cfg.model is None)
         with own_folder(root, replace=True, setting="folder"):
-            folder = LabelFolder(root)
-            segmenter = Segmenter.of_command(cfg)
-            about = describe(segmenter, packaged=cfg.ckpt is None and cfg.model is None)
-            server.work = Labelling(segmenter, folder, about)
+            server.work = Labelling(segmenter, LabelFolder(root), about)
             threading.Thread(target=server.serve_forever, daemon=True).start()
             try:
                 print(f"the page is at {server.url} and keeps its work in {root} (Ctrl-C ends it)", flush=True)

@@ -524,14 +524,16 @@ def browser(tmp_path):
 
 # Of the controls that are seen: those that stick out of the window, or lie on one another.
 BADLY_LAID = """
-const seen = [...document.querySelectorAll('button, .button, #side input[type=text], .group span, .size, h1, h2, #hint')]
+const kinds = 'button, .button, #side input[type=text], .group span, .size, h1, h2, #hint';
+const seen = [...document.querySelectorAll(kinds)]
   .filter(one => one.checkVisibility() && !one.closest('#queue'));
 const boxes = seen.map(one => one.getBoundingClientRect());
 const bad = seen.filter((one, at) => boxes[at].right > innerWidth + 1 || boxes[at].left < 0
   || one.scrollWidth > one.clientWidth + 2 && one.matches('button'));
 seen.forEach((one, at) => seen.slice(at + 1).forEach((other, next) => {
   const a = boxes[at], b = boxes[at + 1 + next];
-  if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 3 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3
+  if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 3
+    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3
     && !one.contains(other) && !other.contains(one)) bad.push(one, other);
 }));
 return bad.map(one => one.outerHTML);
@@ -544,7 +546,7 @@ def test_a_newcomers_path_to_a_coco_json(served, browser, start, tmp_path):
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
 
-    address, root = served
+    address, _ = served
     pictures = {"one.png": (60, 90), "two.png": (80, 80), "three.png": (70, 100)}
     for seed, (name, size) in enumerate(pictures.items()):
         picture(*size, seed).save(tmp_path / name)
@@ -557,13 +559,24 @@ def test_a_newcomers_path_to_a_coco_json(served, browser, start, tmp_path):
         ActionChains(browser).send_keys(*keys).perform()
 
     def enabled():
-        return {
-            one.get_attribute("id") for one in browser.find_elements("css selector", "button[id]") if one.is_enabled()
-        }
+        return set(
+            browser.execute_script("return [...document.querySelectorAll('button[id]:enabled')].map(one => one.id)")
+        )
 
     def queue():
-        buttons = browser.find_elements("css selector", "#queue button")
-        return {one.get_attribute("data-name"): one.find_element("tag name", "small").text for one in buttons}
+        return dict(
+            browser.execute_script(
+                "return [...document.querySelectorAll('#queue button')]"
+                ".map(one => [one.dataset.name, one.querySelector('small').textContent])"
+            )
+        )
+
+    def choose(name):
+        browser.execute_script(
+            "[...document.querySelectorAll('#queue button')].find(one => one.dataset.name === arguments[0]).click()",
+            name,
+        )
+        wait_for(lambda: get("title").text == name)
 
     def painted(value=1):
         return browser.execute_async_script(
@@ -597,8 +610,7 @@ def test_a_newcomers_path_to_a_coco_json(served, browser, start, tmp_path):
     assert not get("welcome").is_displayed()
     wait_for(lambda: get("hint").text.startswith("Paint over the whole object"))
     name = browser.find_element("css selector", "#classes input[type=text]")
-    name.clear()
-    name.send_keys("blob", Keys.TAB)
+    name.send_keys(Keys.CONTROL, "a", Keys.NULL, "blob", Keys.TAB)
     wait_for(lambda: "Paint over the whole blob" in get("hint").text)
     assert not {"label", "search", "coco", "undo"} & enabled() - {"label"}
 
@@ -624,11 +636,10 @@ def test_a_newcomers_path_to_a_coco_json(served, browser, start, tmp_path):
 
     # The least sure first: a second class, a box in it, erased in part, and called right.
     second = next(iter(queue()))
-    browser.find_element("css selector", "#queue button").click()
-    wait_for(lambda: get("title").text == second)
+    choose(second)
     get("new-name").send_keys("box", Keys.ENTER)
-    wait_for(lambda: len(browser.find_elements("css selector", "#classes li.chosen")) == 1)
-    wait_for(lambda: browser.find_elements("css selector", "#classes li")[-1].get_attribute("class") == "chosen")
+    rows = "const rows = [...document.querySelectorAll('#classes li')]; return rows.map(row => row.className)"
+    wait_for(lambda: browser.execute_script(rows) == ["", "chosen"])
     get("title").click()
     press("r")
     ActionChains(browser, duration=50).move_to_element_with_offset(canvas, 60, 60).key_down(
@@ -643,12 +654,7 @@ def test_a_newcomers_path_to_a_coco_json(served, browser, start, tmp_path):
     # What was painted is there after a reload, before anybody has called it right.
     browser.get(address)
     wait_for(lambda: second in queue())
-    next(
-        one
-        for one in browser.find_elements("css selector", "#queue button")
-        if one.get_attribute("data-name") == second
-    ).click()
-    wait_for(lambda: get("title").text == second)
+    choose(second)
     assert painted(2) == left
     narrow()
     press(Keys.ENTER)

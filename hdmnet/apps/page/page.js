@@ -14,6 +14,7 @@ let zoom = 1;
 let dirty = false; // strokes that the server does not have yet
 let timer = null;
 let polling = false;
+let shownQueue = ""; // what the queue shows
 let painting = null; // of the stroke that is being made: where it is
 let sending = Promise.resolve(); // one change after another
 
@@ -206,6 +207,9 @@ function chooseClass(next, redraw = true) {
 }
 
 function showQueue() {
+  const told = JSON.stringify([state.pictures, open?.name]);
+  if (told === shownQueue) return;
+  shownQueue = told;
   const heads = { found: "Least sure first", waiting: "Not searched yet", error: "Left out", labelled: "Right" };
   const rows = [];
   let last = null;
