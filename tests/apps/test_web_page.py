@@ -555,8 +555,17 @@ def test_a_newcomers_path_to_a_coco_json(served, browser, start, tmp_path):
     def get(name):
         return browser.find_element("id", name)
 
-    def press(*keys):
-        ActionChains(browser).send_keys(*keys).perform()
+    def see(condition):
+        """As `wait_for`, with what the page says where it is in vain."""
+        try:
+            return wait_for(condition, 120)
+        except AssertionError:
+            raise AssertionError(browser.find_element("tag name", "body").text) from None
+
+    def press(key, held=None):
+        keys = ActionChains(browser)
+        keys = keys.send_keys(key) if held is None else keys.key_down(held).send_keys(key).key_up(held)
+        keys.perform()
 
     def enabled():
         return set(
@@ -597,7 +606,7 @@ def test_a_newcomers_path_to_a_coco_json(served, browser, start, tmp_path):
 
     # The empty page says what to do and which network runs; what cannot be pressed yet is grey.
     browser.get(address)
-    wait_for(lambda: "trained on the drawn SHAPES" in get("about").text)
+    see(lambda: "trained on the drawn SHAPES" in get("about").text)
     assert "on photographs it will fail" in get("warning").text
     assert get("example").is_displayed()
     assert not {"label", "search", "coco", "zip", "overview"} & enabled()
@@ -605,13 +614,13 @@ def test_a_newcomers_path_to_a_coco_json(served, browser, start, tmp_path):
 
     # Three pictures; a file that is none is one line.
     get("files").send_keys("\n".join(str(tmp_path / name) for name in (*pictures, "text.jpg")))
-    wait_for(lambda: "text.jpg cannot be read" in get("status").text)
+    see(lambda: "text.jpg cannot be read" in get("status").text)
     assert queue().keys() == pictures.keys()
     assert not get("welcome").is_displayed()
-    wait_for(lambda: get("hint").text.startswith("Paint over the whole object"))
+    see(lambda: get("hint").text.startswith("Paint over the whole object"))
     name = browser.find_element("css selector", "#classes input[type=text]")
     name.send_keys(Keys.CONTROL, "a", Keys.NULL, "blob", Keys.TAB)
-    wait_for(lambda: "Paint over the whole blob" in get("hint").text)
+    see(lambda: "Paint over the whole blob" in get("hint").text)
     assert not {"label", "search", "coco", "undo"} & enabled() - {"label"}
 
     # A stroke, taken back and made again; then F makes it the example and searches.
@@ -623,13 +632,13 @@ def test_a_newcomers_path_to_a_coco_json(served, browser, start, tmp_path):
     first = get("title").text
     area = painted()
     assert area > 100
-    press(Keys.CONTROL, "z", Keys.NULL)
+    press("z", held=Keys.CONTROL)
     assert painted() == 0
-    press(Keys.CONTROL, "y", Keys.NULL)
+    press("y", held=Keys.CONTROL)
     assert painted() == area
     assert get("search").is_enabled()
     press("f")
-    wait_for(lambda: sum("sure" in words for words in queue().values()) == 2)
+    see(lambda: sum("sure" in words for words in queue().values()) == 2)
     assert queue()[first] == "✓ example"
     order = [int(words.split()[0]) for words in queue().values() if "sure" in words]
     assert order == sorted(order)
@@ -639,35 +648,35 @@ def test_a_newcomers_path_to_a_coco_json(served, browser, start, tmp_path):
     choose(second)
     get("new-name").send_keys("box", Keys.ENTER)
     rows = "const rows = [...document.querySelectorAll('#classes li')]; return rows.map(row => row.className)"
-    wait_for(lambda: browser.execute_script(rows) == ["", "chosen"])
+    see(lambda: browser.execute_script(rows) == ["", "chosen"])
     get("title").click()
     press("r")
     ActionChains(browser, duration=50).move_to_element_with_offset(canvas, 60, 60).key_down(
         Keys.SHIFT
     ).click_and_hold().move_by_offset(120, 100).release().key_up(Keys.SHIFT).perform()
-    whole = wait_for(lambda: painted(2))
+    whole = see(lambda: painted(2))
     press("e")
     ActionChains(browser, duration=50).move_to_element_with_offset(canvas, 80, 80).click_and_hold().move_by_offset(
         30, 30
     ).release().perform()
-    left = wait_for(lambda: painted(2) < whole and painted(2))
+    left = see(lambda: painted(2) < whole and painted(2))
     # What was painted is there after a reload, before anybody has called it right.
     browser.get(address)
-    wait_for(lambda: second in queue())
+    see(lambda: second in queue())
     choose(second)
     assert painted(2) == left
     narrow()
     press(Keys.ENTER)
-    wait_for(lambda: queue()[second] == "✓ example")
-    wait_for(lambda: get("search").is_enabled())
+    see(lambda: queue()[second] == "✓ example")
+    see(lambda: get("search").is_enabled())
     get("search").click()
     third = next(one for one in pictures if one not in (first, second))
-    wait_for(lambda: re.fullmatch(r"\d+ % sure", queue()[third]))
+    see(lambda: re.fullmatch(r"\d+ % sure", queue()[third]))
 
     # The JSON that is downloaded has the marks, and what the Segmenter finds with them.
-    wait_for(lambda: get("coco").is_enabled())
+    see(lambda: get("coco").is_enabled())
     get("coco").click()
-    coco = COCO(wait_for(lambda: list(tmp_path.glob("annotations.json")))[0])
+    coco = COCO(see(lambda: list(tmp_path.glob("annotations.json")))[0])
     assert [one["name"] for one in coco.loadCats(coco.getCatIds())] == ["blob", "box"]
     ids = {one["file_name"]: one["id"] for one in coco.loadImgs(coco.getImgIds())}
 

@@ -72,7 +72,12 @@ async function poll() {
   polling = true;
   while (state.search) {
     await new Promise((done) => setTimeout(done, POLL_MS));
-    if ((await attempt(() => refresh().then(() => true))) !== true) break;
+    try {
+      await refresh();
+    } catch (error) {
+      say(error.message, true);
+      break;
+    }
   }
   polling = false;
 }
@@ -381,6 +386,7 @@ function place(event) {
 $("canvas").onpointerdown = (event) => {
   if (event.button !== 0 || !painted()) return;
   event.preventDefault();
+  document.activeElement?.blur(); // keys mean the picture now, not a name that was typed before
   $("canvas").setPointerCapture(event.pointerId);
   painting = { from: place(event), at: place(event) };
   if (tool() === "brush" || tool() === "eraser") {
