@@ -226,13 +226,14 @@ class Labelling:
     # --------------------------------------------------------------------------------------------------------- search
 
     def search(self) -> None:
-        """Begin to look for the marked kinds of object in all other pictures, those out of date first.
+        """Begin to look for the marked kinds of object in all other pictures that were not searched so.
 
         Raises:
             ValueError: There is no example, or nothing to search.
         """
         self.stop()
         with self.lock:
+            self._stop.set()  # of one that was begun meanwhile
             examples = self._examples()
             if not examples:
                 raise InputError(

@@ -373,7 +373,9 @@ async function download(path, name) {
 
 const tool = () => document.querySelector("input[name=tool]:checked").value;
 const paint = () => (tool() === "eraser" ? 0 : value);
-const radius = () => Number($("size").value) / 2;
+// In pixels of the picture; the brush has its size on the screen, so that zooming in paints finer.
+const scale = () => $("canvas").getBoundingClientRect().width / marks.width || 1;
+const radius = () => Math.max(0.71, Number($("size").value) / 2 / scale()); // a pixel at least
 
 function place(event) {
   const frame = $("canvas").getBoundingClientRect();
@@ -420,7 +422,7 @@ $("canvas").onpointercancel = () => {
 $("canvas").onpointerleave = () => ($("cursor").hidden = !painting);
 
 function showCursor(here) {
-  const scale = $("canvas").getBoundingClientRect().width / marks.width, cursor = $("cursor"), kind = tool();
+  const cursor = $("cursor"), kind = tool(), times = scale();
   const box = kind === "box" && painting;
   cursor.hidden = !(box || kind === "brush" || kind === "eraser") || !painted();
   cursor.className = box ? "box" : "";
@@ -428,7 +430,7 @@ function showCursor(here) {
   const width = box ? Math.abs(here.x - from.x) : size, height = box ? Math.abs(here.y - from.y) : size;
   const left = box ? Math.min(here.x, from.x) : here.x, top = box ? Math.min(here.y, from.y) : here.y;
   Object.assign(cursor.style, {
-    left: `${(left + 0.5) * scale}px`, top: `${(top + 0.5) * scale}px`, width: `${width * scale}px`, height: `${height * scale}px`,
+    left: `${(left + 0.5) * times}px`, top: `${(top + 0.5) * times}px`, width: `${width * times}px`, height: `${height * times}px`,
   });
 }
 
