@@ -301,6 +301,7 @@ function fit() {
   const width = Math.min(room, (most * marks.width) / marks.height) * zoom;
   $("stage").style.width = `${width}px`;
   $("stage").style.height = `${(width * marks.height) / marks.width}px`;
+  $("out").disabled = zoom === 1;
 }
 
 function step(by) {
