@@ -59,7 +59,7 @@ class Found:
     Attributes:
         mask: (H0, W0) uint8: 0 background, 1..C the classes.
         probability: (h, w) uint8, 0..255: of the class that the mask has there.
-        certainty: In [0, 1], see `hdmnet.apps.labelling.certainty`.
+        certainty: In [0, 1], see `hdmnet.apps.review.certainty`; 0: nothing was found.
         by: What it was found with: network and examples, as a fingerprint.
     """
 

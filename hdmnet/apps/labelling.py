@@ -30,7 +30,8 @@ from hdmnet.apps.example import CLASS, write_example
 from hdmnet.apps.label_folder import Found, LabelFolder, shown_size
 from hdmnet.apps.label_writers import WRITERS, LabelWriters, link
 from hdmnet.apps.object_outline import outline_at, outline_in
-from hdmnet.apps.predict import draw_map, draw_overlay
+from hdmnet.apps.predict import draw_map
+from hdmnet.apps.review import certainty
 from hdmnet.apps.segmenter import Prediction, Segmenter
 from hdmnet.apps.supports import Supports, leave_out_vanishing
 from hdmnet.data.io.masks import write_mask
@@ -39,6 +40,7 @@ from hdmnet.run.pretrained import read_about
 from hdmnet.runtime.errors import InputError, user_message
 from hdmnet.visual.colours import CLASS_COLOURS
 from hdmnet.visual.episode_grid import FAINT, INK, PAPER, font
+from hdmnet.visual.overlay import draw_overlay
 
 if TYPE_CHECKING:
     from hdmnet.data.io.arrays import UInt8Array
@@ -47,11 +49,6 @@ log = logging.getLogger(__name__)
 
 MAX_EXAMPLES = 10  # of a class: the latest; more take memory and time and add little
 _TILE, _GAP, _LINE, _COLUMNS = 200, 12, 18, 5  # px, of `draw_overview`
-
-
-def certainty(prediction: Prediction) -> float:
-    """How sure a network is of a picture, in [0, 1]: the mean of |2 p - 1| over its pixels, p of foreground."""
-    return float(np.abs(2 * prediction.probability - 1).mean(dtype=np.float64))
 
 
 @dataclass(frozen=True)
@@ -356,7 +353,12 @@ class Labelling:
                 sheet.paste(Image.fromarray(self.thumbnail(one["name"])), (x, y))
             draw.text((x, y + _TILE), one["name"][:26], fill=INK, font=font(12))
             state = {"labelled": "checked", "waiting": "not searched yet", "error": "cannot be read"}.get(one["state"])
-            draw.text((x, y + _TILE + 15), state or f"{one['certainty']:.0%} sure", fill=FAINT, font=font(11))
+            draw.text(
+                (x, y + _TILE + 15),
+                state or (f"{one['certainty']:.0%} sure" if one["certainty"] else "nothing found"),
+                fill=FAINT,
+                font=font(11),
+            )
         return _png(np.asarray(sheet))
 
     def export_coco(self) -> bytes:

@@ -170,11 +170,11 @@ function hint(one, examples, stale, fresh) {
   if (!examples) return `Paint over the whole ${name}, or draw a box around it. The eraser takes marks away.`;
   if (one.draft || dirty) return "Changed. Press Enter when the marks are right: they become an example.";
   if (stale && one.state !== "found") return `Press F to look for ${name} and all other classes in the other pictures, or mark one more.`;
-  if (one.state === "found") return `Found, ${percent(one)} sure. Correct it where it is wrong; Enter when it is right.${stale ? " F searches again with all examples." : ""}`;
+  if (one.state === "found") return `Searched: ${sure(one)}. Correct it where it is wrong; Enter when it is right.${stale ? " F searches again with all examples." : ""}`;
   return one.state === "labelled" ? "These marks are an example. Change them, or go on to the next picture (N)." : "";
 }
 
-const percent = (one) => `${Math.round(100 * one.certainty)} %`;
+const sure = (one) => (one.certainty ? `${Math.round(100 * one.certainty)} % sure` : "nothing found");
 
 function showClasses() {
   const rows = state.classes.map((kind, index) => {
@@ -246,7 +246,7 @@ function showQueue() {
 
 function words(one) {
   if (one.draft) return "changed, not yet right";
-  if (one.state === "found") return `${percent(one)} sure${one.stale ? ", by fewer examples" : ""}`;
+  if (one.state === "found") return `${sure(one)}${one.stale ? ", by fewer examples" : ""}`;
   return { waiting: "no marks yet", error: one.error, labelled: one.classes.length ? "✓ example" : "✓ no object" }[one.state];
 }
 
