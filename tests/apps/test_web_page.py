@@ -391,6 +391,7 @@ def test_a_network_of_drawn_shapes_warns(segmenter):
     assert "on photographs it will fail" in about.warning
 
 
+@pytest.mark.long
 def test_the_packaged_network_and_an_untrained_one_say_so():
     about = describe(Segmenter.pretrained(device="cpu"), packaged=True)
     assert about == About(
