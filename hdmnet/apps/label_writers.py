@@ -340,13 +340,17 @@ def _relative(path: Path, folder: Path) -> str:
 
 
 def _link(picture: LabelledPicture, folder: Path) -> None:
-    """Put a link to a picture into a folder, a copy where the file system has no links."""
-    place = folder / f"{picture.name}{picture.path.suffix}"
+    """Put a link to a picture into a folder."""
+    link(picture.path, folder / f"{picture.name}{picture.path.suffix}")
+
+
+def link(path: Path, place: Path) -> None:
+    """Make a link to a file, a copy where the file system has no links."""
     with replacing(place) as temporary:
         try:
-            temporary.symlink_to(_relative(picture.path.resolve(), folder))
+            temporary.symlink_to(_relative(path.resolve(), place.parent))
         except OSError:
-            shutil.copyfile(picture.path, temporary)
+            shutil.copyfile(path, temporary)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -1,313 +1,428 @@
-"""The demo's web page, made with Gradio: paint over an object in one picture or several, find its kind in others.
+"""The demo's page and the JSON API behind it: files of `hdmnet/apps/page/`, served by Python's own HTTP server.
 
-It is served on 127.0.0.1 and nowhere else, makes no call to another machine, and needs none. Uploads and results lie in
-a folder of their own that only this user may read; it is removed at the end.
+It is served on 127.0.0.1 and nowhere else, makes no call to another machine, and needs none. What a browser asks for on
+behalf of another site is refused: by the name that it asks for (`Host`), which another site's is not, and by where the
+request comes from (`Origin`, `Sec-Fetch-Site`). What the API does is in `labelling.py`; masks travel as bytes, a pixel
+each, row by row.
 """
 
 from __future__ import annotations
 
-import html
+import base64
+import io
+import json
 import logging
-import os
 import re
 import shutil
-import socket
+import tempfile
 import threading
-import time
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import webbrowser
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
+from urllib.parse import parse_qs, unquote, urlsplit
 
-import gradio as gr
-from gradio.themes.utils import fonts
+import numpy as np
+from PIL import Image
 
-from hdmnet.apps import brush
-from hdmnet.apps.brush import Example
+from hdmnet.apps.label_folder import LabelFolder, refuse_other_things, shown_size
+from hdmnet.apps.labelling import Labelling, describe
 from hdmnet.apps.segmenter import Segmenter
-from hdmnet.data.io.listing import IMAGE_SUFFIXES
-from hdmnet.runtime.errors import FileError, InputError, user_message
+from hdmnet.runtime.errors import FileError, InputError, MissingFileError, user_message
+from hdmnet.runtime.home import expand_home
 from hdmnet.runtime.malloc import keep_freed_memory
-from hdmnet.visual.colours import PREDICTION
+from hdmnet.runtime.run_folder import own_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from hdmnet.apps.predict import Answer
+    from hdmnet.data.io.arrays import UInt8Array
+
+log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"  # on purpose no setting: whoever reaches the page may upload files
-MAX_FILE_SIZE = "100mb"
-_KEPT_RESULTS = 8  # of how many presses of the button the files are kept
-_HOUR, _DAY = 60 * 60, 24 * 60 * 60
-_ERROR_SECONDS = 20
+MAX_BYTES = 100_000_000  # of a request: of a picture's file
+_NAMES = frozenset({HOST, "localhost"})  # by any port: of a tunnel it may be another one
+_PAGE = Path(__file__).with_name("page")
+_FILES = {"/": "page.html", "/page.js": "page.js", "/page.css": "page.css", "/canvas.js": "canvas.js"}
+_KINDS = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+}
+_BYTES, _JSON = "application/octet-stream", "application/json"
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; "
+    "base-uri 'none'; form-action 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 
-_INTRODUCTION = """# hdmnet
-Paint over an object in one picture. The network, which need not know its class, looks for that kind of object in
-others. Nothing leaves this machine."""
-_HINT = "Paint over the whole object. The eraser takes paint away."
-_PROGRESS = gr.Progress()
-_STYLE = """
-#examples .grid-container {grid-template-columns: repeat(4, 1fr) !important}
-.grid-wrap {overflow-y: auto !important; min-height: 0 !important; max-height: none !important}
-.gradio-container {max-width: 1400px !important}
-.caption-label {max-width: 100% !important; white-space: normal !important; font-size: 11px !important}
-"""
 
-Pictures = list[tuple[str, str]]  # files with captions, as a gallery takes them
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Attributes:
+        work: What the page is about.
+        parts: What the route's pattern has caught of the path.
+        query: What stands behind the path's question mark, the last of each name.
+        body: What came along.
+    """
+
+    work: Labelling
+    parts: tuple[str, ...]
+    query: dict[str, str]
+    body: bytes
+
+    @property
+    def name(self) -> str:
+        """The picture that the path names."""
+        return self.parts[0]
+
+    def json(self) -> dict[str, Any]:
+        """What came along as JSON; raises ValueError where it is no object."""
+        try:
+            content = json.loads(self.body)
+        except (ValueError, RecursionError):
+            content = None
+        if not isinstance(content, dict):
+            raise InputError("the request holds no JSON object")
+        return content
+
+    def marks(self) -> UInt8Array:
+        """What came along as marks of the picture, (h, w) uint8; raises ValueError where it has another length."""
+        height, width = shown_size(self.work.folder.size(self.name))
+        if len(self.body) != height * width:
+            raise InputError(f"marks of {self.name} are {len(self.body)} bytes: expected {height}x{width}")
+        return np.frombuffer(self.body, dtype=np.uint8).reshape(height, width)
 
 
-class Callbacks:
-    """What the page's buttons do. A user's mistake becomes one line on the page, `gr.Error`.
+@dataclass(frozen=True)
+class Reply:
+    """What is answered.
+
+    Attributes:
+        content: Bytes, or a file, to be read from its beginning and closed.
+        kind: Its media type.
+        download: What a browser is to call it, where it is to be stored.
+        keep: Whether a browser need not ask again: another version has another address.
+    """
+
+    content: bytes | IO[bytes]
+    kind: str = _JSON
+    download: str | None = None
+    keep: bool = False
+
+
+def _json(value: Any) -> Reply:
+    return Reply(json.dumps(value).encode())
+
+
+def _state(request: Request) -> Reply:
+    return _json({**request.work.state(), "max_bytes": MAX_BYTES})
+
+
+# ---------------------------------------------------------------------------------------------------------- the API
+
+
+def _changing(change: Callable[[Request], Any]) -> Callable[[Request], Reply]:
+    """A route that changes something, and answers with the state then."""
+
+    def answer(request: Request) -> Reply:
+        with request.work.lock:
+            change(request)
+            return _state(request)
+
+    return answer
+
+
+def _add(request: Request) -> Reply:
+    with request.work.lock:
+        added = request.work.folder.add(request.query.get("name", ""), request.body)
+        return _json({**request.work.state(), "max_bytes": MAX_BYTES, "added": added})
+
+
+def _picture(request: Request) -> Reply:
+    return _jpeg(request, request.work.folder.shown(request.name), quality=95)
+
+
+def _thumbnail(request: Request) -> Reply:
+    return _jpeg(request, request.work.thumbnail(request.name), quality=85)
+
+
+def _jpeg(request: Request, picture: UInt8Array, quality: int) -> Reply:
+    stored = io.BytesIO()
+    Image.fromarray(picture).save(stored, format="JPEG", quality=quality)
+    return Reply(stored.getvalue(), "image/jpeg", keep="v" in request.query)
+
+
+def _marks(request: Request) -> Reply:
+    return Reply(request.work.folder.shown_mask(request.name).tobytes(), _BYTES)
+
+
+def _outline(request: Request) -> Reply:
+    content = request.json()
+    try:
+        box = None if content.get("box") is None else [float(value) for value in content["box"]]
+        clicks = [(float(x), float(y), bool(inside)) for x, y, inside in content.get("clicks", [])]
+    except (TypeError, ValueError):
+        box, clicks = None, []
+    if not clicks and (box is None or len(box) != 4):
+        raise InputError("expected a box [x0, y0, x1, y1], or clicks [[x, y, true where the object is], …]")
+    return Reply(request.work.outline(request.name, box, clicks).tobytes(), _BYTES)
+
+
+def _maps(request: Request) -> Reply:
+    return _json(
+        [{"name": name, "png": base64.b64encode(png).decode()} for name, png in request.work.maps(request.name)]
+    )
+
+
+def _remove(request: Request) -> None:
+    request.work.folder.remove([request.name])
+
+
+def _name_of(request: Request) -> str:
+    return str(request.json().get("name", ""))
+
+
+def _search(request: Request) -> Reply:
+    request.work.search()
+    return _state(request)
+
+
+def _stop(request: Request) -> Reply:
+    request.work.stop()
+    return _state(request)
+
+
+def _example(request: Request) -> Reply:
+    request.work.add_examples()
+    return _state(request)
+
+
+def _clear(request: Request) -> Reply:
+    request.work.stop()
+    with request.work.lock:
+        request.work.folder.clear()
+        return _state(request)
+
+
+def _coco(request: Request) -> Reply:
+    return Reply(request.work.export_coco(), _JSON, "annotations.json")
+
+
+def _zip(request: Request) -> Reply:
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - closed when it is sent
+    try:
+        request.work.export_zip(file, pictures=request.query.get("pictures") == "1")
+    except BaseException:
+        file.close()
+        raise
+    return Reply(file, "application/zip", "labels.zip")
+
+
+def _overview(request: Request) -> Reply:
+    return Reply(request.work.draw_overview(), "image/png", "overview.png")
+
+
+_ONE = r"/api/pictures/([^/]+)"
+_ROUTES: list[tuple[str, re.Pattern[str], Callable[[Request], Reply]]] = [
+    (method, re.compile(pattern), answer)
+    for method, pattern, answer in (
+        ("GET", "/api/state", _state),
+        ("POST", "/api/pictures", _add),
+        ("POST", "/api/example", _example),
+        ("POST", "/api/clear", _clear),
+        ("POST", "/api/search", _search),
+        ("DELETE", "/api/search", _stop),
+        ("DELETE", _ONE, _changing(_remove)),
+        ("GET", f"{_ONE}/picture", _picture),
+        ("GET", f"{_ONE}/thumbnail", _thumbnail),
+        ("GET", f"{_ONE}/marks", _marks),
+        ("GET", f"{_ONE}/maps", _maps),
+        ("POST", f"{_ONE}/outline", _outline),
+        ("PUT", f"{_ONE}/draft", _changing(lambda one: one.work.folder.write_draft(one.name, one.marks()))),
+        ("DELETE", f"{_ONE}/draft", _changing(lambda one: one.work.folder.drop_draft(one.name))),
+        ("PUT", f"{_ONE}/label", _changing(lambda one: one.work.folder.write_label(one.name, one.marks()))),
+        ("DELETE", f"{_ONE}/label", _changing(lambda one: one.work.folder.drop_label(one.name))),
+        ("POST", "/api/classes", _changing(lambda one: one.work.folder.add_class(_name_of(one)))),
+        (
+            "PUT",
+            r"/api/classes/(\d{1,3})",
+            _changing(lambda one: one.work.folder.rename_class(int(one.name), _name_of(one))),
+        ),
+        ("DELETE", r"/api/classes/(\d{1,3})", _changing(lambda one: one.work.folder.remove_class(int(one.name)))),
+        ("GET", r"/api/annotations\.json", _coco),
+        ("GET", r"/api/labels\.zip", _zip),
+        ("GET", r"/api/overview\.png", _overview),
+    )
+]
+
+
+class PageServer(ThreadingHTTPServer):
+    """Serves the page to this machine only, each request in a thread of its own.
 
     Args:
-        segmenter: The network.
-        folder: Where results go: Gradio's folder of temporary files, from which it serves them.
-    """
-
-    def __init__(self, segmenter: Segmenter, folder: Path) -> None:
-        self.segmenter = segmenter
-        self.folder = folder
-        self._results: list[Path] = []
-        self._lock = threading.Lock()
-
-    def show(self, picture: str | None) -> Any:
-        """The editor with an uploaded picture under the brush; None: the file was removed."""
-        if picture is None:
-            return gr.ImageEditor(value=None, visible=False)
-        with self._one_line():
-            shown = brush.shown_for_brush(Path(picture))
-        return gr.ImageEditor(value={"background": shown, "layers": [], "composite": shown}, visible=True)
-
-    def keep(self, picture: str | None, editor: dict[str, Any] | None, kept: list[Example]) -> tuple[Any, ...]:
-        """Add the painted picture to the examples and make room for another.
-
-        Returns:
-            No file, the examples, the gallery that shows them, and the button that forgets them.
-        """
-        with self._one_line():
-            if picture is None:
-                raise InputError("no picture to keep: choose one and paint over the object in it")
-            examples = [*kept, _example(picture, editor)]
-            drawn = [
-                (brush.draw_example(brush.shown_for_brush(one.picture), one.mask), one.picture.name) for one in examples
-            ]
-        return None, examples, gr.Gallery(value=drawn, visible=True), gr.Button(visible=True)
-
-    def forget(self) -> tuple[Any, ...]:
-        """Start without examples; see `keep`."""
-        return [], gr.Gallery(value=None, visible=False), gr.Button(visible=False)
-
-    def segment(
-        self,
-        picture: str | None,
-        editor: dict[str, Any] | None,
-        kept: list[Example],
-        queries: Sequence[str] | None,
-        maps: bool,
-        progress: gr.Progress = _PROGRESS,
-    ) -> tuple[Any, ...]:
-        """Look for the painted object in the uploaded `queries`; `picture` is None where the kept examples are all.
-
-        Returns:
-            What was done, in words; galleries of overlays, masks and maps; the archive of all files.
-        """
-        paths = [Path(query) for query in queries or ()]
-        folder = self._new_folder()
-        with self._one_line():
-            examples = [*kept, *([] if picture is None else [_example(picture, editor)])]
-            began = time.perf_counter()
-            found = brush.segment(self.segmenter, examples, paths, folder, maps=maps)
-            answers = list(progress.tqdm(found, total=len(paths), desc="Segmenting", unit="picture"))
-            seconds = time.perf_counter() - began
-        failed = [f"error: {self._shortened(one.error)}" for one in answers if one.error is not None]
-        done = f"segmented {len(answers) - len(failed)} of {len(answers)} pictures in {seconds:.1f} s"
-        return (
-            gr.Textbox(value="\n".join([done, *failed]), visible=True),
-            _gallery(answers, "overlay", columns=2),
-            _gallery(answers, "mask", columns=5),
-            _map_gallery(answers),
-            gr.DownloadButton(value=str(brush.pack(folder)), visible=True),
-        )
-
-    @contextmanager
-    def _one_line(self) -> Iterator[None]:
-        """Show what a user can mend; a bug keeps its traceback, in the terminal only."""
-        try:
-            yield
-        except (ValueError, OSError) as error:
-            message = user_message(error)
-            if message is None:
-                raise
-            text = html.escape(self._shortened(message), quote=False)  # it is shown as HTML
-            raise gr.Error(text, duration=_ERROR_SECONDS, print_exception=False) from None
-
-    def _shortened(self, message: str) -> str:
-        """A message with the names of uploaded files as the user knows them, without our folders."""
-        upload = re.escape(str(self.folder)) + r"/([0-9a-f]+/)?"  # a folder for each upload, named by its hash
-        return re.sub(upload, "", message)
-
-    def _new_folder(self) -> Path:
-        """A folder for results, not made yet; the oldest results go."""
-        folder = self.folder / f"results-{uuid.uuid4().hex}"
-        with self._lock:
-            self._results.append(folder)
-            old, self._results = self._results[:-_KEPT_RESULTS], self._results[-_KEPT_RESULTS:]
-        for one in old:
-            shutil.rmtree(one, ignore_errors=True)
-        return folder
-
-
-def _example(picture: str, editor: dict[str, Any] | None) -> Example:
-    """The uploaded picture with what was painted over it."""
-    path = Path(picture)
-    return Example(path, brush.brush_mask(editor["layers"] if editor else [], path.name))
-
-
-def _gallery(answers: Sequence[Answer], kind: str, columns: int) -> Any:
-    """One kind of the files of all queries."""
-    pictures: Pictures = [(str(one.files[kind]), one.name) for one in answers if one.error is None]
-    return gr.Gallery(value=pictures, columns=columns, visible=bool(pictures))
-
-
-def _map_gallery(answers: Sequence[Answer]) -> Any:
-    """The method's maps, a row for each query."""
-    rows = [
-        [(str(path), f"{one.name}, {kind.replace('_', ' ')}") for kind, path in one.maps.items()] for one in answers
-    ]
-    pictures: Pictures = [picture for row in rows for picture in row]
-    return gr.Gallery(value=pictures, columns=max(map(len, rows), default=1) or 1, visible=bool(pictures))
-
-
-# ------------------------------------------------------------------------------------------------------------ the page
-
-
-def build_page(segmenter: Segmenter, folder: Path) -> gr.Blocks:
-    """Lay out the page, without serving it; uploads and results go to the folder, Gradio's `GRADIO_TEMP_DIR`."""
-    callbacks = Callbacks(segmenter, folder)
-    suffixes = sorted(IMAGE_SUFFIXES)
-    # Uploads of a session that is open for longer than a day go.
-    page: gr.Blocks = gr.Blocks(title="hdmnet", analytics_enabled=False, delete_cache=(_HOUR, _DAY))
-    with page:
-        gr.Markdown(_INTRODUCTION)
-        kept = gr.State([])
-        with gr.Row():
-            with gr.Column(scale=3):
-                picture, editor, keep, examples, forget = _painting(suffixes)
-            with gr.Column(scale=2):
-                queries = gr.File(
-                    label="2. Pictures to search",
-                    file_count="multiple",
-                    file_types=suffixes,
-                    height=200,
-                    elem_id="queries",
-                )
-                maps = gr.Checkbox(label="Show maps too: prior masks, correlation", elem_id="maps")
-                start = gr.Button("Segment", variant="primary", elem_id="segment")
-                status = gr.Textbox(label="Done", lines=1, max_lines=8, visible=False, elem_id="status")
-                overlays = _results("Found", "overlays")
-                archive = gr.DownloadButton("Download masks, probabilities and overlays", visible=False, elem_id="all")
-        masks = _results("Masks", "masks")
-        seen = _results("The method's maps: prior masks, correlation by stage, 1 the finest", "seen")
-
-        # `change`, not `upload`: removing the file and keeping the example empty the editor too.
-        picture.change(callbacks.show, picture, editor)
-        keep.click(callbacks.keep, [picture, editor, kept], [picture, kept, examples, forget])
-        forget.click(callbacks.forget, None, [kept, examples, forget])
-        start.click(
-            callbacks.segment,
-            [picture, editor, kept, queries, maps],
-            [status, overlays, masks, seen, archive],
-            show_progress_on=[start],
-        )
-    return page
-
-
-def _painting(suffixes: list[str]) -> tuple[gr.File, gr.ImageEditor, gr.Button, gr.Gallery, gr.Button]:
-    """Where a picture is chosen and painted over, and painted ones are kept."""
-    colour = f"rgb{PREDICTION}"
-    picture = gr.File(label="1. Picture that shows the object", file_types=suffixes, height=130, elem_id="picture")
-    editor = gr.ImageEditor(
-        label=_HINT,
-        sources=(),
-        transforms=(),
-        layers=False,
-        brush=gr.Brush(default_size=20, colors=[(colour, brush.BRUSH_OPACITY)], color_mode="fixed"),
-        buttons=[],
-        height=600,
-        visible=False,
-        elem_id="editor",
-    )
-    keep = gr.Button("Keep it, and paint another picture of such an object", size="sm", elem_id="keep")
-    examples = _results("Kept examples", "examples")
-    forget = gr.Button("Forget the kept examples", size="sm", visible=False)
-    return picture, editor, keep, examples, forget
-
-
-def _results(label: str, name: str) -> gr.Gallery:
-    """A gallery for results, shown when there are some."""
-    return gr.Gallery(label=label, visible=False, object_fit="contain", height="auto", interactive=False, elem_id=name)
-
-
-def launch(page: gr.Blocks, port: int, *, inbrowser: bool = False) -> str:
-    """Serve a page to this machine only, in threads of their own; returns its address."""
-    # The browser's own fonts: those of Gradio's themes it may have to fetch from elsewhere.
-    theme = gr.themes.Default(font=[fonts.Font("sans-serif")], font_mono=[fonts.Font("monospace")])
-    _, url, _ = page.launch(
-        server_name=HOST,
-        server_port=port,
-        share=False,
-        inbrowser=inbrowser,
-        prevent_thread_lock=True,
-        quiet=True,
-        max_file_size=MAX_FILE_SIZE,
-        enable_monitoring=False,
-        ssr_mode=False,
-        footer_links=[],
-        theme=theme,
-        css=_STYLE,
-    )
-    return str(url)
-
-
-def free_port(port: int) -> int:
-    """The port, or for 0 any free one.
+        port: 0: any free one.
 
     Raises:
-        OSError: It is taken, or not ours to take.
+        OSError: The port is taken, or not ours to take.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was closed a moment ago is free
+
+    daemon_threads = True
+    work: Labelling
+
+    def __init__(self, port: int) -> None:
         try:
-            probe.bind((HOST, port))
+            super().__init__((HOST, port), _Handler)
         except OSError as error:
             raise FileError(
                 f"port={port} cannot be used ({error.strerror}): expected a free one, e.g. port=0 for any"
             ) from None
-        return int(probe.getsockname()[1])
+
+    @property
+    def url(self) -> str:
+        """Address of the page."""
+        return f"http://{HOST}:{self.server_port}/"
 
 
-def serve(cfg: DictConfig, folder: Path) -> None:
-    """Serve the page of the demo's config until Ctrl-C; `folder` as in `build_page`.
+class _Refusal(Exception):
+    """A request that is not looked at."""
+
+    def __init__(self, status: HTTPStatus, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = "hdmnet", ""
+    timeout = 60  # seconds for which a browser may say nothing
+
+    def do_GET(self) -> None:
+        try:
+            self._refuse_strangers()
+            reply = self._reply()
+            self._send(HTTPStatus.OK, reply)
+        except _Refusal as error:
+            self.close_connection = True  # what else it has sent was not read
+            self._send_error(error.status, str(error))
+        except (ConnectionError, TimeoutError):
+            self.close_connection = True  # the browser is gone
+        except Exception as error:
+            message = user_message(error)
+            if message is None:
+                log.exception("%s %s", self.command, self.path)
+                self._send_error(HTTPStatus.INTERNAL_SERVER_ERROR, "an error of the program: the terminal shows it")
+            else:
+                missing = isinstance(error, MissingFileError)
+                self._send_error(HTTPStatus.NOT_FOUND if missing else HTTPStatus.BAD_REQUEST, self._shortened(message))
+
+    do_POST = do_PUT = do_DELETE = do_GET
+
+    def _refuse_strangers(self) -> None:
+        """Refuse what another site asks for through the browser of somebody who has the page open."""
+        host, site = self.headers.get("Host", ""), self.headers.get("Sec-Fetch-Site", "none")
+        if host.rpartition(":")[0] not in _NAMES and host not in _NAMES:
+            raise _Refusal(
+                HTTPStatus.FORBIDDEN, f"this page is {self._server.url}, and not of the host that was asked for"
+            )
+        foreign = self.headers.get("Origin", f"http://{host}") != f"http://{host}" or site not in (
+            "same-origin",
+            "none",
+        )
+        # A link on another site may lead to the page.
+        if foreign and not (self.command == "GET" and urlsplit(self.path).path in _FILES):
+            raise _Refusal(HTTPStatus.FORBIDDEN, "another site may not ask for this")
+
+    def _reply(self) -> Reply:
+        path = urlsplit(self.path)
+        if self.command == "GET" and path.path in _FILES:
+            file = _PAGE / _FILES[path.path]
+            return Reply(file.read_bytes(), _KINDS[file.suffix])
+        for method, pattern, answer in _ROUTES:
+            caught = pattern.fullmatch(path.path)
+            if caught is not None and method == self.command:
+                query = {name: values[-1] for name, values in parse_qs(path.query).items()}
+                parts = tuple(unquote(part) for part in caught.groups())
+                return answer(Request(self._server.work, parts, query, self._body()))
+        raise _Refusal(HTTPStatus.NOT_FOUND, "there is no such page")
+
+    def _body(self) -> bytes:
+        length = self.headers.get("Content-Length", "0")
+        if "Transfer-Encoding" in self.headers or not length.isdecimal():
+            raise _Refusal(HTTPStatus.LENGTH_REQUIRED, "the request does not say how long it is")
+        if int(length) > MAX_BYTES:
+            raise _Refusal(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"that is {int(length):,} bytes: expected at most {MAX_BYTES:,}"
+            )
+        body = self.rfile.read(int(length))
+        if len(body) < int(length):
+            raise ConnectionError
+        return body
+
+    @property
+    def _server(self) -> PageServer:
+        return cast(PageServer, self.server)
+
+    def _shortened(self, message: str) -> str:
+        """A message without our folder."""
+        return message.replace(f"{self._server.work.folder.root}/", "")
+
+    def _send_error(self, status: HTTPStatus, message: str) -> None:
+        self._send(status, _json({"error": message}))
+
+    def _send(self, status: HTTPStatus, reply: Reply) -> None:
+        file = io.BytesIO(reply.content) if isinstance(reply.content, bytes) else reply.content
+        with file:
+            length = file.seek(0, io.SEEK_END)
+            file.seek(0)
+            self.send_response(status)
+            for name, value in {**_HEADERS, "Content-Type": reply.kind, "Content-Length": str(length)}.items():
+                self.send_header(name, value)
+            self.send_header("Cache-Control", "private, max-age=86400" if reply.keep else "no-store")
+            if reply.download is not None:
+                self.send_header("Content-Disposition", f'attachment; filename="{reply.download}"')
+            if self.close_connection:
+                self.send_header("Connection", "close")
+            self.end_headers()
+            shutil.copyfileobj(file, self.wfile)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing in the terminal of what went well."""
+        log.debug(format, *args)
+
+
+def serve(cfg: DictConfig) -> None:
+    """Serve the page of the demo's config until Ctrl-C.
 
     Raises:
         FileNotFoundError: The checkpoint is missing.
-        OSError: The port is taken.
-        ValueError: The checkpoint is not right.
+        OSError: The port is taken, or the folder cannot be written to.
+        ValueError: The checkpoint is not right, or the folder is in use or of something else.
     """
     keep_freed_memory()
-    port = free_port(cfg.port)
-    segmenter = Segmenter.of_command(cfg)
-    # Gradio asks its own server whether it is up.
-    for name in ("no_proxy", "NO_PROXY"):
-        os.environ[name] = ",".join(filter(None, [os.environ.get(name), HOST]))
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    page = build_page(segmenter, folder)
-    try:
-        url = launch(page, port, inbrowser=cfg.inbrowser)
-        print(f"the page is at {url} (Ctrl-C ends it)", flush=True)
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        print("the page is closed", flush=True)
-    finally:
-        page.close(verbose=False)
+    with PageServer(cfg.port) as server:
+        root = expand_home(cfg.folder).absolute()
+        refuse_other_things(root)
+        segmenter = Segmenter.of_command(cfg)  # before the folder is made, as it may be refused
+        about = describe(segmenter, packaged=cfg.ckpt is None and cfg.model is None)
+        with own_folder(root, replace=True, setting="folder"):
+            server.work = Labelling(segmenter, LabelFolder(root), about)
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            try:
+                print(f"the page is at {server.url} and keeps its work in {root} (Ctrl-C ends it)", flush=True)
+                if cfg.inbrowser:
+                    webbrowser.open(server.url)
+                threading.Event().wait()
+            except KeyboardInterrupt:
+                server.work.stop()
+                print("the page is closed", flush=True)
+            finally:
+                server.shutdown()

@@ -120,6 +120,7 @@ class DemoSchema:
     model: Any = None
     backbone: Any = None
     ckpt: str | None = None
+    folder: str = MISSING
     port: int = 7860
     inbrowser: bool = False
     device: str = "auto"

@@ -19,8 +19,13 @@ _HOLDER = _LOCK.with_suffix(".txt")
 
 
 @contextmanager
-def own_folder(folder: Path, *, replace: bool) -> Iterator[None]:
+def own_folder(folder: Path, *, replace: bool, setting: str = "hydra.run.dir") -> Iterator[None]:
     """Hold a run's folder, made if needed; the system frees it when the process is gone, however it ended.
+
+    Args:
+        folder: The folder.
+        replace: Whether it may have a result.
+        setting: The key that names another one, for messages.
 
     Raises:
         InputError: Another process holds it, or it has a result and `replace` does not allow to replace that.
@@ -34,13 +39,13 @@ def own_folder(folder: Path, *, replace: bool) -> Iterator[None]:
     except Timeout:
         raise InputError(
             f"run folder {folder} is in use by {_holder(folder)}: wait for it, or give this run a folder of its own "
-            "(hydra.run.dir=DIR)"
+            f"({setting}=DIR)"
         ) from None
     try:
         if not replace and (folder / "result.json").is_file():
             raise InputError(
                 f"run folder {folder} holds the result.json of a finished run: give this run a folder of its own "
-                "(hydra.run.dir=DIR), or move that one away"
+                f"({setting}=DIR), or move that one away"
             )
         (folder / _HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield

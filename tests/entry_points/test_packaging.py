@@ -72,7 +72,9 @@ def test_the_wheel_holds_the_configs_and_nothing_private(wheel):
     sources = {
         str(file.relative_to(ROOT)) for folder in ("hdmnet", "hydra_plugins") for file in (ROOT / folder).rglob("*.*")
     }
-    assert {name for name in sources if name.endswith((".py", ".json", ".safetensors"))} <= names
+    assert {
+        name for name in sources if name.endswith((".py", ".json", ".safetensors", ".html", ".js", ".css"))
+    } <= names
     assert not [name for name in names if re.search(r"(^|/)(tests|outputs|local)/", name)]
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
