@@ -40,6 +40,7 @@ from hdmnet.sweeps.launcher import JOB_FILE, JOB_VARIABLE
 
 Job = Callable[[DictConfig], None]
 
+_ONLY_SHOWS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}  # flags
 _JOB_FILE = "job file"  # what the first rank tells the others
 
 
@@ -99,6 +100,9 @@ def run_command(config_name: str, job: Job) -> int:
         launcher.current.report()
         return _report_stop(stop, config_name)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _ONLY_SHOWS & set(sys.argv):  # `--help | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         message = None if wants_traceback() else user_message(error)
         if message is None:
             raise

@@ -72,3 +72,14 @@ def test_a_shell_completes_commands_and_keys(tmp_path, line, offered):
 def test_completion_is_installed_for_the_console_command(tmp_path):
     done = subprocess.run(["hdmnet", "-sc", "install=bash"], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert done.stdout.rstrip().endswith("hydra_bash_completion hdmnet")
+
+
+def test_a_help_that_is_cut_off_is_no_error(tmp_path):
+    command = [sys.executable, "-m", "hdmnet", "predict", "--help"]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as done:
+        done.stdout.close()
+        assert done.stderr.read() == b""
+        assert done.wait() == 0
