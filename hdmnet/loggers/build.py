@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from omegaconf import OmegaConf
 
 from hdmnet.config.instantiate import instantiate_all
 from hdmnet.config.values import HDMNET, method_of, to_plain, to_stored
+from hdmnet.runtime.errors import InputError
 from hdmnet.runtime.home import expand_home
 
 if TYPE_CHECKING:
@@ -41,6 +43,13 @@ def build_loggers(cfg: DictConfig, job_type: str) -> list[Any]:
         if hasattr(logger, "describe_run"):
             logger.describe_run(describe_run(cfg, job_type))
     return loggers
+
+
+def check_loggers(cfg: DictConfig) -> None:
+    """Refuse `logger=wandb` where W&B is not installed, before anything is read or trained; raises InputError."""
+    asked = any(node is not None and "wandb" in str(node.get("_target_")) for node in cfg.logger.values())
+    if asked and find_spec("wandb") is None:
+        raise InputError("logger=wandb needs W&B: pip install 'hdmnet[wandb]'")
 
 
 def describe_run(cfg: DictConfig, job_type: str) -> dict[str, Any]:

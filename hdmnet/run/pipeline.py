@@ -20,7 +20,7 @@ from hdmnet.callbacks.checkpoint import RunCheckpoint
 from hdmnet.callbacks.resume_state import KEY
 from hdmnet.config.values import to_plain
 from hdmnet.data.datasets.base import label_table
-from hdmnet.loggers.build import build_loggers
+from hdmnet.loggers.build import build_loggers, check_loggers
 from hdmnet.loggers.wandb import one_wandb_run
 from hdmnet.metrics import FewShotIoU
 from hdmnet.models.several_views import add_views
@@ -115,6 +115,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     with timer("data"):
         learns = check_builds(cfg)
         check_trainer(cfg, trains=learns)
+        check_loggers(cfg)
         point = resume_point(cfg) if learns else None
         start = _check_config(cfg, resumed=point is not None)
         dataset = build_dataset(cfg)
@@ -227,6 +228,7 @@ def evaluate(cfg: DictConfig, checkpoint: dict[str, Any] | None) -> dict[str, An
     warn_of_slow_precision(cfg)
     with timer("data"):
         check_trainer(cfg, trains=False)
+        check_loggers(cfg)
         task, data = prepare_evaluation(cfg, checkpoint)
     trainer = build_trainer(cfg, "test", callbacks=build_callbacks(cfg, "test"), logger=build_loggers(cfg, "evaluate"))
     if checkpoint is None:

@@ -6,7 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from hdmnet.config.paths import make_paths_absolute
-from hdmnet.loggers.build import build_loggers, describe_run
+from hdmnet.loggers import build
+from hdmnet.loggers.build import build_loggers, check_loggers, describe_run
 
 
 @pytest.fixture
@@ -115,3 +116,11 @@ def test_a_users_own_logger_is_told_what_runs_where_it_runs(job, monkeypatch):
     assert told.description["group"] == "shapes 1-shot resnet_narrow"
     assert told.description["job_type"] == "evaluate"
     assert len(build_loggers(job(), "train")) == 1
+
+
+def test_wandb_that_is_missing_is_one_line(job, monkeypatch):
+    check_loggers(job("logger=wandb", folder="installed"))
+    monkeypatch.setattr(build, "find_spec", lambda name: None)
+    check_loggers(job("logger=csv", folder="csv"))
+    with pytest.raises(ValueError, match=r"^logger=wandb needs W&B: pip install 'hdmnet\[wandb\]'$"):
+        check_loggers(job("logger=wandb"))
