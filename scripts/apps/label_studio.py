@@ -127,6 +127,8 @@ def make_server(back_end: BackEnd, host: str, port: int) -> ThreadingHTTPServer:
 
         def _answer(self, body: Mapping[str, Any]) -> None:
             try:
+                if "Origin" in self.headers:  # Label Studio asks by itself: this is a page in somebody's browser
+                    raise InputError("a web page may not ask for this")
                 status, content = 200, back_end.answer(self.path.rstrip("/"), body)
             except (ValueError, OSError, KeyError, ElementTree.ParseError) as error:
                 status, content = 400, {"error": f"{type(error).__name__}: {error}"}

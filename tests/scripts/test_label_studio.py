@@ -35,10 +35,12 @@ def ask(pictures):
     server = label_studio.make_server(back_end, "127.0.0.1", 0)
     Thread(target=server.serve_forever, daemon=True).start()
 
-    def send(path, content=None):
+    def send(path, content=None, **headers):
         data = None if content is None else json.dumps(content).encode()
         url = f"http://127.0.0.1:{server.server_port}{path}"
-        with urllib.request.urlopen(urllib.request.Request(url, data, {"Content-Type": "application/json"})) as reply:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, data, {"Content-Type": "application/json", **headers})
+        ) as reply:
             return json.load(reply)
 
     yield send
@@ -103,6 +105,12 @@ def test_what_it_cannot_answer_is_one_line(ask, request_, said):
         ask("/predict", request_)
     assert refusal.value.code == 400
     assert said in json.load(refusal.value)["error"]
+
+
+def test_a_page_in_a_browser_is_refused(ask):
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        ask("/health", Origin="http://elsewhere")
+    assert refusal.value.code == 400
 
 
 def test_a_wrong_folder_is_one_line(capsys):

@@ -18,9 +18,6 @@ from hdmnet.data.transforms import build_augment
 from hdmnet.data.types import Episode, collate_episodes, collate_segmentation
 from tests.helpers.datasets import MEAN, STD, MemoryDataset, base_learner, few_shot, on_rank
 
-# Where there is one core only, torch warns of more workers than it has.
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
-
 
 class SamePicture(MemoryDataset):
     """Every training picture is the same one, so that only the augmentation can tell samples apart."""
