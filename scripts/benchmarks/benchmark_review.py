@@ -129,7 +129,7 @@ def table(name: str, rows: Sequence[Row]) -> list[str]:
     truth = np.array([row["iou"] for row in rows])
     lists = [np.flatnonzero([row["list"] == one for row in rows]) for one in dict.fromkeys(row["list"] for row in rows)]
     lines = []
-    for key in [key for key in rows[0] if key not in ("iou", "list", "present")] + ["the truth"]:
+    for key in ["the truth", *(key for key in rows[0] if key not in ("iou", "list", "present"))]:
         values = truth if key == "the truth" else np.array([row[key] for row in rows])
         within = [spearmanr(values[one], truth[one]).statistic for one in lists if np.ptp(values[one]) > 0]
         shares = [first_share(1 - truth[one], values[one]) for one in lists]

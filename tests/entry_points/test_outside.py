@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from hdmnet import Segmenter, report
-from hdmnet.apps import brush
+from hdmnet.apps.label_folder import LabelFolder
+from hdmnet.apps.labelling import Labelling, describe
 from tests.helpers import commands
 
 PAGE = (commands.ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -98,9 +99,11 @@ def test_trains_is_tested_predicted_with_and_reported(outside, trained, picture,
     prediction = again.predict(picture, maps=True)
     assert (prediction.mask * 255 == mask).all()
     assert [values.ndim for values in prediction.maps["object"]["similarity"]] == [2]
-    painted = brush.Example(picture, prediction.mask)
-    (answer,) = brush.segment(again, [painted], [picture], tmp_path / "page", maps=True)
-    assert answer.maps.keys() == {"similarity_1"}
+    work = Labelling(again, LabelFolder(tmp_path / "page"), describe(again, packaged=False))
+    name = work.folder.add("a.png", picture.read_bytes())
+    work.folder.add_class("square")
+    work.folder.write_label(name, prediction.mask)
+    assert [shown for shown, _ in work.maps(name)] == ["square: similarity 1"]
 
     assert report.main([str(trained.folder), str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
     assert "cosine" in (tmp_path / "report" / "report.html").read_text()
