@@ -40,6 +40,7 @@ def written(tmp_path_factory):
     return root, masks
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("polygons", [False, True])
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_was_written_comes_back(written, name, polygons):

@@ -100,6 +100,7 @@ def test_queries_of_all_kinds_and_one_line_for_those_that_are_none(folder, start
         np.testing.assert_allclose(probability / 65535, expected.probability, atol=1e-5)
 
 
+@pytest.mark.long
 def test_several_classes_boxes_and_maps(folder, start, tmp_path):
     support = f"support={{cat:[{folder}/a.png:10,20,50,60,{folder}/b.png:{folder}/large_mask.png],"
     support += f"big dog:[{folder}/b.png:{folder}/b_mask.png]}}"
@@ -119,6 +120,7 @@ def test_several_classes_boxes_and_maps(folder, start, tmp_path):
         assert pixels(tmp_path / "out" / f"grey_probability_{name}.png").shape == (97, 97)
 
 
+@pytest.mark.long
 def test_supports_are_kept_and_used_again(folder, start, tmp_path):
     query, kept = f"query={folder}/queries/rgba.png", tmp_path / "kept.pt"
     first = predict(tmp_path / "a", start, f"support={folder}/a.png:{folder}/a_mask.png", query, f"save={kept}")
@@ -160,6 +162,7 @@ def test_refusals(folder, start, tmp_path, monkeypatch, words, message):
     assert answer.code == 1
 
 
+@pytest.mark.long
 def test_names_with_colons_and_all_that_hydra_knows(folder, start, tmp_path):
     for name in ("m:1", "x=y", "käfer 飛行機", "a[1]"):
         for kind in ("", "_mask"):
@@ -200,12 +203,14 @@ def test_words_of_the_command_line(tmp_path):
         find_queries([str(tmp_path / "empty")])
 
 
+@pytest.mark.long
 def test_queries_of_one_name_do_not_replace_each_other(folder, start, tmp_path):
     query = f"query=[{folder}/a.png,{folder}/queries/grey.png,{folder}/a.png]"
     assert predict(tmp_path, start, f"support=[{folder}/a.png:{folder}/a_mask.png]", query).code == 0
     assert (pixels(tmp_path / "out" / "a_mask.png") == pixels(tmp_path / "out" / "a_2_mask.png")).all()
 
 
+@pytest.mark.long
 def test_classes_whose_names_are_alike_as_files_do_not_replace_each_other(folder, start, tmp_path):
     support = f"support={{a b:[{folder}/a.png:{folder}/a_mask.png],a_b:[{folder}/b.png:1,2,30,40]}}"
     assert predict(tmp_path, start, support, f"query={folder}/queries/grey.png").code == 0

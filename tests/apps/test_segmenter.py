@@ -83,6 +83,7 @@ def test_the_masks_are_the_evaluators_and_so_is_the_miou(start, episodes, tmp_pa
     assert evaluated["test"]["miou_per_seed"] == pytest.approx([float(m.compute()["miou"]) for m in metrics], abs=1e-4)
 
 
+@pytest.mark.long
 def test_paths_pil_arrays_and_tensors_give_the_same(fitted, start, pairs, tmp_path):
     image, mask = pairs[0]
     query = pairs[1][0]
@@ -174,6 +175,7 @@ def test_a_mask_of_another_scale_does_the_same(start, pairs):
     assert same(segmenter.fit(image, mask.repeat(3, 0).repeat(3, 1)).predict(image), expected)
 
 
+@pytest.mark.long
 def test_threads_predict_the_same(start, pairs, tmp_path):
     Segmenter.from_checkpoint(start, device="cpu").fit(*pairs[0]).save(tmp_path / "fitted.pt")
     segmenter = Segmenter.from_checkpoint(tmp_path / "fitted.pt", device="cpu")  # has never predicted
@@ -183,6 +185,7 @@ def test_threads_predict_the_same(start, pairs, tmp_path):
     assert all(same(one, segmenter.predict(picture)) for one, picture in zip(together, pictures, strict=True))
 
 
+@pytest.mark.long
 def test_a_fitted_one_is_saved_and_read(fitted, pairs, tmp_path):
     fitted.save(tmp_path / "fitted.pt")
     again = Segmenter.from_checkpoint(tmp_path / "fitted.pt", device="cpu")

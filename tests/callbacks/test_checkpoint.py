@@ -188,6 +188,7 @@ def test_a_folder_that_vanishes_is_made_again(tmp_path):
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 15
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", ["cut", "bit", "empty", "missing"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path, damage, caplog):
     whole, _ = fit(tmp_path / "whole")

@@ -41,6 +41,7 @@ def test_running_mean_by_hand() -> None:
     assert running_mean([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("log", [LOG, "epoch,step,other\n0,0,1\n"])
 def test_picture_is_drawn_also_when_nothing_fits(tmp_path: Path, log: str) -> None:
     (tmp_path / "metrics.csv").write_text(log)

@@ -262,6 +262,7 @@ def test_one_ranks_loss_decides_for_both(tmp_path):
 # --------------------------------------------------------------------------------------- through the entry points
 
 
+@pytest.mark.long
 def test_the_command_says_it_in_one_line_and_the_dump_shows_it_again(tmp_path, capsys):
     from scripts.inspect import replay
 

@@ -78,11 +78,13 @@ def test_a_wrong_command_line_is_one_line_and_runs_nothing(run_command, word, li
     assert (code, out, err) == (2, "", f"error: {line}\n")
 
 
+@pytest.mark.long
 def test_the_suggestion_knows_the_chosen_groups(run_command):
     _, _, err = run_command(never, "logger=wandb", "logger.wandb.projct=x")
     assert "did you mean 'logger.wandb.project'" in err
 
 
+@pytest.mark.long
 def test_the_job_gets_a_checked_config_with_absolute_folders(run_command, tmp_path):
     seen = []
     assert run_command(seen.append, "fold=2", "trainer=cpu")[0] == 0
@@ -103,6 +105,7 @@ def test_what_the_job_refuses_is_one_line(run_command):
     assert run_command(job)[::2] == (2, "error: paths cannot be built: it has no _target_\n")
 
 
+@pytest.mark.long
 def test_a_bug_keeps_its_traceback(run_command):
     def job(cfg):
         int("x")
@@ -111,6 +114,7 @@ def test_a_bug_keeps_its_traceback(run_command):
         run_command(job)
 
 
+@pytest.mark.long
 def test_tracebacks_can_be_asked_for(run_command, monkeypatch):
     monkeypatch.setenv("HDMNET_TRACEBACK", "1")
     with pytest.raises(ValueError, match="fold=7"):
@@ -136,6 +140,7 @@ def test_threads_are_shared_out_and_the_environment_is_restored(run_command, mon
     assert before.keys() - os.environ.keys() == set()
 
 
+@pytest.mark.long
 def test_another_rank_takes_the_config_of_the_first(run_command, monkeypatch):
     first, other = [], []
     run_command(first.append, "fold=1", "loss.temperature=2")

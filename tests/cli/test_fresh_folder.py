@@ -39,6 +39,7 @@ def test_each_has_its_own(tmp_path, one_second, command):
     assert overrides(tmp_path / "runs" / command) == {stamp: "a", f"{stamp}_2": "b", f"{stamp}_3": "c"}
 
 
+@pytest.mark.long
 def test_a_training_writes_where_its_folder_is(tmp_path, one_second):
     for number in (1, 2):
         answer = commands.call("train", tmp_path / "runs", "dataset=coco", "paths.data_dir=nowhere")
@@ -48,6 +49,7 @@ def test_a_training_writes_where_its_folder_is(tmp_path, one_second):
     assert "2026-01-02_03-04-05_2" in (folder / "2026-01-02_03-04-05_2" / ".hydra" / "job.yaml").read_text()
 
 
+@pytest.mark.long
 def test_a_folder_that_was_asked_for_is_taken(tmp_path, one_second):
     for name in ("a", "b"):
         commands.call("evaluate", tmp_path / "runs", f"ckpt={name}", f"hydra.run.dir={tmp_path / 'mine'}").refusal()
@@ -76,6 +78,7 @@ def test_a_refused_command_leaves_no_folder(tmp_path, command, words):
     assert names(tmp_path) in (["runs"], [])
 
 
+@pytest.mark.long
 def test_what_was_there_before_a_refused_command_stays(tmp_path):
     for folder in ("empty", "used"):
         (tmp_path / folder).mkdir()

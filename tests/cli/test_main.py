@@ -45,6 +45,7 @@ def test_try_is_predict_on_drawn_pictures(tmp_path):
     assert "\nexample: true\n" in _process(tmp_path, "try", "--cfg", "job").stdout
 
 
+@pytest.mark.long
 def test_it_is_the_entry_point_itself(tmp_path):
     done = _process(tmp_path, "train", "fold=7")
     assert (done.returncode, done.stderr) == (2, "error: fold=7: expected 0 to 3, shapes has 4 folds\n")

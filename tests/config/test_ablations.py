@@ -219,6 +219,7 @@ def equal(one, other):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", WHOLE_METHOD)
 def test_rows_of_the_whole_method_compute_the_same(answer_of, name):
     whole, row = answer_of(), answer_of(f"ablation={name}")
@@ -232,6 +233,7 @@ def test_last_row_of_table_4_is_the_whole_method_with_the_ensemble(answer_of):
     assert identical(whole.loss, row.loss)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SAME_NETWORK)
 def test_rows_on_the_loss_change_the_loss_and_no_output(answer_of, name):
     whole, row = answer_of(), answer_of(f"ablation={name}")

@@ -37,6 +37,7 @@ def targets_in(node):
 # ------------------------------------------------------------------------------------------------------ composition
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "file", sorted(conf_dir().glob("*/*.yaml")), ids=lambda file: f"{file.parent.name}-{file.stem}"
 )

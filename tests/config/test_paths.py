@@ -53,6 +53,7 @@ def local_settings(monkeypatch, tmp_path):
     register_schemas()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("command", "own"),
     [

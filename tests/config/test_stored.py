@@ -46,6 +46,7 @@ def test_every_target_of_conf_is_known():
     assert named >= len(conf_targets()) > 10
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "target",
     [

@@ -119,6 +119,7 @@ def test_runs_lie_in_the_home_folder(command, home, monkeypatch, name):
     assert without_literal(home.parent)
 
 
+@pytest.mark.long
 def test_a_variable_for_the_runs(command, home, monkeypatch):
     monkeypatch.setenv("HDMNET_OUTPUT", "~/runs")
     (cfg,) = command()
@@ -137,6 +138,7 @@ def test_multiruns_lie_in_the_home_folder(start, home, name):
     assert without_literal(home.parent)
 
 
+@pytest.mark.long
 def test_predict_reads_and_writes_there(finished_run, home):
     picture = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
     mask = np.zeros((40, 50), dtype=np.uint8)
@@ -169,6 +171,7 @@ def test_without_a_home_folder_the_commands_say_so(no_home, tmp_path, door, word
     assert without_literal(tmp_path)
 
 
+@pytest.mark.long
 def test_scripts(home, capsys):
     write("binary", home / "data", shapes_content(num_pictures=16, one_class=True, side=48))
     assert check_dataset.main(["dataset.root=~/data"]) == 0

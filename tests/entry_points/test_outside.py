@@ -117,6 +117,7 @@ def test_a_multirun_knows_the_folder_too(outside, tmp_path):
     assert {result["config"]["model"]["scale"] for result in results} == {3.0, 7.0}
 
 
+@pytest.mark.long
 def test_a_file_may_not_name_what_is_not_admitted(outside, trained, tmp_path, monkeypatch):
     """The checkpoint of an outside method is read where its module is admitted, and refused in one line elsewhere."""
     best = trained.folder / "checkpoints" / "best.ckpt"
@@ -127,6 +128,7 @@ def test_a_file_may_not_name_what_is_not_admitted(outside, trained, tmp_path, mo
     commands.run("evaluate", tmp_path / "runs", *words)
 
 
+@pytest.mark.long
 def test_a_thousand_classes_are_trained_on_and_tested(outside, tmp_path):
     (outside / "conf" / "dataset" / "thousand.yaml").write_text(
         "_target_: tests.helpers.datasets.ManyClasses\nname: thousand\nimage_size: 17\nnum_val_episodes: 4\n"

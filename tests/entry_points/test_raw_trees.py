@@ -62,6 +62,7 @@ def test_the_checkpoint_is_evaluated_and_predicts(trained, raw_data_dir, tmp_pat
     assert (tmp_path / "out").is_dir()
 
 
+@pytest.mark.long
 def test_more_base_classes_than_a_label_map_holds_are_refused(raw_data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("hdmnet.data.datasets.base.MAX_LABELS", 5)
     words = ("dataset=fss1000", "dataset.num_classes=null", *REAL, f"paths.data_dir={raw_data_dir}")

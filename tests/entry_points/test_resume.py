@@ -66,6 +66,7 @@ def test_a_resumed_run_is_the_same_wandb_run(tmp_path, monkeypatch):
     assert run_id == (folder / "wandb_run_id").read_text().strip()
 
 
+@pytest.mark.long
 def test_a_run_needs_its_own_kind_of_checkpoints(start, tmp_path):
     words = ("~callbacks.checkpoint", "+callbacks.checkpoint._target_=lightning.pytorch.callbacks.ModelCheckpoint")
     line = call("train", tmp_path, *SHAPES, f"ckpt={start}", *words).refusal()

@@ -76,6 +76,7 @@ def test_the_result_says_so_and_tables_of_one_class_leave_it_out(finished_run, t
     assert any(line.startswith("of several classes at once, left out") for line in found.warnings)
 
 
+@pytest.mark.long
 def test_one_class_decided_together_is_what_it_always_is(finished_run, tmp_path, monkeypatch):
     monkeypatch.setattr(FewShotDataModule, "several_classes", True)
     answer = evaluate(finished_run, tmp_path)

@@ -151,10 +151,12 @@ def test_another_seed_gives_other_weights_on_the_same_test_episodes(finished_run
     assert not same_weights(*(answer.folder / "checkpoints" / "last.ckpt" for answer in (other, finished_run)))
 
 
+@pytest.mark.long
 def test_evaluating_the_best_checkpoint_gives_the_runs_own_figures(finished_run, best, tmp_path):
     assert figures(evaluate(best, tmp_path).result) == figures(finished_run.result)
 
 
+@pytest.mark.long
 def test_workers_and_batch_sizes_do_not_change_the_test(finished_run, best, tmp_path):
     assert figures(evaluate(best, tmp_path, "num_workers=3", "batch_size=3").result) == figures(finished_run.result)
 
@@ -162,6 +164,7 @@ def test_workers_and_batch_sizes_do_not_change_the_test(finished_run, best, tmp_
 # -------------------------------------------------------------------------------------------------------- evaluate
 
 
+@pytest.mark.long
 def test_the_test_protocol_can_be_chosen(finished_run, best, tmp_path):
     result = evaluate(best, tmp_path, "shot=2", "episodes=4", "seeds=3", "protocol=official").result
     assert (result["shot"], result["protocol"]) == (2, "official")
@@ -180,6 +183,7 @@ def test_a_checkpoint_can_be_tested_on_another_data_set(best, data_dir, tmp_path
     assert len(result["test"]["iou_per_class"]) == 20
 
 
+@pytest.mark.long
 def test_all_ones_support_masks_are_another_test_of_the_same_episodes(finished_run, best, tmp_path):
     result = evaluate(best, tmp_path, "support_mask=ones").result
     assert result["support_mask"] == "ones"

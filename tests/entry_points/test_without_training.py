@@ -62,6 +62,7 @@ def test_it_is_tested_without_a_validation_where_none_is_wanted(tmp_path):
     assert result["checkpoint"] is not None
 
 
+@pytest.mark.long
 def test_the_checkpoint_is_evaluated_to_the_same_figures(untrained, tmp_path):
     best = untrained.folder / "checkpoints" / "best.ckpt"
     again = commands.run("evaluate", tmp_path, f"ckpt={best}", *MACHINE)
@@ -69,6 +70,7 @@ def test_the_checkpoint_is_evaluated_to_the_same_figures(untrained, tmp_path):
     assert again.result["compared_with"]["same_figures"] is True
 
 
+@pytest.mark.long
 def test_evaluate_needs_no_checkpoint(untrained, tmp_path):
     words = (*(word for word in WORDS if "num_val_episodes" not in word), "episodes=6")
     alone = commands.run("evaluate", tmp_path, *words)
@@ -123,6 +125,7 @@ def test_predict_needs_no_checkpoint_and_keeps_supports(model, picture, tmp_path
     assert (again.mask * 255 == mask).all()
 
 
+@pytest.mark.long
 def test_predict_of_several_views_is_the_segmenters(picture, tmp_path):
     views = ("test_scales=[1.0,0.5]", "test_flip=true")
     words = (f"support=[{picture}:{tmp_path / 'a_mask.png'}]", f"query=[{picture}]", f"output={tmp_path / 'out'}")

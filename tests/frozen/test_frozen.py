@@ -72,6 +72,7 @@ def test_a_training_from_nothing_has_the_recorded_losses(tmp_path):
     same(rows(answer.folder), RECORDED["fresh"]["metrics"], 1e-3)
 
 
+@pytest.mark.long
 def test_the_old_checkpoint_is_evaluated(tmp_path, run_folder):
     ckpt = run_folder / "checkpoints" / "best.ckpt"
     answer = commands.run("evaluate", tmp_path, f"ckpt={ckpt}", "trainer=cpu", "num_workers=0")

@@ -140,6 +140,7 @@ def test_class_scores_are_curves_a_table_and_bars(tmp_path):
     assert summary == {"test/miou": 0.5, "test/miou_meta": 0.4, "test/fb_iou": 0.6, "test/iou/ring": 0.25}
 
 
+@pytest.mark.long
 def test_what_goes_on_in_a_folder_is_the_same_run_and_another_folder_another(tmp_path):
     def log_something(logger):
         logger.log_metrics({"a": 1.0}, 0)

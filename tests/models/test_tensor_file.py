@@ -134,6 +134,7 @@ def test_other_files_are_told_apart(tmp_path, name):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.long
 def test_a_backbone_takes_its_part_whatever_it_lies_in(tmp_path):
     import torchvision
 

@@ -42,6 +42,7 @@ def is_drawn(figure):
     return picture.shape[1], picture.shape[0]
 
 
+@pytest.mark.long
 def test_curves_with_and_without_distillation_by_fold(runs_of, tmp_path):
     keys = [{"fold": fold, "ablation": name} for fold in (0, 2) for name in (None, "table6_none")]
     runs = runs_of(*keys, {"fold": 3, "ablation": "table6_none"}, {"fold": 0, "seed": 1}, {"ablation": "table9_t2"})

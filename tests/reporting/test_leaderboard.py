@@ -33,6 +33,7 @@ def cells(table):
     return [[show(cell) for cell in row] for row in table.rows]
 
 
+@pytest.mark.long
 def test_the_best_method_comes_first_with_its_folds_and_what_it_costs(runs_of):
     cost = {"processor_seconds": {"train": 90.0, "test": 20.0}, "peak_memory_mb": 700.0, "fb_iou": (0.75,)}
     several = [
@@ -98,6 +99,7 @@ def test_one_model_stands_under_each_protocol(runs_of):
     ]
 
 
+@pytest.mark.long
 def test_table_7_has_other_methods_decoders(runs_of):
     runs = runs_of(
         {"ablation": "table7_stages1", "miou": (0.4, 0.4)},

@@ -36,6 +36,7 @@ def cells(table):
     return [[show(cell) for cell in row] for row in table.rows]
 
 
+@pytest.mark.long
 def test_settings_are_compared_with_those_of_such_data(runs_of):
     mine, tree = runs_of(MINE, {"dataset": "coco", "overrides": ("dataset.root=/elsewhere",)})
     assert deviations(mine) == ["dataset.num_folds=2"]
@@ -114,6 +115,7 @@ def test_what_was_trained_on_is_said_in_every_table(runs_of):
     assert table.rows[-1][1] == "HDMNet, this code: pascal, resnet50, trained on coco 5-shot"
 
 
+@pytest.mark.long
 def test_report_shows_own_data_first_and_writes_its_tables(tmp_path, capsys):
     for fold in (0, 1):
         write_run(tmp_path, f"runs/{fold}", **MINE, fold=fold)

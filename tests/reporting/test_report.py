@@ -121,6 +121,7 @@ def test_a_folder_that_cannot_be_made_is_told(runs, tmp_path, capsys):
     assert "Not a directory" in line
 
 
+@pytest.mark.long
 def test_a_damaged_result_is_skipped_and_listed(runs, tmp_path, capsys):
     path = runs / "none_0" / "result.json"
     result = json.loads(path.read_text())
@@ -132,6 +133,7 @@ def test_a_damaged_result_is_skipped_and_listed(runs, tmp_path, capsys):
     assert f"warning: damaged result, left out: {path}: seed is 'zero', expected an integer" in told
 
 
+@pytest.mark.long
 def test_a_run_without_a_test_is_listed_without_figures(tmp_path):
     """As `trainer.limit_test_batches=0` leaves it, beside one of the other fold that has been tested."""
     nothing = {"miou": None, "miou_per_seed": [None], "fb_iou": None, "fb_iou_per_seed": [None], "num_episodes": 0}

@@ -26,6 +26,7 @@ def cells(table, row):
     return [show(cell) for cell in table.rows[row]]
 
 
+@pytest.mark.long
 def test_tables_1_and_2_by_fold_and_shot(tables_of):
     folds = [{"dataset": "coco", "fold": fold, "miou": (0.4 + fold / 10, 0.42 + fold / 10)} for fold in range(4)]
     tables = tables_of(*folds, {"dataset": "coco", "fold": 0, "shot": 5, "miou": (0.5,)}, {"miou": (0.3, 0.3)})
@@ -133,6 +134,7 @@ def test_a_method_from_outside_has_rows_of_its_own(tables_of, tmp_path):
     assert "coco, resnet50, mine: fold 0, 1 training seed; set as in conf/" in tables[1].notes
 
 
+@pytest.mark.long
 def test_parameters_are_those_of_the_model_that_ran(tmp_path):
     write_run(tmp_path, "one", ablation="table7_stages1")
     write_run(tmp_path, "three")

@@ -13,6 +13,7 @@ from hdmnet.runtime import provenance
 from hdmnet.runtime.errors import ConfigError
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("words", [(), ("backbone=dinov2_vits14",), ("backbone=efficientnet_lite0", "model=baseline")])
 def test_the_defaults_build_and_change_no_random_state(compose_config, words):
     before = torch.get_rng_state()
@@ -20,6 +21,7 @@ def test_the_defaults_build_and_change_no_random_state(compose_config, words):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("model", "backbone"), [("pfenet", "dinov3_vits16"), ("bam", "resnet50_timm")])
 def test_methods_that_mask_within_the_trunk_on_timm_say_why_not(compose_config, model, backbone):
     with pytest.raises(ConfigError, match=r"^model: the backbone's last layer runs on masked features: Timm"):
@@ -64,6 +66,7 @@ def test_methods_of_every_block_on_timm(model, compose_config):
         check_builds(compose_config("train", f"model={model}", "backbone=resnet50_timm"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -77,6 +77,7 @@ def test_run_state_dict_takes_the_network_only():
     assert list(state) == ["a.b"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changes", "cause"),
     [

@@ -175,6 +175,7 @@ def test_a_given_base_learner_is_used(first_run, tmp_path):
     assert torch.equal(trunk[f"model.trunk.base_learner.{key}"], load(given)["state_dict"][key])
 
 
+@pytest.mark.long
 def test_a_base_learner_that_saw_the_novel_classes_is_refused(first_run, tmp_path):
     line = call("train", tmp_path, *SHAPES, "fold=1", f"base_ckpt={first_run.folder / 'base_learner.pt'}").refusal()
     assert "was trained with fold=0, this run has fold=1" in line
@@ -199,6 +200,7 @@ def test_lightnings_trial_run_has_no_checkpoint_and_tests_what_it_has(start, tmp
     assert answer.result["test"]["num_episodes"] == 2  # one batch
 
 
+@pytest.mark.long
 def test_going_on_from_a_run_that_saw_the_novel_classes_is_refused(start, tmp_path):
     line = call("train", tmp_path, *SHAPES, "fold=1", f"ckpt={start}").refusal()
     assert line.startswith("fold=1: its novel classes were base classes of ckpt=")
@@ -259,6 +261,7 @@ def test_timer_adds_up():
     assert timer.seconds["a"] >= 0
 
 
+@pytest.mark.long
 def test_a_run_needs_no_progress_bar(start, tmp_path):
     answer = run(
         "evaluate", tmp_path, f"ckpt={start}", "trainer=cpu", "num_workers=0", "trainer.enable_progress_bar=false"
@@ -267,6 +270,7 @@ def test_a_run_needs_no_progress_bar(start, tmp_path):
     assert Path(answer.folder, "result.json").is_file()
 
 
+@pytest.mark.long
 def test_a_data_set_takes_its_rules(compose_config, tmp_path):
     cfg = config(compose_config, tmp_path, "dataset.min_area=77")
     assert build_dataset(cfg).min_area == 77

@@ -85,6 +85,7 @@ def test_a_training_begins_from_the_packaged_heads(tmp_path):
     assert any("trunk" in name for name in trained)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("word", "message"),
     [

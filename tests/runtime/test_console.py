@@ -51,6 +51,7 @@ def test_letters_and_bytes_that_are_no_text(console):
     assert console().replace("\r", "") == "\\u65e5\\u672c \\udce4\n"
 
 
+@pytest.mark.long
 def test_scripts_and_the_report(console, tmp_path):
     def body():
         print("日本 …")
@@ -114,6 +115,7 @@ def test_their_names_in_a_result(tmp_path):
     assert read_result(path)["test"]["iou_per_class"] == {"k\udce4fer": 0.5}
 
 
+@pytest.mark.long
 def test_a_run_on_them(of_another_encoding, start, tmp_path):
     words = ("dataset=folder", f"dataset.root={of_another_encoding}", "episodes=2", "seeds=1", "trainer=cpu")
     answer = call("evaluate", tmp_path / "out", f"ckpt={start}", *words, "num_workers=0", "dataset.image_size=65")

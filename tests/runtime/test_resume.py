@@ -179,6 +179,7 @@ def test_a_resumed_run_keeps_what_it_was_begun_with(make, begin):
         assert (folder / resume.RUN_FILE).read_text() == before
 
 
+@pytest.mark.long
 def test_a_job_of_a_sweep_goes_on_only_when_asked_to(make, begin):
     folder = begin("1")
     assert not resume.can_go_on(make("1")[0], folder)

@@ -28,6 +28,7 @@ def run(tmp_path, *arguments):
     return json.loads(path.read_text())
 
 
+@pytest.mark.long
 def test_matching_agrees_with_the_dense_form(tmp_path, capsys):
     found = run(tmp_path, "matching")
     figures = found["figures"]["matching"]
@@ -77,6 +78,7 @@ def test_data_and_catalog(tmp_path):
     assert found["catalog"]["fork_mb"] < 50
 
 
+@pytest.mark.long
 def test_a_query_after_fit_beside_a_fresh_episode(tmp_path):
     found = run(tmp_path, "predict")
     figures = found["figures"]["predict"]

@@ -39,6 +39,7 @@ def make_model(name):
     return method(encoder=prepare_trunk(random_norms(build_backbone("resnet_narrow", dilation=None)), **trunk)).eval()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shots", [1, 3])
 @pytest.mark.parametrize("name", PLAIN)
 def test_the_plain_form_is_the_same(name, shots):

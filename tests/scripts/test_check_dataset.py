@@ -38,6 +38,7 @@ def lines(out, start):
     return [line.removeprefix(f"{start}: ") for line in out.splitlines() if line.startswith(f"{start}: ")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", WRITERS)
 def test_a_whole_folder_is_found_right_with_a_bar(checked, content, layout):
     code, out, err = checked(layout)

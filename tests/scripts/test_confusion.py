@@ -34,6 +34,7 @@ def test_a_class_that_was_never_predicted_has_no_share():
     assert lines[1] == "cat    0.0: nothing"
 
 
+@pytest.mark.long
 def test_picture_is_drawn_also_without_any_false_positive(tmp_path):
     for name, counts in (("some", COUNTS), ("none", np.zeros_like(COUNTS))):
         confusion.draw(counts, PREDICTED, ROWS, COLUMNS, tmp_path / name, "title")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from hdmnet.data.datasets.folder.tree import LayoutName
@@ -15,6 +16,7 @@ from scripts.data import draw_layouts
 DOCS = Path(__file__).parents[2] / "docs"
 
 
+@pytest.mark.long
 def test_every_layout_is_drawn_with_what_is_read_and_shown_in_the_docs(tmp_path):
     assert draw_layouts.main(["--out", str(tmp_path / "out")]) == 0
     page = (DOCS / "layouts.md").read_text(encoding="utf-8")

@@ -103,14 +103,16 @@ def test_a_correction_replaces_the_support_of_its_picture(ask):
 def test_what_it_cannot_answer_is_one_line(ask, request_, said):
     with pytest.raises(urllib.error.HTTPError) as refusal:
         ask("/predict", request_)
-    assert refusal.value.code == 400
-    assert said in json.load(refusal.value)["error"]
+    with refusal.value as answer:
+        assert answer.code == 400
+        assert said in json.load(answer)["error"]
 
 
 def test_a_page_in_a_browser_is_refused(ask):
     with pytest.raises(urllib.error.HTTPError) as refusal:
         ask("/health", Origin="http://elsewhere")
-    assert refusal.value.code == 400
+    with refusal.value as answer:
+        assert answer.code == 400
 
 
 def test_a_wrong_folder_is_one_line(capsys):

@@ -251,6 +251,7 @@ def test_the_tables_methods_are_all_that_a_paper_has_by_discovery():
         assert chosen == (methods & published) - {"baseline"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["local", "local_parallel", "slurm"])
 def test_every_launcher_composes_and_is_built(name):
     from hydra.utils import instantiate

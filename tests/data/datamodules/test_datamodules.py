@@ -77,6 +77,7 @@ def test_training_episode_has_the_documented_shapes_and_values():
         assert (batch.support_masks[item] == 1).flatten(1).any(1).all()
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")  # on purpose, on few cores too
 @pytest.mark.parametrize("stage", ["few_shot", "base_learner"])
 def test_batches_are_the_same_for_any_number_of_workers(stage):

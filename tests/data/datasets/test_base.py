@@ -125,6 +125,7 @@ def test_a_label_map_of_too_many_classes_is_refused():
         next(iter(base_learner(ManyClasses()).train_dataloader()))
 
 
+@pytest.mark.long
 def test_class_folders_hold_more_than_254_classes(tmp_path):
     """FSS-1000's layout."""
     for number in range(300):

@@ -59,6 +59,7 @@ def test_a_picture_depends_on_nothing_but_its_id_and_the_seed(dataset):
     assert not np.array_equal(ShapesDataset(generator_seed=1, fold=1).read_mask(image_id), mask)
 
 
+@pytest.mark.long
 def test_different_ids_give_different_pictures(dataset):
     ids = dataset.ids("train") + dataset.ids("val")
     assert len(set(ids)) == 270
@@ -79,6 +80,7 @@ def test_training_pictures_hold_base_classes_and_validation_pictures_a_novel_one
     assert set(others) == set(range(1, 21))
 
 
+@pytest.mark.long
 def test_classes_are_balanced(dataset):
     objects = Counter(value for image_id in dataset.ids("train") for value in dataset.sample(image_id).classes)
     assert set(objects) == set(split_classes(20, 4, 1, "contiguous").train)
@@ -91,6 +93,7 @@ def test_classes_are_balanced(dataset):
     assert min(novel.values()) >= 24  # dealt in turn: 120 / 5 as the first object alone
 
 
+@pytest.mark.long
 def test_the_mask_follows_the_objects_and_255_marks_the_hardly_visible(dataset):
     hidden = partly = repeated = 0
     for image_id in dataset.ids("train") + dataset.ids("val"):

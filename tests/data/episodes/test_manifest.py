@@ -108,6 +108,7 @@ def test_independent_of_access_order() -> None:
     assert unbounded[10**9].index == 10**9
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # DataLoader workers fork all the same
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_same_in_worker_processes(method: str) -> None:

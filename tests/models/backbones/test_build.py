@@ -108,6 +108,7 @@ def test_torchvision_weights_give_torchvisions_features(name, tmp_path):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("rule", "replace"), [("torchvision", [False, True, True]), (None, [False, False, False])])
 def test_torchvisions_dilation_is_torchvisions(rule, replace):
     torch.manual_seed(0)
@@ -167,6 +168,7 @@ def test_deep_stem_file_of_the_release(tmp_path, names):
     assert all((v == 0.5).all() for v in backbone.state_dict().values() if v.is_floating_point())
 
 
+@pytest.mark.long
 def test_wrong_weights_end_in_one_line(tmp_path):
     torch.save(torchvision.models.mobilenet_v2(weights=None).state_dict(), tmp_path / "mobilenet.pth")
     (tmp_path / "text.pth").write_text("no checkpoint")

@@ -27,6 +27,7 @@ def rename(key):
     return f"{names[head]}.{rest}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("block", "rule", "replace"),
     [

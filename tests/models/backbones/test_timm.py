@@ -36,6 +36,7 @@ class TestTimm(BackboneContract):
         return TimmBackbone(request.param, **KINDS[request.param])
 
 
+@pytest.mark.long
 def test_levels_of_hierarchies_and_vits():
     chosen = {
         "resnet18": [(128, 8), (256, 8), (512, 8)],
@@ -62,6 +63,7 @@ def by_hooks(backbone, net, names, images):
     return outputs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "levels", "stride"),
     [
@@ -103,6 +105,7 @@ def test_levels_of_a_vit_are_its_patches_through_the_last_norm(name):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -139,6 +142,7 @@ def test_frozen_stays_frozen():
     assert all(parameter.requires_grad for parameter in learning.parameters())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["convnext_atto", "vit_tiny_patch16_224"])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_hdmnet_runs_on_it_at_an_odd_size(name, precision):
@@ -154,6 +158,7 @@ def test_hdmnet_runs_on_it_at_an_odd_size(name, precision):
     assert (found - expected).abs().max() <= (0 if precision == torch.float32 else 0.01)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_files_weights_are_taken_and_wrong_ones_refused(tmp_path, suffix):
     import timm
@@ -167,6 +172,7 @@ def test_a_files_weights_are_taken_and_wrong_ones_refused(tmp_path, suffix):
         TimmBackbone("convnext_atto", weights=tmp_path / f"resnet18{suffix}")
 
 
+@pytest.mark.long
 def test_position_embeddings_of_another_size_and_a_papers_own_keys_are_converted(tmp_path):
     import timm
 
@@ -281,6 +287,7 @@ def test_colours_are_those_of_the_weights(compose_config):
     assert colours("backbone.mean=[0,0,0]") == [0, 0, 0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "error", "line"),
     [
@@ -379,6 +386,7 @@ def test_every_block_of_a_hierarchy(name, blocks, options):
     assert not any(p.requires_grad for p in backbone.parameters())
 
 
+@pytest.mark.long
 def test_blocks_that_cannot_be_given_are_refused():
     def refused(match, name, *, levels=None, **asked):
         with torch.device("meta"), pytest.raises(ValueError, match=match):

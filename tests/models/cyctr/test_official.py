@@ -123,6 +123,7 @@ def test_evaluation(case, arrays, facts, drawn, monkeypatch):
     close(out.logits[..., ::7, ::7], recorded["final_every_7th"], OUTPUTS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", "b", indirect=True)
 def test_features(case, arrays):
     """Every support with a prototype of its own."""
@@ -287,6 +288,7 @@ def file_state(facts):
     return make_small_state(facts["keys"]["state_dict"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("flags", ["release", "own"])
 def test_a_file_is_read(flags, file_state, tmp_path):
     content = {"state_dict": {f"module.{k}": v for k, v in file_state.items()}} if flags == "release" else file_state

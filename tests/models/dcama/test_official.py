@@ -94,6 +94,7 @@ def test_position_code(channels, arrays):
 # ------------------------------------------------------------------------------------------------- keys and files
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("backbone", "learnable"), [("resnet50", 14_215_394), ("resnet101", 14_222_194), ("swin_b_384", 5_073_394)]
 )

@@ -62,6 +62,7 @@ def colours(*shape):
     return pictures, (pictures / 255 - shift) / scale
 
 
+@pytest.mark.long
 @torch.no_grad()
 @pytest.mark.parametrize("changes", [{}, {"ensemble": False, "prior_norm": True}], ids=str)
 def test_fitted_supports_of_several_classes_serve_any_number_of_queries(changes):
@@ -102,6 +103,7 @@ def test_the_model_is_left_as_it_is():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("backbone", "stages", "side"), [("resnet_narrow", 3, 57), ("resnet_narrow", 4, 65), ("vgg16", 3, 113)]
 )

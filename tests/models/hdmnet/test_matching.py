@@ -116,6 +116,7 @@ def test_order_of_shots_does_not_matter():
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scores", [1, 100])
 @pytest.mark.parametrize("temperature", [0.1, 0.01])  # bounded by 1/t; by the largest score
 def test_blocks_and_recomputation_change_nothing(monkeypatch, scores, temperature):

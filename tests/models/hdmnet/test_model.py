@@ -8,6 +8,7 @@ from hdmnet.models.mid_level import masked_average
 from tests.helpers.tiny_hdmnet import make_episode, make_model
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_stages", [1, 2, 3, 4])
 @pytest.mark.parametrize(("shots", "size"), [(1, (49, 65)), (5, (64, 33))])
 def test_shapes_of_the_output(num_stages, shots, size):

@@ -254,6 +254,7 @@ def build_shapes(variant):
         return build_official(*split_variant(variant))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_keys_shapes_and_parameter_counts(variant, official_keys):
     recorded, model = official_keys[variant], build_shapes(variant)
@@ -293,6 +294,7 @@ def test_base_learner_keys(dataset, backbone, official_keys):
     assert sum(p.numel() for p in learner.parameters()) == recorded["counts"]["total"]
 
 
+@pytest.mark.long
 def test_vgg_runs_on_its_case():
     """No outputs are recorded here for VGG-16: shapes, the stride of 16 and finite values only."""
     model = build_official("pascal", "vgg16", 1)

@@ -49,6 +49,7 @@ def refused(load, content, match, **changes):
 # --------------------------------------------------------------------------------------------------- what is loaded
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["plain", "wrapped", "wrapped with module."])
 def test_every_form_and_every_value(form, load, official_keys):
     state = make_state(official_keys["pascal_vgg_5shot"]["state_dict"])
@@ -67,12 +68,14 @@ def test_every_form_and_every_value(form, load, official_keys):
         assert loaded[key].dtype == value.dtype
 
 
+@pytest.mark.long
 def test_counters_of_newer_torch_may_be_missing(load, tiny_state):
     kept = {key: value for key, value in tiny_state.items() if not key.endswith("num_batches_tracked")}
     assert len(kept) < len(tiny_state)
     load(kept)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("aliases", ["none", "both", "only"])
 def test_base_learner_with_its_aliases(aliases, load, official_keys):
     state = make_state(official_keys["psp_pascal_vgg"]["state_dict"])
@@ -92,6 +95,7 @@ def test_base_learner_with_its_aliases(aliases, load, official_keys):
 # ---------------------------------------------------------------------------------------------------- what is refused
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("variant", "cause"),
     [
@@ -244,6 +248,7 @@ def shrink_merge(model):
     model.meta_learner.matching[0].merge[0] = torch.nn.Conv2d(66, 64, 1, bias=False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("change", "match"),
     [

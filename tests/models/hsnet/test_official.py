@@ -161,6 +161,7 @@ def test_every_form_is_read(form, state, tmp_path):
     check_state(model, partial(official_key, backbone="vgg16_plain"), state)
 
 
+@pytest.mark.long
 def test_what_does_not_fit_is_refused_in_one_line(state, tmp_path):
     path = tmp_path / "official.pth"
 

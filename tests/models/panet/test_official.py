@@ -38,10 +38,12 @@ def case(request, facts):
     return Case(request.param, model, inputs)
 
 
+@pytest.mark.long
 def test_the_recipe_makes_the_recorded_inputs(case, facts):
     check_inputs(case.inputs, facts[case.letter])
 
 
+@pytest.mark.long
 def test_evaluation(case, arrays):
     recorded = case.own(arrays)
     model, (query, supports, masks) = case.model.eval(), case.episode

@@ -41,6 +41,7 @@ def test_scales_that_are_refused(scales):
         check_scales(scales)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("backbone", "size"), [("resnet_narrow", (33, 50)), ("vgg16", (72, 41))])
 @pytest.mark.parametrize("scales", [(60, 30, 2), (1.0, 0.5)])
 def test_sizes_of_what_it_answers(backbone, size, scales):

@@ -151,6 +151,7 @@ def test_training(case, trunk_bn, arrays, facts):
 # ------------------------------------------------------------------------------------------------- the head alone
 
 
+@pytest.mark.long
 def test_head_alone(arrays, facts, monkeypatch):
     """Soft masks, an object of one pixel, an empty mask, and layer-4 features so small that each eps counts."""
     monkeypatch.setattr("hdmnet.models.masked_prior.BLOCK", 7)  # of the support's positions, several blocks

@@ -43,6 +43,7 @@ def case(request, facts):
     return Case(request.param, model, inputs)
 
 
+@pytest.mark.long
 def test_the_recipe_makes_the_recorded_inputs(case, facts):
     check_inputs(case.inputs, facts[case.letter])
 
