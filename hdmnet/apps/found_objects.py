@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hdmnet.data.io.arrays import bands
 from hdmnet.data.io.outlines import draw_outline, find_parts
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
     from hdmnet.apps.segmenter import Prediction
     from hdmnet.data.io.arrays import BoolArray, UInt8Array
-
-_BAND = 256  # rows
 
 
 @dataclass(frozen=True)
@@ -84,9 +83,8 @@ def _mean_inside(probability: NDArray[np.float32], parts: list[tuple[int, int, B
     """Mean of a probability (H0, W0) over the pixels of an object; of a large one some rows at a time are looked at."""
     total, number = 0.0, 0
     for x, y, part in parts:
-        for start in range(0, len(part), _BAND):
-            rows = part[start : start + _BAND]
-            values = probability[y + start : y + start + len(rows), x : x + part.shape[1]][rows]
+        for rows in bands(len(part)):
+            values = probability[y + rows.start : y + rows.stop, x : x + part.shape[1]][part[rows]]
             total += float(values.sum(dtype=np.float64))
             number += len(values)
     return total / number

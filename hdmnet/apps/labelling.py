@@ -16,7 +16,6 @@ import logging
 import tempfile
 import threading
 import time
-import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,23 +23,19 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from hdmnet.apps.example import CLASS, write_example
 from hdmnet.apps.label_folder import Found, LabelFolder, shown_size
-from hdmnet.apps.label_writers import WRITERS, LabelWriters, link
 from hdmnet.apps.object_outline import outline_at, outline_in
 from hdmnet.apps.predict import draw_map
 from hdmnet.apps.review import certainty
 from hdmnet.apps.segmenter import Prediction, Segmenter
 from hdmnet.apps.supports import Supports, leave_out_vanishing
-from hdmnet.data.io.masks import write_mask
 from hdmnet.data.io.user_pictures import LabelledMask
 from hdmnet.run.pretrained import read_about
 from hdmnet.runtime.errors import InputError, user_message
-from hdmnet.visual.colours import CLASS_COLOURS
-from hdmnet.visual.episode_grid import FAINT, INK, PAPER, font
-from hdmnet.visual.overlay import draw_overlay
+from hdmnet.visual.colours import class_colour
 
 if TYPE_CHECKING:
     from hdmnet.data.io.arrays import UInt8Array
@@ -48,7 +43,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_EXAMPLES = 10  # of a class: the latest; more take memory and time and add little
-_TILE, _GAP, _LINE, _COLUMNS = 200, 12, 18, 5  # px, of `draw_overview`
 
 
 @dataclass(frozen=True)
@@ -321,119 +315,6 @@ class Labelling:
         """Where the object in a box is, or at clicks; (h, w) uint8 0/1. See `hdmnet.apps.object_outline`."""
         shown = self.folder.shown(name)
         return outline_in(shown, box) if box is not None else outline_at(shown, clicks)
-
-    # ---------------------------------------------------------------------------------------------------- handing out
-
-    def thumbnail(self, name: str, side: int = _TILE) -> UInt8Array:
-        """A picture with its marks, small: the longest side is `side`, (h, w, 3) uint8 RGB."""
-        drawn = draw_overlay(self.folder.shown(name), self.folder.shown_mask(name), _colour_table())
-        scale = min(1.0, side / max(drawn.shape[:2]))
-        width, height = (max(1, round(length * scale)) for length in drawn.shape[1::-1])
-        return np.asarray(cv2.resize(drawn, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
-
-    def draw_overview(self) -> bytes:
-        """A PNG of all pictures with their marks, in the page's order, with names and how sure the network is."""
-        told = self.state()
-        if not told["pictures"]:
-            raise InputError("there is no picture to draw: add some first")
-        rows = -(-len(told["pictures"]) // _COLUMNS)
-        cell = _TILE + _GAP, _TILE + 2 * _LINE + _GAP
-        sheet = Image.new(
-            "RGB", (min(_COLUMNS, len(told["pictures"])) * cell[0] + _GAP, rows * cell[1] + 2 * _LINE), PAPER
-        )
-        draw = ImageDraw.Draw(sheet)
-        left = _GAP
-        for value, one in enumerate(told["classes"], start=1):
-            draw.rectangle((left, 8, left + 12, 20), fill=class_colour(value))
-            draw.text((left + 18, 6), one["name"], fill=INK, font=font(12))
-            left += round(font(12).getlength(one["name"])) + 34
-        for place, one in enumerate(told["pictures"]):
-            x, y = _GAP + place % _COLUMNS * cell[0], 2 * _LINE + place // _COLUMNS * cell[1]
-            if one["state"] != "error" or one["size"] != [1, 1]:
-                sheet.paste(Image.fromarray(self.thumbnail(one["name"])), (x, y))
-            draw.text((x, y + _TILE), one["name"][:26], fill=INK, font=font(12))
-            state = {"labelled": "checked", "waiting": "not searched yet", "error": "cannot be read"}.get(one["state"])
-            draw.text(
-                (x, y + _TILE + 15),
-                state or (f"{one['certainty']:.0%} sure" if one["certainty"] else "nothing found"),
-                fill=FAINT,
-                font=font(11),
-            )
-        return _png(np.asarray(sheet))
-
-    def export_coco(self) -> bytes:
-        """All marks as a COCO JSON; raises ValueError where there are none."""
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch).resolve()
-            self._write_labels(folder, ["coco"])
-            content = json.loads((folder / "coco" / "annotations.json").read_text(encoding="utf-8"))
-        content["info"]["image_folder"] = str(self.folder.root / "images")
-        return json.dumps(content, ensure_ascii=False).encode()
-
-    def export_zip(self, file: Any, *, pictures: bool) -> None:
-        """Write all marks in every format to a ZIP file, with or without pictures where formats want them.
-
-        Raises:
-            ValueError: There are no marks.
-        """
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch).resolve()
-            self._write_labels(folder, list(WRITERS))
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
-                for path in sorted(folder.rglob("*")):
-                    is_picture = path.parent.name in ("images", "JPEGImages")
-                    if path.is_file() and (pictures or not is_picture):
-                        kind = zipfile.ZIP_STORED if is_picture else None  # pictures do not shrink
-                        packed.write(path, path.relative_to(folder), kind)
-
-    def _write_labels(self, folder: Path, formats: Sequence[str]) -> None:
-        """Write what is marked, else what was found, in some formats, as if `folder` held the pictures in images/."""
-        names = self.folder.names()
-        for name in names:
-            link(self.folder.picture(name), folder / "images" / name)
-        paths = [folder / "images" / name for name in names]
-        if not paths or not self.folder.classes:
-            raise InputError("there is nothing to download yet: add pictures and mark an object in one")
-        writers = LabelWriters(folder, formats, self.folder.classes, paths)
-        for name, path in zip(names, paths, strict=True):
-            try:
-                prediction = self._marks(name)
-            except (ValueError, OSError) as error:
-                log.warning("%s is not handed out: %s", name, self._words(error))
-                continue
-            if prediction is not None:
-                writers.add(path, path.stem, prediction)
-                if len(formats) > 1:
-                    write_mask(folder / "masks" / f"{path.stem}.png", prediction.mask)
-        if not writers.close():
-            raise InputError("there is nothing to download yet: mark an object in a picture, and say that it is right")
-        if len(formats) > 1:
-            (folder / "classes.txt").write_text("".join(f"{name}\n" for name in self.folder.classes), encoding="utf-8")
-
-    def _marks(self, name: str) -> Prediction | None:
-        """What is marked in a picture, sure; else what was found; None where it was not searched."""
-        mask = self.folder.mask(name)
-        found = self.folder.found(name) if mask is None else None
-        if mask is not None:
-            probability = np.broadcast_to(np.ones((), dtype=np.float32), mask.shape)
-        elif found is not None:
-            mask = found.mask
-            whole = cv2.resize(found.probability, mask.shape[::-1], interpolation=cv2.INTER_LINEAR)
-            probability = np.asarray(whole / np.float32(255), dtype=np.float32)
-        else:
-            return None
-        # One array for all classes: of each only what its own pixels hold is looked at.
-        return Prediction(mask, dict.fromkeys(self.folder.classes, probability))
-
-
-def class_colour(value: int) -> tuple[int, int, int]:
-    """Colour of class `value`, RGB; they come again after the last, so that a class's number is shown beside it."""
-    return CLASS_COLOURS[(value - 1) % len(CLASS_COLOURS)]
-
-
-def _colour_table() -> UInt8Array:
-    """(256, 3) uint8 RGB of mask values."""
-    return np.array([(0, 0, 0), *(class_colour(value) for value in range(1, 255)), (128, 128, 128)], dtype=np.uint8)
 
 
 def _found(prediction: Prediction, values: Sequence[int], by: str) -> Found:

@@ -13,8 +13,8 @@ import glob
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -35,6 +35,7 @@ from hdmnet.apps.unfinished import FOLDER, Unfinished, facts_of, file_facts, rem
 from hdmnet.apps.video import Pens, Video, VideoSettings, is_video, segment_video
 from hdmnet.config.values import to_plain
 from hdmnet.data.datasets.base import LeftOut
+from hdmnet.data.io.arrays import bands
 from hdmnet.data.io.listing import is_picture
 from hdmnet.data.io.masks import write_mask
 from hdmnet.data.io.user_pictures import LabelledMask, read_user_picture
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _JPEG_SIDE, _JPEG_QUALITY = 65_500, (cv2.IMWRITE_JPEG_QUALITY, 90)  # px, the longest that libjpeg writes
-_BAND = 256  # rows of a picture whose colours are turned round at once
 _NOT_IN_NAMES = r"[^\w.-]+"  # of files: a class's or a map's name may hold more
 
 
@@ -155,10 +155,10 @@ def predict(cfg: DictConfig, supports: Supports | None, queries: Sequence[Path])
     with closing(written) as labels, closing(ReviewWriter(output)) as review:
         outlets = {"maps": cfg.maps, "labels": labels, "review": review, "tiled": tiled}
         done = write_predictions(segmenter, pictures, output, **outlets)
-        for answer in tqdm(done, total=len(pictures), desc="predict", unit="picture", disable=not pictures):
-            if answer.error is not None:
+        for error in tqdm(done, total=len(pictures), desc="predict", unit="picture", disable=not pictures):
+            if error is not None:
                 failed += 1
-                tqdm.write(f"error: {answer.error}", file=sys.stderr)
+                tqdm.write(f"error: {error}", file=sys.stderr)
     failed += _segment_videos(segmenter, videos, output, settings, facts)
     what = "pictures" if not videos else "videos" if not pictures else "pictures and videos"
     print(f"segmented {len(queries) - failed} of {len(queries)} {what}: {output}", flush=True)
@@ -238,34 +238,16 @@ class TiledQueries:
         return Prediction(mask, cast("dict[str, NDArray[np.float32]]", stored))
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What became of one query.
-
-    Attributes:
-        name: How the names of its files begin.
-        files: The files, by kind: "mask", "probability", "overlay".
-        maps: Those of the method's maps, if asked for: "prior_1", "correlation_1" …
-        error: One line that says why there are none.
-    """
-
-    name: str
-    files: dict[str, Path] = field(default_factory=dict)
-    maps: dict[str, Path] = field(default_factory=dict)
-    error: str | None = None
-
-
 def write_predictions(
     segmenter: Segmenter,
     queries: Sequence[Path],
     output: Path,
     *,
     maps: bool = False,
-    read: Callable[[Path], UInt8Array] = lambda path: read_user_picture(path)[0],
     labels: LabelWriters | None = None,
     review: ReviewWriter | None = None,
     tiled: TiledQueries | None = None,
-) -> Iterator[Answer]:
+) -> Iterator[str | None]:
     """Segment pictures one after another and write what was found.
 
     Args:
@@ -273,32 +255,30 @@ def write_predictions(
         queries: The pictures.
         output: Where to.
         maps: The method's maps too.
-        read: Reads a picture as (H0, W0, 3) uint8 RGB.
         labels: Writes further formats; None: pictures only.
         review: Takes down how sure the method is of each.
         tiled: Segments large pictures; None: all are segmented whole.
 
     Yields:
-        Of each query, in order, what was written or why nothing was.
+        Of each query, in order, None, or a line that says why there is nothing of it.
     """
     for path, name in zip(queries, _names(queries), strict=True):
+        error = None
         try:
-            picture = read(path)
+            picture = read_user_picture(path)[0]
             prediction = segmenter.predict(picture, maps=maps) if tiled is None else tiled.predict(picture, path, name)
-            answer = Answer(name)
             if labels is None or labels.pictures:
-                answer = write_prediction(output, name, picture, prediction)
+                write_prediction(output, name, picture, prediction)
             if review is not None:
                 review.add(path, picture, prediction)
             del picture  # of 100 million pixels it takes 300 MB, and labels as much again
             if labels is not None:
                 labels.add(path, name, prediction)
-        except (ValueError, OSError) as error:
-            message = user_message(error)
-            if message is None:
+        except (ValueError, OSError) as refusal:
+            error = user_message(refusal)
+            if error is None:
                 raise
-            answer = Answer(name, error=message)
-        yield answer
+        yield error
 
 
 def _names(queries: Sequence[Path]) -> list[str]:
@@ -334,30 +314,23 @@ def _refuse_to_replace(output: Path, names: Sequence[str], inputs: Sequence[Path
 # ------------------------------------------------------------------------------------------------------------ pictures
 
 
-def write_prediction(folder: Path, name: str, picture: UInt8Array, prediction: Prediction) -> Answer:
+def write_prediction(folder: Path, name: str, picture: UInt8Array, prediction: Prediction) -> None:
     """Write what was found in a query (H0, W0, 3) uint8 RGB to files whose names begin with `name`."""
     several = len(prediction.classes) > 1
     labels = _distinct([re.sub(_NOT_IN_NAMES, "_", label) for label in prediction.classes])
     suffixes = {label: f"_{part}" if several else "" for label, part in zip(prediction.classes, labels, strict=True)}
 
-    def write(kept: dict[str, Path], kind: str, array: NDArray[Any], suffix: str = ".png") -> None:
-        kept[kind] = folder / f"{name}_{kind}{suffix}"
-        _write(kept[kind], array)
-
-    answer = Answer(name)
-    answer.files["mask"] = folder / f"{name}_mask.png"
-    _write_mask(answer.files["mask"], prediction.mask, several)
+    _write_mask(folder / f"{name}_mask.png", prediction.mask, several)
     for label, probability in prediction.probabilities.items():
-        write(answer.files, f"probability{suffixes[label]}", as_16_bits(probability))
+        _write(folder / f"{name}_probability{suffixes[label]}.png", as_16_bits(probability))
     suffix = ".jpg" if max(picture.shape) <= _JPEG_SIDE else ".png"
     drawn = draw_overlay(picture, prediction.mask, overlay_colours(len(prediction.classes)))
-    write(answer.files, "overlay", drawn, suffix)
+    _write(folder / f"{name}_overlay{suffix}", drawn)
     for label, maps in prediction.maps.items():
         for kind, levels in maps.items():
             for number, values in enumerate(levels, start=1):
                 shown = f"{re.sub(_NOT_IN_NAMES, '_', kind)}_{number}{suffixes[label]}"
-                write(answer.maps, shown, draw_map(values, picture.shape[:2]))
-    return answer
+                _write(folder / f"{name}_{shown}.png", draw_map(values, picture.shape[:2]))
 
 
 def _write_mask(path: Path, mask: UInt8Array, several: bool) -> None:
@@ -372,8 +345,8 @@ def _write(path: Path, array: NDArray[Any]) -> None:
     """Write (H, W) uint8 or uint16, or (H, W, 3) uint8 RGB, whole or not at all; colours for a JPEG are used up."""
     with replacing(path) as temporary:
         if path.suffix == ".jpg":  # Pillow would copy the colours, and OpenCV too where it changes their order
-            for start in range(0, len(array), _BAND):
-                array[start : start + _BAND] = array[start : start + _BAND, :, ::-1]
+            for rows in bands(len(array)):
+                array[rows] = array[rows, :, ::-1]
             cv2.imencode(".jpg", array, _JPEG_QUALITY)[1].tofile(temporary)
         else:
             Image.fromarray(array).save(temporary, format="PNG")

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from hdmnet.apps.unfinished import Unfinished
-from hdmnet.data.io.arrays import UInt8Array
+from hdmnet.data.io.arrays import UInt8Array, bands
 from hdmnet.models.method import Segmentation, foreground_probability
 from hdmnet.models.prior import SharedRanges
 from hdmnet.runtime.atomic import replacing
@@ -40,7 +40,6 @@ Answer = Callable[[UInt8Array, Mapping[str, SharedRanges]], Mapping[str, Segment
 
 MAX_OVERLAP = 0.5  # share of a tile's side: with more, time grows and nothing is gained
 _FULL = 65535  # a probability of 1, as it is kept
-_BAND = 256  # rows that are joined at once
 
 
 # -------------------------------------------------------------------------------------------------- where the tiles lie
@@ -271,8 +270,8 @@ def _join(work: Unfinished, tiling: Tiling, classes: Sequence[str]) -> tuple[UIn
     for file in files:
         file.unlink(missing_ok=True)
     weights = ramps(tiling.tops, tiling.tile[0])
-    for start in range(0, tiling.size[0], _BAND):
-        end = min(start + _BAND, tiling.size[0])
+    for rows in bands(tiling.size[0]):
+        start, end = rows.start, rows.stop
         band = np.zeros((1, end - start, tiling.size[1]), dtype=np.float32)
         for row, (top, weight) in enumerate(zip(tiling.tops, weights, strict=True)):
             first, last = max(top, start), min(top + len(weight), end)

@@ -129,14 +129,16 @@ class Video:
             yield from (read_user_picture(file)[0] for file in self.files[::every])
             return
         capture, number = _open(self.path), 0
-        while capture.grab():
-            if number % every == 0:
-                read, frame = capture.retrieve()
-                if not read:
-                    break
-                yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), dtype=np.uint8)
-            number += 1
-        capture.release()
+        try:
+            while capture.grab():
+                if number % every == 0:
+                    read, frame = capture.retrieve()
+                    if not read:
+                        break
+                    yield np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+                number += 1
+        finally:
+            capture.release()
         if not number:
             raise InputError(f"video {self.path} holds no frame that can be read: convert it to MP4 (H.264)")
         if number < self.num_frames:

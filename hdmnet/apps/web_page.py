@@ -28,6 +28,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 from PIL import Image
 
+from hdmnet.apps.handing_out import draw_overview, draw_thumbnail, export_coco, export_zip
 from hdmnet.apps.label_folder import LabelFolder, refuse_other_things, shown_size
 from hdmnet.apps.labelling import Labelling, describe
 from hdmnet.apps.segmenter import Segmenter
@@ -152,7 +153,7 @@ def _picture(request: Request) -> Reply:
 
 
 def _thumbnail(request: Request) -> Reply:
-    return _jpeg(request, request.work.thumbnail(request.name), quality=85)
+    return _jpeg(request, draw_thumbnail(request.work.folder, request.name), quality=85)
 
 
 def _jpeg(request: Request, picture: UInt8Array, quality: int) -> Reply:
@@ -214,13 +215,13 @@ def _clear(request: Request) -> Reply:
 
 
 def _coco(request: Request) -> Reply:
-    return Reply(request.work.export_coco(), _JSON, "annotations.json")
+    return Reply(export_coco(request.work.folder), _JSON, "annotations.json")
 
 
 def _zip(request: Request) -> Reply:
     file = tempfile.TemporaryFile()  # noqa: SIM115 - closed when it is sent
     try:
-        request.work.export_zip(file, pictures=request.query.get("pictures") == "1")
+        export_zip(request.work.folder, file, pictures=request.query.get("pictures") == "1")
     except BaseException:
         file.close()
         raise
@@ -228,7 +229,9 @@ def _zip(request: Request) -> Reply:
 
 
 def _overview(request: Request) -> Reply:
-    return Reply(request.work.draw_overview(), "image/png", "overview.png")
+    stored = io.BytesIO()
+    draw_overview(request.work.folder, request.work.state()["pictures"]).save(stored, format="PNG")
+    return Reply(stored.getvalue(), "image/png", "overview.png")
 
 
 _ONE = r"/api/pictures/([^/]+)"

@@ -13,3 +13,8 @@ CLASS_COLOURS = tuple(
     (int(code[1:3], 16), int(code[3:5], 16), int(code[5:], 16))
     for code in (VERMILION, BLUE, YELLOW, GREEN, PURPLE, SKY, ORANGE)
 )
+
+
+def class_colour(value: int) -> tuple[int, int, int]:
+    """Colour of class `value`, from 1 on, RGB; they come again after the last, so show a class's number beside it."""
+    return CLASS_COLOURS[(value - 1) % len(CLASS_COLOURS)]

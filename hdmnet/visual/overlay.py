@@ -8,12 +8,11 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from hdmnet.data.io.arrays import UInt8Array
+from hdmnet.data.io.arrays import UInt8Array, bands
 from hdmnet.data.io.masks import voc_palette
-from hdmnet.visual.colours import PREDICTION
+from hdmnet.visual.colours import PREDICTION, class_colour
 
 _TINT = 0.45  # opacity
-_BAND = 256  # rows that are drawn at once
 
 
 def overlay_colours(num_classes: int) -> UInt8Array:
@@ -24,11 +23,16 @@ def overlay_colours(num_classes: int) -> UInt8Array:
     return colours
 
 
+def class_colours() -> UInt8Array:
+    """Colours (256, 3) uint8 of an index mask by `class_colour`: told apart with any colour vision, 255 is grey."""
+    return np.array([(0, 0, 0), *(class_colour(value) for value in range(1, 255)), (128, 128, 128)], dtype=np.uint8)
+
+
 def draw_overlay(picture: UInt8Array, mask: UInt8Array, colours: UInt8Array) -> UInt8Array:
     """A picture (H0, W0, 3), tinted and outlined where its mask (H0, W0) has an index, in that one's colour (C, 3)."""
     drawn, number = picture.copy(), np.zeros(len(colours), dtype=np.int64)
-    for start in range(0, len(mask), _BAND):  # of a large picture all at once would take gigabytes
-        band, shown = drawn[start : start + _BAND], mask[start : start + _BAND]
+    for rows in bands(len(mask)):
+        band, shown = drawn[rows], mask[rows]
         inside = shown > 0
         number += np.bincount(shown.ravel(), minlength=len(number))
         band[inside] = ((1 - _TINT) * band[inside] + _TINT * colours[shown[inside]]).astype(np.uint8)

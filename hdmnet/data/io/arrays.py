@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
 UInt8Array = npt.NDArray[np.uint8]
 BoolArray = npt.NDArray[np.bool_]
+
+
+_BAND = 256  # rows
+
+
+def bands(height: int) -> Iterator[slice]:
+    """Rows of a picture, some at a time, where what is made of all at once would take gigabytes of a large one."""
+    return (slice(start, min(start + _BAND, height)) for start in range(0, height, _BAND))
 
 
 #: Label value that neither a loss nor a metric counts.

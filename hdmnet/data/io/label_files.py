@@ -326,7 +326,8 @@ def find_task_picture(file: Path, data: Mapping[str, Any]) -> Path:
         url = urlsplit(str(value))
         path = PurePosixPath(parse_qs(url.query).get("d", [unquote(url.path)])[0].replace("\\", "/"))
         if is_picture(Path(path.name)):
-            return _find_picture(file, [str(path).lstrip("/"), path.name, re.sub(r"^[0-9a-f]{8}-", "", path.name)])
+            below = path.name if ".." in path.parts else str(path).lstrip("/")  # never out of the folder
+            return _find_picture(file, [below, path.name, re.sub(r"^[0-9a-f]{8}-", "", path.name)])
     raise DatasetError(f"a task names no picture among {', '.join(map(str, data))}")
 
 

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hdmnet.data.io.label_files import decode_brush, encode_brush, find_yolo, read_label_studio, read_labelme, read_yolo
+from hdmnet.data.io.label_files import (
+    decode_brush,
+    encode_brush,
+    find_task_picture,
+    find_yolo,
+    read_label_studio,
+    read_labelme,
+    read_yolo,
+)
 
 SIZE = (20, 30)
 # 5 x 7 pixels with a frame in their alpha, coded by label-studio-sdk 2.1.2.
@@ -200,3 +208,10 @@ def test_strokes_come_back(size):
         pixels = decode_brush(encode_brush(mask)).reshape(*size, 4)
         assert ((pixels == 255) == mask[..., None]).all()
         assert np.isin(pixels, (0, 255)).all()
+
+
+def test_no_task_leads_out_of_its_folder(tmp_path):
+    (tmp_path / "project").mkdir()
+    Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(tmp_path / "other.png")
+    with pytest.raises(FileNotFoundError, match=r"picture other.png is neither in"):
+        find_task_picture(tmp_path / "project" / "export.json", {"image": "/data/local-files/?d=../other.png"})
