@@ -316,24 +316,13 @@ def test(
             baselines = describe_baselines(controls, task.episodes)
             if cfg.dataset.controls:
                 measured = _controls(task, data)
-    facts = [data.result_facts(), {"val_miou": None, "checkpoint_failures": 0, "skipped_steps": {}}]
-    facts += [cast(Any, one).result_facts() for one in cast(Any, trainer).callbacks if hasattr(one, "result_facts")]
-    facts.append(
-        {
-            "timings": timer.seconds,
-            "processor_seconds": timer.processor_seconds,
-            "peak_memory_mb": peak_memory_mb(),
-            "controls": measured,
-            "baselines": baselines,
-            "checkpoint": None if checkpoint is None else str(checkpoint),
-            "num_processes": trainer.world_size,
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-    )
-    if training is not None:
-        facts.append({"training": training})
-    if trained_on is not None:
-        facts.append({"trained_on": trained_on})
+    known = {
+        "controls": measured,
+        "baselines": baselines,
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+    }
+    known |= {key: one for key, one in {"training": training, "trained_on": trained_on}.items() if one is not None}
+    facts = [data.result_facts(), *_facts_of_trainer(trainer, timer), known]
     result = make_result(to_plain(cfg), figures, *facts)
     if trained is not None:
         result["compared_with"] = compare_results(result, trained)
@@ -348,6 +337,19 @@ def test(
             print_comparison(result["compared_with"])
         print(f"\n{describe_end(cfg, checkpoint)}", flush=True)
     return result
+
+
+def _facts_of_trainer(trainer: L.Trainer, timer: Timer) -> list[dict[str, Any]]:
+    """What a result says of how it came about: what callbacks tell, times, memory, processes."""
+    told = [cast(Any, one).result_facts() for one in cast(Any, trainer).callbacks if hasattr(one, "result_facts")]
+    measured = {
+        "timings": timer.seconds,
+        "processor_seconds": timer.processor_seconds,
+        "peak_memory_mb": peak_memory_mb(),
+        "num_processes": trainer.world_size,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return [{"val_miou": None, "checkpoint_failures": 0, "skipped_steps": {}}, *told, measured]
 
 
 def _figures(task: FewShotTask, data: FewShotDataModule) -> dict[str, dict[str, Any]]:
