@@ -156,7 +156,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "augment.name": ("official", "paper", "pfenet", "crop", "flip", "none"),
     "optim.on_nonfinite": ("stop", "skip"),
     "optim.base.images": ("filtered", "all"),
-    "optim.base.precision": ("trainer", "auto"),
     "optim.base.augment": ("bam", "bam_release", "official", "paper", "pfenet", "crop", "flip", "none"),
     "optim.base.optimizer": ("sgd", "adamw"),
     "optim.base.freeze_backbone": ("none", "norm", "all"),

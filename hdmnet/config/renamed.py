@@ -87,7 +87,6 @@ def _move_keys(config: dict[str, Any]) -> None:
         optim.setdefault("fall_back", False)
         if isinstance(optim.get("base"), dict):
             optim["base"].setdefault("images", "filtered")
-            optim["base"].setdefault("precision", "trainer")
     if callbacks and isinstance(config.get("optim"), dict):  # every run had this one before it stood in the config
         guard = {"policy": "${optim.on_nonfinite}", "directory": "${paths.run_dir}"}
         callbacks.setdefault("non_finite", {"_target_": "hdmnet.callbacks.non_finite.NonFiniteGuard", **guard})

@@ -29,7 +29,7 @@ from hdmnet.run.checkpoints import load_strictly
 from hdmnet.runtime import ranks, signals
 from hdmnet.runtime.errors import CheckpointError, ConfigError, InputError
 from hdmnet.runtime.private_api import leave_sigterm_alone
-from hdmnet.runtime.provenance import computes_in_bfloat16, git_state, library_versions, processor
+from hdmnet.runtime.provenance import emulates_bfloat16, git_state, library_versions, processor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -344,8 +344,7 @@ def warn_of_slow_precision(cfg: DictConfig) -> None:
         slow = precision.startswith("bf16") and not torch.cuda.is_bf16_supported(including_emulation=False)
         device = torch.cuda.get_device_name()
     else:  # where Lightning takes 16-mixed for bf16-mixed
-        on_cpu = accelerator in ("auto", "cpu")
-        slow = on_cpu and precision.startswith(("bf16", "16")) and computes_in_bfloat16() is False
+        slow = precision.startswith(("bf16", "16")) and accelerator in ("auto", "cpu") and emulates_bfloat16()
         device = processor()
     if slow:
         log.warning(

@@ -10,10 +10,9 @@ import shutil
 import socket
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import lightning as L
-import torch
 from filelock import FileLock, Timeout
 
 from hdmnet.callbacks.build import build_callbacks
@@ -34,7 +33,6 @@ from hdmnet.run.checkpoints import load_base_learner, load_strictly, run_state_d
 from hdmnet.runtime import ranks, signals
 from hdmnet.runtime.checkpoint_file import newest_whole, read_checkpoint
 from hdmnet.runtime.errors import InputError
-from hdmnet.runtime.provenance import computes_in_bfloat16
 from hdmnet.tasks.base_learner import BaseLearnerTask, BaseOptimiserSettings
 
 if TYPE_CHECKING:
@@ -68,7 +66,6 @@ def base_learner_path(cfg: DictConfig, data: BaseLearnerDataModule) -> Path:
     dataset = {k: v for k, v in dataset_settings(plain).items() if not k.startswith(unused) and k != "augment"}
     dataset.pop("image_size"), dataset.pop("episodes_per_epoch")
     optim = dict(plain["optim"]["base"])
-    optim.pop("precision", None)  # what it comes to on this machine counts
     for key, default in _LATER_KEYS.items():
         for node in (dataset, optim):
             if node.get(key) == default:
@@ -78,7 +75,7 @@ def base_learner_path(cfg: DictConfig, data: BaseLearnerDataModule) -> Path:
         "backbone": {k: v for k, v in plain["backbone"].items() if k != "weights_dir"},
         "optim": optim,
         "max_steps": stage1_limits(cfg)["max_steps"],
-        "trainer": {key: plain["trainer"][key] for key in _TRAINING_ARGUMENTS} | {"precision": _precision(cfg)},
+        "trainer": {key: plain["trainer"][key] for key in _TRAINING_ARGUMENTS},
         "data": data.digest(),
         "fold": cfg.fold,
         "seed": cfg.seed,
@@ -222,7 +219,6 @@ def train_base_learner(cfg: DictConfig, learner: BaseLearner, data: BaseLearnerD
         logger=False,
         check_val_every_n_epoch=base.val_every_epochs,
         val_check_interval=None,
-        precision=_precision(cfg),
         **limits,
     )
     log.info("base learner: training it (stage 1), to be kept as %s", path)
@@ -246,14 +242,6 @@ def train_base_learner(cfg: DictConfig, learner: BaseLearner, data: BaseLearnerD
     if trainer.is_global_zero and path.is_file():
         shutil.rmtree(checkpoints, ignore_errors=True)
     return learner.cpu()
-
-
-def _precision(cfg: DictConfig) -> Any:
-    """The trainer's precision, or where `optim.base.precision=auto` bfloat16 on a CPU that computes in it."""
-    asked, accelerator = cfg.trainer.precision, cfg.trainer.accelerator
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
-    leaves_it = cfg.optim.base.get("precision") == "auto" and str(asked) in ("None", "32", "32-true")
-    return "bf16-mixed" if leaves_it and on_cpu and computes_in_bfloat16() else asked
 
 
 def stage1_limits(cfg: DictConfig) -> dict[str, int]:

@@ -83,10 +83,10 @@ def processor() -> str:
     return _about_cpu("model name") or platform.processor() or platform.machine()
 
 
-def computes_in_bfloat16() -> bool | None:
-    """Whether the CPU has instructions for bfloat16, else every operation converts to float32; None: not known."""
+def emulates_bfloat16() -> bool:
+    """Whether the CPU is known to have no instructions for bfloat16, so that every operation converts to float32."""
     flags = set(_about_cpu("flags", "Features").split())  # of x86, of ARM
-    return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"}) if flags else None
+    return bool(flags) and flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def peak_memory_mb() -> float:

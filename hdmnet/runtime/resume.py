@@ -52,13 +52,6 @@ def facts_of(cfg: DictConfig, left_out: Collection[str], left_out_of_trainer: Co
     return found
 
 
-def _forget_stage1_precision(facts: dict[str, Any]) -> None:
-    """Leave out a key of stage 1, which a run that goes on has behind it, and which earlier versions did not have."""
-    base = facts.get("optim", {}).get("base")
-    if isinstance(base, dict):
-        base.pop("precision", None)
-
-
 @dataclass(frozen=True)
 class RunRecord:
     """What `run.json` says of a run."""
@@ -81,7 +74,6 @@ class RunRecord:
         devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
         processes = devices * nodes if isinstance(devices, int) and devices > 0 else None
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
-        _forget_stage1_precision(found)
         return cls(folder, json.loads(json.dumps(found, default=str)), cfg.ckpt, cfg.batch_size, processes, now)
 
     @classmethod
@@ -90,7 +82,6 @@ class RunRecord:
         try:
             content = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
             content["facts"] = upgrade(content["facts"])
-            _forget_stage1_precision(content["facts"])
             return cls(folder, **{key: content[key] for key in ("facts", "ckpt", "batch_size", "devices", "begun")})
         except (OSError, ValueError, KeyError, TypeError):
             return None

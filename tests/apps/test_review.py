@@ -11,6 +11,7 @@ from PIL import Image
 from hdmnet.apps import review
 from hdmnet.apps.review import ReviewWriter, certainty, class_certainty, refuse_review
 from hdmnet.apps.segmenter import Prediction
+from hdmnet.visual import mask_sheet
 from hdmnet.visual.colours import PREDICTION
 
 
@@ -80,10 +81,10 @@ def test_the_sheet_shows_the_least_certain_in_order_with_what_was_found(tmp_path
     assert len(read(tmp_path)) == 3
     with Image.open(tmp_path / "review.png") as opened:
         sheet = np.asarray(opened).astype(int)
-    width = review._WIDTH + review._GAP
-    assert sheet.shape[1] == 2 * width + review._GAP
-    row = 30 + review._GAP + review._HEIGHT // 4  # a quarter down the pictures: of UNSURE in what was found
-    nothing, unsure = (sheet[row, review._GAP + place * width + review._WIDTH // 2 - 20] for place in (0, 1))
+    width = mask_sheet._WIDTH + mask_sheet._GAP
+    assert sheet.shape[1] == 2 * width + mask_sheet._GAP
+    row = 30 + mask_sheet._GAP + mask_sheet._HEIGHT // 4  # a quarter down the pictures: of UNSURE in what was found
+    nothing, unsure = (sheet[row, mask_sheet._GAP + place * width + mask_sheet._WIDTH // 2 - 20] for place in (0, 1))
     assert (nothing == 200).all()
     assert unsure == pytest.approx(0.55 * 100 + 0.45 * np.array(PREDICTION), abs=1.5)
 
@@ -99,9 +100,3 @@ def test_an_input_is_never_replaced(tmp_path):
     refuse_review(tmp_path / "other", [tmp_path / "review.png"])
     with pytest.raises(ValueError, match=r"holds review\.png, which is read and might be replaced"):
         refuse_review(tmp_path, [tmp_path / "a.png", tmp_path / "review.png"])
-
-
-def test_names_that_are_too_long_lose_their_middle():
-    assert review._cut("short.png", 13, 200) == "short.png"
-    cut = review._cut("a" * 80 + "_0001.png", 13, 200)
-    assert (cut[:3], cut[-9:], "…" in cut) == ("aaa", "_0001.png", True)

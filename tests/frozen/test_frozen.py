@@ -60,14 +60,7 @@ def rows(folder):
 
 
 def test_a_training_from_nothing_has_the_recorded_losses(tmp_path):
-    answer = commands.run(
-        "train",
-        tmp_path,
-        *RECORDED["words"],
-        "optim.max_steps=2",
-        "optim.base.max_steps=2",
-        "optim.base.precision=trainer",
-    )
+    answer = commands.run("train", tmp_path, *RECORDED["words"], "optim.max_steps=2", "optim.base.max_steps=2")
     same(answer.result, RECORDED["fresh"]["result"])
     same(rows(answer.folder), RECORDED["fresh"]["metrics"], 1e-3)
 

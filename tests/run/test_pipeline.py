@@ -89,8 +89,7 @@ def kept_at(compose_config, tmp_path, word, data):
 
 
 @pytest.mark.long
-def test_the_kept_base_learner_is_that_of_the_same_settings_only(compose_config, monkeypatch, tmp_path):
-    monkeypatch.setattr(stage1, "computes_in_bfloat16", lambda: False)
+def test_the_kept_base_learner_is_that_of_the_same_settings_only(compose_config, tmp_path):
     cfg = config(compose_config, tmp_path)
     data = stage1.build_base_data(cfg, build_dataset(cfg))
     data.setup("fit")
@@ -128,18 +127,8 @@ def test_the_kept_base_learner_is_that_of_the_same_settings_only(compose_config,
     assert first not in others
     # One that was trained before there was a key is that of its default.
     OmegaConf.set_struct(cfg, False)
-    del cfg.optim.base["images"], cfg.optim.base["precision"]
+    del cfg.optim.base["images"]
     assert stage1.base_learner_path(cfg, data) == first
-
-
-@pytest.mark.parametrize("native", [True, False])
-def test_the_kept_base_learner_is_of_one_precision(compose_config, monkeypatch, tmp_path, native):
-    monkeypatch.setattr(stage1, "computes_in_bfloat16", lambda: native)
-    cfg = config(compose_config, tmp_path)
-    data = stage1.build_base_data(cfg, build_dataset(cfg))
-    data.setup("fit")
-    of_trainer = kept_at(compose_config, tmp_path, "optim.base.precision=trainer", data)
-    assert (stage1.base_learner_path(cfg, data) == of_trainer) is not native
 
 
 def test_other_data_under_the_same_name_is_told_apart(compose_config, tmp_path):

@@ -11,7 +11,6 @@ import time
 
 import pytest
 
-from hdmnet.run import stage1
 from hdmnet.run.stage1 import _turn_to_train
 
 
@@ -90,23 +89,3 @@ def test_another_rank_does_as_the_first_has_decided(path, monkeypatch):
     path.touch()
     with _turn_to_train(path, "a job") as mine:
         assert not mine
-
-
-@pytest.mark.parametrize(
-    ("native", "words", "expected"),
-    [
-        (True, ("dataset=shapes", "trainer=cpu"), "bf16-mixed"),
-        (False, ("dataset=shapes", "trainer=cpu"), None),
-        (None, ("dataset=shapes", "trainer=cpu"), None),
-        (True, ("dataset=shapes", "trainer=cpu", "trainer.precision=32-true"), "bf16-mixed"),
-        (True, ("dataset=shapes", "trainer=cpu", "trainer.precision=64-true"), "64-true"),
-        (True, ("dataset=shapes", "trainer=cpu", "optim.base.precision=trainer"), None),
-        (True, ("dataset=pascal", "trainer=cpu"), None),
-        (True, ("dataset=shapes", "trainer.accelerator=cuda"), None),
-    ],
-)
-def test_its_precision_is_the_trainers_or_what_the_processor_is_fast_at(
-    compose_config, monkeypatch, native, words, expected
-):
-    monkeypatch.setattr(stage1, "computes_in_bfloat16", lambda: native)
-    assert stage1._precision(compose_config("train", *words)) == expected
