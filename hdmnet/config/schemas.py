@@ -13,7 +13,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from hdmnet.config.key_help import key_help
 from hdmnet.config.paths import find_option
 from hdmnet.config.timm_config import timm_pretrained_cfg
-from hdmnet.config.values import did_you_mean
+from hdmnet.config.values import did_you_mean, part_of_size
 from hdmnet.runtime.errors import ConfigError, one_line
 from hdmnet.runtime.private_api import BASIC_SWEEPER
 
@@ -137,8 +137,9 @@ def register_schemas() -> None:
 
     That is the schemas; a launcher and a sweeper without types: Hydra's own would refuse the keys of conf/launcher and
     conf/sweep, and only an entry point's config may choose others; of the local settings what each entry point has; and
-    the resolvers of conf/backbone/timm.yaml and of `--help`.
+    the resolvers of conf/backbone/timm.yaml, of conf/dataset/shapes.yaml and of `--help`.
     """
+    OmegaConf.register_new_resolver("part_of_size", part_of_size, replace=True)
     OmegaConf.register_new_resolver("timm_pretrained_cfg", timm_pretrained_cfg, replace=True)
     OmegaConf.register_new_resolver("key_help", key_help, replace=True)
     store = ConfigStore.instance()

@@ -56,6 +56,13 @@ def image_size(value: int | Sequence[int]) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def part_of_size(value: int | Sequence[int], share: float) -> int | list[int]:
+    """Resolver `part_of_size`: about that share of an image size, a multiple of 8 and 1 more, as a trunk of stride 8 likes it."""
+    if isinstance(value, int):
+        return 8 * max(1, round(value * share / 8)) + 1
+    return [8 * max(1, round(side * share / 8)) + 1 for side in value]
+
+
 def num_devices(cfg: DictConfig) -> int:
     """Processes that the trainer starts on a machine; 1 where only Lightning can tell, or without a trainer."""
     devices = OmegaConf.select(cfg, "trainer.devices", default=1)

@@ -178,6 +178,8 @@ def build_base_data(cfg: DictConfig, dataset: SegmentationDataset) -> BaseLearne
         seed=cfg.seed,
         num_val_samples=base.num_val_samples,
         all_images=base.get("images") == "all",
+        # A crop shows a part of the picture at its own scale: the whole is as large as stage 2 sees it.
+        val_size=image_size(cfg.dataset.image_size) if base.augment == "crop" else None,
         filter_novel=settings["filter_novel"],
         novel_pixels=settings.get("novel_pixels"),
         base_val_share=base_val_share(cfg),

@@ -53,6 +53,7 @@ def same(one, other):
     return (one.mask == other.mask).all() and (one.probability == other.probability).all()
 
 
+@pytest.mark.long
 def test_the_masks_are_the_evaluators_and_so_is_the_miou(start, episodes, tmp_path):
     segmenter = Segmenter.from_checkpoint(start, device="cpu")
     dataset = episodes.test_dataloader().dataset

@@ -37,6 +37,7 @@ def test_two_layouts_give_the_same_figures(roots, start, tmp_path):
     }  # all are novel
 
 
+@pytest.mark.long
 def test_trains_on_a_folder_and_tests_what_it_trained(roots, tmp_path):
     words = ("dataset=folder", *REAL, f"dataset.root={roots['binary']}", "dataset.num_folds=2", "dataset.name=mine")
     notes = roots["binary"] / "images/notes.txt"

@@ -37,6 +37,7 @@ def folder(tmp_path, start, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.long
 def test_the_examples_of_the_segmenter_run(folder, capsys):
     (short,) = examples((ROOT / "README.md").read_text(encoding="utf-8"))
     exec(compile(short, "README.md", "exec"), {"__name__": "example"})

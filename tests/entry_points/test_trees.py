@@ -45,6 +45,7 @@ def test_pascal(pascal_run):
     assert result["test"]["num_episodes"] == 3
 
 
+@pytest.mark.long
 def test_coco(coco_run):
     result = coco_run.result
     assert (result["dataset"], result["fold"], result["shot"]) == ("coco", 2, 5)

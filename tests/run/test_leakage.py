@@ -145,6 +145,7 @@ DATASETS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("dataset", "fold"), DATASETS)
 def test_no_training_picture_holds_a_novel_pixel(compose_config, trees, tmp_path, dataset, fold):
     both = modules(compose_config, trees, tmp_path, dataset, f"fold={fold}")

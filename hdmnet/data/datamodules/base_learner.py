@@ -25,7 +25,7 @@ class BaseLearnerDataModule(FoldDataModule):
     """Stage 1: ordinary segmentation of the base classes, on the fold's training images or on all of the list.
 
     Novel pixels are background, or ignored (`novel_pixels`). Validation takes all validation images (base IoU is pooled
-    over pixels), resized to the square and compared there.
+    over pixels), resized to `val_size` and compared there.
 
     Attributes:
         class_split: Class values for training, validation and test; known before `setup`, as are the names.
@@ -38,6 +38,7 @@ class BaseLearnerDataModule(FoldDataModule):
         num_val_samples: A fixed random choice of the validation images, for quick runs; None: all.
         all_images: Train on every image of the list, whatever `filter_novel` and the least area say, as BAM's release
             does; only what is held out for validation stays out.
+        val_size: (H, W) of validation images; None: `image_size`.
         options: What both stages take, see `FoldDataModule`; `augment` is usually a `BaseLearnerAugment`.
 
     Raises:
@@ -51,12 +52,14 @@ class BaseLearnerDataModule(FoldDataModule):
         base_samples_per_epoch: int | None = None,
         num_val_samples: int | None = None,
         all_images: bool = False,
+        val_size: tuple[int, int] | None = None,
         **options: Unpack[FoldOptions],
     ) -> None:
         self.base_samples_per_epoch = base_samples_per_epoch
         self.num_val_samples = num_val_samples
         self.all_images = all_images
         super().__init__(dataset, **options)
+        self.val_size = val_size or self.image_size
         self.train_ids: list[str] = []
         self.val_ids: list[str] = []
 
@@ -124,7 +127,7 @@ class BaseLearnerDataModule(FoldDataModule):
             self.dataset,
             self.val_ids,
             classes=self.class_split.train,
-            image_size=self.image_size,
+            image_size=self.val_size,
             ignored=self.ignored,
         )
         return self._loader(pictures, collate_segmentation, num_eval=len(pictures))

@@ -73,6 +73,7 @@ def case(request, facts):
     return Case(request.param, filled(build_official(dataset, "resnet50_v2", shots)), inputs)
 
 
+@pytest.mark.long
 def test_evaluation(case, arrays):
     model, arrays, shots = case.model.eval(), case.own(arrays), CASES[case.letter][1]
     query, supports, masks = case.episode

@@ -89,6 +89,7 @@ def watch(modules):
     return seen
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", "abd", indirect=True)
 def test_evaluation(case, arrays, facts, drawn, monkeypatch):
     recorded = case.own(arrays)

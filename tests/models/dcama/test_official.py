@@ -47,6 +47,7 @@ def case(request, facts):
     return Case(request.param, build_filled(backbone), inputs, backbone)
 
 
+@pytest.mark.long
 def test_evaluation(case, arrays, facts):
     recorded = case.own(arrays)
     check_inputs(case.inputs, facts[case.letter])

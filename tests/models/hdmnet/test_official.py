@@ -80,6 +80,7 @@ def case(request, golden):
     return Case(model, inputs, arrays, facts, evaluation, training, losses, gradients)
 
 
+@pytest.mark.long
 def test_the_recipe_makes_the_recorded_inputs(case):
     sums = {key: recipe.checksum(value.numpy()) for key, value in case.inputs.items()}
     assert sums == case.facts["inputs_sha256_16"]
@@ -106,6 +107,7 @@ def test_shapes_and_full_resolution(case):
     assert torch.stack(out.maps["prior"], dim=1).shape == (batch, 2, 14, 14)
 
 
+@pytest.mark.long
 def test_merged_features(case):
     # In 64 bits: of values up to 25, the recorded ones' own rounding takes up the tolerance.
     model = copy.deepcopy(case.model).double()

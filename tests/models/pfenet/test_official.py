@@ -71,6 +71,7 @@ def test_the_recipe_makes_the_recorded_inputs(case, facts):
     check_inputs(case.inputs, facts[case.letter])
 
 
+@pytest.mark.long
 def test_evaluation(case, arrays):
     recorded = case.own(arrays)
     model = case.model.eval()
