@@ -57,7 +57,7 @@ def image_size(value: int | Sequence[int]) -> tuple[int, int]:
 
 
 def part_of_size(value: int | Sequence[int], share: float) -> int | list[int]:
-    """Resolver `part_of_size`: about that share of an image size, a multiple of 8 and 1 more, as a trunk of stride 8 likes it."""
+    """Resolver `part_of_size`: about a share of an image size, 1 more than a multiple of 8, the trunks' stride."""
     if isinstance(value, int):
         return 8 * max(1, round(value * share / 8)) + 1
     return [8 * max(1, round(side * share / 8)) + 1 for side in value]
