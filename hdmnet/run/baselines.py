@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 HELPS = (
     "what helps, where it is not in use yet: model=correlation, which sees similarities alone; a backbone with "
     "ImageNet weights or DINOv2's (docs/backbones.md); more base classes and pictures; or model=prototype, which "
-    "needs no training: docs/trust.md"
+    "needs no training: docs/reliability.md"
 )
 
 
