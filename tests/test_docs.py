@@ -8,6 +8,7 @@ import re
 import shlex
 
 import pytest
+import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,6 +20,7 @@ from hdmnet.cli.quoting import quote_files, quote_paths
 from hdmnet.config.checks import validate
 from hdmnet.config.paths import conf_dir
 from tests.helpers.commands import ROOT
+from tests.helpers.official_files import write_official
 
 PAGES = [
     *sorted(ROOT.glob("*.md")),
@@ -27,6 +29,7 @@ PAGES = [
 ]
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 COMPOSED = ("train", "evaluate", "predict", "demo")
+# In tests/entry_points/test_readme.py, test_outside.py, and below. `py` blocks are parts of a program.
 RUN_ELSEWHERE = {"README.md": 1, "docs/own_pictures.md": 2, "docs/extending.md": 3, "docs/fidelity.md": 1}
 
 
@@ -55,10 +58,9 @@ def test_no_link_is_dead(page):
         assert not anchor or anchor in anchors(TEXTS[target]), address
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "log.md"], ids=name_of)
+# The two others tell of what there was.
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in ("log.md", "CHANGELOG.md")], ids=name_of)
 def test_files_and_modules_that_a_page_names_are_there(page):
-    if page.name == "CHANGELOG.md":
-        pytest.skip("tells of what there was")
     for word in re.findall(r"`([^`\s]+)`", without_blocks(TEXTS[page])):
         if re.match(r"(hdmnet|conf|scripts|tests|docs)/[^<{…$]*$", word):
             assert list(ROOT.glob(word.rstrip("/"))), word
@@ -79,16 +81,22 @@ def is_there(dotted):
 
 
 def commands():
-    """Of all `sh` blocks: (page, words)."""
+    """The words of each command of all `sh` blocks and of the indented ones."""
+    seen = set()
     for page, text in TEXTS.items():
         variables = {}
-        for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-            for line in block.replace("\\\n", " ").splitlines():
+        for fenced, indented in re.findall(
+            r"^ *```sh\n(.*?)^ *```|^ {4}(python [^\n]*)", text, re.MULTILINE | re.DOTALL
+        ):
+            for line in (fenced or indented).replace("\\\n", " ").splitlines():
                 if assigned := re.match(r'(\w+)="(.*)"$', line):
                     variables[assigned[1]] = assigned[2]
                 for name, value in variables.items():
                     line = line.replace(f"${name}", value)
-                yield pytest.param(shlex.split(line, comments=True), id=f"{name_of(page)}: {line[:60]}")
+                words = shlex.split(line, comments=True)
+                if (key := " ".join(words)) not in seen:
+                    seen.add(key)
+                    yield pytest.param(words, id=f"{name_of(page)}: {key[:60]}")
 
 
 def door_and_words(words):
@@ -122,7 +130,9 @@ def test_commands_compose(words, loader):
     words = [quote_paths(word) for word in quote_files(words, ("ckpt", "support", "query", "output", "save"))]
     parsed = OverridesParser.create(loader).parse_overrides(words)
     first = [next(one.sweep_string_iterator()) if one.is_sweep_override() else None for one in parsed]
-    words = [f"{one.key_or_group}={value}" if value else word for one, value, word in zip(parsed, first, words, strict=True)]
+    words = [
+        f"{one.key_or_group}={value}" if value else word for one, value, word in zip(parsed, first, words, strict=True)
+    ]
     cfg = loader.load_configuration(door, words, run_mode=RunMode.RUN)
     with open_dict(cfg):
         del cfg["hydra"]
@@ -139,7 +149,25 @@ def test_scripts_and_their_options_are_there(words):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_python_is_python_and_some_test_runs_it(page):
-    blocks = re.findall(r"^```python\n(.*?)^```", TEXTS[page], re.MULTILINE | re.DOTALL)
-    for block in blocks:
+    blocks = re.findall(r"^```(py|python)\n(.*?)^```", TEXTS[page], re.MULTILINE | re.DOTALL)
+    for _, block in blocks:
         ast.parse(block)
-    assert len(blocks) == RUN_ELSEWHERE.get(name_of(page), 0), "a new example: let a test run it"
+    assert [kind for kind, _ in blocks].count("python") == RUN_ELSEWHERE.get(name_of(page), 0), (
+        "a new example: let a test run it"
+    )
+
+
+@pytest.mark.long
+def test_the_example_of_the_authors_checkpoints_runs(tmp_path, monkeypatch):
+    write_official(tmp_path / "official.pth", "coco_r50_1shot")
+    monkeypatch.chdir(tmp_path)
+    names = {
+        "query_image": torch.zeros(1, 3, 65, 65),
+        "support_images": torch.zeros(1, 1, 3, 65, 65),
+        "support_masks": torch.ones(1, 1, 65, 65, dtype=torch.uint8),
+    }
+    (example,) = re.findall(r"^```python\n(.*?)^```", TEXTS[ROOT / "docs" / "fidelity.md"], re.MULTILINE | re.DOTALL)
+    with torch.no_grad():
+        exec(compile(example, "fidelity.md", "exec"), names)
+    assert names["out"].logits.shape == (1, 2, 65, 65)
+    assert [len(names["out"].maps[name]) for name in ("correlation", "prior")] == [3, 2]
