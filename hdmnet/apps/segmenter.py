@@ -1,4 +1,4 @@
-"""`Segmenter`: a trained network on one's own pictures, in Python. Label one picture, segment the rest.
+"""`Segmenter`: a network for a user's own pictures, in Python. Label one picture, segment the rest.
 
 Pictures and masks go through the evaluator's geometry: resized straight to the network's size, logits resized back to
 the picture's own, so that the masks are those that the test protocol scores.

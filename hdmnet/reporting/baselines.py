@@ -1,4 +1,4 @@
-"""One table of what stands beside every result: the untrained prototype on the same trunk, support masks of ones."""
+"""A table of the two baselines of every result: the untrained prototype, and support masks of ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Methods beside each other: how well they do on a data set and what that costs, and models under several protocols."""
+"""Compares methods: how well they do on a data set and what that costs, and models under several protocols."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands beside every result: the untrained prototype on the same trunk, and support masks of ones.
+"""The two baselines of every result: the untrained prototype on the same trunk, and support masks of ones.
 
 `add_controls` decides where they run: in the test's own pass, a picture then going through the trunk once for all, or,
 where the features of all of them would not fit into `reuse_memory_gb`, in a pass of their own.

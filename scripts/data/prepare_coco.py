@@ -1,4 +1,4 @@
-"""Turns COCO 2014 into the tree that `dataset=coco` reads: paints the instance annotations to one mask a picture.
+"""Turns COCO 2014 into the tree that `dataset=coco` reads: draws the instance annotations into one mask a picture.
 
     python scripts/data/prepare_coco.py --root DATA/coco [--zips train2014.zip val2014.zip annotations_trainval2014.zip]
     python scripts/data/prepare_coco.py --root DATA/coco --year 2017      for dataset=coco dataset.year=2017

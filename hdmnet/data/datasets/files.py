@@ -1,4 +1,4 @@
-"""Lists of image ids as text files, and what folders of files look like from outside."""
+"""Lists of image ids as text files, and fingerprints of folders of files."""
 
 from __future__ import annotations
 
