@@ -498,5 +498,5 @@ def _device(name: str | torch.device) -> torch.device:
     except RuntimeError:
         raise InputError(f"device={name}: expected auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device={name}: {torch.cuda.device_count()} GPUs are to be had; expected cpu, or one of them")
+        raise InputError(f"device={name}: {torch.cuda.device_count()} GPUs found; expected cpu, or one of them")
     return device

@@ -34,7 +34,7 @@ class Estimate:
         values: mIoU of each prediction.
         low: Lower end of the interval of the one, or of the first minus the second; minus infinity where nothing tells.
         high: Upper end.
-        num_episodes: Episodes that it stands on.
+        num_episodes: Episodes that it was made from.
     """
 
     values: tuple[float, ...]

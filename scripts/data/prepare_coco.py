@@ -117,11 +117,11 @@ def check_record(masks: Path, crowd: str, num_classes: int) -> None:
             earlier = "unreadable"
         if earlier != current:
             raise ValueError(
-                f"{masks} was painted with {earlier}, asked for is {current}: remove {masks} and {record} first"
+                f"{masks} was made with {earlier}, and {current} is asked for: remove {masks} and {record} first"
             )
         return
     if any(masks.glob("*.png")):
-        warn(NAME, f"{masks} holds masks of another program; they are taken as they are, only missing ones are painted")
+        warn(NAME, f"{masks} holds masks of another program; they are taken as they are, only missing ones are made")
     record.write_text(json.dumps(current) + "\n", encoding="utf-8")
 
 
@@ -210,8 +210,8 @@ def report(
     num_crowds = sum(map(is_crowd, every))
     bare = sum(marks_nothing(annotation["segmentation"]) for annotation in every)
     for number, text in (
-        (num_crowds, f"annotations are marked as crowds (iscrowd 1) and painted by --crowd {crowd}"),
-        (bare, "annotations have no segmentation and are not painted"),
+        (num_crowds, f"annotations are marked as crowds (iscrowd 1) and drawn by --crowd {crowd}"),
+        (bare, "annotations have no segmentation and are not drawn"),
         (beside, f"files in {folder} are not named by the JSON and left out"),
     ):
         if number:
