@@ -68,6 +68,14 @@ def test_files_and_modules_that_a_page_names_are_there(page):
             assert is_there(word), word
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.parent.name == "models"], ids=name_of)
+def test_a_methods_page_names_its_own_files(page):
+    cells = re.findall(r"^\| ([^|]+) \|", TEXTS[page], re.MULTILINE)
+    named = [word for cell in cells for word in re.findall(r"`((?:\.\./)?\w+\.py)`", cell)]
+    assert named
+    assert [word for word in named if not (page.parent / word).is_file()] == []
+
+
 def is_there(dotted):
     """Whether a module, or a name in one, is there."""
     module, names = dotted, []
