@@ -134,7 +134,8 @@ def _overall(runs: Sequence[Run], pair: EpisodeTable, found: Estimate) -> Table:
         table.notes.append(f"{name}: {run.folder}: {run.method}, {about}{', ' * bool(setting)}{setting}")
     table.notes.append(
         "Interval of the difference over the query pictures of each class, each with all its episodes "
-        "(docs/reliability.md). * does not hold 0. Training seeds are another matter: an interval is of these two checkpoints."
+        "(docs/reliability.md). * does not hold 0. Training seeds are another matter: "
+        "an interval is of these two checkpoints."
     )
     return table
 
