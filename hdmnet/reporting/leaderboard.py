@@ -150,9 +150,14 @@ def draw_leaderboards(runs: Sequence[Run], folder: Path) -> list[Figure]:
         figure = new_figure(7.5, 5)
         axes = figure.subplots()
         axes.scatter([x for x, *_ in points], [y for _, y, _ in points], color=BLUE, zorder=3)
+        farthest = max(points)[0]
         for number, (x, y, label) in enumerate(sorted(points)):  # above and below by turns: neighbours stay legible
-            axes.annotate(label, (x, y), xytext=(5, -11 if number % 2 else 4), textcoords="offset points", fontsize=10)
-        if max(points)[0] > 5 * min(points)[0]:  # on less than that a scale of logarithms has hardly a tick
+            side, shift = (
+                ("right", -5) if x == farthest else ("left", 5)
+            )  # the last one's to its left: it is seen whole
+            where = (shift, -14 if number % 2 else 4)
+            axes.annotate(label, (x, y), xytext=where, textcoords="offset points", fontsize=10, ha=side)
+        if farthest > 5 * min(points)[0]:  # on less than that a scale of logarithms has hardly a tick
             axes.set_xscale("log")
             for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
                 which("{x:.0f}")

@@ -24,7 +24,7 @@ th, td { padding: .22em .6em; text-align: left; vertical-align: top; }
 thead tr:last-child th { border-bottom: 1px solid #1a1a1a; }
 td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 tr.ours { background: #e8f1f8; }
-th:last-child, td:last-child:not(.number) { min-width: 14em; } /* text: else a narrow screen makes tall rows */
+td:last-child:not(.number) { min-width: 14em; } /* text: else a narrow screen makes tall rows */
 .notes, figcaption { font-size: 12.5px; color: #444; }
 .notes { overflow-wrap: anywhere; }
 figure { margin: 1.5em 0; } figure img { max-width: 100%; height: auto; border: 1px solid #ddd; }
