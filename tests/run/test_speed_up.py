@@ -32,7 +32,7 @@ def test_features_are_kept_where_asked_for():
     [
         ({"model": {"name": "other"}}, CPU, "keep_features_gb=1: model=other has no trunk that keeps features"),
         ({"augment": {"name": "official"}}, CPU, "keep_features_gb=1: augmented pictures never repeat; expected aug"),
-        ({"augment": {"_target_": "mine"}}, CPU, "no augmented picture comes again"),
+        ({"augment": {"_target_": "mine"}}, CPU, "augmented pictures never repeat"),
         ({}, GPU, "keep_features_gb=1: only a CPU without compile keeps features; expected 0"),
         ({"compile": "default"}, CPU, "only a CPU without compile keeps features"),
     ],

@@ -160,7 +160,7 @@ def test_coco_refuses_to_mix_crowd_rules_but_takes_masks_of_others(coco_tree, ca
     assert "holds masks of another program" in capsys.readouterr().err
     assert (read_mask(foreign) == 80).all()
     assert run_coco(coco_tree, "--crowd", "zero") == 1
-    assert "'crowd': 'ignore', 'num_classes': 3}, asked for is {'crowd': 'zero'" in capsys.readouterr().err
+    assert "'crowd': 'ignore', 'num_classes': 3}, and {'crowd': 'zero'" in capsys.readouterr().err
 
 
 def test_coco_names_missing_pictures(coco_tree, capsys):
