@@ -1,4 +1,4 @@
-"""`python -m hdmnet.train`: base learner if there is none yet, HDMNet, test."""
+"""`python -m hdmnet.train`: stage 1 (base learner) where the method needs it, stage 2, test."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The network on one's own pictures: Python, command line, web page, export."""
+"""The network on a user's own pictures: Python, command line, web page, export."""

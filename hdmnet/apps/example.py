@@ -1,4 +1,4 @@
-"""Pictures to try the segmenter on where there are none of one's own: drawn, so that nothing has to be shipped."""
+"""Drawn pictures to try the segmenter on, for users who have none at hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The objects in what was found in a picture.
+"""The single objects in a predicted mask.
 
 Dimension letters: H0 W0 size of a picture, h w that of the part of it with an object.
 """

@@ -1,4 +1,4 @@
-"""What the page hands out of a folder of labelled pictures: a COCO JSON, a ZIP of all formats, pictures of its state.
+"""The page's downloads from a folder of labelled pictures: a COCO JSON, a ZIP of all formats, pictures of its state.
 
 Dimension letters: H0 W0 size of a picture as a viewer shows it, h w size at which it is shown on the page.
 """

@@ -1,4 +1,4 @@
-"""A folder of pictures that a person labels: it is all that the page keeps, and is read again when it is opened.
+"""A folder of pictures that a person labels: all that the page keeps, read again when it is opened.
 
     images/NAME.jpg      the pictures, as they came
     masks/NAME.png       what is marked in them, a palette PNG: value 1 is the first line of classes.txt

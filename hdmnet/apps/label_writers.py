@@ -1,4 +1,4 @@
-"""What was found, in the formats that annotation tools and training programs read: a folder for each.
+"""Writes predictions in the formats of annotation tools and training programs, each to a folder of its own.
 
     coco/annotations.json                    all pictures; run lengths, or polygons; box, area and score of each object
     labelme/NAME.json                        polygons; objects with holes as masks, which keep them

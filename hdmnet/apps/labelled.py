@@ -1,4 +1,4 @@
-"""Supports out of what is labelled already: a folder or a file of any of the usual formats.
+"""Supports from labels that exist already: a folder or a file of any of the usual formats.
 
 LabelMe         NAME.json, each with its picture's path
 COCO            a JSON with images, annotations and categories: polygons, run lengths, or boxes alone

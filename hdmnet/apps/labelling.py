@@ -1,4 +1,4 @@
-"""What the demo's page does: mark an object in some pictures, find its kind in the others, correct, and hand out.
+"""What the demo's page does: mark an object in some pictures, find its kind in the others, correct, and download.
 
 The examples are the pictures whose marks a person has called right. Pictures are searched one after another in a
 thread of their own; what is found is kept in the folder (`label_folder.py`), so that a search that was stopped goes on.

@@ -1,4 +1,4 @@
-"""Where an object in a box is, or at a click: GrabCut, by the colours inside and outside.
+"""Finds the outline of an object in a box or at a click: GrabCut, by the colours inside and outside.
 
 It knows no classes and no network, so that it helps before there is an example.
 

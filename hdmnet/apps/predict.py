@@ -1,4 +1,4 @@
-"""What `python -m hdmnet.predict` does: words of its command line to files, and predictions to pictures.
+"""What `python -m hdmnet.predict` does: finds supports and queries, segments, and writes pictures.
 
 Of a picture NAME it writes `NAME_mask.png` (0/255; of several classes a palette PNG of their indices),
 `NAME_probability.png` (16-bit grey, one a class), `NAME_overlay.jpg`, and with `maps=true` what the method shows of

@@ -1,4 +1,4 @@
-"""Which pictures to look at first: a score of certainty a picture, a list and a contact sheet, least certain first.
+"""Which pictures to look at first: a certainty for each picture, a list and a contact sheet, least certain first.
 
 How well the score ranks, and what was measured beside it: docs/own_pictures.md.
 

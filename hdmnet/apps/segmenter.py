@@ -1,4 +1,4 @@
-"""`Segmenter`: a trained network on one's own pictures, in Python. Label one picture, segment the rest.
+"""`Segmenter`: a network for a user's own pictures, in Python. Label one picture, segment the rest.
 
 Pictures and masks go through the evaluator's geometry: resized straight to the network's size, logits resized back to
 the picture's own, so that the masks are those that the test protocol scores.
@@ -498,5 +498,5 @@ def _device(name: str | torch.device) -> torch.device:
     except RuntimeError:
         raise InputError(f"device={name}: expected auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device={name}: {torch.cuda.device_count()} GPUs are to be had; expected cpu, or one of them")
+        raise InputError(f"device={name}: {torch.cuda.device_count()} GPUs found; expected cpu, or one of them")
     return device

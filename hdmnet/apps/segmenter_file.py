@@ -1,4 +1,4 @@
-"""From a file to a model for one's own pictures, and a fitted segmenter as a file of tensors and plain values."""
+"""Loads a model for a user's own pictures, and keeps a fitted segmenter as a file of tensors and plain values."""
 
 from __future__ import annotations
 

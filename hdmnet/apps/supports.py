@@ -1,4 +1,4 @@
-"""What the key `support` of `predict` says: pictures with masks or boxes by class, or what is labelled already."""
+"""Reads the key `support` of `predict`: pictures with masks or boxes by class, or labels that exist already."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Large pictures in tiles that overlap: each is as large to the network as a whole picture is, and seams are blended.
+"""Large pictures in overlapping tiles: the network sees each tile as a whole picture, and seams are blended.
 
 What a tile says counts less towards its borders, so that the weights of all tiles add up to 1 at every pixel. A method
 that stretches its maps by their extremes expects its object in every picture, and would find one in every tile: a first

@@ -1,4 +1,4 @@
-"""Work that goes on where it was stopped: what `predict` knows so far of a large picture or a video, on disk.
+"""Work that goes on where it was stopped: what `predict` has computed of a large picture or a video, on disk.
 
 It lies in the folder `.unfinished` of the output until all of a command is done, together with all that decides the
 result: a command that says otherwise begins anew.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import logging
 import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
@@ -87,25 +89,33 @@ def running_mean(values: list[float], window: int) -> list[float]:
 
 def _draw(axes: Axes, series: Series, title: str, marker: str) -> None:
     """Draw one panel: a line for each series, named in a legend below it."""
+    names = {"miou": "mIoU", "fb_iou": "FB-IoU", "iou": "IoU"}
     for number, (name, (steps, values)) in enumerate(series.items()):
+        first, *rest = re.split(r"(?<=iou)[_/]", name.removeprefix("val/"), maxsplit=1)
+        label = " ".join([names.get(first, first), *rest])
         # A score may equal the next one, of another prediction: dashes show the line below.
         colour, kind = _COLOURS[number % len(_COLOURS)], number % 2 if marker else number // len(_COLOURS)
         style = _STYLES[kind % len(_STYLES)]
         if len(values) >= _SMOOTH_FROM:
             axes.plot(steps, values, color=colour, alpha=0.18, linewidth=0.6)
             values = running_mean(values, len(values) // 50)
-        axes.plot(steps, values, style, color=colour, label=name, linewidth=1.6, marker=marker, markersize=3.5)
+        axes.plot(steps, values, style, color=colour, label=label, linewidth=1.6, marker=marker, markersize=3.5)
     axes.set(title=title, xlabel="optimiser step")
     axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.3)
     if series:  # not on the lines
-        axes.legend(fontsize=8, frameon=False, ncols=_COLUMNS, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+        axes.legend(fontsize=10, frameon=False, ncols=_COLUMNS, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     else:
         axes.text(0.5, 0.5, "nothing logged", transform=axes.transAxes, ha="center", va="center", color="#666666")
 
 
-def plot_curves(metrics_csv: str | Path, output: str | Path) -> Path:
+def plot_curves(metrics_csv: str | Path, output: str | Path, title: str = "") -> Path:
     """Draw the losses under `train/` and the `val/*iou*` columns of Lightning's CSV log as PNG; returns its path.
+
+    Args:
+        metrics_csv: The log.
+        output: The PNG.
+        title: What was trained, written on top.
 
     Raises:
         FileNotFoundError: If there is no log.
@@ -113,7 +123,8 @@ def plot_curves(metrics_csv: str | Path, output: str | Path) -> Path:
     """
     losses, scores = _choose(read_metrics(metrics_csv))
     rows = -(-max(len(losses), len(scores), 1) // _COLUMNS)  # of the longer legend
-    figure = new_figure(11, 4.2 + 0.19 * rows)
+    figure = new_figure(11, 4.4 + 0.23 * rows)
+    figure.suptitle(title)
     left, right = figure.subplots(1, 2)
     _draw(left, losses, "training loss by term", marker="")
     if losses and all(min(values) > 0 for _, values in losses.values()):
@@ -129,6 +140,12 @@ def plot_curves(metrics_csv: str | Path, output: str | Path) -> Path:
 class TrainingCurves(Callback):
     """Draw `curves.png` beside the CSV log when fitting ends."""
 
+    _title = ""
+
+    def describe_run(self, description: Mapping[str, Any]) -> None:
+        """Keep what runs, for the picture's title."""
+        self._title = description["title"]
+
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Flush the CSV logger and draw; do nothing when no CSV log was kept."""
@@ -138,6 +155,6 @@ class TrainingCurves(Callback):
                 metrics = Path(logger.log_dir) / "metrics.csv"
                 try:
                     if metrics.is_file():
-                        plot_curves(metrics, metrics.with_name("curves.png"))
+                        plot_curves(metrics, metrics.with_name("curves.png"), self._title)
                 except OSError as error:  # a full disk costs the picture, not the run
                     log.warning("%s cannot be drawn: %s", metrics.with_name("curves.png"), error)

@@ -44,6 +44,11 @@ class EpisodePictures(Callback):
         self.every_n_epochs = every_n_epochs
         self.directory = None if directory is None else expand_home(directory)
         self._rows: dict[int, Picture] = {}
+        self._title = ""
+
+    def describe_run(self, description: Mapping[str, Any]) -> None:
+        """Keep what runs, for the headings."""
+        self._title = f"{description['title']}: "
 
     def _due(self, trainer: Trainer) -> bool:
         """Whether this validation is drawn; the same on every process."""
@@ -70,6 +75,7 @@ class EpisodePictures(Callback):
     def _write(self, trainer: Trainer, name: str, heading: str) -> None:
         """Gather the rows of all processes and write the sheet on the first."""
         rows, self._rows = self._rows, {}
+        heading = self._title + heading
         if trainer.world_size > 1:
             gathered: list[dict[int, Picture]] = [{} for _ in range(trainer.world_size)]
             torch.distributed.all_gather_object(gathered, rows)

@@ -1,4 +1,4 @@
-"""Where a training stands, told so that any number of processes can go on from there, and the way back into Lightning.
+"""The place where a training stands, kept so that any number of processes can go on from it.
 
 Lightning saves its loops' counters and guesses from them, on restart, at which hook they were saved. What is kept here
 is one statement that needs no guess: which samples of which epoch have been trained on, and whether a validation is

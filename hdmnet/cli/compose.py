@@ -1,4 +1,4 @@
-"""An entry point's config in a script that does something else with it."""
+"""Composes an entry point's config for a script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Hydra refuses, in one line with the key or option that was probably meant."""
+"""Says in one line what Hydra refuses, with the key or option that was probably meant."""
 
 from __future__ import annotations
 

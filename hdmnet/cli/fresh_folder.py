@@ -1,4 +1,4 @@
-"""A folder of its own for each command: the second in its name does not tell two of them apart.
+"""A new run folder for each command, also for two that start in the same second.
 
 Imports nothing heavy.
 """

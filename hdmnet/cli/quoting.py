@@ -1,4 +1,4 @@
-"""File and class names on a command line as a user types them: what Hydra's grammar refuses is quoted for it.
+"""Quotes file and class names on a command line where Hydra's grammar would refuse them.
 
 Hydra takes letters beyond ASCII, `=`, `~`, `#`, `(`, `[` or a quote inside a value only between quotes, which a shell
 takes away.

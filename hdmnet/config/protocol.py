@@ -1,4 +1,4 @@
-"""What a config's protocol makes of its data set's keys."""
+"""Applies a config's protocol to its data set's keys."""
 
 from __future__ import annotations
 

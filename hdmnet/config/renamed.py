@@ -1,4 +1,4 @@
-"""Configs out of files of earlier versions, brought into today's shape.
+"""Translates configs from files of earlier versions into today's keys.
 
 A checkpoint, a `result.json` and a run's `run.json` hold the config that they were made with, and with it the names
 that classes had then.

@@ -1,4 +1,4 @@
-"""Objects of which nothing is left at the network's size: with such a mask a picture shows nothing as a support.
+"""Objects that vanish at the network's size: a picture with such a mask cannot be a support.
 
 Masks are resized as in evaluation, to the nearest pixel, so that what is small in a large picture may lie between those
 that are taken.

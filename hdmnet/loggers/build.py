@@ -53,7 +53,7 @@ def check_loggers(cfg: DictConfig) -> None:
 
 
 def describe_run(cfg: DictConfig, job_type: str) -> dict[str, Any]:
-    """Name, group, job type, tags and config of a run, for whoever shows or keeps them.
+    """Title, name, group, job type, tags and config of a run, for whoever shows or keeps them.
 
     Runs have the same group exactly when they differ in nothing but fold, seed and machine, as far as their command
     lines say so; a config that no command line made is told from others by a hash.
@@ -72,6 +72,7 @@ def describe_run(cfg: DictConfig, job_type: str) -> dict[str, Any]:
     which = f" fold{cfg.fold} seed{cfg.seed}"
     tags = [parts[0], f"fold{cfg.fold}", *parts[1:3], method, str(cfg.ablation or "no ablation")]
     return {
+        "title": f"{cfg.dataset.name}, fold {cfg.fold}, {cfg.shot}-shot, {method}",
         "name": _shorten(group, _MAX_NAME - len(which)) + which,
         "group": group,
         "job_type": job_type,

@@ -1,4 +1,4 @@
-"""`metrics.csv`: Lightning's CSV log, which a resumed run goes on with and which no full disk can end a run by."""
+"""`metrics.csv`: Lightning's CSV log, which a resumed run continues and which survives a full disk."""
 
 from __future__ import annotations
 

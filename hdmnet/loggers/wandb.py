@@ -1,4 +1,4 @@
-"""Weights & Biases as a logger that never asks, never ends or hangs a run, and holds one W&B run a job."""
+"""Weights & Biases as a logger that never asks, never ends or hangs a run, and makes one W&B run for each job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Building blocks shared by the pyramid and the matching: feed-forward part, cross-attention, multi-head plumbing.
+"""Building blocks shared by the pyramid and the matching: feed-forward part, cross-attention, splitting into heads.
 
 Dimension letters: B batch, C channels, h w map size, N = h·w positions, M source positions, d head channels.
 """

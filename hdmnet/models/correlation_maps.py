@@ -1,4 +1,4 @@
-"""Maps of how a query correlates with its supports and with itself: what a network sees that must not see features.
+"""Maps of how a query correlates with its supports and with itself: the input of networks that see no feature.
 
 Dimension letters: B queries, K shots, S supports (B·K), L levels, C_l channels of level l, C of all levels together,
 h w feature size.

@@ -1,4 +1,4 @@
-"""What every few-shot method is to the rest: what goes in, what comes out, and what more it may offer.
+"""The interface of every few-shot method: its inputs, its outputs, and what more it may offer.
 
 A method is a `FewShotMethod`: episodes in, a `Segmentation` out. One that encodes query and support apart from each
 other (`EncodesApart`) has its features kept and used again in tests and by `Segmenter`; `encodes_apart` makes the same

@@ -1,4 +1,4 @@
-"""Mid-level features (layers 2 and 3 together) brought to a smaller width, and a support's prototype of them.
+"""Mid-level features (layers 2 and 3 together), reduced in width, and a support's prototype of them.
 
 Dimension letters: B batch, C channels, C_i those of part i, C_out width, h w feature size.
 """

@@ -1,4 +1,4 @@
-"""Checkpoints of official releases: read, told apart, and filled into a model; the tables are each method's own.
+"""Checkpoints of official releases: read, recognised, and loaded into a model; each method has its own tables.
 
 An official checkpoint is a plain state dict, or ``{"state_dict": …}``, with or without the ``module.`` prefix that
 DistributedDataParallel leaves. Every key has exactly one place in our model, and loading refuses whatever is missing,

@@ -1,4 +1,4 @@
-"""Several classes in one picture, decided together from what a method says of each alone.
+"""Several classes in one picture: a joint decision from the method's answers for each class.
 
 A method answers for one class at a time: background or foreground. The joint decision is the largest of a softmax over
 the background and the N classes, in which the background's logit is 0 and a class' is its foreground's minus its

@@ -1,4 +1,4 @@
-"""Files of tensors by name, as people keep them: read without running anything, and what else a file is."""
+"""Files of tensors by name, in the usual formats: read without running anything; other files are named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A threshold that an episode's supports have a say in, for methods without training.
+"""A threshold that depends on an episode's supports, for methods without training.
 
 Dimension letters: B episodes, K shots, S supports (B·K), h w feature size, T thresholds.
 """

@@ -21,7 +21,7 @@ class Value:
         spread: Sample standard deviation; None where there is one seed only.
         over: What the spread is over: "3 training seeds" or "2 test seeds"; empty without one.
         folds: Which folds it is the mean of.
-        num_runs: How many runs it stands on.
+        num_runs: How many runs it was made from.
         signed: Whether it is shown with a plus.
     """
 

@@ -1,4 +1,4 @@
-"""One table of what stands beside every result: the untrained prototype on the same trunk, support masks of ones."""
+"""A table of the two baselines of every result: the untrained prototype, and support masks of ones."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def baseline_table(runs: Sequence[Run]) -> list[Table]:
         return []
     columns = [("mIoU (%)", "this method"), *(("mIoU (%)", label) for label in _CONTROLS.values())]
     differences = [("better by (points)", f"than {label}") for label in _CONTROLS.values()]
-    title = "Beside every result: no training, and no support mask"
+    title = "Baselines of every result: no training, and no support mask"
     table = Table("baselines", title, [*_LABELS, *columns, *differences, ("", "episodes")])
     table.runs = measured
     table.notes = [

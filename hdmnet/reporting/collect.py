@@ -1,4 +1,4 @@
-"""Which finished runs there are: `result.json` files under the folders that were named, read and checked."""
+"""Finds finished runs: `result.json` files under the given folders, read and checked."""
 
 from __future__ import annotations
 

@@ -133,8 +133,9 @@ def _overall(runs: Sequence[Run], pair: EpisodeTable, found: Estimate) -> Table:
         setting = ", ".join(deviations(run))
         table.notes.append(f"{name}: {run.folder}: {run.method}, {about}{', ' * bool(setting)}{setting}")
     table.notes.append(
-        "Interval of the difference over the query pictures of each class, each with all its episodes: docs/trust.md; "
-        "* does not hold 0. Training seeds are another matter: an interval is of these two checkpoints."
+        "Interval of the difference over the query pictures of each class, each with all its episodes "
+        "(docs/reliability.md). * does not hold 0. Training seeds are another matter: "
+        "an interval is of these two checkpoints."
     )
     return table
 
@@ -189,7 +190,8 @@ def _histogram(pair: EpisodeTable, path: Path) -> Figure:
         axes.hist(
             known, bins, histtype="step", linewidth=1.8, color=colour, label=f"{name}, median {np.median(known):.1f}"
         )
+    axes.set_title("IoU of each episode")
     axes.set_xlabel("IoU of an episode (%)")
     axes.set_ylabel("episodes")
-    axes.legend()
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
     return Figure("compare", f"IoU of the {len(pair)} episodes, each on its own.", save_figure(figure, path))

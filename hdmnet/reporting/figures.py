@@ -110,7 +110,8 @@ def draw_curves(runs: Sequence[Run], folder: Path) -> list[Figure]:
         axes[0, 0].set_ylabel("training loss\n(segmentation, final)")
         axes[1, 0].set_ylabel("validation mIoU (%)")
         if axes[0, 0].get_legend_handles_labels()[0]:  # none where runs were too short to log a loss
-            axes[0, 0].legend(fontsize=8)
+            figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=2, frameon=False, loc="outside lower center")
+        figure.suptitle(studies[0].label, fontsize=10, wrap=True)
         seeds = sorted({one.result["seed"] for one, _ in pairs})
         told = f"training seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
         caption = (
@@ -180,10 +181,11 @@ def draw_class_counts(runs: Sequence[Run], folder: Path) -> tuple[list[Figure], 
             label = f"fold {fold} ({total} pictures)"
             axes.bar(left, shares, width, color=colour, hatch=hatch, edgecolor="white", label=label)
         axes.set_xticks(positions, [*map(str, positions[:-1]), f"{_MOST_CLASSES} or more"])
-        axes.set(xlabel="classes in a picture", ylabel="share of the fold's pictures (%)", title=dataset)
+        axes.set(xlabel="classes in a picture", ylabel="share of the fold's pictures (%)")
+        axes.set_title(f"{dataset}: classes in a test picture")
         axes.grid(axis="y", alpha=0.3)
         axes.set_axisbelow(True)
-        axes.legend(fontsize=8)
+        figure.legend(fontsize=9, frameon=False, ncols=2, loc="outside lower center")
         caption = (
             f"How many classes a test picture of {dataset} holds, by fold: validation pictures that can be a query "
             "(a novel class of the fold with enough area); every class in it counts, base or novel."
@@ -235,7 +237,7 @@ def draw_episode_numbers(runs: Sequence[Run], folder: Path) -> list[Figure]:
         panels = _episode_panels(group)
         if not panels:
             continue
-        figure = new_figure(max(3.4 * len(panels), 6.0), 3.6)
+        figure = new_figure(max(3.4 * len(panels), 6.0), 4.6)
         axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         numbers = sorted({number for panel in panels.values() for number in panel})
         for panel, (fold, own) in zip(axes, panels.items(), strict=True):
@@ -247,9 +249,10 @@ def draw_episode_numbers(runs: Sequence[Run], folder: Path) -> list[Figure]:
             panel.set(title=f"fold {fold}", xlabel="test seed")
             panel.locator_params(axis="x", integer=True)
             panel.grid(alpha=0.3)
-            panel.legend(fontsize=8, title="episodes", title_fontsize=8)
+            panel.legend(fontsize=9, title="episodes", frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))
         axes[0].set_ylabel("mIoU (%)")
         one = next(iter(next(iter(panels.values())).values()))
+        figure.suptitle(f"{dataset}, {one.method}: mIoU by test seed")
         caption = (
             f"mIoU over test seeds with {' and '.join(f'{number:,}' for number in numbers)} episodes a seed; "
             f"{base_label(one, told_method(one.method))}. Range: largest less smallest, in points."

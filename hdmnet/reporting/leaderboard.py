@@ -1,4 +1,4 @@
-"""Methods beside each other: how well they do on a data set and what that costs, and models under several protocols."""
+"""Compares methods: how well they do on a data set and what that costs, and models under several protocols."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _board(name: str, rows: Sequence[Row], costs: Callable[[Run], Costs | None])
     columns = [("mIoU (%)", f"fold {fold}") for fold in folds] + [("mIoU (%)", "mean"), ("mIoU (%)", "± folds")]
     columns += [("mIoU (%)", "± pictures"), ("", "FB-IoU (%)"), *(("", head) for head in _COLUMNS)]
     labels = [("", "setting"), ("", "recipe"), ("", "shot")]
-    table = Table(f"leaderboard_{name}", f"Methods on {name}", [*labels, *columns, ("", "stands on")])
+    table = Table(f"leaderboard_{name}", f"Methods on {name}", [*labels, *columns, ("", "runs")])
     for study, shot, group in rows:
         own = {fold: percent(pool_runs(some)) for fold, some in by_fold(group).items()}
         means = [value.mean for value in own.values() if value.mean is not None]
@@ -150,15 +150,22 @@ def draw_leaderboards(runs: Sequence[Run], folder: Path) -> list[Figure]:
         figure = new_figure(7.5, 5)
         axes = figure.subplots()
         axes.scatter([x for x, *_ in points], [y for _, y, _ in points], color=BLUE, zorder=3)
+        farthest = max(points)[0]
         for number, (x, y, label) in enumerate(sorted(points)):  # above and below by turns: neighbours stay legible
-            axes.annotate(label, (x, y), xytext=(5, -11 if number % 2 else 4), textcoords="offset points", fontsize=8)
-        axes.set_xscale("log")
-        for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-            which("{x:.0f}")
+            side, shift = (
+                ("right", -5) if x == farthest else ("left", 5)
+            )  # the last one's to its left: it is seen whole
+            where = (shift, -14 if number % 2 else 4)
+            axes.annotate(label, (x, y), xytext=where, textcoords="offset points", fontsize=10, ha=side)
+        if farthest > 5 * min(points)[0]:  # on less than that a scale of logarithms has hardly a tick
+            axes.set_xscale("log")
+            for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+                which("{x:.0f}")
+        axes.set_title(f"{name}: accuracy over time")
         axes.set_xlabel("a test episode (ms of processor time, features reused)")
         axes.set_ylabel("mIoU (%), mean over folds")
         axes.margins(0.25)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=-1)  # a point at 0 is seen whole
         axes.grid(alpha=0.3)
         path = save_figure(figure, folder / f"leaderboard_{name}.png")
         told = describe_runs([run for *_, group in rows for run in group])
@@ -185,7 +192,7 @@ def protocol_tables(runs: Sequence[Run]) -> list[Table]:
     names.sort(key=lambda name: (name != "ours", name))
     columns = [("mIoU (%) by protocol", name) for name in names]
     labels = [("", label) for label in ("data set", "method", "backbone", "shot")]
-    table = Table("protocols", "The same models under each protocol", [*labels, *columns, ("", "stands on")])
+    table = Table("protocols", "The same models under each protocol", [*labels, *columns, ("", "runs")])
     for key, row in sorted(shown.items(), key=lambda item: tuple(map(str, item[0]))):
         same = _models(row)
         chosen = {name: choose([run for run in group if _model(run) in same])[0] for name, group in row.items()}

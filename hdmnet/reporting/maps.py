@@ -81,9 +81,9 @@ def draw_methods(runs: Sequence[Run], folder: Path, num_episodes: int) -> tuple[
                 warnings.append(f"{run.folder} is not among the methods' pictures: {' '.join(str(error).split())}")
         if len(seen) > 1:
             path = folder / f"methods_{dataset}.png"
-            save_sheet([_methods_row(seen, number) for number in range(num_episodes)], path)
             one = _comparable(group)[0].result
             where = f"{dataset}, fold {one['fold']}, {one['shot']}-shot"
+            save_sheet([_methods_row(seen, number) for number in range(num_episodes)], path, f"{where}: every method")
             figures.append(Figure("methods", f"{where}: the first test episodes, not chosen, by every method.", path))
     return figures, warnings
 
@@ -206,6 +206,6 @@ def _draw(dataset: str, study: Study, pair: tuple[Run, Run], seen: Sequence[_Epi
     figures = []
     for number, (rows, caption) in sheets.items():
         path = folder / f"figure{number}_{dataset}.png"
-        save_sheet(rows, path)
+        save_sheet(rows, path, where)
         figures.append(Figure(number, f"{caption} {legend}", path))
     return figures

@@ -62,7 +62,7 @@ def _by_fold(name: str, studies: Sequence[Study]) -> Table:
     heads = [("mIoU (%)", f"fold {fold}") for fold in folds] + [("mIoU (%)", "mean" if folds else "all classes")]
     columns = [*heads, ("", "FB-IoU (%)")]
     labels = [("", "backbone"), ("", "setting"), ("", "shot")]
-    table = Table(_slug(name), f"Your data set {name}", [*labels, *columns, ("", "classes"), ("", "stands on")])
+    table = Table(_slug(name), f"Your data set {name}", [*labels, *columns, ("", "classes"), ("", "runs")])
     for study in studies:
         for shot, runs in study.rows.items():
             own = by_fold(runs) if study.first.has_folds else {}

@@ -24,6 +24,7 @@ th, td { padding: .22em .6em; text-align: left; vertical-align: top; }
 thead tr:last-child th { border-bottom: 1px solid #1a1a1a; }
 td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 tr.ours { background: #e8f1f8; }
+td:last-child:not(.number) { min-width: 14em; } /* text: else a narrow screen makes tall rows */
 .notes, figcaption { font-size: 12.5px; color: #444; }
 .notes { overflow-wrap: anywhere; }
 figure { margin: 1.5em 0; } figure img { max-width: 100%; height: auto; border: 1px solid #ddd; }
@@ -51,11 +52,11 @@ def make_page(
     drawn = [figure for figure in figures if isinstance(figure.number, str)]
     empty = [str(table.number) for table in papers if not table.runs]
     parts = [
-        _begin("HDMNet: tables and figures"),
-        "<h1>hdmnet: methods beside each other, and the paper's tables with our numbers</h1>",
+        _begin("hdmnet: report"),
+        "<h1>hdmnet: methods compared, and the paper's tables with our numbers</h1>",
         f"<p>{len(runs)} runs, {date}. Paper: {html.escape(source())}</p>",
         "<p>Every number of ours is the mean over folds of the mean over training seeds; ± is the sample standard "
-        "deviation over training seeds where several runs differ only in the seed, else over test seeds, as told in "
+        "deviation over training seeds where several runs differ only in the seed, else over test seeds: see "
         "the last column. – is a missing cell.</p>",
     ]
     if empty:
@@ -92,9 +93,9 @@ def _begin(title: str) -> str:
 def _figure(figure: Figure) -> str:
     data = base64.b64encode(figure.path.read_bytes()).decode("ascii")
     caption = html.escape(figure.heading)
-    name = html.escape(figure.path.stem)
+    name = html.escape(figure.path.stem, quote=True)
     return (
-        f'<figure id="{name}"><img alt="{name}" src="data:image/png;base64,{data}">'
+        f'<figure id="{name}"><img alt="{caption}" src="data:image/png;base64,{data}">'
         f"<figcaption>{caption}</figcaption></figure>"
     )
 

@@ -1,4 +1,4 @@
-"""What a run's config says about the experiment, and which of it the rows of the ablation tables change.
+"""What a run's config says about the experiment, and which keys the rows of the ablation tables change.
 
 Runs are told apart by their stored configs, not by names: a row of a table is what `conf/ablation/<row>.yaml` makes of
 the data set's config, and a run belongs to it when its own config says the same in every key that the table's rows

@@ -1,4 +1,4 @@
-"""Which runs may stand beside each other: studies, that is runs that differ only in fold, seed and a table's rows."""
+"""Which runs may be compared: studies, that is runs that differ only in fold, seed and a table's rows."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _FULL = (1, 2, 3)  # tables of the full method; the others are ablations
 _BY_FOLD = (8, 9)  # ablations with a column for each of four folds
 _SHOTS = ("1", "5")  # that the paper's tables have
 _MASK, _NO_MASK = "table8_with_mask", "table8_without_mask"
-_PAPER, _PAPER_COCO, _ON, _MIOU = "paper", "paper, COCO-20ⁱ", "ours stands on", "mIoU (%)"
+_PAPER, _PAPER_COCO, _ON, _MIOU = "paper", "paper, COCO-20ⁱ", "our runs", "mIoU (%)"
 CostsOf = Callable[[Run], Costs | None]
 Columns = dict[str, dict[str, Value]]  # by name, numbers by row
 
@@ -33,7 +33,7 @@ class Table:
         ours: Of each row whether it is ours alone.
         notes: Lines below the table.
         entries: Every number, for the CSV file: labels of the row, column, "paper" or "ours: <study>", number.
-        runs: Ours that it stands on.
+        runs: Ours that it was made from.
         warnings: What a reader should know of the runs.
         compares: Whether it sets methods or protocols beside each other, on the page's first place.
     """
@@ -189,7 +189,7 @@ def _beside(paper: PaperTable, studies: Sequence[Study], extra: Callable[[Study]
     columns = [("", label) for label in paper.labels] + [(_PAPER_COCO, name) for _, name in paper.columns]
     more = [extra(study) for study in studies]
     for study, own in zip(studies, more, strict=True):
-        columns += [(marked(study, paper.dataset), name) for name in (_MIOU, *own, "stands on")]
+        columns += [(marked(study, paper.dataset), name) for name in (_MIOU, *own, "runs")]
     table = Table(paper.number, paper.title, columns)
     for row in paper.rows:
         theirs = [

@@ -1,4 +1,4 @@
-"""What stands beside every result: the untrained prototype on the same trunk, and support masks of ones.
+"""The two baselines of every result: the untrained prototype on the same trunk, and support masks of ones.
 
 `add_controls` decides where they run: in the test's own pass, a picture then going through the trunk once for all, or,
 where the features of all of them would not fit into `reuse_memory_gb`, in a pass of their own.
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 HELPS = (
     "what helps, where it is not in use yet: model=correlation, which sees similarities alone; a backbone with "
     "ImageNet weights or DINOv2's (docs/backbones.md); more base classes and pictures; or model=prototype, which "
-    "needs no training: docs/trust.md"
+    "needs no training: docs/reliability.md"
 )
 
 

@@ -137,7 +137,7 @@ def base_val_share(cfg: DictConfig) -> float:
 
 
 def needs_base_learner(cfg: DictConfig) -> bool:
-    """Whether the method stands on a base learner, which stage 1 trains; else on a backbone.
+    """Whether the method needs a base learner, which stage 1 trains; else on a backbone.
 
     Raises:
         ValueError: ``model.encoder`` is neither.
@@ -167,7 +167,7 @@ def build_base_learner(cfg: DictConfig, num_base: int, **changes: Any) -> BaseLe
 
 
 def build_encoder(cfg: DictConfig, num_base: int, **changes: Any) -> nn.Module:
-    """What the method stands on: a backbone, or an untrained base learner; `changes` as of `build_base_learner`."""
+    """The method's encoder: a backbone, or an untrained base learner; `changes` as of `build_base_learner`."""
     if needs_base_learner(cfg):
         return build_base_learner(cfg, num_base, **changes)
     return build_backbone(cfg, **changes).to(memory_format=torch.channels_last)
@@ -239,11 +239,11 @@ def refuse_to_learn(cfg: DictConfig) -> None:
     """Refuse a method that cannot be used without a checkpoint.
 
     Raises:
-        ValueError: It has something to learn, or stands on a base learner.
+        ValueError: It has something to learn, or needs a base learner.
     """
     if not learns(cfg) and not needs_base_learner(cfg):
         return
-    why = "stands on a base learner (model.encoder)" if needs_base_learner(cfg) else "has to be trained"
+    why = "needs a base learner (model.encoder)" if needs_base_learner(cfg) else "has to be trained"
     raise InputError(
         "ckpt is not given; expected a checkpoint, e.g. ckpt=RUN/checkpoints/best.ckpt: "
         f"model={cfg.model.name} {why}, model=prototype backbone=efficientnet_lite2 does without"

@@ -1,4 +1,4 @@
-"""An evaluation beside the result of its checkpoint's run: whether the figures are the same, and if not why.
+"""Compares an evaluation with the result of its checkpoint's run: whether the figures are the same, and if not why.
 
 The same checkpoint on the same episodes gives the same figures on another day: nothing depends on date, folder, workers
 or order. What can move a few pixels is what computes: libraries, the processor or GPU and the number of threads, all of

@@ -1,4 +1,4 @@
-"""Whether a run's checkpoints will fit on the disk, known before the first step."""
+"""Checks before the first step whether a run's checkpoints will fit on the disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`optim.fall_back`: where training did not help, the run hands back the method without training.
+"""`optim.fall_back`: where training did not help, the run keeps the method without training instead.
 
 After training the chosen weights and the untrained prototype on the same trunk are run on the same validation episodes.
 Where training gained no more than chance, the prototype takes the place of the trained method: it is the run's best

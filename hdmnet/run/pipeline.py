@@ -183,9 +183,9 @@ def _speed_up(cfg: DictConfig, model: FewShotMethod, device: torch.device) -> No
         if not isinstance(trunk, FrozenTrunk):
             raise InputError(f"{asked}: model={cfg.model.name} has no trunk that keeps features; leave it out")
         if device.type != "cpu" or compiled is not None:
-            raise InputError(f"{asked}: features are kept on a CPU, of what is not compiled; expected 0")
+            raise InputError(f"{asked}: only a CPU without compile keeps features; expected 0")
         if cfg.augment.get("name") not in ("none", "flip"):
-            raise InputError(f"{asked}: no augmented picture comes again; expected augment=none or augment=flip")
+            raise InputError(f"{asked}: augmented pictures never repeat; expected augment=none or augment=flip")
         trunk.keep_features(cfg.keep_features_gb * 1e9)
     if compiled is not None:
         model.compile(mode=compiled, dynamic=False)

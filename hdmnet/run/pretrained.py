@@ -1,4 +1,4 @@
-"""The segmenter that the package brings: heads trained on photographs, on a trunk that another package holds.
+"""The packaged segmenter: heads trained on photographs, on a trunk that another package holds.
 
 What it was trained on, how well it does and where it fails: docs/model_card.md.
 """

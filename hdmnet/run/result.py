@@ -1,4 +1,4 @@
-"""What a finished run leaves in writing: `result.json` and the table printed at its end.
+"""What a finished run writes: `result.json` and the table printed at its end.
 
 `result.json` (IoUs as fractions of 1, NaN written as `null`)::
 

@@ -1,4 +1,4 @@
-"""What a run says of itself on the screen: at the beginning what it will do, at the end what to look at."""
+"""What a run prints: at the beginning what it will do, at the end what to look at."""
 
 from __future__ import annotations
 

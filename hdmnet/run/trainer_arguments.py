@@ -1,4 +1,4 @@
-"""Arguments of Lightning's Trainer that cannot work here are refused before anything is read or trained."""
+"""Refuses arguments of Lightning's Trainer that cannot work here, before anything is read or trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How this process holds on to memory."""
+"""Makes glibc keep freed memory for the next tensor."""
 
 from __future__ import annotations
 

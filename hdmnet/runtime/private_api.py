@@ -1,4 +1,4 @@
-"""What is used of other libraries' private interfaces: each with its reason, and a test that fails when it changes.
+"""Private interfaces of other libraries that are used here, each with its reason and a test that fails when it changes.
 
 Imports only OmegaConf: Lightning and PyTorch take seconds.
 """

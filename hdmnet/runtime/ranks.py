@@ -1,4 +1,4 @@
-"""Which of a job's processes this one is, what the first of them tells the others, and the end of those left alone.
+"""The processes of a job: which one this is, what the first tells the others, and the end of those left alone.
 
 The processes of a DDP job (ranks) come from one of three hands: Lightning starts the others itself, with `LOCAL_RANK`
 set; `torchrun` and SLURM's `srun` start all of them with the same command line. Only the first rank composes a config.

@@ -1,4 +1,4 @@
-"""Which run a command goes on with: the same config's newest one that has not finished, or the one that it names.
+"""Which run a command goes on with: the newest unfinished one of the same config, or the one that it names.
 
 A run leaves `.hydra/run.json` in its folder when it begins: what it computes, told apart from where and on how many
 devices. As long as its process lives it holds a lock beside it; the system frees the lock however the process ends.

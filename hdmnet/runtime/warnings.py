@@ -1,4 +1,4 @@
-"""What libraries say in every run and what is on purpose here: silenced, each with its reason."""
+"""Warnings of libraries that are silenced, each with its reason."""
 
 from __future__ import annotations
 

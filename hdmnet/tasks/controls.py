@@ -1,4 +1,4 @@
-"""What runs beside a method on the same episodes: the untrained prototype, and the method with support masks of ones.
+"""The baselines that run on the test's episodes: the untrained prototype, and the method with support masks of ones.
 
 Neither is trained, and the second is told nothing of the object: a trained method that is no better than both has
 learnt nothing that its user asked for. Where the method's trunk allows it, a picture goes through the trunk once for

@@ -1,4 +1,4 @@
-"""What a test got right, episode by episode: kept beside its figures, for intervals and comparisons.
+"""A test's pixels by truth and prediction, episode by episode: for intervals and comparisons.
 
 Dimension letters: B episodes of a batch, E episodes, C classes.
 """

@@ -5,7 +5,7 @@ moves by is its standard error, and Student's t makes it an interval of 95 %; th
 Satterthwaite's, as the classes have unequal errors. Pictures and not episodes are left out, as a test asks a few
 pictures over and over, whose episodes rise and fall together. Classes are given: the novel ones are few, and no sample.
 Why no bootstrap: a class's IoU is a ratio of sums in which few large objects weigh most, and there resampling tells too
-little noise: docs/trust.md has the coverage of each, measured.
+little noise: docs/reliability.md has the coverage of each, measured.
 
 Dimension letters: E episodes, S seeds, C classes, G pairs of class and query picture, P predictions (1 or 2).
 """
@@ -34,7 +34,7 @@ class Estimate:
         values: mIoU of each prediction.
         low: Lower end of the interval of the one, or of the first minus the second; minus infinity where nothing tells.
         high: Upper end.
-        num_episodes: Episodes that it stands on.
+        num_episodes: Episodes that it was made from.
     """
 
     values: tuple[float, ...]

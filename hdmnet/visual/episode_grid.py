@@ -31,7 +31,8 @@ from hdmnet.visual.colours import PREDICTION, TRUTH
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
 
 INK, FAINT, PAPER = (20, 20, 20), (90, 90, 90), (255, 255, 255)
-_GAP, _LABEL_HEIGHT, _TITLE_HEIGHT, _PANEL_HEIGHT = 8, 34, 30, 200
+_GAP, _LABEL_HEIGHT, _TITLE_HEIGHT, _PANEL_HEIGHT = 8, 44, 36, 200
+_TITLE, _LABEL, _NOTE = 19, 17, 14  # sizes of letters, to be read at half of them too
 _MAX_SUPPORTS = 5
 _TINT = 0.35  # opacity of a mask
 _LABELS = {"meta": "meta only"}  # of predictions, where there are several
@@ -120,7 +121,7 @@ def episode_iou(prediction: NDArray[Any], truth: NDArray[Any]) -> float:
 def _row(panels: Sequence[tuple[str, str, Picture]], title: str, details: str) -> Picture:
     """Set named panels side by side under a title line."""
     width = sum(panel.shape[1] + _GAP for *_, panel in panels) + _GAP
-    bold, plain = font(15, bold=True), font(12)
+    bold, plain = font(_TITLE, bold=True), font(_NOTE)
     title_width = round(bold.getlength(title) + 16 + plain.getlength(details)) + 2 * _GAP
     sheet = Image.new("RGB", (max(width, title_width), _TITLE_HEIGHT + _LABEL_HEIGHT + _PANEL_HEIGHT + _GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -128,8 +129,8 @@ def _row(panels: Sequence[tuple[str, str, Picture]], title: str, details: str) -
     draw.text((_GAP + bold.getlength(title) + 16, _TITLE_HEIGHT - 8), details, fill=FAINT, font=plain, anchor="ls")
     left = _GAP
     for name, note, panel in panels:
-        draw.text((left, _TITLE_HEIGHT), name, fill=INK, font=font(13))
-        draw.text((left, _TITLE_HEIGHT + 17), note, fill=FAINT, font=font(11))
+        draw.text((left, _TITLE_HEIGHT), name, fill=INK, font=font(_LABEL))
+        draw.text((left, _TITLE_HEIGHT + 22), note, fill=FAINT, font=font(_NOTE))
         sheet.paste(Image.fromarray(panel), (left, _TITLE_HEIGHT + _LABEL_HEIGHT))
         left += panel.shape[1] + _GAP
     return np.asarray(sheet)
@@ -201,23 +202,23 @@ def stack_rows(rows: Sequence[Picture], heading: str = "") -> Picture:
 
     Args:
         rows: (h, w, 3) uint8 each, widths may differ.
-        heading: e.g. "validation, epoch 3".
+        heading: e.g. "shapes, fold 0, 1-shot, hdmnet: validation, epoch 3".
 
     Returns:
         (height, width, 3) uint8 RGB.
     """
-    top = 30
+    top, bold, plain = 40, font(_TITLE, bold=True), font(_NOTE)
     legend = ((TRUTH, "truth, support mask"), (PREDICTION, "prediction"), ((190, 190, 190), "ignored"))
-    text_width = round(font(14, bold=True).getlength(heading)) + 30
-    width = max([text_width + 420, *(row.shape[1] for row in rows)])
+    text_width = round(bold.getlength(heading)) + 30
+    width = max([text_width + 460, *(row.shape[1] for row in rows)])
     sheet = Image.new("RGB", (width, top + sum(row.shape[0] for row in rows)), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((_GAP, top // 2), heading, fill=INK, font=font(14, bold=True), anchor="lm")
+    draw.text((_GAP, top // 2), heading, fill=INK, font=bold, anchor="lm")
     left = text_width
     for colour, name in legend:
-        draw.rectangle((left, 9, left + 16, 21), fill=colour, outline=INK)
-        draw.text((left + 22, top // 2), name, fill=INK, font=font(12), anchor="lm")
-        left += 40 + round(font(12).getlength(name))
+        draw.rectangle((left, 13, left + 16, 27), fill=colour, outline=INK)
+        draw.text((left + 22, top // 2), name, fill=INK, font=plain, anchor="lm")
+        left += 40 + round(plain.getlength(name))
     above = top
     for row in rows:
         sheet.paste(Image.fromarray(row), (0, above))

@@ -1,4 +1,4 @@
-"""Drawings by matplotlib, made and written in one way."""
+"""Makes and writes matplotlib figures, all in one way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sheet of pictures with what is marked or found in them, the name of each, and how much of which class.
+"""A sheet of pictures with their marks or predicted masks, the name of each, and how much of which class.
 
 Dimension letters: H0 W0 size of a picture, C colours.
 """

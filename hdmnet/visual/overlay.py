@@ -1,4 +1,4 @@
-"""What was found, laid over its picture.
+"""A predicted mask laid over its picture.
 
 Dimension letters: H0 W0 size of a picture, C colours.
 """

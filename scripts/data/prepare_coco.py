@@ -1,4 +1,4 @@
-"""Turns COCO 2014 into the tree that `dataset=coco` reads: paints the instance annotations to one mask a picture.
+"""Turns COCO 2014 into the tree that `dataset=coco` reads: draws the instance annotations into one mask a picture.
 
     python scripts/data/prepare_coco.py --root DATA/coco [--zips train2014.zip val2014.zip annotations_trainval2014.zip]
     python scripts/data/prepare_coco.py --root DATA/coco --year 2017      for dataset=coco dataset.year=2017
@@ -117,11 +117,11 @@ def check_record(masks: Path, crowd: str, num_classes: int) -> None:
             earlier = "unreadable"
         if earlier != current:
             raise ValueError(
-                f"{masks} was painted with {earlier}, asked for is {current}: remove {masks} and {record} first"
+                f"{masks} was made with {earlier}, and {current} is asked for: remove {masks} and {record} first"
             )
         return
     if any(masks.glob("*.png")):
-        warn(NAME, f"{masks} holds masks of another program; they are taken as they are, only missing ones are painted")
+        warn(NAME, f"{masks} holds masks of another program; they are taken as they are, only missing ones are made")
     record.write_text(json.dumps(current) + "\n", encoding="utf-8")
 
 
@@ -210,8 +210,8 @@ def report(
     num_crowds = sum(map(is_crowd, every))
     bare = sum(marks_nothing(annotation["segmentation"]) for annotation in every)
     for number, text in (
-        (num_crowds, f"annotations are marked as crowds (iscrowd 1) and painted by --crowd {crowd}"),
-        (bare, "annotations have no segmentation and are not painted"),
+        (num_crowds, f"annotations are marked as crowds (iscrowd 1) and drawn by --crowd {crowd}"),
+        (bare, "annotations have no segmentation and are not drawn"),
         (beside, f"files in {folder} are not named by the JSON and left out"),
     ):
         if number:

@@ -1,4 +1,4 @@
-"""Writes the embedded shapes out as a real VOC or COCO tree, or as a folder of one's own: to try the real path.
+"""Writes the embedded shapes out as a real VOC or COCO tree, or as a folder like a user's own.
 
     python scripts/data/write_shapes.py --format voc --output DATA/pascal
     python scripts/data/write_shapes.py --format coco --output DATA/coco

@@ -1,4 +1,4 @@
-"""Train the segmenter that the package brings (`Segmenter.pretrained`), and test it on classes that it never saw.
+"""Train the packaged segmenter (`Segmenter.pretrained`), and test it on classes that it never saw.
 
     python scripts/pretrained/train.py VOC_TREE FOLDER … --cache /dev/shm/views --out hdmnet/run/pretrained.safetensors
     python scripts/pretrained/train.py VOC_TREE FOLDER … --cache /dev/shm/views --held-out 1 --out held_out.safetensors

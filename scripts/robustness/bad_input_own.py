@@ -1,4 +1,4 @@
-"""More cases for scripts/robustness/bad_inputs.py: one's own pictures, and one's own data set."""
+"""More cases for scripts/robustness/bad_inputs.py: a user's own pictures, and own data set."""
 
 from __future__ import annotations
 

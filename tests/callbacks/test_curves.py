@@ -47,7 +47,7 @@ def test_picture_is_drawn_also_when_nothing_fits(tmp_path: Path, log: str) -> No
     (tmp_path / "metrics.csv").write_text(log)
     path = plot_curves(tmp_path / "metrics.csv", tmp_path / "deep" / "curves.png")
     with Image.open(path) as picture:
-        assert picture.size == (1430, 570)
+        assert picture.size == (1430, 601)
         assert np.asarray(picture.convert("L")).std() > 5
 
 
@@ -60,6 +60,12 @@ def test_the_legend_lies_below_the_lines(number: int) -> None:
     legend, label = axes.get_legend(), axes.xaxis.label
     assert len(legend.get_texts()) == number
     assert 0 <= legend.get_window_extent().y0 < legend.get_window_extent().y1 <= label.get_window_extent().y0
+
+
+def test_scores_have_the_fields_names() -> None:
+    axes = new_figure(5, 3).subplots()
+    _draw(axes, {name: ([0], [1.0]) for name in ("val/miou", "val/fb_iou_meta", "val/iou/cat")}, "scores", "o")
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["mIoU", "FB-IoU meta", "IoU cat"]
 
 
 def test_wrong_logs_are_refused(tmp_path: Path) -> None:

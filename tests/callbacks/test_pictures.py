@@ -96,7 +96,7 @@ def test_a_run_leaves_a_sheet_per_due_epoch_and_one_of_the_test(tmp_path: Path) 
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert names == ["test.png", "val_epoch001_step000006.png", "val_epoch002_step000009.png"]
     with Image.open(tmp_path / "pictures" / "test.png") as sheet:
-        assert sheet.size == (9 * 208 + 8, 30 + 2 * 272)  # two rows: seed 1's episodes are not drawn over them
+        assert sheet.size == (9 * 208 + 8, 40 + 2 * 288)  # two rows: seed 1's episodes are not drawn over them
 
 
 class _PictureLogger(DummyLogger):
@@ -114,6 +114,7 @@ class _PictureLogger(DummyLogger):
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 def test_the_last_epoch_is_due_where_steps_end_it_and_loggers_get_the_same_picture(tmp_path: Path) -> None:
     pictures, logger = EpisodePictures(num_episodes=1, every_n_epochs=2), _PictureLogger()
+    pictures.describe_run({"title": "shapes, fold 0, 1-shot, hdmnet"})
     loader = DataLoader(_Episodes(), batch_size=2)
     trainer = _trainer(tmp_path, pictures, max_epochs=-1, max_steps=9, log_every_n_steps=1, logger=[logger])
     trainer.fit(_Task(), loader, loader)
@@ -123,7 +124,7 @@ def test_the_last_epoch_is_due_where_steps_end_it_and_loggers_get_the_same_pictu
         ("episodes/val", 9),
         ("episodes/test", 9),
     ]
-    assert logger.calls[1][3] == ["validation, epoch 2, step 9"]
+    assert logger.calls[1][3] == ["shapes, fold 0, 1-shot, hdmnet: validation, epoch 2, step 9"]
     with Image.open(tmp_path / "pictures" / "val_epoch002_step000009.png") as sheet:
         assert np.array_equal(np.asarray(sheet), logger.calls[1][1])
 
@@ -140,7 +141,7 @@ def test_rows_of_all_processes_meet_on_the_first(tmp_path: Path, monkeypatch: py
     trainer: Any = SimpleNamespace(world_size=2, is_global_zero=True, default_root_dir=str(tmp_path), loggers=[])
     pictures.on_test_epoch_end(trainer, _Task())
     with Image.open(tmp_path / "there" / "test.png") as sheet:
-        assert sheet.size[1] == 30 + 3 * 272
+        assert sheet.size[1] == 40 + 3 * 288
     assert pictures._rows == {}
 
 
@@ -157,7 +158,7 @@ def test_an_evaluation_with_reuse_draws_the_same_sheet(tmp_path: Path) -> None:
         trainer.test(task, datamodule=module, verbose=False)
         with Image.open(tmp_path / str(memory) / "test.png") as sheet:
             sheets.append(np.asarray(sheet).copy())
-    assert sheets[0].shape[0] == 30 + 3 * 272
+    assert sheets[0].shape[0] == 40 + 3 * 288
     assert np.array_equal(*sheets)
 
 

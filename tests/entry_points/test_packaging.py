@@ -39,6 +39,9 @@ def run(*command, cwd, **environment):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
+    """The file that HDMNET_WHEEL names, as the release workflow does with the one that it publishes, or a new one."""
+    if given := os.environ.get("HDMNET_WHEEL"):
+        return Path(given).absolute()
     folder = tmp_path_factory.mktemp("wheel")
     run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder, cwd=ROOT)
     return next(folder.glob("*.whl"))
@@ -123,6 +126,7 @@ def test_versions_and_licence_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["dynamic"] == ["version"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", hdmnet.__version__)
+    assert f"\nversion: {hdmnet.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert project["license"] == "Apache-2.0"
     assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
 

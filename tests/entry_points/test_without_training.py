@@ -163,7 +163,7 @@ def test_in_python(picture, tmp_path):
             commands.SHAPES,
             "ckpt is not given; expected a checkpoint, e.g. ckpt=RUN/checkpoints/best.ckpt: ",
         ),
-        ("evaluate", (*commands.SHAPES, "model=prototype"), "model=prototype stands on a base learner (model.encoder)"),
+        ("evaluate", (*commands.SHAPES, "model=prototype"), "model=prototype needs a base learner (model.encoder)"),
         ("evaluate", (*commands.SHAPES, "model=correlation", "model.encoder=backbone"), "model=correlation has to be"),
         ("predict", ("model=correlation", "support=[a:b]", "query=[a.png]"), "model=correlation has to be trained"),
         ("evaluate", (*commands.SHAPES, "test_scales=[0]"), "test_scales=[0]: expected numbers above 0"),
@@ -187,9 +187,7 @@ def test_refusals_are_one_line(door, words, message, tmp_path):
 
 @pytest.mark.long
 def test_python_refuses_what_the_command_line_does():
-    with pytest.raises(
-        ValueError, match=r"^model=hdmnet stands on a base learner|model=hdmnet stands on a base learner"
-    ):
+    with pytest.raises(ValueError, match=r"^model=hdmnet needs a base learner|model=hdmnet needs a base learner"):
         Segmenter.without_training("hdmnet", device="cpu")
     with pytest.raises(ValueError, match="prototpye"):
         Segmenter.without_training("prototpye", device="cpu")

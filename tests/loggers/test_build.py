@@ -57,6 +57,7 @@ def test_names_say_what_runs(job):
     described = describe_run(cfg, "train")
     assert described["group"] == "coco 5-shot resnet50 no_distillation loss.temperature=0.5 optim.new=1"
     assert described["name"] == described["group"] + " fold2 seed0"
+    assert described["title"] == "coco, fold 2, 5-shot, hdmnet"
     assert described["tags"] == ["coco", "fold2", "5-shot", "resnet50", "hdmnet", "no_distillation"]
     assert described["job_type"] == "train"
     assert described["config"]["loss"]["temperature"] == 0.5

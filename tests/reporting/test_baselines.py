@@ -38,7 +38,7 @@ def test_a_row_for_each_run_that_measured_them(runs):
 def test_it_is_in_the_report_as_long_as_there_is_one(runs, tmp_path):
     out = tmp_path / "report"
     assert report.main([str(runs / "a"), "--out", str(out), "--episodes", "0"]) == 0
-    assert "Beside every result" in (out / "report.html").read_text()
+    assert "Baselines of every result" in (out / "report.html").read_text()
     assert (out / "tables" / "baselines.md").is_file()
     assert report.main([str(runs / "c"), "--out", str(out), "--episodes", "0"]) == 0
     assert not (out / "tables" / "baselines.md").exists()

@@ -100,7 +100,7 @@ def test_few_and_many_episodes_over_seeds(runs_of, tmp_path):
     )
     (figure,) = draw_episode_numbers(runs, tmp_path / "figures")
     assert "with 1,000 and 10,000 episodes a seed; shapes" in figure.caption
-    assert is_drawn(figure) == (780, 468)  # fold 0 only
+    assert is_drawn(figure) == (780, 598)  # fold 0 only
     assert draw_episode_numbers(runs[2:], tmp_path) == []
 
 

@@ -51,7 +51,7 @@ def test_the_best_method_comes_first_with_its_folds_and_what_it_costs(runs_of):
             "training (s)",
             "test episode (ms)",
             "memory (MB)",
-            "stands on",
+            "runs",
         ),
     ]
     # 20 s over 100 episodes; the deviation of two folds 10 points apart is 10 / sqrt(2).
@@ -93,7 +93,7 @@ def test_one_model_stands_under_each_protocol(runs_of):
         *(tested(name, 0.7, checkpoint="/c/best.ckpt", fold=1) for name in ("ours", "hsnet", "pfenet")),
     )  # fmt: skip
     (table,) = protocol_tables(runs)
-    assert [name for _, name in table.columns[4:]] == ["ours", "hsnet", "pfenet", "stands on"]
+    assert [name for _, name in table.columns[4:]] == ["ours", "hsnet", "pfenet", "runs"]
     assert cells(table) == [
         ["shapes", "hdmnet", "resnet_narrow", "1", "60.0", "55.0", "50.0", "folds 0–1, 1 training seed"]
     ]

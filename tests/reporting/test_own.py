@@ -71,7 +71,7 @@ def test_folds_are_those_of_the_data_and_shots_have_rows(runs_of, tmp_path):
     folds, classes = own_tables(runs_of(*parts))
     assert folds.heading == "Your data set mine"
     assert [name for _, name in folds.columns] == [
-        *("backbone", "setting", "shot", "fold 0", "fold 1", "mean", "FB-IoU (%)", "classes", "stands on")
+        *("backbone", "setting", "shot", "fold 0", "fold 1", "mean", "FB-IoU (%)", "classes", "runs")
     ]
     assert cells(folds) == [
         ["resnet50", "mine, resnet50", "1", "20.0", "30.0", "25.0", "60.0", "5", "folds 0–1, 1 training seed"],

@@ -31,10 +31,10 @@ def test_features_are_kept_where_asked_for():
     ("changes", "device", "message"),
     [
         ({"model": {"name": "other"}}, CPU, "keep_features_gb=1: model=other has no trunk that keeps features"),
-        ({"augment": {"name": "official"}}, CPU, "keep_features_gb=1: no augmented picture comes again; expected aug"),
-        ({"augment": {"_target_": "mine"}}, CPU, "no augmented picture comes again"),
-        ({}, GPU, "keep_features_gb=1: features are kept on a CPU, of what is not compiled; expected 0"),
-        ({"compile": "default"}, CPU, "features are kept on a CPU, of what is not compiled"),
+        ({"augment": {"name": "official"}}, CPU, "keep_features_gb=1: augmented pictures never repeat; expected aug"),
+        ({"augment": {"_target_": "mine"}}, CPU, "augmented pictures never repeat"),
+        ({}, GPU, "keep_features_gb=1: only a CPU without compile keeps features; expected 0"),
+        ({"compile": "default"}, CPU, "only a CPU without compile keeps features"),
     ],
 )
 def test_features_are_kept_only_where_it_helps(changes, device, message):

@@ -160,7 +160,7 @@ def test_coco_refuses_to_mix_crowd_rules_but_takes_masks_of_others(coco_tree, ca
     assert "holds masks of another program" in capsys.readouterr().err
     assert (read_mask(foreign) == 80).all()
     assert run_coco(coco_tree, "--crowd", "zero") == 1
-    assert "'crowd': 'ignore', 'num_classes': 3}, asked for is {'crowd': 'zero'" in capsys.readouterr().err
+    assert "'crowd': 'ignore', 'num_classes': 3}, and {'crowd': 'zero'" in capsys.readouterr().err
 
 
 def test_coco_names_missing_pictures(coco_tree, capsys):
@@ -260,9 +260,9 @@ def test_coco_counts_crowds_and_what_is_left_out(coco_tree, capsys):
     (coco_tree / "val2014/other.jpg").touch()
     assert run_coco(coco_tree, "--crowd", "zero") == 0
     out = capsys.readouterr().out
-    crowds = f"val2014: {change.crowds} annotations are marked as crowds (iscrowd 1) and painted by --crowd zero"
+    crowds = f"val2014: {change.crowds} annotations are marked as crowds (iscrowd 1) and drawn by --crowd zero"
     assert (crowds in out) == (change.crowds > 0)
-    assert "val2014: 1 annotations have no segmentation and are not painted" in out
+    assert "val2014: 1 annotations have no segmentation and are not drawn" in out
     assert "val2014: 1 files in val2014 are not named by the JSON and left out" in out
 
 

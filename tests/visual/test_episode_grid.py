@@ -54,7 +54,7 @@ def test_episode_iou_leaves_ignored_pixels_out() -> None:
 def test_row_grows_by_one_panel_for_each_thing_shown() -> None:
     one = draw_episode(**_parts())
     panel = 208  # 200 pixels and a gap; three panels: support, query, final
-    assert one.shape == (272, 3 * panel + 8, 3)
+    assert one.shape == (288, 3 * panel + 8, 3)
     assert one.dtype == np.uint8
     two = {"predictions": dict.fromkeys(("final", "meta"), _parts()["predictions"]["final"])}
     assert draw_episode(**(_parts() | two)).shape[1] == 4 * panel + 8
@@ -67,7 +67,7 @@ def test_row_grows_by_one_panel_for_each_thing_shown() -> None:
 
 def test_masks_are_painted_where_they_are() -> None:
     row = draw_episode(**_parts())
-    support, query, final = (row[64:264, 8 + 208 * n : 208 + 208 * n] for n in range(3))
+    support, query, final = (row[80:280, 8 + 208 * n : 208 + 208 * n] for n in range(3))
     tint = (0.35 * np.array(TRUTH)).astype(np.uint8)
     for panel in (support, query):
         assert panel[100, 50].tolist() == tint.tolist()
@@ -82,7 +82,7 @@ def test_masks_are_painted_where_they_are() -> None:
 def test_ignored_pixels_are_hatched_and_hold_no_truth() -> None:
     parts = _parts()
     parts["query_mask"] = np.full((33, 33), 255, dtype=np.uint8)
-    query = draw_episode(**parts)[64:264, 216:416]
+    query = draw_episode(**parts)[80:280, 216:416]
     assert _count(query, (190, 190, 190)) == pytest.approx(20000, abs=10)  # every other stripe of 200 x 200
     assert _count(query, (190, 190, 190)) + _count(query, (0, 0, 0)) == 40000
     assert _count(query, TRUTH) == 0
@@ -90,7 +90,7 @@ def test_ignored_pixels_are_hatched_and_hold_no_truth() -> None:
 
 def test_heat_maps_run_from_least_to_largest_and_survive_constant_maps_and_nan() -> None:
     row = draw_episode(**_parts(), **_maps())
-    prior, flat, fine, coarse = (row[64:264, 8 + 208 * n : 208 + 208 * n] for n in range(3, 7))
+    prior, flat, fine, coarse = (row[80:280, 8 + 208 * n : 208 + 208 * n] for n in range(3, 7))
     for panel in (prior, fine, coarse):
         assert panel[2, 2].tolist() == [68, 1, 84]  # viridis at 0
         assert panel[197, 197].tolist() == [253, 231, 36]  # viridis at 1
@@ -104,11 +104,11 @@ def test_stacked_rows_keep_their_order_and_width() -> None:
     red, blue = np.zeros((10, 700, 3), np.uint8), np.zeros((20, 900, 3), np.uint8)
     red[..., 0], blue[..., 2] = 255, 255
     sheet = stack_rows([red, blue], "validation")
-    assert sheet.shape == (60, 900, 3)
-    assert sheet[35, 5].tolist() == [255, 0, 0]
-    assert sheet[35, 800].tolist() == [255, 255, 255]
-    assert sheet[45, 5].tolist() == [0, 0, 255]
-    assert _count(sheet[:30], TRUTH) > 100  # the legend
+    assert sheet.shape == (70, 900, 3)
+    assert sheet[45, 5].tolist() == [255, 0, 0]
+    assert sheet[45, 800].tolist() == [255, 255, 255]
+    assert sheet[55, 5].tolist() == [0, 0, 255]
+    assert _count(sheet[:40], TRUTH) > 100  # the legend
 
 
 def test_what_a_method_reports_and_every_map_is_drawn_with_the_normalisation_undone(tmp_path) -> None:
@@ -130,13 +130,13 @@ def test_what_a_method_reports_and_every_map_is_drawn_with_the_normalisation_und
     outputs = {"episode": episode, "output": output, "class_names": ("ring", "star")}
     alone = draw_batch_item(outputs, 1, mean=MEAN, std=STD)
     assert alone.shape[1] == 7 * 208 + 8  # two supports, query, final and three maps
-    assert alone[230, 100].tolist() == [255, 255, 255]  # lower half of the support: white, outside the mask
-    assert alone[100, 100].tolist() == (0.65 * 255 + 0.35 * np.array(TRUTH)).astype(np.uint8).tolist()
+    assert alone[246, 100].tolist() == [255, 255, 255]  # lower half of the support: white, outside the mask
+    assert alone[116, 100].tolist() == (0.65 * 255 + 0.35 * np.array(TRUTH)).astype(np.uint8).tolist()
     both = draw_batch_item(outputs, 1, mean=MEAN, std=STD, reported=("final", "coarse"))
     assert both.shape[1] == alone.shape[1] + 208
-    assert _count(both[64:264, 8 + 4 * 208 + 2 :][:60, :198], PREDICTION) == 0  # the coarse one is the lower half
+    assert _count(both[80:280, 8 + 4 * 208 + 2 :][:60, :198], PREDICTION) == 0  # the coarse one is the lower half
     output.decided = 1 - mask  # a rule of the method's own: HSNet's vote
     own = draw_batch_item(outputs, 1, mean=MEAN, std=STD)
-    assert _count(own[64:154, 8 + 3 * 208 + 2 :][:, :190], PREDICTION) == 0
+    assert _count(own[80:170, 8 + 3 * 208 + 2 :][:, :190], PREDICTION) == 0
     assert np.array_equal(save_sheet([own], tmp_path / "deep" / "sheet.png"), stack_rows([own]))
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["sheet.png"]

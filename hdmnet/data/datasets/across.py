@@ -1,4 +1,4 @@
-"""PASCAL as the source or the target of a test across data sets."""
+"""PASCAL as the source or the target of a cross-dataset test."""
 
 from __future__ import annotations
 

@@ -212,7 +212,7 @@ class CocoDataset(TreeDataset):
             if self.lists[split] is None and self.pair_lists is None:
                 pictures = self._list_folder(self.root, self.folder(split), ".jpg")
                 without += sorted(pictures.difference(self.ids(split)))
-        what = "no mask, left out: scripts/data/prepare_coco.py paints it"
+        what = "no mask, left out: scripts/data/prepare_coco.py makes it"
         if self._instances(self.folder("train")) is not None:
             what = "not named by its JSON, left out"
         return [LeftOut(what, tuple(without))] if without else []

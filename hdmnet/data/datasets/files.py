@@ -1,4 +1,4 @@
-"""Lists of image ids as text files, and what folders of files look like from outside."""
+"""Lists of image ids as text files, and fingerprints of folders of files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read_ids(path: str | Path, parse: Callable[[str], str] = strip_path) -> list
         ValueError: The file holds no id or one id twice, or is no UTF-8.
     """
     if not os.path.isfile(path):
-        raise MissingFileError(f"list of image ids {path} is missing")
+        raise MissingFileError(f"list of image ids {path} is missing: restore it or correct its path")
     try:
         text = Path(path).read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
@@ -136,6 +136,6 @@ def fingerprint_files(folder: str | Path, *, names: Iterable[str] | None = None,
                 if wanted is None or entry.name in wanted:
                     rows += _facts(entry)
     except (FileNotFoundError, NotADirectoryError):
-        raise MissingFileError(f"folder of masks {folder} is missing") from None
+        raise MissingFileError(f"folder of masks {folder} is missing: restore it") from None
     rows.sort()
     return hashlib.sha256("\n".join([*extra, "", *rows]).encode(errors="surrogateescape")).hexdigest()

@@ -1,4 +1,4 @@
-"""Palettes of masks whose values are classes: they tell when a program has renumbered a mask.
+"""Palettes of masks whose values are classes: they show when a program has renumbered a mask.
 
 Optimisers of PNGs drop and sort the entries of a palette, and change the values with them. A viewer shows the mask as
 before, but its values name other classes. So in a data set a value has to be shown in the same colour by all masks.

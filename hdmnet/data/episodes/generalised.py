@@ -1,4 +1,4 @@
-"""The list of a generalised test: every picture once, all novel classes asked for, their supports registered once.
+"""The list of a generalised test: every picture once, all novel classes at once, their supports encoded once.
 
 As every list of episodes it is a pure function, here of (dataset, fold, split, shot, seed): see `manifest`.
 """

@@ -1,4 +1,4 @@
-"""What a mask holds."""
+"""Types of mask arrays, and a walk through large ones."""
 
 from __future__ import annotations
 

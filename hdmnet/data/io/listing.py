@@ -1,4 +1,4 @@
-"""Which pictures lie in a folder, and what else."""
+"""Lists the pictures and the other files of a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks of one object or class, in whatever way people save them, as 0 background, 1 object, 255 ignore.
+"""Masks of one object or class, however they were saved, as 0 background, 1 object, 255 ignore.
 
 The one reader of such masks: of `hdmnet.predict`, of `Segmenter.fit`, and of data sets with a mask per class. Masks
 whose values name several classes are read by `masks.read_mask`.

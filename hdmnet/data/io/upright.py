@@ -1,4 +1,4 @@
-"""Pictures as users have them: of any kind, turned upright; and masks turned with them.
+"""A user's pictures, of any kind, turned upright; and masks turned with them.
 
 Upright: a camera that was held on its side notes so in the EXIF data, and every viewer and annotation tool turns the
 picture; so do we here, other than for VOC and COCO, whose masks are drawn on the stored pixels (`masks.read_image`).

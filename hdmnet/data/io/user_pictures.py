@@ -1,4 +1,4 @@
-"""A user's own pictures and masks, of whatever kind, as what the network takes: RGB as a viewer shows it, and 0/1/255.
+"""A user's pictures and masks, of any kind, as the network takes them: RGB as a viewer shows it, and 0/1/255.
 
 Unlike those of the benchmarks (`hdmnet/data/io/masks.py`, stored pixels), pictures are turned as their EXIF orientation
 says, and 16-bit ones become 8-bit ones by their high byte. All errors are one line that names the picture.

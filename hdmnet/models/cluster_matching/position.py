@@ -1,4 +1,4 @@
-"""What a trunk's features say of the place in the picture, found on noise and taken away.
+"""The part of a trunk's features that depends on the place in the picture: measured on noise and removed.
 
 Dimension letters: H W input pixels, L levels, C_l channels of level l, h w feature size, r directions.
 """

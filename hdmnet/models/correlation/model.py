@@ -1,4 +1,4 @@
-"""Segment by correlation maps alone: nothing that learns sees a feature.
+"""Segment by correlation maps alone: no trained part sees a feature.
 
 A method of this package. With few pictures a head that sees features learns its base classes by heart; one that sees
 only how a query's positions correlate with the supports, at several levels of a frozen trunk, cannot. A first head

@@ -1,4 +1,4 @@
-"""What is kept of a picture, as query and as support: all that the matching needs, and no more.
+"""What the matching needs of a picture, as query and as support.
 
 Both can be made once and matched many times (`HDMNet.encode_query`, `encode_support`, `match`), in batches put together
 at will. Of a support only the foreground is kept.

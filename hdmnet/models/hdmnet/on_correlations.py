@@ -1,4 +1,4 @@
-"""HDMNet's meta learner on correlation maps alone: no feature reaches what learns.
+"""HDMNet's meta learner on correlation maps alone: no trained part sees a feature.
 
 A variant of this package for few pictures. There, a meta learner that sees features learns its base classes by heart
 and falls below its own prior. Here the query is described by how its positions correlate with the supports, a support

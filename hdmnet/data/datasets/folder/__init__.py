@@ -1,1 +1,1 @@
-"""One's own pictures and masks in a folder."""
+"""A user's own pictures and masks in a folder."""

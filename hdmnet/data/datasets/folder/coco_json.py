@@ -1,4 +1,4 @@
-"""COCO-style JSONs in a folder of one's own: one, or one for training and one for validation."""
+"""COCO-style JSONs in a user's folder: one, or one for training and one for validation."""
 
 from __future__ import annotations
 

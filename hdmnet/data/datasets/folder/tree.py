@@ -1,4 +1,4 @@
-"""What lies in a folder of one's own, and where in it things are."""
+"""Finds pictures, masks and lists in a user's folder."""
 
 from __future__ import annotations
 
