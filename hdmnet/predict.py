@@ -1,4 +1,4 @@
-"""`python -m hdmnet.predict support=[IMG:MASK,…] query=[IMG,…] output=DIR`: segment one's own pictures."""
+"""`python -m hdmnet.predict support=[IMG:MASK,…] query=[IMG,…] output=DIR`: segment a user's own pictures."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class Fitted:
 
 
 class Segmenter:
-    """A few-shot segmenter for one's own pictures: `fit` encodes the supports once, `predict` segments any number.
+    """A few-shot segmenter for a user's own pictures: `fit` encodes the supports once, `predict` segments any number.
 
     `predict` may be called from several threads at once; a `fit` meanwhile counts for the calls that begin after it.
 

@@ -12,7 +12,7 @@ COMMANDS = {
     "try": "the packaged segmenter on drawn pictures: a mask in half a minute",
     "train": "train and test a method",
     "evaluate": "the test protocol on a checkpoint",
-    "predict": "segment one's own pictures",
+    "predict": "segment your own pictures",
     "demo": "a web page on this machine",
     "report": "tables and figures of finished runs",
 }

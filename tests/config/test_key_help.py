@@ -16,7 +16,7 @@ def test_every_key_of_predict_is_told_with_its_default():
     text = key_help("predict")
     for field in fields(SCHEMAS["predict"]):
         assert field.name in _GROUPS or f"\n  {field.name}" in f"\n{text}", field.name
-    assert "\n  test_scales=[1.0]\n      of image_size" in text
+    assert "\n  test_scales=[1.0]\n      shares of image_size" in text
     assert "\n  official.shot=1\n      K " in text
     assert "hydra" not in text
     assert "defaults" not in text

@@ -117,8 +117,8 @@ def test_correlation_maps_of_a_pair_of_checkpoints(finished_run, tmp_path):
     assert warnings == []
     assert [figure.path.stem for figure in figures] == ["figure7_shapes", "figure12_shapes", "figure13_shapes"]
     heights = [is_drawn(figure)[1] for figure in figures]
-    row = 272  # one episode
-    assert heights == [30 + 4 * row, 30 + 3 * row, 30 + 3 * row]
+    row = 288  # one episode
+    assert heights == [40 + 4 * row, 40 + 3 * row, 40 + 3 * row]
     assert draw_maps(runs, tmp_path, 0) == ([], [])
     (tmp_path / "with" / "checkpoints" / "last.ckpt").write_bytes(b"damaged")
     figures, (warning,) = draw_maps(runs, tmp_path, 1)
