@@ -24,6 +24,7 @@ from tests.helpers.configs import RECORDED as RECORDED_CONFIGS
 
 HERE = Path(__file__).parent
 RECORDED = json.loads((HERE / "recorded.json").read_text())
+STAGE1_THEN = ("dataset.base_image_size=65", "optim.base.augment=flip")  # defaults that have changed since
 
 
 @pytest.fixture
@@ -60,8 +61,8 @@ def rows(folder):
 
 
 def test_a_training_from_nothing_has_the_recorded_losses(tmp_path):
-    stage1 = ("dataset.base_image_size=65", "optim.base.augment=flip", "optim.base.max_steps=2")  # as it was then
-    answer = commands.run("train", tmp_path, *RECORDED["words"], "optim.max_steps=2", *stage1)
+    words = [*RECORDED["words"], *STAGE1_THEN, "optim.max_steps=2", "optim.base.max_steps=2"]
+    answer = commands.run("train", tmp_path, *words)
     same(answer.result, RECORDED["fresh"]["result"])
     same(rows(answer.folder), RECORDED["fresh"]["metrics"], 1e-3)
 
@@ -93,7 +94,7 @@ def test_the_old_checkpoint_is_predicted_with(tmp_path, run_folder):
 
 @pytest.mark.long
 def test_the_old_run_goes_on(tmp_path, run_folder):
-    words = [*RECORDED["words"], f"ckpt={RECORDED['ckpt']}", f"resume={run_folder}"]
+    words = [*RECORDED["words"], *STAGE1_THEN, f"ckpt={RECORDED['ckpt']}", f"resume={run_folder}"]
     answer = commands.run("train", tmp_path, *words)
     same(answer.result, RECORDED["resumed"]["result"], 1e-3)
     same(rows(run_folder), RECORDED["resumed"]["metrics"], 1e-3)

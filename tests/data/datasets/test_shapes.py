@@ -52,11 +52,24 @@ def test_a_picture_depends_on_nothing_but_its_id_and_the_seed(dataset):
     assert image.shape == (129, 129, 3)
     assert image.dtype == mask.dtype == np.uint8
     image[:] = 0  # a caller's own copy
-    module._sample.cache_clear()
+    module._draw.cache_clear()
+    module._kept.clear()
     other = pickle.loads(pickle.dumps(ShapesDataset(fold=1, num_train=9, num_val=32)))
     assert np.array_equal(other.read_image(image_id), dataset.read_image(image_id))
     assert np.array_equal(other.read_mask(image_id), mask)
     assert not np.array_equal(ShapesDataset(generator_seed=1, fold=1).read_mask(image_id), mask)
+
+
+def test_no_picture_is_drawn_twice_while_there_is_room(monkeypatch):
+    drawn, draw = [], module._draw
+    monkeypatch.setattr(module, "_kept", {})
+    monkeypatch.setattr(module, "_MOST_KEPT", 2 * 129 * 129 * 5)  # two pictures, each with mask and instances
+    monkeypatch.setattr(module, "_draw", lambda *key: drawn.append(key[-1]) or draw(*key))
+    dataset = ShapesDataset(fold=1, num_train=4, num_val=4)
+    for _ in range(2):
+        for image_id in dataset.ids("train"):
+            dataset.read_image(image_id)
+    assert drawn == [0, 1, 2, 3, 2, 3]
 
 
 @pytest.mark.long

@@ -58,7 +58,7 @@ class Sample:
 
 
 @lru_cache(maxsize=16)  # picture and mask of one id share one render; arrays are copied on the way out
-def _sample(settings: SceneSettings, split: Split, index: int) -> Sample:
+def _draw(settings: SceneSettings, split: Split, index: int) -> Sample:
     """Draw picture `index` of a split, anew if its first object is hidden or too small, the last attempt stands."""
     for attempt in range(ATTEMPTS):
         scene, by_number = draw_scene(settings, split, index, attempt)
@@ -83,6 +83,19 @@ def _sample(settings: SceneSettings, split: Split, index: int) -> Sample:
 
 
 _MOST_PICTURES = 1_000_000  # their ids are kept in memory
+_MOST_KEPT = 512 * 2**20  # bytes of pictures that a process keeps, those it drew first
+_kept: dict[tuple[SceneSettings, Split, int], Sample] = {}
+
+
+def _sample(settings: SceneSettings, split: Split, index: int) -> Sample:
+    """A picture; those that have room are kept: a training comes back to each, and drawing one takes milliseconds."""
+    key = (settings, split, index)
+    if key in _kept:
+        return _kept[key]
+    sample = _draw(*key)
+    if sum(array.nbytes for array in (sample.image, sample.mask, sample.instances)) * (len(_kept) + 1) <= _MOST_KEPT:
+        _kept[key] = sample
+    return sample
 
 
 class ShapesDataset(LabelMapDataset):
