@@ -22,6 +22,7 @@ def whole(tmp_path_factory):
     return run("train", tmp_path_factory.mktemp("whole"), *WORDS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "kills",
     [

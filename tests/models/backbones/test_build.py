@@ -20,6 +20,7 @@ IMAGENET = {
 }
 
 
+@pytest.mark.long
 class TestBackbones(BackboneContract):
     @pytest.fixture(params=[name for name in BACKBONES if name not in ("resnet101", "vgg16_plain")])  # others say it
     def backbone(self, request):

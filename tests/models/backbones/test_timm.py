@@ -29,6 +29,7 @@ KINDS = {  # one of each way to get features
 }
 
 
+@pytest.mark.long
 class TestTimm(BackboneContract):
     @pytest.fixture(params=KINDS)
     def backbone(self, request):
