@@ -56,11 +56,14 @@ def image_size(value: int | Sequence[int]) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def part_of_size(value: int | Sequence[int], share: float) -> int | list[int]:
-    """Resolver `part_of_size`: about a share of an image size, 1 more than a multiple of 8, the trunks' stride."""
+def part_of_size(value: Any, share: float) -> Any:
+    """Resolver `part_of_size`: about a share of an image size, 1 more than a multiple of 8, the trunks' stride.
+
+    What is no size stays as it is: the check of `dataset.image_size` says what is wrong with it.
+    """
     if isinstance(value, int):
         return 8 * max(1, round(value * share / 8)) + 1
-    return [8 * max(1, round(side * share / 8)) + 1 for side in value]
+    return [part_of_size(side, share) for side in value] if OmegaConf.is_list(value) else value
 
 
 def num_devices(cfg: DictConfig) -> int:

@@ -137,7 +137,7 @@ def base_val_share(cfg: DictConfig) -> float:
 
 
 def needs_base_learner(cfg: DictConfig) -> bool:
-    """Whether the method needs a base learner, which stage 1 trains; else on a backbone.
+    """Whether the method needs a base learner, which stage 1 trains, and not a backbone alone.
 
     Raises:
         ValueError: ``model.encoder`` is neither.

@@ -32,7 +32,7 @@ def describe_plan(cfg: DictConfig, data: FewShotDataModule, *, stage1: bool, lea
         kept = "" if cfg.base_ckpt is None else f" is read from {cfg.base_ckpt}"
         steps.append(
             f"stage 1: the base learner, a segmentation network of the {data.num_base} base classes,"
-            + (kept or f" {length}; an earlier run's is used again")
+            + (kept or f" {length}, or that of an earlier run, if there is one")
         )
     if learns:
         length = _length(cfg.trainer.max_steps, cfg.trainer.max_epochs)

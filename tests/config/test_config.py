@@ -187,6 +187,7 @@ def test_paths_become_absolute(compose_config, monkeypatch, tmp_path):
         ("dataset.augment_scale=[1.1,0.9]", r"dataset.augment_scale=\[1.1, 0.9\]: expected two numbers above 0"),
         ("optim.base.num_val_samples=0", "optim.base.num_val_samples=0: expected null or an integer of at least 1"),
         ("dataset.image_size=[1,2,3]", r"dataset.image_size=\[1, 2, 3\]: expected an integer of 1 to 4096, or two of"),
+        ("dataset.image_size=2.5", r"dataset.image_size=2.5: expected an integer of 1 to 4096, or two of"),
         ("dataset.filter_novel=maybe", "dataset.filter_novel=maybe: expected true or false"),
         ("dataset.num_val_episodes=null", "dataset.num_val_episodes=null: expected an integer of at least 1"),
         ("optim.max_steps=0", r"optim.max_steps=0: expected -1 \(no limit\) or an integer of at least 1"),

@@ -11,6 +11,7 @@ import torch
 from omegaconf import OmegaConf, open_dict
 
 from hdmnet.config.paths import make_paths_absolute
+from hdmnet.config.values import image_size
 from hdmnet.data.episodes.manifest import EpisodeSpec
 from hdmnet.run import pipeline, stage1
 from hdmnet.run.build import build_dataset, build_few_shot_data, epoch_length, num_processes
@@ -77,6 +78,23 @@ def test_number_of_processes(monkeypatch, devices, nodes, gpus, accelerator, exp
 
 
 # -------------------------------------------------------------------------------------------------- the base learner
+
+
+@pytest.mark.parametrize(
+    ("size", "part"), [("129", (97, 97)), ("65", (49, 49)), ("[257,129]", (193, 97)), ("5", (9, 9))]
+)
+def test_on_shapes_stage_1_crops_three_quarters(compose_config, size, part):
+    assert image_size(compose_config("train", f"dataset.image_size={size}").dataset.base_image_size) == part
+
+
+@pytest.mark.parametrize(("augment", "seen"), [("crop", (65, 65)), ("flip", (49, 49))])
+def test_who_learns_from_crops_is_validated_on_whole_pictures(compose_config, tmp_path, augment, seen):
+    words = ("dataset.image_size=65", "dataset.base_image_size=49", f"optim.base.augment={augment}")
+    cfg = config(compose_config, tmp_path, *words)
+    data = stage1.build_base_data(cfg, build_dataset(cfg))
+    data.setup("fit")
+    assert next(iter(data.train_dataloader())).image.shape[2:] == (49, 49)
+    assert next(iter(data.val_dataloader())).image.shape[2:] == seen
 
 
 def kept_at(compose_config, tmp_path, word, data):

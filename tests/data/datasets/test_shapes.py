@@ -63,7 +63,8 @@ def test_a_picture_depends_on_nothing_but_its_id_and_the_seed(dataset):
 def test_no_picture_is_drawn_twice_while_there_is_room(monkeypatch):
     drawn, draw = [], module._draw
     monkeypatch.setattr(module, "_kept", {})
-    monkeypatch.setattr(module, "_MOST_KEPT", 2 * 129 * 129 * 5)  # two pictures, each with mask and instances
+    monkeypatch.setattr(module, "_kept_bytes", 0)
+    monkeypatch.setattr(module, "_ROOM", 2 * 129 * 129 * 5)  # two pictures, each with mask and instances
     monkeypatch.setattr(module, "_draw", lambda *key: drawn.append(key[-1]) or draw(*key))
     dataset = ShapesDataset(fold=1, num_train=4, num_val=4)
     for _ in range(2):

@@ -83,18 +83,22 @@ def _draw(settings: SceneSettings, split: Split, index: int) -> Sample:
 
 
 _MOST_PICTURES = 1_000_000  # their ids are kept in memory
-_MOST_KEPT = 512 * 2**20  # bytes of pictures that a process keeps, those it drew first
+_ROOM = 512 * 2**20  # bytes for the pictures that a process keeps, those it drew first
 _kept: dict[tuple[SceneSettings, Split, int], Sample] = {}
+_kept_bytes = 0
 
 
 def _sample(settings: SceneSettings, split: Split, index: int) -> Sample:
     """A picture; those that have room are kept: a training comes back to each, and drawing one takes milliseconds."""
+    global _kept_bytes
     key = (settings, split, index)
     if key in _kept:
         return _kept[key]
     sample = _draw(*key)
-    if sum(array.nbytes for array in (sample.image, sample.mask, sample.instances)) * (len(_kept) + 1) <= _MOST_KEPT:
+    size = sample.image.nbytes + sample.mask.nbytes + sample.instances.nbytes
+    if _kept_bytes + size <= _ROOM:
         _kept[key] = sample
+        _kept_bytes += size
     return sample
 
 
