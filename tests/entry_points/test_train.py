@@ -78,7 +78,7 @@ def test_the_console_shows_bars_the_table_and_the_folder(first_run):
     assert re.fullmatch(rf"next: \S.* report \S*{first_run.folder.name} --out report   \(one page of it\)", after)
     plan = out[out.index("hdmnet on shapes:\n") :].splitlines()
     assert [line.split(":")[0] for line in plan[1:4]] == ["  1. stage 1", "  2. stage 2", "  3. test"]
-    assert "15 base classes, 4 steps; an" in plan[1]
+    assert "15 base classes, 4 steps, or that of an earlier run" in plan[1]
     assert plan[3].startswith("  3. test: 5 classes of fold 0, 1-shot, 6 episodes x 2 seeds")
     assert "DataLoader" not in out
     lines = [line for line in err.replace("\r", "\n").splitlines() if line.strip()]
