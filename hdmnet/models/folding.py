@@ -7,6 +7,7 @@ Dimension letters: B batch, C channels of layer 4, R channels of a branch, h w f
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from itertools import pairwise
 from typing import Any, cast
 
@@ -17,20 +18,22 @@ from torch.func import functional_call
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from hdmnet.models.backbones.padding import PaddedFirst
 from hdmnet.models.base_learner import PyramidPooling
 
 KERNEL = 3  # of the convolution after the pyramid pooling
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 # Where these run, a normalisation follows the convolution that is registered before it. Nothing is known of others.
 _IN_ORDER = {nn.Sequential.forward, BasicBlock.forward, Bottleneck.forward}
+_IN_ORDER_OF_TIMM = {"EfficientNet", "DepthwiseSeparableConv", "InvertedResidual"}
 
 
 def fold_batch_norm(module: nn.Module) -> nn.Module:
     """Fold batch normalisation, in evaluation mode, into the convolution that it surely follows; in place."""
     for conv, norm in _find_folds(module):
-        fused = fuse_conv_bn_eval(*(cast("Any", module.get_submodule(name)) for name in (conv, norm)))
-        module.set_submodule(conv, fused)
-        module.set_submodule(norm, nn.Identity())
+        old: Any = module.get_submodule(norm)
+        module.set_submodule(conv, fuse_conv_bn_eval(cast("Any", module.get_submodule(conv)), old))
+        module.set_submodule(norm, nn.Identity() if type(old) is nn.BatchNorm2d else old.act)
     return module
 
 
@@ -38,12 +41,21 @@ def _find_folds(module: nn.Module) -> list[tuple[str, str]]:
     """Names of the convolutions, each with the batch normalisation that surely follows it."""
     found = []
     for path, owner in module.named_modules():
-        if type(owner).forward in _IN_ORDER:
+        if type(owner).forward in _IN_ORDER or _is_timms(owner, _IN_ORDER_OF_TIMM):
             for (name, conv), (norm_name, norm) in pairwise(list(owner.named_children())):
-                # Exactly these types: what inherits from them may compute more, as timm's do.
-                if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.running_mean is not None:
+                # Exactly these types: what inherits from them may compute more.
+                known = type(conv) in (nn.Conv2d, PaddedFirst) or _is_timms(conv, {"Conv2dSame"})
+                known = known and (type(norm) is nn.BatchNorm2d or _is_timms(norm, {"BatchNormAct2d"}))
+                asked = conv._forward_hooks or norm._forward_hooks  # for just this one's output
+                if known and not asked and norm.running_mean is not None:
                     found.append((f"{path}.{name}".lstrip("."), f"{path}.{norm_name}".lstrip(".")))
     return found
+
+
+def _is_timms(module: nn.Module, names: Collection[str]) -> bool:
+    """Whether a module's type is one of these of timm, which is not imported for that."""
+    kind = type(module)
+    return kind.__name__ in names and kind.__module__.startswith("timm.")
 
 
 class FoldedBackbone:

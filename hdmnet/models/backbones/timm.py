@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hdmnet.models.backbones.base import Backbone, FeatureInfo
 from hdmnet.models.backbones.module_outputs import ModuleOutputs, find_unneeded
+from hdmnet.models.backbones.padding import pad_first
 from hdmnet.models.backbones.weights import PACKAGES, find_file, read_package, read_state
 
 HUB = "hf-hub:"  # in front of a repository of the Hugging Face hub
@@ -85,6 +86,7 @@ class TimmBackbone(Backbone):
                 self._take_modules(net, skeleton, names, side)
         except (AssertionError, IndexError, NotImplementedError, RuntimeError, TypeError) as error:
             raise ValueError(f"timm cannot make {model!r} so: {' '.join(str(error).split())}") from error
+        pad_first(self)
         self._side = side
         self.multiple_of = max(info.stride for info in self.feature_info) if resizes else side
         self.frozen = frozen
