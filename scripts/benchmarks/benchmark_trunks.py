@@ -4,8 +4,9 @@
     python scripts/benchmarks/benchmark_trunks.py resnet50 dinov2_vits14 --side 518 --repeats 9 --threads 1
 
 Weights are random: they do not change what is computed. One multiplication with its addition counts as one. Times are
-medians of processor time (of a GPU: of wall time), the trunks in turns; memory is the growth
-of the peak of the resident memory over one picture, in a process of its own, beyond weights and libraries.
+medians of processor time (of a GPU: of wall time), the trunks in turns; "plain" is the network as its library gives it,
+without what `FrozenBackbone` does to it. Memory is the growth of the peak of the resident memory over one picture, in a
+process of its own, beyond weights and libraries.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from hdmnet.cli.parser import OneLineParser, run_main  # noqa: E402
 from hdmnet.config.paths import HYDRA_VERSION_BASE, conf_dir  # noqa: E402
 from hdmnet.config.schemas import register_schemas  # noqa: E402
 from hdmnet.models.backbones.base import Backbone, encode  # noqa: E402
+from hdmnet.models.backbones.padding import PaddedFirst  # noqa: E402
 from hdmnet.models.folding import fold_batch_norm  # noqa: E402
 from hdmnet.run.build import build_backbone  # noqa: E402
 
@@ -46,13 +48,18 @@ def trunk_names() -> list[str]:
     return sorted(names, key=lambda name: name != FIRST)
 
 
-def build(name: str, device: str = "cpu") -> Backbone:
-    """A trunk of random weights as methods run it when it is frozen: folded, channels-last, in evaluation mode."""
+def build(name: str, device: str = "cpu", *, plain: bool = False) -> Backbone:
+    """A trunk of random weights, in evaluation mode: as methods run it frozen, or as its library gives it (plain)."""
     register_schemas()
     with initialize_config_dir(config_dir=str(conf_dir()), version_base=HYDRA_VERSION_BASE):
         cfg = compose("train", overrides=[f"backbone={name}"])
     torch.manual_seed(0)
     backbone = build_backbone(cfg, weights=None).eval().requires_grad_(False)
+    if plain:
+        for module in backbone.modules():
+            if type(module) is PaddedFirst:
+                module.__class__ = torch.nn.Conv2d  # type: ignore[assignment]
+        return backbone.to(device)
     fold_batch_norm(backbone)
     return backbone.to(device).to(memory_format=torch.channels_last)
 
@@ -67,10 +74,11 @@ def count(name: str, side: int) -> tuple[float, float, str]:
     return sum(p.numel() for p in backbone.parameters()) / 1e6, counter.get_total_flops() / 2e9, levels
 
 
-def prepare(name: str, side: int, device: str) -> Callable[[], object]:
+def prepare(name: str, side: int, device: str, *, plain: bool = False) -> Callable[[], object]:
     """A trunk on a picture of noise, (1, 3, side, side), ready to be called."""
-    backbone = build(name, device)
-    images = torch.randn(1, 3, side, side, device=device).to(memory_format=torch.channels_last)
+    backbone = build(name, device, plain=plain)
+    images = torch.randn(1, 3, side, side, device=device)
+    images = images if plain else images.to(memory_format=torch.channels_last)
     return torch.no_grad()(lambda: encode(backbone, images))
 
 
@@ -95,20 +103,20 @@ def memory_apart(name: str, side: int, device: str) -> float:
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
-def seconds_each(names: Sequence[str], side: int, device: str, repeats: int) -> dict[str, float]:
-    """Median seconds of each trunk, one after the other in turns."""
+def seconds_each(names: Sequence[str], side: int, device: str, repeats: int) -> dict[tuple[str, bool], float]:
+    """Median seconds of each trunk, ours and plain (True), one after the other in turns."""
     clock = time.perf_counter if device == "cuda" else time.process_time
-    calls = {name: prepare(name, side, device) for name in names}
-    times: dict[str, list[float]] = {name: [] for name in names}
+    calls = {(name, plain): prepare(name, side, device, plain=plain) for name in names for plain in (False, True)}
+    times: dict[tuple[str, bool], list[float]] = {key: [] for key in calls}
     for turn in range(1 + repeats):  # the first is not counted
-        for name, call in calls.items():
-            print(f"{NAME}: turn {turn} of {repeats}, {name}", file=sys.stderr, flush=True)
+        for key, call in calls.items():
+            print(f"{NAME}: turn {turn} of {repeats}, {key[0]}", file=sys.stderr, flush=True)
             synchronise(device)
             start = clock()
             call()
             synchronise(device)
-            times[name].append(clock() - start)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
+            times[key].append(clock() - start)
+    return {key: statistics.median(values[1:]) for key, values in times.items()}
 
 
 def make_table(arguments: argparse.Namespace) -> str:
@@ -122,15 +130,16 @@ def make_table(arguments: argparse.Namespace) -> str:
     lines = [
         f"{where}, torch {about['torch']}; one picture of {side}x{side}, float32; medians of {arguments.repeats}.",
         "",
-        f"| {' | '.join([*heads, f'beside {names[0]}', 'memory'])} |",
-        "|---|---|---|---|---|---|---|",
+        f"| {' | '.join([*heads, f'beside {names[0]}', 'plain', 'memory'])} |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in names:
         millions, billions, levels = counted[name]
         megabytes = memory_apart(name, side, device)
+        ours, plain = seconds[name, False], seconds[name, True]
         lines.append(
-            f"| `{name}` | {levels} | {millions:.1f} M | {billions:.1f} G | {seconds[name]:.3f} s | "
-            f"{seconds[name] / seconds[names[0]]:.2f} | {megabytes:.0f} MB |"
+            f"| `{name}` | {levels} | {millions:.1f} M | {billions:.1f} G | {ours:.3f} s | "
+            f"{ours / seconds[names[0], False]:.2f} | {plain:.3f} s | {megabytes:.0f} MB |"
         )
     return "\n".join(lines)
 

@@ -27,7 +27,8 @@ def test_the_table(capsys):
     assert [row[0] for row in rows] == [f"`{name}`" for name in names]
     assert rows[0][1] == "64/8, 96/8, 128/8"
     assert rows[0][5] == "1.00"
-    assert all(float(row[6].removesuffix(" MB")) > 0 for row in rows)
+    assert all(float(row[6].removesuffix(" s")) > 0 for row in rows)
+    assert all(float(row[7].removesuffix(" MB")) > 0 for row in rows)
 
 
 def test_an_unknown_trunk_is_one_line(capsys):

@@ -57,11 +57,19 @@ def test_a_trunk_prepared_gives_what_timms_own_network_gives(name, options, padd
     images = torch.randn(1, 3, 64, 72, dtype=torch.float64)
     with torch.no_grad():
         expected = plain(images)
-        learning = FoldedBackbone(backbone)(images)
-        folded = fold_batch_norm(backbone)(images)
-    for ours, again, theirs in zip(folded, learning, expected, strict=True):
-        torch.testing.assert_close(ours, theirs)
-        torch.testing.assert_close(again, theirs)
+        torch.testing.assert_close(FoldedBackbone(backbone)(images), expected)
+        torch.testing.assert_close(tuple(fold_batch_norm(backbone)(images)), expected)
+
+
+def test_a_folded_trunk_of_timms_that_learns_has_its_own_gradients():
+    plain = make("tf_efficientnet_lite0", output_stride=8, frozen=False).eval()
+    ours = copy.deepcopy(plain)
+    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    for run in (plain, FoldedBackbone(ours)):
+        sum(level.square().mean() for level in run(images)).backward()
+    expected = {name: parameter.grad for name, parameter in plain.named_parameters()}
+    torch.testing.assert_close({name: parameter.grad for name, parameter in ours.named_parameters()}, expected)
+    assert all(grad is not None for grad in expected.values())
 
 
 def test_of_an_efficientnet_every_normalisation_is_folded_but_those_whose_output_is_asked_for():
