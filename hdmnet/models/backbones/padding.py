@@ -12,7 +12,7 @@ WIDEST = 4  # padding that oneDNN's depthwise kernels take with AVX2; beyond, it
 
 
 class PaddedFirst(nn.Conv2d):
-    """A convolution that on a CPU pads its input first: the same numbers, many times as fast (docs/benchmarks.md)."""
+    """A convolution that on a CPU pads its input first: the same numbers, many times as fast (docs/backbones.md)."""
 
     def _conv_forward(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not images.is_cpu or torch.compiler.is_compiling():  # an exported graph runs elsewhere
