@@ -7,6 +7,7 @@ Dimension letters: B batch, C channels of layer 4, R channels of a branch, h w f
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Collection
 from itertools import pairwise
 from typing import Any, cast
@@ -31,9 +32,9 @@ _IN_ORDER_OF_TIMM = {"EfficientNet", "DepthwiseSeparableConv", "InvertedResidual
 def fold_batch_norm(module: nn.Module) -> nn.Module:
     """Fold batch normalisation, in evaluation mode, into the convolution that it surely follows; in place."""
     for conv, norm in _find_folds(module):
-        old: Any = module.get_submodule(norm)
-        module.set_submodule(conv, fuse_conv_bn_eval(cast("Any", module.get_submodule(conv)), old))
-        module.set_submodule(norm, nn.Identity() if type(old) is nn.BatchNorm2d else old.act)
+        modules = [cast("Any", module.get_submodule(name)) for name in (conv, norm)]
+        module.set_submodule(conv, fuse_conv_bn_eval(*modules))
+        module.set_submodule(norm, nn.Sequential(OrderedDict(modules[1].named_children())))  # timm's hold an activation
     return module
 
 

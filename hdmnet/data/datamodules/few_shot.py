@@ -223,8 +223,9 @@ class FewShotDataModule(FoldDataModule):
         classes = [value for value in view.classes if len(view.images_of(value)) > 1]
         if not classes:
             raise DatasetError(
-                f"selection=base: {self.base_val_share} of the training images leaves two of no base class of "
-                f"{self.dataset.name}; raise dataset.base_val_share, or choose another selection"
+                f"selection=base: {self.base_val_share} of the training images, held out to validate on, have no "
+                f"base class of {self.dataset.name} twice; raise dataset.base_val_share, train on pictures "
+                "with novel classes too (dataset.novel_pixels=ignore), or choose another selection"
             )
         view = self._base_view(classes, leave_out=others)
         check_files(self.dataset, view, self.check_files, VAL_SEED)
