@@ -19,6 +19,7 @@ from torch.func import functional_call
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from hdmnet.models.backbones.module_outputs import Keep
 from hdmnet.models.backbones.padding import PaddedFirst
 from hdmnet.models.base_learner import PyramidPooling
 
@@ -47,7 +48,8 @@ def _find_folds(module: nn.Module) -> list[tuple[str, str]]:
                 # Exactly these types: what inherits from them may compute more.
                 known = type(conv) in (nn.Conv2d, PaddedFirst) or _is_timms(conv, {"Conv2dSame"})
                 known = known and (type(norm) is nn.BatchNorm2d or _is_timms(norm, {"BatchNormAct2d"}))
-                asked = conv._forward_hooks or norm._forward_hooks  # for just this one's output
+                hooks = [*conv._forward_hooks.values(), *norm._forward_hooks.values()]
+                asked = any(isinstance(hook, Keep) for hook in hooks)  # for what just this one gives
                 if known and not asked and norm.running_mean is not None:
                     found.append((f"{path}.{name}".lstrip("."), f"{path}.{norm_name}".lstrip(".")))
     return found

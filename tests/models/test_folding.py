@@ -8,7 +8,7 @@ import torch
 
 from hdmnet.models.backbones.build import build_backbone
 from hdmnet.models.backbones.prepare import prepare_trunk
-from hdmnet.models.folding import FoldedBackbone
+from hdmnet.models.folding import FoldedBackbone, fold_batch_norm
 from tests.contracts import random_norms
 
 
@@ -57,3 +57,10 @@ def test_nothing_is_folded_while_a_normalisation_learns_its_statistics():
     before = backbone.parts[0][1].running_mean.clone()
     folded(torch.randn(2, 3, 33, 33))
     assert not torch.equal(backbone.parts[0][1].running_mean, before)
+
+
+def test_who_only_watches_a_module_does_not_keep_it_from_being_folded():
+    backbone = build_backbone("resnet_narrow").eval()
+    for module in backbone.modules():
+        module.register_forward_hook(lambda *_: None)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fold_batch_norm(backbone).modules())

@@ -27,7 +27,7 @@ class ModuleOutputs(nn.Module):
         self.net: Any = net
         self._kept = _Kept()
         for name in names:
-            net.get_submodule(name).register_forward_hook(_Keep(self._kept))
+            net.get_submodule(name).register_forward_hook(Keep(self._kept))
         for name in unneeded:
             net.set_submodule(name, nn.Identity())
 
@@ -49,13 +49,14 @@ class _Kept(threading.local):
         return _Kept, ()
 
 
-class _Keep:
-    """A forward hook that keeps the module's output."""
+class Keep:
+    """A forward hook that keeps the module's output, which is one of those asked for."""
 
     def __init__(self, kept: _Kept) -> None:
         self.kept = kept
 
     def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        """Keep the output."""
         self.kept.outputs.append(output)
 
 
